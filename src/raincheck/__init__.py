@@ -1,0 +1,28 @@
+"""202 Accepted for any ASGI app."""
+
+from raincheck.errors import ConfigurationError, RaincheckError
+from raincheck.job import Job, Progress, State
+from raincheck.jobs import Jobs
+from raincheck.marking import long_running
+from raincheck.middleware import LongRunningMiddleware
+from raincheck.policy import Limits, Policy
+from raincheck.progress import current_job, report
+from raincheck.stores.memory import MemoryStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "Job",
+    "Jobs",
+    "Limits",
+    "LongRunningMiddleware",
+    "MemoryStore",
+    "Policy",
+    "Progress",
+    "RaincheckError",
+    "State",
+    "current_job",
+    "long_running",
+    "report",
+]

@@ -1,0 +1,114 @@
+"""The default dialect: a status URL that becomes the response, and a monitor beside it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
+from raincheck.errors import Problem
+from raincheck.job import Job, State
+from raincheck.messages import RawHeaders, first_header
+
+_NO_STORE = (b"cache-control", b"no-store")
+_JSON = (b"content-type", b"application/json")
+_PROBLEM_JSON = (b"content-type", b"application/problem+json")
+
+
+class PlainDialect(Dialect):
+    """HTTP with JSON, understood by whatever follows a 202's `Location`."""
+
+    def accepted(self, job: Job, urls: Urls, outlook: Outlook, applied: bytes | None) -> Reply:
+        headers = [(b"location", urls.result.encode())]
+        if urls.absolute:  # Azure's clients hand it to the transport as it is
+            headers.append((b"operation-location", urls.monitor.encode()))
+        headers.append((b"link", f'<{urls.monitor}>; rel="monitor"'.encode()))
+        if applied:
+            headers.append((b"preference-applied", applied))
+        return _document(202, job, urls, outlook, headers)
+
+    def navigated(self, urls: Urls) -> Reply:
+        location = (b"location", urls.result.encode())
+        return Reply(303, [location, _NO_STORE, (b"content-length", b"0")])
+
+    def pending(self, job: Job, urls: Urls, outlook: Outlook) -> Reply:
+        # Location again: clients that poll take it from every 202 anew.
+        return _document(202, job, urls, outlook, [(b"location", urls.result.encode())])
+
+    def monitor(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
+        return _document(200, job, urls, outlook, [])
+
+    def result(self, job: Job) -> tuple[int, RawHeaders]:
+        response = job.response
+        assert response is not None
+        status, headers = response.status, response.headers
+        if first_header(headers, b"cache-control") is None:
+            headers = (*headers, _NO_STORE)
+        headers = (*headers, (b"job-status", job.state.encode()))
+        if status == 202:  # every client would go on polling for ever
+            status, headers = 200, (*headers, (b"job-response-status", b"202"))
+        return status, headers
+
+    def cancelled(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
+        status = 200 if job.state is State.CANCELLED else 202
+        return _document(status, job, urls, outlook, [])
+
+    def deleted(self, job: Job, urls: Urls, outlook: Outlook | None, *, finished: bool) -> Reply:
+        return Reply(204, [_NO_STORE]) if finished else _document(202, job, urls, outlook, [])
+
+    def problem(self, problem: Problem, *, retry_after: int | None = None) -> Reply:
+        body = json.dumps(problem.document()).encode()
+        headers = [_PROBLEM_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
+        if retry_after is not None:
+            headers.append((b"retry-after", b"%d" % retry_after))
+        return Reply(problem.status, headers, body)
+
+
+def _document(
+    status: int, job: Job, urls: Urls, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
+) -> Reply:
+    progress = job.progress
+    document: dict[str, Any] = {
+        "job_id": job.id,
+        "status": job.state,
+        "created_at": timestamp(job.created_at),
+        "progress": None if progress is None else progress.fraction,
+        "message": None if progress is None else progress.message,
+    }
+    if outlook is not None:
+        headers.append((b"retry-after", b"%d" % outlook.retry_after))
+        document["queue_position"] = outlook.queue_position
+        document["estimated_completion"] = timestamp(outlook.completion)
+        document["retry_after"] = outlook.retry_after
+    else:
+        document["finished_at"] = timestamp(job.finished_at)
+        document["expires_at"] = timestamp(job.expires_at)
+        document.update(_outcome(job, urls))
+    document["links"] = {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
+    body = json.dumps(document).encode()
+    headers += (_NO_STORE, _JSON, (b"content-length", b"%d" % len(body)))
+    return Reply(status, headers, body)
+
+
+def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
+    if job.error is not None:
+        return {"error": job.error.document()}
+    if job.response is None:
+        return {}
+    content_type = job.response.header(b"content-type")
+    return {
+        "response": {
+            "status": job.response.status,
+            "content_type": None if content_type is None else content_type.decode("latin-1"),
+            "size": job.response.size,
+        },
+        "resourceLocation": urls.result,
+    }
+
+
+def timestamp(time: float | None) -> str | None:
+    """RFC 3339 in UTC, to the second: `2026-11-21T12:00:00Z`; None stays None."""
+    if time is None:
+        return None
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,168 @@
+"""Everything raincheck raises, and the problems it reports.
+
+    RaincheckError
+    ├── ConfigurationError (ValueError)     a setting that cannot work; names the field and the cure
+    ├── IllegalTransition                   a job was asked to make a move its state does not allow
+    ├── StoreError                          a store could not do what it promises
+    │   └── StoreFull                       no room for another job; nothing was evicted to make some
+    └── Refusal                             the request was not accepted; nothing was stored
+        ├── RequestTooLarge         413
+        ├── QueueFull               503
+        ├── StoreUnavailable        503
+        └── ShuttingDown            503
+
+A `Refusal` reaches the client as a problem document (RFC 9457) with the status shown.
+`Release` stands outside the tree on purpose: it is not an error, and no `except Exception` may
+stop it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+PROBLEM_TYPE_PREFIX = "urn:raincheck:problem:"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What went wrong, in words a client may read (RFC 9457).
+
+    Attributes:
+        name: the last part of the `type` URI, e.g. `"timeout"`.
+        status: the HTTP status that goes with it.
+        title: one short line, the same for every problem of this name.
+        detail: what happened this time; never an exception's text.
+    """
+
+    name: str
+    status: int
+    title: str
+    detail: str
+
+    def document(self) -> dict[str, Any]:
+        """The members of the problem document (RFC 9457 §3.1)."""
+        return {
+            "type": PROBLEM_TYPE_PREFIX + self.name,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+
+
+def crashed(detail: str = "The handler ended with an error.") -> Problem:
+    """The handler raised, or broke the protocol, before its response was complete."""
+    return Problem("crashed", 500, "The handler failed", detail)
+
+
+def timed_out(seconds: float) -> Problem:
+    """The handler ran longer than its policy's `timeout`."""
+    return Problem(
+        "timeout", 504, "The handler took too long", f"It may run for {seconds:g} seconds."
+    )
+
+
+def response_too_large(limit: int) -> Problem:
+    """The response body grew larger than the policy's `max_response_size`."""
+    return Problem(
+        "response-too-large", 500, "The response is too large", f"It may have {limit} bytes."
+    )
+
+
+INTERRUPTED = Problem(
+    "interrupted", 503, "The job was interrupted", "The server stopped before the handler ended."
+)
+"""The server stopped before the handler ended."""
+
+
+class RaincheckError(Exception):
+    """The root of everything raincheck raises on purpose."""
+
+
+class ConfigurationError(RaincheckError, ValueError):
+    """A setting cannot work. The message names the field and the cure."""
+
+
+class IllegalTransition(RaincheckError):
+    """A job was asked to make a move that `TRANSITIONS` does not hold."""
+
+
+class StoreError(RaincheckError):
+    """A store could not do what it promises."""
+
+
+class StoreFull(StoreError):
+    """The store has no room for another job, and evicts no result to make some."""
+
+
+class Refusal(RaincheckError):
+    """The request is refused before it was accepted; nothing was stored.
+
+    Args:
+        detail: what the client should know.
+        retry_after: seconds, an integer of at least 1, after which another try makes sense.
+    """
+
+    name: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+    @property
+    def problem(self) -> Problem:
+        """This refusal as the client sees it."""
+        return Problem(self.name, self.status, self.title, str(self))
+
+
+class RequestTooLarge(Refusal):
+    """The request body is larger than the policy's `max_request_size`."""
+
+    name = "request-too-large"
+    status = 413
+    title = "The request body is too large"
+
+
+class QueueFull(Refusal):
+    """As many requests wait as the route, or the whole middleware, may keep waiting."""
+
+    name = "queue-full"
+    status = 503
+    title = "The queue is full"
+
+
+class StoreUnavailable(Refusal):
+    """The store is full, or could not be reached."""
+
+    name = "store-unavailable"
+    status = 503
+    title = "The job store cannot take another job"
+
+
+class ShuttingDown(Refusal):
+    """The server is shutting down and accepts nothing new."""
+
+    name = "shutting-down"
+    status = 503
+    title = "The server is shutting down"
+
+
+class Release(BaseException):
+    """Unwinds a request from its handler's entry; raised and caught by raincheck alone.
+
+    A frame that catches `BaseException` sees it and must pass it on. It is no cancellation, so
+    that cleanup code on the way may still `await`.
+    """
+
+
+def is_release(error: BaseException | None) -> bool:
+    """Whether `error` is a `Release`, or an exception group with one anywhere inside.
+
+    `BaseHTTPMiddleware` turns a release into (nested) groups that also hold its own
+    `RuntimeError("No response returned.")`.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_release(inner) for inner in error.exceptions)
+    return isinstance(error, Release)

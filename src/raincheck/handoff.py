@@ -1,0 +1,515 @@
+"""The handoff: detaches a response from its request, at the moment of acceptance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, Protocol
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raincheck.admission import Ticket
+from raincheck.errors import (
+    INTERRUPTED,
+    Problem,
+    Refusal,
+    Release,
+    RequestTooLarge,
+    crashed,
+    is_release,
+    response_too_large,
+    timed_out,
+)
+from raincheck.job import Job, Progress, State
+from raincheck.marking import Mark, current_handoff
+from raincheck.messages import CapturedRequest, CapturedResponse, first_header
+from raincheck.policy import Limits, Policy
+from raincheck.preferences import Decision, decide, depends_on_prefer, parse
+from raincheck.recording import ProtocolError, Recorder, TooLarge
+from raincheck.stores.base import Store
+from raincheck.tasks import Stopper, Tasks
+
+logger = logging.getLogger("raincheck")
+
+# Extensions with which an app could answer past `send` (ASGI HTTP, "Extensions").
+_BYPASSING = frozenset(
+    {
+        "http.response.pathsend",
+        "http.response.zerocopysend",
+        "http.response.push",
+        "http.response.trailers",
+        "http.response.early_hint",
+    }
+)
+
+# What routing below us writes into the scope, and tracing above us reads when the call is over.
+_ROUTED = ("route", "endpoint", "path_params")
+
+# Seconds between looks at a handler that is to stop but waits for a thread, and between writes of
+# one job's progress.
+_THREAD_INTERVAL = 0.05
+_PROGRESS_INTERVAL = 0.1
+
+
+class Stage(Enum):
+    """Where what the app sends goes."""
+
+    OPEN = "to the client; the handler has not been entered"
+    PLAIN = "to the client; this request is synchronous"
+    RECORDING = "to the store"
+    CLOSED = "nowhere: the outcome is decided, or the request was released"
+
+
+class Reason(Enum):
+    """Why an app is to stop."""
+
+    CANCELLED = "its job was cancelled, or its client's task before acceptance"
+    TIMEOUT = "it took too long"
+    INTERRUPTED = "the server stops"
+
+
+class Conductor(Protocol):
+    """What a handoff needs of the one who owns the jobs."""
+
+    store: Store
+    tasks: Tasks
+    limits: Limits
+    limiter: anyio.CapacityLimiter
+
+    def policy_of(self, mark: Mark) -> Policy:
+        """The policy of a decorated endpoint."""
+
+    async def accept(self, handoff: Handoff) -> None:
+        """Make a job of the request, and give it a ticket. Raises Refusal."""
+
+    async def begin(self, handoff: Handoff) -> bool:
+        """Record that a job which waited runs now; False if it was cancelled meanwhile."""
+
+    async def finish(
+        self, handoff: Handoff, state: State, response: CapturedResponse | None, error: Problem | None
+    ) -> None:
+        """Record the outcome. Never raises."""
+
+    async def progressed(self, handoff: Handoff) -> None:
+        """Record the newest report."""
+
+    def ended(self, handoff: Handoff) -> None:
+        """Nothing of the job runs any more."""
+
+
+class Handoff:
+    """One request under a policy: the app runs in a task of its own, and this stands in for the
+    server, with a private `receive` and `send`.
+
+    Until acceptance messages pass between app and client. From acceptance on the client is gone:
+    the rest of the request comes from memory, and what the app sends is recorded.
+    """
+
+    def __init__(
+        self,
+        conductor: Conductor,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive | None = None,
+        send: Send | None = None,
+        *,
+        route: str | None = None,
+        policy: Policy,
+    ) -> None:
+        self.conductor = conductor
+        self.route = route
+        self.policy = policy
+        self.outer_scope: Scope | None = scope
+        self.scope = _private(scope)
+        self.decision: Decision | None = None
+        self.vary = False
+        self.accepted: Job | None = None
+        self.job: Job | None = None
+        self.ticket: Ticket | None = None
+        self.refusal: Refusal | None = None
+        self.error: BaseException | None = None
+        self.progress: Progress | None = None
+        self.handed_over = conductor.tasks.gate()
+        self._app = app
+        self._client_receive = receive
+        self._client_send = send
+        self._stage = Stage.OPEN
+        self._chunks: list[bytes] = []
+        self._cursor = 0
+        self._size = 0
+        self._whole = False  # the body has arrived to its end
+        self._told_end = False  # the app has seen that end
+        self.entered = False
+        self._answered = False  # something of a response has gone to the client
+        self._recorder: Recorder | None = None
+        self._complete = False  # the response is recorded to its end
+        self._stoppers: list[Stopper] = []
+        self._stopping: Reason | None = None
+        self._disconnect: anyio.Event | None = None
+        self._turn: anyio.Event | None = None
+        self._ended = False
+        self._flushing = False
+        self._timers: list[Callable[[], None]] = []
+
+    # --- acceptance ----------------------------------------------------------------------------
+
+    async def enter(self, mark: Mark) -> bool:
+        """See `marking.Entrance.enter`."""
+        if self.entered or self._stage is Stage.PLAIN:
+            return False
+        self.entered = True
+        if self.job is not None:  # a path rule or a replay: accepted before it began
+            return self._stage is Stage.RECORDING
+        if self._answered:
+            logger.warning("%s was entered after its response began; it is synchronous", mark.route)
+            return False
+        self.route, self.policy = mark.route, self.conductor.policy_of(mark)
+        if not self.prefers_async():
+            self._stage = Stage.PLAIN
+            return False
+        try:
+            await self.accept()
+        except Refusal as refusal:
+            self.refusal = refusal
+        if self.job is None:
+            self._hand_over(Stage.CLOSED)
+            raise Release
+        assert self.ticket is not None
+        if not self.ticket.running and self.policy.hold:
+            self._hand_over(Stage.CLOSED)
+            await self._held()
+        elif not self.ticket.running:
+            self._hand_over(Stage.CLOSED)
+            raise Release
+        self.record()
+        return True
+
+    def prefers_async(self) -> bool:
+        """Decide by the policy and the client's preference."""
+        self.decision = decide(self.policy, parse(self.scope["headers"]))
+        self.vary = depends_on_prefer(self.policy)
+        return self.decision.asynchronous
+
+    async def accept(self) -> None:
+        """Drain the body and become a job, unless the client leaves before.
+
+        Raises:
+            Refusal: nothing was stored.
+        """
+        limit = self.policy.max_request_size
+        declared = first_header(self.scope["headers"], b"content-length")
+        too_large = declared is not None and declared.isdigit() and int(declared) > limit
+        while not self._whole and not too_large:
+            assert self._client_receive is not None
+            message = await self._client_receive()
+            if message["type"] == "http.disconnect":
+                return
+            self._keep(message, limit)
+            too_large = self._size > limit
+        if too_large or self._size > limit:
+            raise RequestTooLarge(f"The body may have {limit} bytes.")
+        await self.conductor.accept(self)
+        self.accepted = self.job
+
+    def capture(self) -> CapturedRequest:
+        """The request as bytes."""
+        assert self.outer_scope is not None
+        return CapturedRequest.of(self.outer_scope, b"".join(self._chunks))
+
+    def record(self) -> None:
+        """Go on in the background: from now on what the app sends goes to the store."""
+        assert self.job is not None
+        policy = self.policy
+        self._recorder = Recorder(
+            self.conductor.store, self.job.id, self.scope["method"], policy.max_response_size
+        )
+        # What the app has read is the app's now; what it has not waits here.
+        del self._chunks[: self._cursor]
+        self._cursor = 0
+        self._hand_over(Stage.RECORDING)
+        if policy.timeout is not None:
+            self._later(float(policy.timeout), self._out_of_time)
+
+    def replay(self, request: CapturedRequest) -> None:
+        """Take the body of a captured request for the app to read."""
+        self._chunks = [request.body]
+        self._whole = True
+        self.record()
+
+    def turn(self) -> None:
+        """The turn of a held request has come."""
+        assert self._turn is not None
+        self._turn.set()
+
+    async def _held(self) -> None:
+        self._turn = anyio.Event()
+        assert self.ticket is not None
+        if not self.ticket.running:
+            await self._turn.wait()
+        if self._stopping or not await self.conductor.begin(self):
+            raise Release
+
+    def _hand_over(self, stage: Stage) -> None:
+        self._stage = stage
+        self.handed_over.open()
+        # A running job keeps nothing of the connection that it came by.
+        self._client_receive = self._client_send = self.outer_scope = None
+
+    # --- the app's side ------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the app to its end, in a task of its own. Raises nothing but GeneratorExit."""
+        current_handoff.set(self)
+        error: BaseException | None = None
+        try:
+            with self.inside():
+                await self._app(self.scope, self.receive, self.send)
+        except GeneratorExit:  # the event loop was thrown away; nothing can be awaited any more
+            raise
+        except BaseException as caught:
+            # The task ends here: what it ended with goes to the client's task or to the record.
+            error = caught
+        await self._end(error)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The block in which the app, or within it the handler, can be stopped."""
+        stopper = self.conductor.tasks.stopper()
+        self._stoppers.append(stopper)
+        try:
+            with stopper:
+                yield
+        finally:
+            self._stoppers.remove(stopper)
+
+    @property
+    def limiter(self) -> anyio.CapacityLimiter:
+        """The threads for synchronous handlers."""
+        return self.conductor.limiter
+
+    async def receive(self) -> Message:
+        """ASGI `receive` for the app."""
+        if self._cursor < len(self._chunks) or (self._whole and not self._told_end):
+            return self._next_chunk()
+        if self._stage is Stage.OPEN or self._stage is Stage.PLAIN:
+            assert self._client_receive is not None
+            message = await self._client_receive()
+            if message["type"] == "http.request":
+                if self._stage is Stage.OPEN:
+                    self._keep(message, self.policy.max_request_size)
+                    self._cursor = len(self._chunks)
+                self._told_end = not message.get("more_body", False)
+                return message
+            if self._stage is Stage.OPEN or self._stage is Stage.PLAIN:
+                return message
+            # The client has gone, but the request was accepted in the meantime (law 10).
+        # Nothing more comes. An answer here would end a streaming response (trap 1 of the design),
+        # so this blocks until the job is to stop.
+        if not self._stopping:
+            if self._disconnect is None:
+                self._disconnect = anyio.Event()
+            await self._disconnect.wait()
+        return {"type": "http.disconnect"}
+
+    def _next_chunk(self) -> Message:
+        chunk = self._chunks[self._cursor] if self._cursor < len(self._chunks) else b""
+        if self._stage is Stage.OPEN:
+            self._cursor += 1
+        else:
+            del self._chunks[:1]
+        more = self._cursor < len(self._chunks) or not self._whole
+        self._told_end = not more
+        return {"type": "http.request", "body": chunk, "more_body": more}
+
+    def _keep(self, message: Message, limit: int) -> None:
+        """Keep a part of the body for the capture, as long as it may be captured at all."""
+        chunk = message.get("body", b"")
+        self._whole = not message.get("more_body", False)
+        self._size += len(chunk)
+        if self._size > limit:
+            self._chunks.clear()
+        elif chunk:
+            self._chunks.append(bytes(chunk))
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send` for the app."""
+        if self._stage is Stage.RECORDING:
+            await self._record(message)
+        elif self._stage is Stage.CLOSED:
+            if self._complete:
+                raise self._broken("the handler sent something after its response was complete")
+        else:
+            assert self._client_send is not None
+            self._answered = True
+            if self.vary and message["type"] == "http.response.start":
+                message = {**message, "headers": with_vary(message.get("headers", ()))}
+            await self._client_send(message)
+
+    # --- the outcome ---------------------------------------------------------------------------
+
+    async def _record(self, message: Message) -> None:
+        assert self._recorder is not None
+        try:
+            response = await self._recorder.take(message)
+        except TooLarge:
+            await self._decide(
+                State.FAILED, error=response_too_large(self.policy.max_response_size)
+            )
+            raise Release from None  # unwinds the handler, which has nothing left to say
+        except ProtocolError as error:
+            problem = crashed(str(error).capitalize() + ".")
+            await self._decide(State.FAILED, error=problem)
+            raise self._broken(str(error)) from error
+        if response is not None:
+            self._complete = True
+            state = State.SUCCEEDED if response.status < 400 else State.FAILED
+            await self._decide(state, response=response)
+
+    async def _decide(
+        self,
+        state: State,
+        *,
+        response: CapturedResponse | None = None,
+        error: Problem | None = None,
+    ) -> None:
+        """Record the outcome; what the app sends from here on goes nowhere."""
+        if self._stage is not Stage.RECORDING:
+            return
+        self._stage = Stage.CLOSED
+        await self.conductor.finish(self, state, response, error)
+
+    async def _end(self, error: BaseException | None) -> None:
+        self._ended = True
+        for call_off in self._timers:
+            call_off()
+        released = is_release(error)
+        if self.job is None:
+            self._end_in_foreground(None if released else error)
+            return
+        if self._stage is Stage.RECORDING:
+            await self._end_unanswered(error, released=released)
+        elif error is not None and not released and not self._stopping:
+            self._log_crash(error)  # its response is decided; the exception came after
+        self.conductor.ended(self)
+
+    def _end_in_foreground(self, error: BaseException | None) -> None:
+        self.error = error
+        if self.outer_scope is not None:
+            for key in _ROUTED:
+                if key in self.scope:
+                    self.outer_scope[key] = self.scope[key]
+        self.handed_over.open()
+
+    async def _end_unanswered(self, error: BaseException | None, *, released: bool) -> None:
+        """The app has ended, and its response is not complete."""
+        raised = error is not None and not released
+        if raised and not (self._stopping and isinstance(error, anyio.get_cancelled_exc_class())):
+            self._log_crash(error)
+        if self._stopping is Reason.INTERRUPTED:
+            await self._decide(State.FAILED, error=INTERRUPTED)
+        elif self._stopping:
+            await self._decide(State.CANCELLED)
+        elif raised:
+            await self._decide(State.FAILED, error=crashed())
+        else:
+            assert self._recorder is not None
+            started = self._recorder.started
+            reason = "returned before its response was complete" if started else "sent no response"
+            self._broken(f"the handler {reason}")
+            await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))
+
+    def _broken(self, reason: str) -> RuntimeError:
+        assert self.job is not None
+        logger.error("job %s on %s: %s", self.job.id, self.route, reason)
+        return RuntimeError(reason)
+
+    def _log_crash(self, error: BaseException | None) -> None:
+        assert self.job is not None
+        logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def stop(self, reason: Reason) -> None:
+        """Ask the app to stop: by `http.disconnect`, and by cancellation at its next await.
+
+        A handler that completes its response all the same has finished first (law 6).
+        """
+        if self._ended or self._stopping is Reason.INTERRUPTED:
+            return
+        asked, self._stopping = self._stopping, reason
+        if asked:
+            return
+        if self._disconnect is not None:
+            self._disconnect.set()
+        if self._turn is not None:
+            self._turn.set()
+        self._cancel()
+
+    async def interrupt(self) -> None:
+        """Record that the server did not wait for the handler's end."""
+        await self._decide(State.FAILED, error=INTERRUPTED)
+
+    def _cancel(self) -> None:
+        if self._ended or not self._stoppers:
+            return
+        if self._complete and self._stopping is Reason.CANCELLED:
+            return  # it finished first; a background task may run on
+        stopped = self._stoppers[-1].stop()
+        # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
+        grace = float(self.conductor.limits.cancel_grace)
+        self._later(grace if stopped else _THREAD_INTERVAL, self._cancel)
+
+    def _out_of_time(self) -> None:
+        self.conductor.tasks.spawn(self._time_out)
+
+    async def _time_out(self) -> None:
+        assert self.policy.timeout is not None
+        await self._decide(State.FAILED, error=timed_out(float(self.policy.timeout)))
+        self.stop(Reason.TIMEOUT)
+
+    def _later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._timers.append(self.conductor.tasks.call_later(delay, callback))
+
+    # --- progress ------------------------------------------------------------------------------
+
+    def report(self, progress: Progress) -> None:
+        """Note how far the handler is. Never blocks; from any thread."""
+        self.progress = progress
+        if not self._flushing and self._stage is Stage.RECORDING:
+            self._flushing = True
+            self.conductor.tasks.call_soon(self._start_flushing)
+
+    def _start_flushing(self) -> None:
+        self.conductor.tasks.spawn(self._flush)
+
+    async def _flush(self) -> None:
+        """Write the newest report, at most once an interval, until there is nothing new."""
+        written = None
+        while self._stage is Stage.RECORDING and self.progress is not written:
+            written = self.progress
+            await self.conductor.progressed(self)
+            await anyio.sleep(_PROGRESS_INTERVAL)
+        self._flushing = False
+
+
+def _private(scope: Scope) -> Scope:
+    """The app's own scope, without the extensions that would bypass its private `send`."""
+    private = dict(scope)
+    if extensions := private.get("extensions"):
+        private["extensions"] = {k: v for k, v in extensions.items() if k not in _BYPASSING}
+    return private
+
+
+def with_vary(headers: Any) -> list[tuple[bytes, bytes]]:
+    """These header fields, and `Vary: Prefer` unless they say so already (RFC 7240 §2)."""
+    fields = list(headers)
+    for name, value in fields:
+        if name.lower() == b"vary":
+            named = {part.strip().lower() for part in value.split(b",")}
+            if named & {b"*", b"prefer"}:
+                return fields
+    fields.append((b"vary", b"Prefer"))
+    return fields

@@ -1,0 +1,168 @@
+"""The job: the durable record of one accepted request and its outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from raincheck.errors import IllegalTransition, Problem
+from raincheck.messages import CapturedRequest, CapturedResponse
+
+
+class State(StrEnum):
+    """Where a job stands. On the wire the field is called `status`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
+    State.RUNNING: frozenset({State.CANCELLING, State.SUCCEEDED, State.FAILED}),
+    State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED, State.FAILED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+"""Every move a job may make. A state without moves is terminal and never changes (law 5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a handler says it is.
+
+    Attributes:
+        fraction: 0 to 1.
+        message: free text, or None.
+    """
+
+    fraction: float
+    message: str | None = None
+
+    @classmethod
+    def of(cls, fraction: float, message: str | None = None) -> Progress:
+        """Clamp `fraction` to 0..1; what is not a number counts as 0."""
+        fraction = float(fraction)
+        fraction = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
+        return cls(fraction, None if message is None else str(message))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One accepted request and its outcome. A value: every change makes a new one.
+
+    Times are seconds since the epoch.
+
+    Attributes:
+        id: 128 random bits or more, in URL-safe letters.
+        route: the name of the marked endpoint, or the path rule's key.
+        state: see `TRANSITIONS`.
+        created_at: when it was accepted.
+        version: 1 at first, one more with every change.
+        request: kept while the job may have to be replayed.
+        started_at, finished_at: when its handler began, and when it became terminal.
+        expires_at: from then on it is gone; None until it is terminal.
+        purge_at: from then on not even the tombstone is left.
+        progress: what the handler last reported.
+        response: the handler's response, once it is complete.
+        error: why there is no response, for a job that failed without one.
+        gone: this is a tombstone: the id was a job's, and nothing else is kept.
+    """
+
+    id: str
+    route: str
+    state: State
+    created_at: float
+    version: int = 1
+    request: CapturedRequest | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    purge_at: float | None = None
+    progress: Progress | None = None
+    response: CapturedResponse | None = None
+    error: Problem | None = None
+    gone: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is terminal."""
+        return not TRANSITIONS[self.state]
+
+    def expired(self, now: float) -> bool:
+        """Whether only a tombstone is left, or should be."""
+        return self.gone or (self.expires_at is not None and self.expires_at <= now)
+
+    def with_progress(self, progress: Progress) -> Job:
+        """The next version, with this progress."""
+        return replace(self, version=self.version + 1, progress=progress)
+
+    def start(self, now: float) -> Job:
+        """The next version, running. The captured request has served and goes."""
+        return self._move(State.RUNNING, started_at=now, request=None)
+
+    def cancelling(self) -> Job:
+        """The next version, asked to stop."""
+        return self._move(State.CANCELLING)
+
+    def finish(
+        self,
+        state: State,
+        now: float,
+        *,
+        ttl: float,
+        tombstone_ttl: float,
+        response: CapturedResponse | None = None,
+        error: Problem | None = None,
+        progress: Progress | None = None,
+    ) -> Job:
+        """The last version.
+
+        Args:
+            state: a terminal state.
+            now: seconds since the epoch.
+            ttl: seconds until it expires.
+            tombstone_ttl: seconds that its tombstone stays after that.
+            response: the handler's response, if there is one.
+            error: the problem, if there is none.
+            progress: the last report, if it is newer than the one kept.
+
+        Raises:
+            IllegalTransition: the job is terminal already.
+        """
+        return self._move(
+            state,
+            finished_at=now,
+            expires_at=now + ttl,
+            purge_at=now + ttl + tombstone_ttl,
+            response=response,
+            error=error,
+            progress=progress or self.progress,
+            request=None,
+        )
+
+    def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:
+        """What is left when the job expires or is deleted: its id, and that it was there."""
+        purge_at = self.purge_at if tombstone_ttl is None else now + tombstone_ttl
+        return Job(
+            id=self.id,
+            route=self.route,
+            state=self.state,
+            created_at=self.created_at,
+            version=self.version + 1,
+            expires_at=now if self.expires_at is None else min(now, self.expires_at),
+            purge_at=purge_at,
+            gone=True,
+        )
+
+    def _move(self, state: State, **changes: Any) -> Job:
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"a {self.state} job cannot become {state}")
+        return replace(self, state=state, version=self.version + 1, **changes)

@@ -1,0 +1,505 @@
+"""The conductor: accepts, finds, cancels and drains the jobs of one middleware."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raincheck.admission import Admission, Ticket
+from raincheck.dialects.base import Outlook
+from raincheck.errors import (
+    INTERRUPTED,
+    ConfigurationError,
+    IllegalTransition,
+    Problem,
+    ShuttingDown,
+    StoreFull,
+    StoreUnavailable,
+)
+from raincheck.handoff import Handoff, Reason
+from raincheck.ids import Ids, Origin
+from raincheck.job import Job, State
+from raincheck.marking import Mark
+from raincheck.messages import CapturedResponse
+from raincheck.policy import Limits, Policy
+from raincheck.runners.base import Attempt, Runner
+from raincheck.runners.local import LocalRunner
+from raincheck.stores.base import Store
+from raincheck.stores.memory import MemoryStore
+from raincheck.tasks import Tasks, open_tasks
+
+logger = logging.getLogger("raincheck")
+
+T = TypeVar("T")
+
+# Seconds between sweeps, while there is anything that can expire.
+SWEEP_INTERVAL = 10.0
+
+# Seconds between tries to record an outcome that the store did not take, at first and at most.
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+
+# What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
+# the lifespan have put there, and a replay in this process is given it again.
+_CAPTURED = frozenset(
+    {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string"}
+    | {"root_path", "headers", "client", "server"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the jobs of one middleware are at, in this process.
+
+    Attributes:
+        running: handlers that run.
+        queued: requests that wait for their turn.
+    """
+
+    running: int
+    queued: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A job that waits for its turn: its place, and what a replay needs besides the store."""
+
+    ticket: Ticket
+    policy: Policy
+    outer: Scope
+    held: Handoff | None
+
+
+class Jobs:
+    """The jobs of one `LongRunningMiddleware`.
+
+    Make one yourself, and pass it as `jobs=`, to ask for jobs from code or to mount the status
+    routes by hand: `Mount("/jobs", jobs.status_app)`.
+
+    Args:
+        store: where jobs are kept. Default: a `MemoryStore`.
+        runner: where they run. Default: a `LocalRunner`.
+        limits: what all routes together keep to.
+        clock: seconds since the epoch; tests pass one that goes with their event loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        runner: Runner | None = None,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store: Store = MemoryStore() if store is None else store
+        self.limits = Limits() if limits is None else limits
+        self.clock = clock
+        self.mounted = False
+        self.tasks: Tasks
+        self.limiter: anyio.CapacityLimiter
+        self._runner = LocalRunner() if runner is None else runner
+        self._runner.bind(self._attempt, self._stop, self._spawn)
+        self._app: ASGIApp | None = None
+        self._status: ASGIApp | None = None
+        self._policy = Policy()
+        self._policies: dict[str, Policy] = {}
+        self._marks: dict[Mark, Policy] = {}
+        self._ids = Ids("")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._open = False
+        self._closing = False
+        self._admission = Admission(self.limits)
+        self._running: dict[str, Handoff] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._idle: anyio.Event | None = None
+        self._sweeping = False
+
+    # --- the middleware's side -----------------------------------------------------------------
+
+    def bind(self, app: ASGIApp, *, status: ASGIApp, policy: Policy, deployment: str) -> None:
+        """Take the app to run, the status routes, and the default policy; once.
+
+        Raises:
+            ConfigurationError: another middleware has these jobs.
+        """
+        if self._app is not None:
+            raise ConfigurationError(
+                "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
+            )
+        self._app, self._status, self._policy = app, status, policy
+        self._ids = Ids(deployment)
+
+    async def open(self, *, under_lifespan: bool = False) -> None:
+        """Make ready for the running event loop, if that has not been done."""
+        if self.ready:
+            return
+        orphaned = self._open  # by an event loop that has ended, and what ran on it with it
+        self._reset()
+        self.tasks = open_tasks()
+        self.limiter = anyio.CapacityLimiter(self.limits.max_running)
+        self._open = True
+        if not under_lifespan:
+            logger.warning(
+                "no lifespan reached raincheck: at shutdown nothing will wait for running jobs"
+            )
+        if orphaned and not self.store.shared:
+            async for job in self.store.unfinished():
+                await self._finish(job, State.FAILED, error=INTERRUPTED)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `open()` has nothing to do."""
+        return self._open and self.tasks.here()
+
+    async def close(self) -> None:
+        """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left."""
+        if not self._open:
+            return
+        self._closing = True
+        with anyio.move_on_after(float(self.limits.drain_timeout)):
+            await self._until_idle()
+        for id, waiting in list(self._waiting.items()):
+            await self._withdraw(id, waiting, State.FAILED, INTERRUPTED)
+        for handoff in list(self._running.values()):
+            handoff.stop(Reason.INTERRUPTED)
+        with anyio.move_on_after(float(self.limits.cancel_grace)):
+            await self._until_idle()
+        for handoff in list(self._running.values()):
+            await handoff.interrupt()
+        with anyio.move_on_after(float(self.limits.cancel_grace)):
+            await self.tasks.aclose()
+        await self.store.aclose()
+        self._open = False
+
+    async def _until_idle(self) -> None:
+        while self._running or self._waiting:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    # --- for the handoff -----------------------------------------------------------------------
+
+    def policy_of(self, mark: Mark) -> Policy:
+        """The middleware's policy with the settings of a decorated endpoint."""
+        policy = self._marks.get(mark)
+        if policy is None:
+            policy = self._marks[mark] = self._policy.with_settings(mark.settings)
+        return policy
+
+    async def accept(self, handoff: Handoff) -> None:
+        """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
+
+        Raises:
+            Refusal: nothing was stored (law 8).
+        """
+        assert handoff.route is not None
+        if self._closing:
+            raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
+        policy = self._policies.setdefault(handoff.route, handoff.policy)
+        ticket = self._admission.admit(handoff.route, policy)
+        now = self.clock()
+        runs = ticket.running
+        job = Job(
+            id=self._ids.mint(),
+            route=handoff.route,
+            state=State.RUNNING if runs else State.QUEUED,
+            created_at=now,
+            started_at=now if runs else None,
+            request=None if runs or policy.hold else handoff.capture(),
+        )
+        try:
+            await self.store.create(job)
+        except BaseException as error:
+            self._admission.leave(ticket)
+            if not isinstance(error, Exception):
+                raise
+            if not isinstance(error, StoreFull):
+                logger.error("the store could not take a job", exc_info=error)
+            detail = "It is full." if isinstance(error, StoreFull) else "It does not answer."
+            raise StoreUnavailable(detail, retry_after=5) from error
+        handoff.job, handoff.ticket = job, ticket
+        if ticket.running:
+            self._running[job.id] = handoff
+        else:
+            self._wait(job, handoff, ticket)
+        if not self._sweeping:
+            self._sweeping = True
+            self.tasks.spawn(self._sweep)
+
+    def _wait(self, job: Job, handoff: Handoff, ticket: Ticket) -> None:
+        policy = handoff.policy
+        assert handoff.outer_scope is not None
+        outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
+        held = handoff if policy.hold and handoff.entered else None
+        self._waiting[job.id] = _Waiting(ticket, policy, {} if held else outer, held)
+        ticket.turn = held.turn if held else partial(self._turn, job.id)
+
+    def _turn(self, id: str) -> None:
+        self.tasks.spawn(partial(self._runner.submit, id))
+
+    async def begin(self, handoff: Handoff) -> bool:
+        """Record that a job which waited runs now; False if it was cancelled meanwhile."""
+        job = handoff.job
+        assert job is not None
+        self._waiting.pop(job.id, None)
+        self._running[job.id] = handoff
+        with suppress(IllegalTransition):
+            start = partial(self._advance, job, lambda job: job.start(self.clock()))
+            handoff.job = await self._patiently(start)
+        return handoff.job.state is State.RUNNING
+
+    async def finish(
+        self,
+        handoff: Handoff,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
+    ) -> None:
+        """Record an outcome."""
+        job = handoff.job
+        assert job is not None
+        if response is not None and handoff.ticket is not None and job.started_at is not None:
+            self._admission.learn(handoff.ticket, self.clock() - job.started_at)
+        handoff.job = await self._finish(
+            job, state, response=response, error=error, progress=handoff.progress
+        )
+
+    async def progressed(self, handoff: Handoff) -> None:
+        """Record the newest report. A store that fails here is told again with the next one."""
+        progress = handoff.progress
+        assert handoff.job is not None and progress is not None
+        try:
+            handoff.job = await self._advance(
+                handoff.job, lambda job: job if job.finished else job.with_progress(progress)
+            )
+        except Exception:
+            logger.exception("the progress of job %s could not be stored", handoff.job.id)
+
+    def ended(self, handoff: Handoff) -> None:
+        """Give the capacity back."""
+        assert handoff.job is not None and handoff.ticket is not None
+        self._running.pop(handoff.job.id, None)
+        self._waiting.pop(handoff.job.id, None)
+        self._admission.leave(handoff.ticket)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._running and not self._waiting:
+            self._idle.set()
+
+    # --- for the runner ------------------------------------------------------------------------
+
+    def _spawn(self, attempt: Attempt, id: str) -> None:
+        self.tasks.spawn(partial(attempt, id))
+
+    async def _attempt(self, id: str) -> None:
+        waiting = self._waiting.get(id)
+        if waiting is None:
+            return  # cancelled or deleted in the meantime; its place has been given back
+        job = await self._patiently(partial(self.store.get, id))
+        assert self._app is not None
+        if job is None or job.request is None:  # cancelled or deleted while the store was asked
+            return
+        handoff = Handoff(
+            self,
+            self._app,
+            {**job.request.scope(), **waiting.outer},
+            route=job.route,
+            policy=waiting.policy,
+        )
+        handoff.job, handoff.ticket = job, waiting.ticket
+        if await self.begin(handoff):
+            handoff.replay(job.request)
+            await handoff.run()
+        else:
+            self.ended(handoff)
+
+    def _stop(self, id: str) -> None:
+        if handoff := self._running.get(id):
+            handoff.stop(Reason.CANCELLED)
+
+    # --- for those who ask ---------------------------------------------------------------------
+
+    @property
+    def status_app(self) -> ASGIApp:
+        """The status routes as an ASGI app, to be mounted where the middleware's `path` says.
+
+        Asking for it hands the routes over to you: the middleware stops serving them itself, so
+        that whatever you put around the mount, such as authentication, applies to each of them.
+        """
+        self.mounted = True
+        return self._serve_status
+
+    async def _serve_status(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._status is None:
+            raise ConfigurationError(
+                "jobs.status_app is mounted, but no LongRunningMiddleware has these jobs; "
+                "pass them to it: LongRunningMiddleware(app, jobs=jobs)"
+            )
+        await self._status(scope, receive, send)
+
+    async def get(self, id: str) -> Job | None:
+        """A job, or the tombstone of one; None if there is neither."""
+        job = await self.store.get(id)
+        if job is not None and not job.gone and job.expired(now := self.clock()):
+            return job.tombstone(now)
+        return job
+
+    async def changed(self, id: str, after_version: int, wait: float) -> Job | None:
+        """The same, as soon as it is newer than `after_version`, or after `wait` seconds."""
+        with anyio.move_on_after(wait):
+            await self.store.changed(id, after_version)
+        return await self.get(id)
+
+    async def finished(self, job: Job, wait: float) -> Job | None:
+        """A job as it finished, if it does within `wait` seconds; else None."""
+        newest: Job | None = job
+        with anyio.move_on_after(wait):
+            while newest is not None and not newest.finished:
+                newest = await self.store.changed(newest.id, newest.version)
+            return newest
+        return None
+
+    async def cancel(self, id: str) -> Job | None:
+        """Ask a job to stop; a queued one stops before it starts.
+
+        Returns:
+            The job afterwards: `cancelled`, `cancelling`, or as it ended before; None if there is
+            no such job.
+        """
+        job = await self.get(id)
+        if job is None or job.gone or job.finished or job.state is State.CANCELLING:
+            return job
+        waiting = self._waiting.get(id)
+        if job.state is State.QUEUED and waiting is not None:
+            return await self._withdraw(id, waiting, State.CANCELLED, None)
+        handoff = self._running.get(id)
+        known = job if handoff is None or handoff.job is None else handoff.job
+        with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
+            changed = await self._advance(known, lambda job: job.cancelling())
+            if handoff is not None:
+                handoff.job = changed
+        await self._runner.cancel(id)
+        return await self.get(id)
+
+    async def delete(self, id: str) -> Job | None:
+        """Forget a job, cancelling it first if it has not finished.
+
+        Returns:
+            The job just before it was forgotten; None if there was none.
+        """
+        job = await self.cancel(id)
+        if job is not None and not job.gone:
+            await self._bury(job, float(self.limits.tombstone_ttl))
+        return job
+
+    async def forget(self, job: Job) -> None:
+        """Drop a job whose client has its response and was never told of a job."""
+        await self._bury(job, 0.0)
+
+    async def _bury(self, job: Job, tombstone_ttl: float) -> None:
+        now = self.clock()
+        await self._advance(job, lambda job: job if job.gone else job.tombstone(now, tombstone_ttl))
+
+    def outlook(self, job: Job) -> Outlook:
+        """What to expect of an unfinished job."""
+        waiting, handoff = self._waiting.get(job.id), self._running.get(job.id)
+        ticket = waiting.ticket if waiting else handoff.ticket if handoff else None
+        policy = self._policies.get(job.route, self._policy)
+        return self._admission.outlook(job, ticket, policy, self.clock())
+
+    def origin(self, id: str) -> Origin:
+        """Who minted an id, to go by its marker."""
+        return self._ids.origin(id)
+
+    def statistics(self) -> Statistics:
+        """How much runs and waits now."""
+        occupancy = self._admission.occupancy
+        return Statistics(running=occupancy.running, queued=occupancy.waiting)
+
+    # --- recording -----------------------------------------------------------------------------
+
+    async def _advance(self, job: Job, change: Callable[[Job], Job]) -> Job:
+        """Put the next version into the store, whoever else changes the job meanwhile.
+
+        Args:
+            job: the version known here.
+            change: makes the next version of the one that is there; the same one to leave it.
+
+        Raises:
+            IllegalTransition: the job has moved on, so that the change is no longer allowed.
+            StoreError: whatever the store raises.
+        """
+        while True:
+            changed = change(job)
+            if changed is job or await self.store.replace(changed):
+                return changed
+            newest = await self.store.get(job.id)
+            if newest is None or newest.gone:
+                return job  # deleted: nobody can ask for it any more
+            job = newest
+
+    async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
+        """Record an outcome. A job that is terminal already stays what it is (law 5)."""
+        ttl = float(self._policies.get(job.route, self._policy).ttl)
+        tombstone_ttl = float(self.limits.tombstone_ttl)
+
+        def finish(job: Job) -> Job:
+            return job.finish(
+                state, self.clock(), ttl=ttl, tombstone_ttl=tombstone_ttl, **outcome
+            )
+
+        with suppress(IllegalTransition):
+            return await self._patiently(partial(self._advance, job, finish))
+        return job
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store until it answers: an accepted job must come to its end (law 1)."""
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                return await ask()
+            except IllegalTransition:
+                raise
+            except Exception:
+                logger.exception("the store failed; trying again in %.1f s", delay)
+            await anyio.sleep(delay)
+            delay = min(2 * delay, _LAST_RETRY)
+
+    async def _withdraw(
+        self, id: str, waiting: _Waiting, state: State, error: Problem | None
+    ) -> Job | None:
+        """End a job that has not begun."""
+        self._waiting.pop(id, None)
+        job = await self.store.get(id)
+        if job is not None and not job.gone:
+            job = await self._finish(job, state, error=error)
+        if waiting.held is not None:
+            waiting.held.stop(Reason.CANCELLED)  # gives its place back when it has unwound
+        else:
+            self._admission.leave(waiting.ticket)
+            self._tell_idle()
+        return job
+
+    def _until_restart(self) -> int:
+        return max(1, round(float(self.limits.drain_timeout)))
+
+    async def _sweep(self) -> None:
+        """Sweep while anything can expire; the next acceptance starts it anew."""
+        left = True
+        while left:
+            await anyio.sleep(SWEEP_INTERVAL)
+            try:
+                left = await self.store.sweep(self.clock())
+            except Exception:
+                logger.exception("the store could not be swept; trying again")
+        self._sweeping = False
+

@@ -1,0 +1,149 @@
+"""HTTP messages as they are kept: captured requests and captured responses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+"""Header fields as ASGI has them: raw pairs, in order, every occurrence."""
+
+# RFC 9110 §7.6.1, and the two older names that clients and proxies still send.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+# What a server refuses to write (RFC 9110 §5.1 and §5.5): kept out of the store, since every
+# poll would fail on it.
+_FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(rb"[^\x00\r\n]*")
+
+# Statuses whose responses have no body, whatever Content-Length says (RFC 9110 §6.4.1).
+_BODILESS = frozenset({204, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedRequest:
+    """A request as bytes: all that a replay needs, and nothing that is alive.
+
+    Attributes:
+        method: upper case, e.g. `"POST"`.
+        path: decoded, `root_path` included, as ASGI's `path`.
+        raw_path: as sent, or None if the server did not say.
+        query_string: without the question mark.
+        headers: raw pairs in order.
+        body: the whole body.
+        scheme, http_version, root_path, client, server: as in the ASGI scope.
+    """
+
+    method: str
+    path: str
+    raw_path: bytes | None
+    query_string: bytes
+    headers: RawHeaders
+    body: bytes
+    scheme: str = "http"
+    http_version: str = "1.1"
+    root_path: str = ""
+    client: tuple[str, int] | None = None
+    server: tuple[str, int | None] | None = None
+
+    @classmethod
+    def of(cls, scope: dict[str, Any], body: bytes) -> CapturedRequest:
+        """Capture an ASGI HTTP scope and the body that came with it."""
+        client, server = scope.get("client"), scope.get("server")
+        return cls(
+            method=scope["method"],
+            path=scope["path"],
+            raw_path=scope.get("raw_path"),
+            query_string=scope.get("query_string", b""),
+            headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+            body=body,
+            scheme=scope.get("scheme", "http"),
+            http_version=scope.get("http_version", "1.1"),
+            root_path=scope.get("root_path", ""),
+            client=tuple(client) if client else None,
+            server=tuple(server) if server else None,
+        )
+
+    def scope(self) -> dict[str, Any]:
+        """An ASGI HTTP scope for a replay (ASGI HTTP specification, version 2.3)."""
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self.http_version,
+            "method": self.method,
+            "scheme": self.scheme,
+            "path": self.path,
+            "raw_path": self.raw_path,
+            "query_string": self.query_string,
+            "root_path": self.root_path,
+            "headers": list(self.headers),
+            "client": self.client,
+            "server": self.server,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedResponse:
+    """A response without its body, which the store keeps beside it.
+
+    Attributes:
+        status: the handler's status code.
+        headers: the handler's header fields in order, without the hop-by-hop ones.
+        size: bytes of body.
+    """
+
+    status: int
+    headers: RawHeaders
+    size: int = 0
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first field of this (lower-case) name."""
+        return first_header(self.headers, name)
+
+
+def first_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The value of the first field called `name` (lower case), or None."""
+    for field, value in headers:
+        if field.lower() == name:
+            return value
+    return None
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+    """The fields that may be stored and sent on, in order (RFC 9110 §7.6.1).
+
+    The hop-by-hop fields go, and so does every field that `Connection` names.
+    """
+    fields = tuple((bytes(name), bytes(value)) for name, value in headers)
+    dropped = HOP_BY_HOP
+    for name, value in fields:
+        if name.lower() == b"connection":
+            dropped = dropped | {option.strip().lower() for option in value.split(b",")}
+    return tuple(field for field in fields if field[0].lower() not in dropped)
+
+
+def unsendable(response: CapturedResponse, method: str) -> str | None:
+    """Why a server could not send this finished response, or None if it could."""
+    for name, value in response.headers:
+        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            return f"the header field {name.decode('latin-1')!r} is malformed"
+    declared = response.header(b"content-length")
+    if declared is None or method == "HEAD" or response.status in _BODILESS:
+        return None
+    if not declared.isdigit() or int(declared) != response.size:
+        return f"Content-Length says {declared.decode('latin-1')}, the body has {response.size}"
+    return None

@@ -1,0 +1,310 @@
+"""The door: an ASGI app around an ASGI app."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raincheck.dialects.base import Dialect
+from raincheck.dialects.plain import PlainDialect
+from raincheck.errors import ConfigurationError, Refusal
+from raincheck.handoff import Handoff, Reason, with_vary
+from raincheck.job import Job
+from raincheck.jobs import Jobs
+from raincheck.policy import Limits, Policy
+from raincheck.preferences import depends_on_prefer, is_navigation
+from raincheck.routing import Candidate, Routing, route_path
+from raincheck.runners.base import Runner
+from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
+from raincheck.stores.base import Store
+
+logger = logging.getLogger("raincheck")
+
+
+class LongRunningMiddleware:
+    """Makes the marked routes of an ASGI app asynchronous: 202, and a status URL.
+
+    Args:
+        app: the app.
+        path: where the status routes are, below the scope's `root_path`. Default `/jobs`.
+        routes: path rules, for routes whose code is not touched: `{"POST /videos": Policy(...)}`.
+            A key is an optional method and a path in Starlette's syntax; without a method it
+            stands for GET, POST, PUT, PATCH and DELETE. Of two that match the first counts.
+        policy: what holds for decorated endpoints unless their decorator says otherwise.
+        limits: what all routes together keep to.
+        store: where jobs are kept. Default: a `MemoryStore`.
+        runner: where they run. Default: a `LocalRunner`.
+        dialect: how they are spelt on the wire. Default: a `PlainDialect`.
+        base_url: put in front of every URL, e.g. `https://api.example.org`; `root_path` and `path`
+            follow. Default None: URLs are relative, and right behind any proxy.
+        jobs: the `Jobs` to use, if you made them yourself; then `limits`, `store` and `runner` are
+            theirs.
+
+    Raises:
+        ConfigurationError: a setting that cannot work. What can only be known when the app is
+            complete is raised at its start-up.
+    """
+
+    __raincheck_boundary__: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        path: str = "/jobs",
+        routes: Mapping[str, Policy] | None = None,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        store: Store | None = None,
+        runner: Runner | None = None,
+        dialect: Dialect | None = None,
+        base_url: str | None = None,
+        jobs: Jobs | None = None,
+    ) -> None:
+        if jobs is None:
+            jobs = Jobs(store=store, runner=runner, limits=limits)
+        elif not (limits is store is runner is None):
+            raise ConfigurationError(
+                "jobs=... comes with its own limits, store and runner; pass them to Jobs(...) alone"
+            )
+        policy = Policy() if policy is None else policy
+        path = _checked_path(path)
+        self.app = app
+        self.jobs = jobs
+        self._path = path
+        self._below = path + "/"
+        self._dialect = PlainDialect() if dialect is None else dialect
+        self._places = Places(path, _checked_base_url(base_url))
+        self._status = StatusRoutes(jobs, self._dialect, self._places, float(policy.max_wait))
+        self._routing = Routing(
+            app, routes or {}, policy=policy, policy_of=jobs.policy_of, path=path
+        )
+        jobs.bind(app, status=self._status, policy=policy, deployment=path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3."""
+        if scope["type"] == "http":
+            if self._below in scope["path"] and (tail := self._tail(scope)) is not None:
+                if not self.jobs.mounted:
+                    prefix = scope.get("root_path", "") + self._path
+                    return await self._status.serve(tail, prefix, scope, send)
+            elif (candidate := self._routing.find(scope)) is not None:
+                return await self._conduct(candidate, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            return await self._live(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _tail(self, scope: Scope) -> str | None:
+        """The path below the mount path, or None for one that is not below it."""
+        path = route_path(scope)
+        return path[len(self._path) :] if path.startswith(self._below) else None
+
+    # --- one request ---------------------------------------------------------------------------
+
+    async def _conduct(
+        self, candidate: Candidate, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Run a candidate in a task of its own, and answer for it once it is accepted."""
+        jobs = self.jobs
+        if not jobs.ready:
+            self._routing.read(mounted=jobs.mounted)
+            await jobs.open()
+        rule = candidate.rule
+        handoff = Handoff(
+            jobs,
+            self.app,
+            scope,
+            receive,
+            send,
+            route=None if rule is None else rule.name,
+            policy=candidate.policy,
+        )
+        if rule is None:
+            handoff.vary = candidate.certain and depends_on_prefer(candidate.policy)
+            await self._run_until_accepted(handoff)
+        elif handoff.prefers_async():
+            await self._accept_at_once(handoff)
+        else:
+            return await self._pass_through(handoff, scope, receive, send)
+        await self._answer(handoff, scope, send)
+
+    async def _run_until_accepted(self, handoff: Handoff) -> None:
+        """Let the app go as far as the handler's entry, or to its end if it never enters one."""
+        self.jobs.tasks.spawn(handoff.run)
+        try:
+            await handoff.handed_over.wait()
+        except BaseException:  # the server cancels the request: so does everything below it
+            if handoff.job is None:
+                handoff.stop(Reason.CANCELLED)
+                with anyio.CancelScope(shield=True):
+                    await handoff.handed_over.wait()
+            raise
+
+    async def _accept_at_once(self, handoff: Handoff) -> None:
+        """A path rule: there is no entry to wait for, so accept as soon as the body is read."""
+        try:
+            await handoff.accept()
+        except Refusal as refusal:
+            handoff.refusal = refusal
+        if handoff.ticket is not None and handoff.ticket.running:
+            handoff.record()
+            self.jobs.tasks.spawn(handoff.run)
+
+    async def _pass_through(
+        self, handoff: Handoff, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async def send_with_vary(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": with_vary(message.get("headers", ()))}
+            await send(message)
+
+        await self.app(scope, receive, send_with_vary if handoff.vary else send)
+
+    async def _answer(self, handoff: Handoff, scope: Scope, send: Send) -> None:
+        """Answer for a request whose app has ended or gone into the background."""
+        job, decision = handoff.accepted, handoff.decision
+        if handoff.refusal is not None:
+            refusal = handoff.refusal
+            reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
+        elif job is None:
+            if handoff.error is not None:
+                raise handoff.error
+            return  # it has answered by itself, or its client has left
+        else:
+            assert decision is not None
+            if decision.wait and await self._answer_in_time(job, decision.wait, handoff, scope, send):
+                return
+            urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
+            if is_navigation(scope["headers"]):
+                reply = self._dialect.navigated(urls)
+            else:
+                outlook = self.jobs.outlook(job)
+                reply = self._dialect.accepted(job, urls, outlook, decision.applied)
+        if handoff.vary:
+            reply = replace(reply, headers=with_vary(reply.headers))
+        await send_reply(reply, scope, send)
+
+    async def _answer_in_time(
+        self, accepted: Job, wait: float, handoff: Handoff, scope: Scope, send: Send
+    ) -> bool:
+        """Answer with the response itself, as if nothing had happened, if it comes within `wait`."""
+        job = await self.jobs.finished(accepted, wait)
+        if job is None:
+            return False
+        if job.response is not None:
+            headers = job.response.headers
+            body = self.jobs.store.read_body(job.id)
+            fields = with_vary(headers) if handoff.vary else headers
+            await send_stored(job.response.status, fields, body, scope, send)
+        elif job.error is not None:
+            await send_reply(self._dialect.problem(job.error), scope, send)
+        else:
+            return False
+        await self.jobs.forget(job)
+        return True
+
+    # --- lifespan ------------------------------------------------------------------------------
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open the jobs when the app has started, and drain them before it shuts down."""
+        lifespan = _Lifespan(self, receive, send)
+        try:
+            await self.app(scope, lifespan.receive, lifespan.send)
+        except Exception as error:
+            await lifespan.failed(error)
+        await lifespan.finish()
+
+    async def _open(self) -> None:
+        self._routing.read(mounted=self.jobs.mounted)
+        await self.jobs.open(under_lifespan=True)
+
+
+class _Lifespan:
+    """One lifespan: what the server and the app have said so far (ASGI lifespan, version 2.0)."""
+
+    def __init__(self, middleware: LongRunningMiddleware, receive: Receive, send: Send) -> None:
+        self._middleware = middleware
+        self._receive = receive
+        self._send = send
+        self._received = 0
+        self._started = False
+        self._ended = False
+        self._mistake: ConfigurationError | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += 1
+        if message["type"] == "lifespan.shutdown":
+            await self._middleware.jobs.close()
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "lifespan.startup.complete":
+            try:
+                await self._middleware._open()
+            except ConfigurationError as mistake:
+                self._mistake = mistake  # the app is going to report this, or just to end
+                raise
+            self._started = True
+        elif kind == "lifespan.startup.failed":
+            self._ended = True
+            if self._mistake is not None:
+                message = {"type": kind, "message": str(self._mistake)}
+        elif kind.startswith("lifespan.shutdown."):
+            self._ended = True
+        else:
+            raise RuntimeError(f"the app answered a lifespan scope with {kind!r}")
+        await self._send(message)
+
+    async def failed(self, error: Exception) -> None:
+        """The app has raised."""
+        if self._mistake is not None and not self._ended:
+            await self.send({"type": "lifespan.startup.failed"})
+        if self._started or self._ended:
+            await self._middleware.jobs.close()
+            raise error
+        # Without an answer, that is how an app says that it knows no lifespan.
+        logger.info("the app has no lifespan (%r); raincheck has one without it", error)
+
+    async def finish(self) -> None:
+        """The app has returned; do what it has not done, so that the jobs are drained."""
+        if self._ended:
+            return
+        if not self._started:
+            if not self._received:
+                await self.receive()
+            try:
+                await self.send({"type": "lifespan.startup.complete"})
+            except ConfigurationError:
+                await self.send({"type": "lifespan.startup.failed"})
+                raise
+        if self._received < 2:
+            await self.receive()
+        await self.send({"type": "lifespan.shutdown.complete"})
+
+
+def _checked_path(path: str) -> str:
+    if not isinstance(path, str) or not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+        raise ConfigurationError(
+            f'path={path!r}: the mount path begins with a slash and ends without one, like "/jobs"'
+        )
+    return path
+
+
+def _checked_base_url(base_url: str | None) -> str | None:
+    if base_url is None:
+        return None
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f'base_url={base_url!r}: it has a scheme and a host, like "https://api.example.org"'
+        )
+    return base_url.rstrip("/")

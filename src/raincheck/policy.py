@@ -1,0 +1,163 @@
+"""What the author of a route says (`Policy`), and what the whole middleware keeps to (`Limits`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from typing import Any, Literal, Self, TypedDict
+
+from raincheck.errors import ConfigurationError
+
+Seconds = float | timedelta
+"""A span of time: seconds, or a `timedelta`."""
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class PolicySettings(TypedDict, total=False):
+    """The fields of `Policy`, for `@long_running(...)`; the meanings stand there."""
+
+    respond: Literal["always", "preferred"]
+    wait: Seconds
+    max_wait: Seconds
+    timeout: Seconds | None
+    ttl: Seconds
+    max_running: int | None
+    max_queued: int | None
+    max_request_size: int
+    max_response_size: int
+    retry_after: int | None
+    hold: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How one long-running route behaves. Frozen; times are seconds or `timedelta`.
+
+    Attributes:
+        respond: `"always"` answers 202 unasked; `"preferred"` only to `Prefer: respond-async`
+            (RFC 7240 §4.1), and is synchronous otherwise.
+        wait: seconds that an accepted request waits for its response before the 202; a response
+            in time is returned as if nothing had happened. Default 0.
+        max_wait: the longest `Prefer: wait=N` (RFC 7240 §4.3) that is honoured. Default 30.
+        timeout: seconds a handler may run; then the job fails with 504 and the handler is
+            cancelled. Default None: as long as it likes.
+        ttl: seconds a finished job is kept. Default 3600.
+        max_running: handlers of this route at once. Default None: only `Limits` bound them.
+        max_queued: requests of this route that may wait for their turn. Default None, as above.
+        max_request_size: bytes of request body; more is refused with 413. Default 16 MiB.
+        max_response_size: bytes of response body; more fails the job. Default 64 MiB.
+        retry_after: seconds to put into `Retry-After`; an integer of at least 1. Default None:
+            estimated from what this route's jobs took before.
+        hold: keep the live request while it waits for its turn, instead of releasing and
+            replaying it: for routes whose preliminaries cannot run twice. Default False.
+
+    Raises:
+        ConfigurationError: a value that cannot work; the message names the field.
+    """
+
+    respond: Literal["always", "preferred"] = "always"
+    wait: Seconds = 0.0
+    max_wait: Seconds = 30.0
+    timeout: Seconds | None = None
+    ttl: Seconds = 3600.0
+    max_running: int | None = None
+    max_queued: int | None = None
+    max_request_size: int = 16 * MIB
+    max_response_size: int = 64 * MIB
+    retry_after: int | None = None
+    hold: bool = False
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        if self.respond not in ("always", "preferred"):
+            check.fail("respond", "is 'always' or 'preferred'")
+        check.seconds("wait", at_least=0)
+        check.seconds("max_wait", at_least=0)
+        check.seconds("timeout", above=0, optional=True)
+        check.seconds("ttl", above=0)
+        check.integer("max_running", at_least=1, optional=True)
+        check.integer("max_queued", at_least=0, optional=True)
+        check.integer("max_request_size", at_least=0)
+        check.integer("max_response_size", at_least=0)
+        check.integer("retry_after", at_least=1, optional=True)
+        if not isinstance(self.hold, bool):
+            check.fail("hold", "is True or False")
+
+    def with_settings(self, settings: PolicySettings) -> Self:
+        """This policy with some fields replaced."""
+        return replace(self, **settings) if settings else self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one middleware keeps to over all its routes. Frozen; times as in `Policy`.
+
+    Attributes:
+        max_running: handlers at once, and threads for the synchronous ones. Default 100.
+        max_queued: requests that wait for their turn. Default 1000.
+        drain_timeout: seconds that shutdown gives accepted jobs to finish. Default 30.
+        cancel_grace: seconds that a cancelled handler's cleanup has before it is cancelled
+            again, and that shutdown waits for the last ones. Default 5.
+        tombstone_ttl: seconds that an expired or deleted job answers 410. Default 3600.
+
+    Raises:
+        ConfigurationError: a value that cannot work; the message names the field.
+    """
+
+    max_running: int = 100
+    max_queued: int = 1000
+    drain_timeout: Seconds = 30.0
+    cancel_grace: Seconds = 5.0
+    tombstone_ttl: Seconds = 3600.0
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        check.integer("max_running", at_least=1)
+        check.integer("max_queued", at_least=0)
+        check.seconds("drain_timeout", at_least=0)
+        check.seconds("cancel_grace", above=0)
+        check.seconds("tombstone_ttl", at_least=0)
+
+
+class _Check:
+    """Checks the fields of a frozen settings object, and turns time spans into floats."""
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+
+    def seconds(
+        self, field: str, *, at_least: float = 0.0, above: float | None = None, optional: bool = False
+    ) -> None:
+        value = getattr(self._settings, field)
+        if value is None and optional:
+            return
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            self.fail(field, "is a number of seconds or a timedelta" + " or None" * optional)
+        if above is not None and value <= above:
+            self.fail(field, f"is more than {above:g} seconds")
+        if above is None and value < at_least:
+            self.fail(field, f"is at least {at_least:g} seconds")
+        object.__setattr__(self._settings, field, float(value))
+
+    def integer(self, field: str, *, at_least: int, optional: bool = False) -> None:
+        value = getattr(self._settings, field)
+        if value is None and optional:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            none = " or None" if optional else ""
+            self.fail(field, f"is a whole number of at least {at_least}{none}")
+
+    def fail(self, field: str, rule: str) -> None:
+        owner = type(self._settings).__name__
+        value = getattr(self._settings, field)
+        raise ConfigurationError(f"{owner}({field}={value!r}): {field} {rule}")
+
+
+def setting_names() -> frozenset[str]:
+    """The names that `@long_running(...)` takes."""
+    return frozenset(field.name for field in fields(Policy))

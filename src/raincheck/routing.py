@@ -1,0 +1,342 @@
+"""Which request meets which policy: path rules, and the decorated endpoints of readable apps."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.endpoints import HTTPEndpoint
+from starlette.routing import BaseRoute, Host, Match, Mount, Route, WebSocketRoute, compile_path
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Scope
+
+from raincheck.errors import ConfigurationError
+from raincheck.marking import Mark, mark_of
+from raincheck.policy import Policy
+
+Methods = frozenset[str] | None
+"""Methods of a route; None for all."""
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+"""The methods that a path rule without one means: not HEAD, OPTIONS and the like."""
+
+BOUNDARY = "__raincheck_boundary__"
+"""An attribute of apps whose routes are another middleware's."""
+
+_RULE = re.compile(r"(?:(?P<method>[A-Za-z]+) +)?(?P<path>/\S*)")
+_PARAMETER = re.compile(r"{[^{}:]*(?::([^{}]*))?}")
+_ANYTHING = "{rest_of_the_path:path}"
+
+# Texts that Starlette's convertors accept, to try a rule against the app's routes.
+_SAMPLES = ("1", "x", "1.5", "00000000-0000-4000-8000-000000000000")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A path rule: the policy of a route of an app whose code is not touched.
+
+    Attributes:
+        name: the key it was written under, e.g. `"POST /videos"`.
+        methods: those it is for.
+        path: in Starlette's path syntax.
+        policy: how the route behaves.
+    """
+
+    name: str
+    methods: frozenset[str]
+    path: str
+    policy: Policy
+
+    @classmethod
+    def parse(cls, key: object, policy: object) -> Rule:
+        """Read one item of `routes=`.
+
+        Raises:
+            ConfigurationError: the key is no path rule, or its value no policy.
+        """
+        match = _RULE.fullmatch(key) if isinstance(key, str) else None
+        if match is None:
+            raise ConfigurationError(
+                f'routes={{{key!r}: ...}}: a key is a path or a method and a path, like "/reports" '
+                'or "POST /videos/{id:int}"'
+            )
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(f"routes={{{key!r}: {policy!r}}}: a value is a Policy")
+        try:
+            compile_path(match["path"])
+        except (AssertionError, ValueError) as error:
+            raise ConfigurationError(f"routes={{{key!r}: ...}}: {error}") from error
+        methods = (match["method"].upper(),) if match["method"] else METHODS
+        return cls(match[0], frozenset(methods), match["path"], policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is known of a request before its handler is entered.
+
+    Attributes:
+        policy: the policy that it will probably meet.
+        rule: the path rule that it meets for certain; None for a decorated endpoint.
+        certain: whether the app's routes say that a decorated endpoint is there.
+    """
+
+    policy: Policy
+    rule: Rule | None = None
+    certain: bool = True
+
+
+def route_path(scope: Scope) -> str:
+    """The path below `root_path`, as Starlette's routing sees it."""
+    path: str = scope["path"]
+    root_path = scope.get("root_path", "")
+    if root_path and path.startswith(root_path):
+        rest = path[len(root_path) :]
+        if not rest or rest[0] == "/":
+            return rest
+    return path
+
+
+class Routing:
+    """Says of each request whether it may meet a long-running route.
+
+    Path rules decide; of decorated endpoints this is only a filter for speed, and the entry itself
+    decides. Where an app's routes cannot be read, every request is a candidate.
+
+    Args:
+        app: the app below the middleware.
+        rules: the path rules; of two that match, the first counts.
+        policy: the middleware's own policy.
+        policy_of: the policy of a decorated endpoint.
+        path: the mount path of the status routes.
+
+    Raises:
+        ConfigurationError: a rule that is malformed, or that no request can meet.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        rules: Mapping[str, Policy],
+        *,
+        policy: Policy,
+        policy_of: Callable[[Mark], Policy],
+        path: str,
+    ) -> None:
+        self._app = app
+        self._policy = policy
+        self._policy_of = policy_of
+        self._path = path
+        self._rules = [Rule.parse(key, value) for key, value in rules.items()]
+        self._by_rule = _Table()
+        for rule in self._rules:
+            self._check_rule(rule)
+            self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
+        self._by_mark = _Table()
+        self._routes: Sequence[BaseRoute] = ()
+        self._count = -1  # so that the first request reads the app, unless a lifespan did
+
+    def find(self, scope: Scope) -> Candidate | None:
+        """The candidate that a request is, or None for one that is not ours."""
+        if len(self._routes) != self._count:
+            self.read(mounted=False, check=False)
+        path = route_path(scope) if scope.get("root_path") else scope["path"]
+        method = scope["method"]
+        return self._by_rule.find(path, method) or self._by_mark.find(path, method)
+
+    def read(self, *, mounted: bool, check: bool = True) -> None:
+        """Read the app's routes, as far as they can be read.
+
+        Args:
+            mounted: whether the status routes are mounted by hand.
+            check: whether to look for mistakes as well.
+
+        Raises:
+            ConfigurationError: a decorated websocket route, a route of the app below the mount
+                path, or a path rule that matches none of the app's routes.
+        """
+        self._by_mark = _Table()
+        router = _router(self._app)
+        self._routes = () if router is None else router.routes
+        self._count = len(self._routes)
+        paths = []
+        for found in _walk(self._app, ""):
+            paths.append(found.path)
+            if found.marks is None:
+                candidate = Candidate(self._policy, certain=False)
+                self._by_mark.add(found.path, found.methods, candidate)
+                continue
+            for methods, mark in found.marks:
+                self._by_mark.add(found.path, methods, Candidate(self._policy_of(mark)))
+        if check:
+            self._check_mount(paths, mounted=mounted)
+            if router is not None:
+                for rule in self._rules:
+                    self._check_matches(rule, router)
+
+    def _check_rule(self, rule: Rule) -> None:
+        if rule.path.startswith(self._path + "/"):
+            raise ConfigurationError(
+                f"routes={{{rule.name!r}: ...}} lies below the status routes at {self._path}; give "
+                'the middleware another path, e.g. path="/_jobs"'
+            )
+        for earlier in self._rules[: self._rules.index(rule)]:
+            if earlier.path == rule.path and rule.methods <= earlier.methods:
+                raise ConfigurationError(
+                    f"routes={{{rule.name!r}: ...}} can never match: {earlier.name!r} comes first; "
+                    "put the narrower rule before the wider one, or remove it"
+                )
+
+    def _check_mount(self, paths: list[str], *, mounted: bool) -> None:
+        below = [path for path in paths if path.startswith(self._path + "/")]
+        if mounted and paths and not below:
+            raise ConfigurationError(
+                f"jobs.status_app was taken, but the app has no mount at path={self._path!r}; mount "
+                "it there, or tell the middleware where it is"
+            )
+        if not mounted and below:
+            raise ConfigurationError(
+                f"path={self._path!r}: the app's own route {below[0]!r} lies below the status "
+                'routes and could not be reached; give the middleware another path, e.g. "/_jobs"'
+            )
+
+    def _check_matches(self, rule: Rule, router: Any) -> None:
+        for path in _samples(rule.path):
+            for method in rule.methods:
+                scope = {"type": "http", "method": method, "path": path, "headers": []}
+                if any(route.matches(dict(scope))[0] is Match.FULL for route in router.routes):
+                    return
+                if any(isinstance(route, Host) for route in router.routes):
+                    return
+        raise ConfigurationError(
+            f"routes={{{rule.name!r}: ...}} matches none of the app's routes; compare the method "
+            "and the path, without the root_path, with the app's own"
+        )
+
+
+class _Table:
+    """Candidates by path and method: literal paths in a dict, the others in order."""
+
+    def __init__(self) -> None:
+        self._literal: dict[str, list[tuple[Methods, Candidate]]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Methods, Candidate]] = []
+
+    def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
+        if "{" in path:
+            self._patterns.append((compile_path(path)[0], methods, candidate))
+        else:
+            self._literal.setdefault(path, []).append((methods, candidate))
+
+    def find(self, path: str, method: str) -> Candidate | None:
+        for methods, candidate in self._literal.get(path, ()):
+            if methods is None or method in methods:
+                return candidate
+        for pattern, methods, candidate in self._patterns:
+            if (methods is None or method in methods) and pattern.match(path):
+                return candidate
+        return None
+
+
+# --- reading apps ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A path of an app.
+
+    Attributes:
+        path: in Starlette's path syntax.
+        methods: those that reach it, or None for all.
+        marks: the marks on it with their methods; None if it cannot be looked into.
+    """
+
+    path: str
+    methods: Methods
+    marks: Sequence[tuple[Methods, Mark]] | None
+
+
+def _walk(app: ASGIApp, prefix: str) -> Iterator[_Found]:
+    if isinstance(app, StaticFiles) or _bounded(app):
+        return
+    router = _router(app)
+    if router is None:
+        yield _Found(prefix + _ANYTHING, None, None)
+        return
+    for route in _routes(router):
+        kind = getattr(route, "original_route", route)
+        if isinstance(kind, WebSocketRoute):
+            if mark_of(kind.endpoint):
+                raise ConfigurationError(
+                    f"@long_running marks the websocket route {prefix + kind.path!r}; a websocket "
+                    "has no response to detach, so take the decorator away"
+                )
+        elif isinstance(kind, Mount):
+            path = prefix + (getattr(route, "path", None) or "")
+            yield _Found(path + "/", None, ())
+            yield from _walk(kind.app, path)
+        elif isinstance(kind, Host):
+            yield from _walk(kind.app, prefix)
+        elif isinstance(kind, Route):
+            methods = getattr(route, "methods", None)
+            yield _endpoint(prefix + route.path, methods and frozenset(methods), route.endpoint)
+        else:
+            yield _Found(prefix + _ANYTHING, None, None)
+
+
+def _endpoint(path: str, methods: Methods, endpoint: Any) -> _Found:
+    if mark := mark_of(endpoint):
+        return _Found(path, methods, [(methods, mark)])
+    if inspect.isclass(endpoint) and issubclass(endpoint, HTTPEndpoint):
+        marks: list[tuple[Methods, Mark]] = []
+        for method in (*METHODS, "HEAD"):
+            name = "get" if method == "HEAD" and not hasattr(endpoint, "head") else method.lower()
+            if mark := mark_of(getattr(endpoint, name, None)):
+                marks.append((frozenset({method}), mark))
+        return _Found(path, methods, marks)
+    plain = endpoint
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    # A function without a mark has none; any other object is an ASGI app that may hide one.
+    return _Found(path, methods, () if inspect.isroutine(plain) else None)
+
+
+def _routes(router: Any) -> Iterable[Any]:
+    """The routes of a router. FastAPI's included routers are seen through its public iterator,
+    and FastAPI is never imported for it."""
+    fastapi = sys.modules.get("fastapi.routing")
+    contexts = getattr(fastapi, "iter_route_contexts", None)
+    return router.routes if contexts is None else contexts(router.routes)
+
+
+def _router(app: Any) -> Any:
+    """The first app below middleware that has Starlette routes; None if none is to be seen."""
+    while app is not None and not _bounded(app):
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, list) and all(isinstance(route, BaseRoute) for route in routes):
+            return app
+        app = getattr(app, "app", None)
+    return None
+
+
+def _bounded(app: Any) -> bool:
+    while app is not None:
+        if getattr(app, BOUNDARY, False):
+            return True
+        app = None if hasattr(app, "routes") else getattr(app, "app", None)
+    return False
+
+
+def _samples(path: str) -> Iterator[str]:
+    """Paths that a rule matches, so that at least one is one that the app's route takes too."""
+    pattern = compile_path(path)[0]
+    names = _PARAMETER.findall(path)
+    for values in itertools.product(_SAMPLES, repeat=min(len(names), 4)):
+        filler = iter((*values, *("1",) * len(names)))
+        sample = _PARAMETER.sub(lambda _: next(filler), path)
+        if pattern.match(sample):
+            yield sample

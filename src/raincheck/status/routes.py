@@ -1,0 +1,228 @@
+"""The status routes: poll, long poll, result, cancel, delete."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+from starlette.types import Receive, Scope, Send
+
+from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
+from raincheck.errors import Problem
+from raincheck.ids import Origin
+from raincheck.job import Job, State
+from raincheck.jobs import Jobs
+from raincheck.preferences import parse
+
+logger = logging.getLogger("raincheck")
+
+UNKNOWN = Problem("not-found", 404, "There is no such job", "The id is unknown.")
+EXPIRED = Problem("expired", 410, "The job is gone", "It has expired, or it was deleted.")
+CANCELLED = Problem("cancelled", 410, "The job was cancelled", "It will have no response.")
+FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
+NOT_ALLOWED = Problem("method-not-allowed", 405, "The method is not allowed", "See Allow.")
+MISPLACED = Problem(
+    "another-process",
+    503,
+    "Another process has this job",
+    "It was accepted by another process of this deployment, and each keeps its jobs in its own "
+    "memory. Run a single process, or give all of them a shared store.",
+)
+
+
+class Places:
+    """Where jobs are found.
+
+    Args:
+        path: the mount path, e.g. `/jobs`.
+        base_url: scheme, host and whatever else goes in front of all paths; None for relative URLs.
+    """
+
+    def __init__(self, path: str, base_url: str | None) -> None:
+        self.path = path
+        self._base_url = base_url
+
+    def urls(self, prefix: str, id: str) -> Urls:
+        """The URLs of a job whose status routes stand below `prefix`."""
+        result = f"{self._base_url or ''}{prefix}/{id}"
+        return Urls(result, f"{result}/status", f"{result}/cancel", self._base_url is not None)
+
+
+class StatusRoutes:
+    """Serves `{id}`, `{id}/status` and `{id}/cancel` below wherever it is mounted.
+
+    Args:
+        jobs: the jobs.
+        dialect: how they are spelt.
+        places: where they are found.
+        max_wait: the longest long poll, in seconds.
+    """
+
+    def __init__(self, jobs: Jobs, dialect: Dialect, places: Places, max_wait: float) -> None:
+        self.jobs = jobs
+        self.dialect = dialect
+        self.places = places
+        self.max_wait = max_wait
+        self._warned = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve as an app mounted by hand: the scope's `root_path` ends with the mount path."""
+        if scope["type"] == "http":
+            prefix: str = scope.get("root_path", "")
+            await self.serve(scope["path"].removeprefix(prefix), prefix, scope, send)
+
+    async def serve(self, tail: str, prefix: str, scope: Scope, send: Send) -> None:
+        """Serve one request.
+
+        Args:
+            tail: the path below the mount path, with its leading slash.
+            prefix: everything above, for the links.
+            scope: the request.
+            send: where the answer goes.
+        """
+        if not self.jobs.ready:
+            await self.jobs.open()
+        id, slash, route = tail[1:].partition("/")
+        exchange = _Exchange(self, id, prefix, scope, send)
+        allowed = exchange.methods(route if slash else None)
+        method = allowed.get(scope["method"])
+        if method is not None:
+            await method()
+        elif allowed:
+            reply = self.dialect.problem(NOT_ALLOWED)
+            reply.headers.append((b"allow", ", ".join(sorted(allowed)).encode()))
+            await exchange.reply(reply)
+        else:
+            await exchange.reply(self.dialect.problem(UNKNOWN))
+
+    def absent(self, id: str) -> Reply:
+        """The answer for an id that no job here has."""
+        if self.jobs.store.shared or self.jobs.origin(id) is not Origin.ELSEWHERE:
+            return self.dialect.problem(UNKNOWN)
+        if not self._warned:
+            self._warned = True
+            logger.error(
+                "a job of another process was asked for: several processes run, each with its jobs "
+                "in its own memory; run a single process, or give all of them a shared store"
+            )
+        return self.dialect.problem(MISPLACED, retry_after=1)
+
+
+class _Exchange:
+    """One request to a status route."""
+
+    def __init__(self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send) -> None:
+        self._routes = routes
+        self._id = id
+        self._prefix = prefix
+        self._scope = scope
+        self._send = send
+
+    def methods(self, route: str | None) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What each method does on a route; empty if there is no such route."""
+        if not self._id:
+            return {}
+        if route is None:
+            return {"GET": self._result, "HEAD": self._result, "DELETE": self._delete}
+        if route == "status":
+            return {"GET": self._monitor, "HEAD": self._monitor}
+        if route == "cancel":
+            return {"POST": self._cancel}
+        return {}
+
+    async def reply(self, reply: Reply) -> None:
+        """Send what a dialect has written."""
+        await send_reply(reply, self._scope, self._send)
+
+    async def _find(self, *, waits: bool = False) -> Job | None:
+        """The job; if there is none to show, the answer has been given."""
+        jobs = self._routes.jobs
+        job = await jobs.get(self._id)
+        if waits and job is not None and not job.gone and not job.finished:
+            wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
+            if wait:
+                job = await jobs.changed(self._id, job.version, wait)
+        if job is None:
+            await self.reply(self._routes.absent(self._id))
+        elif job.gone:
+            await self.reply(self._dialect.problem(EXPIRED))
+        else:
+            return job
+        return None
+
+    async def _result(self) -> None:
+        job = await self._find(waits=True)
+        if job is None:
+            return
+        if not job.finished:
+            await self.reply(self._dialect.pending(job, self._urls(job), self._outlook(job)))
+        elif job.response is not None:
+            status, headers = self._dialect.result(job)
+            body = self._routes.jobs.store.read_body(job.id)
+            await send_stored(status, headers, body, self._scope, self._send)
+        else:
+            await self.reply(self._dialect.problem(job.error or CANCELLED))
+
+    async def _monitor(self) -> None:
+        if job := await self._find(waits=True):
+            await self.reply(self._dialect.monitor(job, self._urls(job), self._expected(job)))
+
+    async def _cancel(self) -> None:
+        if not await self._find():
+            return
+        job = await self._routes.jobs.cancel(self._id)
+        if job is None or job.gone:
+            await self._find()
+        elif job.finished and job.state is not State.CANCELLED:
+            await self.reply(self._dialect.problem(FINISHED))
+        else:
+            await self.reply(self._dialect.cancelled(job, self._urls(job), self._expected(job)))
+
+    async def _delete(self) -> None:
+        found = await self._find()
+        if found is None:
+            return
+        job = await self._routes.jobs.delete(self._id) or found
+        reply = self._dialect.deleted(
+            job, self._urls(job), self._expected(job), finished=found.finished
+        )
+        await self.reply(reply)
+
+    @property
+    def _dialect(self) -> Dialect:
+        return self._routes.dialect
+
+    def _urls(self, job: Job) -> Urls:
+        return self._routes.places.urls(self._prefix, job.id)
+
+    def _outlook(self, job: Job) -> Outlook:
+        return self._routes.jobs.outlook(job)
+
+    def _expected(self, job: Job) -> Outlook | None:
+        return None if job.finished else self._outlook(job)
+
+
+async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
+    """Send what a dialect has written; no body to a HEAD."""
+    start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
+    await send(start)
+    body = b"" if scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_stored(
+    status: int,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: AsyncIterator[bytes],
+    scope: Scope,
+    send: Send,
+) -> None:
+    """Send a stored response chunk by chunk; no body to a HEAD."""
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    last = b""
+    if scope["method"] != "HEAD":
+        async for chunk in body:
+            if last:
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+            last = chunk
+    await send({"type": "http.response.body", "body": last})

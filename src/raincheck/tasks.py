@@ -1,0 +1,330 @@
+"""Tasks, timers and hand-overs: the one place where asyncio and trio differ.
+
+Everything else in raincheck is written for anyio. Here stands what anyio has no word for, or has
+only at a price that the hot path feels: `benchmarks/handover.py` measures a task and a hand-over
+by anyio's task group and event at several times the cost of a plain task and a future.
+
+- A task that outlives the request it began in, without a group that somebody has to enter first:
+  an app may come without a lifespan.
+- A hand-over from one task to another, once.
+- A timer, and a call from any thread.
+- Stopping a handler. On asyncio that is the task's own `cancel()`, once: the cleanup code in a
+  handler may `await`, as its author expects. On trio cancellation is level-triggered by nature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import anyio
+import anyio.to_thread
+
+from raincheck.errors import Release
+
+Run = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Gate(Protocol):
+    """A hand-over: closed at first, opened once."""
+
+    def open(self) -> None:
+        """Let the waiting task, and every later one, through. Again is no error."""
+
+    def is_open(self) -> bool:
+        """Whether it was opened."""
+
+    async def wait(self) -> None:
+        """Return when it is open. One task waits at a time; another may after it was cancelled."""
+
+
+class Stopper(AbstractContextManager["Stopper"], ABC):
+    """Stops the code inside its `with` block, and turns that stop into a `Release`.
+
+    The frames outside the block see no cancellation: what they clean up may `await`.
+    """
+
+    @abstractmethod
+    def stop(self) -> bool:
+        """Cancel the code inside at its next await.
+
+        Returns:
+            False if it waits for a worker thread, which cannot be cancelled; ask again later.
+        """
+
+
+class Tasks(ABC):
+    """The tasks of one middleware on one event loop."""
+
+    @abstractmethod
+    def here(self) -> bool:
+        """Whether the running event loop is the one that these tasks belong to."""
+
+    @abstractmethod
+    def spawn(self, run: Run) -> None:
+        """Start a task. `run` must not raise, and inherits the caller's context variables."""
+
+    @abstractmethod
+    def gate(self) -> Gate:
+        """A new hand-over."""
+
+    @abstractmethod
+    def stopper(self) -> Stopper:
+        """A new stopper, to be entered by the task that it may stop."""
+
+    @abstractmethod
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after `delay` seconds; the returned function calls it off."""
+
+    @abstractmethod
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back on the event loop; from any thread."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancel every task and wait for it."""
+
+
+def open_tasks() -> Tasks:
+    """The tasks of the running event loop."""
+    try:
+        return AsyncioTasks()
+    except RuntimeError:  # no asyncio loop is running, so it is trio's
+        return TrioTasks()
+
+
+# --- asyncio ---------------------------------------------------------------------------------
+
+
+class AsyncioTasks(Tasks):
+    """Plain asyncio tasks, each held in a set until it is done."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # another library's loop is running
+            return False
+
+    def spawn(self, run: Run) -> None:
+        task = self._loop.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def gate(self) -> Gate:
+        return _AsyncioGate(self._loop)
+
+    def stopper(self) -> Stopper:
+        return _AsyncioStopper()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._loop.call_later(delay, callback).cancel
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # a thread has outlived the loop: nobody is left to be told
+            self._loop.call_soon_threadsafe(callback)
+
+    async def aclose(self) -> None:
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _AsyncioGate:
+    __slots__ = ("_future", "_open")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
+        self._open = False
+
+    def open(self) -> None:
+        self._open = True
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def is_open(self) -> bool:
+        return self._open
+
+    async def wait(self) -> None:
+        if self._open:
+            return
+        if self._future.done():  # a waiter was cancelled, and its future with it
+            self._future = self._future.get_loop().create_future()
+        await self._future
+
+
+class _AsyncioStopper(Stopper):
+    __slots__ = ("_cancels", "_task")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels = 0
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task, self._task = self._task, None
+        if not self._cancels or task is None:
+            return
+        # The cancellation ends here, so the count that asyncio.timeout() and TaskGroup in outer
+        # frames go by has to be set right (Task.uncancel, Python 3.11).
+        for _ in range(self._cancels):
+            task.uncancel()
+        if isinstance(exc, asyncio.CancelledError):
+            raise Release from exc
+
+    def stop(self) -> bool:
+        if self._task is None:
+            return True
+        if waits_for_thread(self._task):
+            return False
+        self._cancels += 1
+        self._task.cancel()
+        return True
+
+
+def waits_for_thread(task: asyncio.Task[Any]) -> bool:
+    """Whether the task stands in `anyio.to_thread.run_sync`.
+
+    Cancelling it there would abandon the await while the thread runs on, and the job would be
+    called stopped when it is not.
+    """
+    frame: Any = task.get_coro()
+    while frame is not None:
+        if getattr(frame, "cr_code", None) is anyio.to_thread.run_sync.__code__:
+            return True
+        frame = _awaited(frame)
+    return False
+
+
+def _awaited(frame: Any) -> Any:
+    """What a suspended coroutine or generator waits for, or None."""
+    for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
+        if hasattr(frame, attribute):
+            return getattr(frame, attribute)
+    # `coroutine.__await__()` and an async generator's `__anext__()` have no such attribute, but
+    # refer to the frame that they drive.
+    for referent in gc.get_referents(frame):
+        if inspect.iscoroutine(referent) or inspect.isasyncgen(referent):
+            return referent
+    return None
+
+
+# --- trio ------------------------------------------------------------------------------------
+
+
+class TrioTasks(Tasks):
+    """trio system tasks: they belong to the run, not to the request that they began in."""
+
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio.lowlevel
+        self._finished = trio.RunFinishedError
+        self._token = trio.lowlevel.current_trio_token()
+        self._scopes: set[anyio.CancelScope] = set()
+        self._empty = anyio.Event()
+
+    def here(self) -> bool:
+        return self._trio.in_trio_run() and self._trio.current_trio_token() is self._token
+
+    def spawn(self, run: Run) -> None:
+        self._start(run)
+
+    def _start(self, run: Run) -> anyio.CancelScope:
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+
+        async def task() -> None:
+            try:
+                with scope:
+                    await run()
+            finally:
+                self._scopes.discard(scope)
+                if not self._scopes:
+                    self._empty.set()
+
+        self._trio.spawn_system_task(task, context=copy_context())
+        return scope
+
+    def gate(self) -> Gate:
+        return _EventGate()
+
+    def stopper(self) -> Stopper:
+        return _ScopeStopper()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
+        async def timer() -> None:
+            await anyio.sleep(delay)
+            callback()
+
+        return self._start(timer).cancel
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        with suppress(self._finished):  # a thread has outlived the loop: nobody is left to be told
+            self._token.run_sync_soon(callback)
+
+    async def aclose(self) -> None:
+        for scope in tuple(self._scopes):
+            scope.cancel()
+        while self._scopes:
+            self._empty = anyio.Event()
+            await self._empty.wait()
+
+
+class _EventGate:
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def open(self) -> None:
+        self._event.set()
+
+    def is_open(self) -> bool:
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class _ScopeStopper(Stopper):
+    __slots__ = ("_scope",)
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope()
+
+    def __enter__(self) -> Self:
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._scope.__exit__(exc_type, exc, traceback):
+            raise Release from exc
+
+    def stop(self) -> bool:
+        self._scope.cancel()
+        return True

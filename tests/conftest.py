@@ -1,0 +1,67 @@
+"""Both event loops, on virtual clocks: a test may wait for hours and takes milliseconds.
+
+Virtual clocks skip idle time, so they are never used with real sockets, threads or processes: such
+tests are marked `real` and run on the plain event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import anyio
+import pytest
+import trio.testing
+
+from raincheck import Jobs
+
+
+class AutojumpLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop that jumps to the next timer when nothing else is left to do."""
+
+    _skipped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self._skipped
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined] # asyncio's own
+            due = self._scheduled[0]._when  # type: ignore[attr-defined] # asyncio's own
+            self._skipped += max(0.0, due - self.time())
+        super()._run_once()  # type: ignore[misc] # asyncio's own
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    real = request.node.get_closest_marker("real") is not None
+    options: dict[str, Any] = {}
+    if request.param == "trio" and not real:
+        options = {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    elif request.param == "asyncio" and not real:
+        options = {"loop_factory": AutojumpLoop}
+    return request.param, options
+
+
+class Clock:
+    """Seconds since the epoch that go with the event loop's own time."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    def __call__(self) -> float:
+        now = anyio.current_time()
+        if self._offset is None:
+            self._offset = time.time() - now
+        return now + self._offset
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+
+def virtual_jobs(**settings: Any) -> Jobs:
+    """`Jobs` whose clock goes with the event loop."""
+    return Jobs(clock=Clock(), **settings)
