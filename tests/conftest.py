@@ -61,7 +61,6 @@ def clock() -> Clock:
     return Clock()
 
 
-
 def virtual_jobs(**settings: Any) -> Jobs:
     """`Jobs` whose clock goes with the event loop."""
     return Jobs(clock=Clock(), **settings)

@@ -176,8 +176,11 @@ class Admission:
         return min(self._limits.max_running, policy.max_running or self._limits.max_running)
 
     def _position(self, ticket: Ticket) -> int:
-        """1 for the first. A route without a bound of its own shares its capacity, so the earlier
-        requests of all such routes are ahead; one with a bound waits for its own."""
+        """How many turns until this one, 1 for the next.
+
+        Ahead are the earlier requests of its route, and those of every other route whose own bound
+        does not hold them back.
+        """
         ahead = ticket.route.place(ticket.number)
         for route in self._routes.values():
             if route is not ticket.route and route.free and route.waiting:

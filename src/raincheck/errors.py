@@ -2,9 +2,9 @@
 
     RaincheckError
     ├── ConfigurationError (ValueError)     a setting that cannot work; names the field and the cure
-    ├── IllegalTransition                   a job was asked to make a move its state does not allow
+    ├── IllegalTransition                   a job was asked for a move it may not make
     ├── StoreError                          a store could not do what it promises
-    │   └── StoreFull                       no room for another job; nothing was evicted to make some
+    │   └── StoreFull                       no room for another job; nothing was evicted
     └── Refusal                             the request was not accepted; nothing was stored
         ├── RequestTooLarge         413
         ├── QueueFull               503

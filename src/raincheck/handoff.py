@@ -26,7 +26,7 @@ from raincheck.errors import (
 from raincheck.job import Job, Progress, State
 from raincheck.marking import Mark, current_handoff
 from raincheck.messages import CapturedRequest, CapturedResponse, first_header
-from raincheck.policy import Limits, Policy
+from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import Decision, decide, depends_on_prefer, parse
 from raincheck.recording import ProtocolError, Recorder, TooLarge
 from raincheck.stores.base import Store
@@ -89,7 +89,11 @@ class Conductor(Protocol):
         """Record that a job which waited runs now; False if it was cancelled meanwhile."""
 
     async def finish(
-        self, handoff: Handoff, state: State, response: CapturedResponse | None, error: Problem | None
+        self,
+        handoff: Handoff,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
     ) -> None:
         """Record the outcome. Never raises."""
 
@@ -101,9 +105,9 @@ class Conductor(Protocol):
 
 
 class Handoff:
-    """One request under a policy: the app runs in a task of its own, and this stands in for the
-    server, with a private `receive` and `send`.
+    """One request under a policy, with the app in a task of its own.
 
+    It stands in for the server, with a private `receive` and `send`.
     Until acceptance messages pass between app and client. From acceptance on the client is gone:
     the rest of the request comes from memory, and what the app sends is recorded.
     """
@@ -231,7 +235,7 @@ class Handoff:
         self._cursor = 0
         self._hand_over(Stage.RECORDING)
         if policy.timeout is not None:
-            self._later(float(policy.timeout), self._out_of_time)
+            self._later(seconds(policy.timeout), self._out_of_time)
 
     def replay(self, request: CapturedRequest) -> None:
         """Take the body of a captured request for the app to read."""
@@ -459,7 +463,7 @@ class Handoff:
             return  # it finished first; a background task may run on
         stopped = self._stoppers[-1].stop()
         # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
-        grace = float(self.conductor.limits.cancel_grace)
+        grace = seconds(self.conductor.limits.cancel_grace)
         self._later(grace if stopped else _THREAD_INTERVAL, self._cancel)
 
     def _out_of_time(self) -> None:
@@ -467,7 +471,7 @@ class Handoff:
 
     async def _time_out(self) -> None:
         assert self.policy.timeout is not None
-        await self._decide(State.FAILED, error=timed_out(float(self.policy.timeout)))
+        await self._decide(State.FAILED, error=timed_out(seconds(self.policy.timeout)))
         self.stop(Reason.TIMEOUT)
 
     def _later(self, delay: float, callback: Callable[[], None]) -> None:

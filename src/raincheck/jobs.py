@@ -29,7 +29,7 @@ from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
 from raincheck.marking import Mark
 from raincheck.messages import CapturedResponse
-from raincheck.policy import Limits, Policy
+from raincheck.policy import Limits, Policy, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.stores.base import Store
@@ -165,17 +165,17 @@ class Jobs:
         if not self._open:
             return
         self._closing = True
-        with anyio.move_on_after(float(self.limits.drain_timeout)):
+        with anyio.move_on_after(seconds(self.limits.drain_timeout)):
             await self._until_idle()
         for id, waiting in list(self._waiting.items()):
             await self._withdraw(id, waiting, State.FAILED, INTERRUPTED)
         for handoff in list(self._running.values()):
             handoff.stop(Reason.INTERRUPTED)
-        with anyio.move_on_after(float(self.limits.cancel_grace)):
+        with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self._until_idle()
         for handoff in list(self._running.values()):
             await handoff.interrupt()
-        with anyio.move_on_after(float(self.limits.cancel_grace)):
+        with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self.tasks.aclose()
         await self.store.aclose()
         self._open = False
@@ -251,9 +251,11 @@ class Jobs:
         assert job is not None
         self._waiting.pop(job.id, None)
         self._running[job.id] = handoff
-        with suppress(IllegalTransition):
+        try:
             start = partial(self._advance, job, lambda job: job.start(self.clock()))
             handoff.job = await self._patiently(start)
+        except IllegalTransition:
+            return False
         return handoff.job.state is State.RUNNING
 
     async def finish(
@@ -275,7 +277,8 @@ class Jobs:
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""
         progress = handoff.progress
-        assert handoff.job is not None and progress is not None
+        assert handoff.job is not None
+        assert progress is not None
         try:
             handoff.job = await self._advance(
                 handoff.job, lambda job: job if job.finished else job.with_progress(progress)
@@ -285,7 +288,8 @@ class Jobs:
 
     def ended(self, handoff: Handoff) -> None:
         """Give the capacity back."""
-        assert handoff.job is not None and handoff.ticket is not None
+        assert handoff.job is not None
+        assert handoff.ticket is not None
         self._running.pop(handoff.job.id, None)
         self._waiting.pop(handoff.job.id, None)
         self._admission.leave(handoff.ticket)
@@ -398,7 +402,7 @@ class Jobs:
         """
         job = await self.cancel(id)
         if job is not None and not job.gone:
-            await self._bury(job, float(self.limits.tombstone_ttl))
+            await self._bury(job, seconds(self.limits.tombstone_ttl))
         return job
 
     async def forget(self, job: Job) -> None:
@@ -450,12 +454,10 @@ class Jobs:
     async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
         """Record an outcome. A job that is terminal already stays what it is (law 5)."""
         ttl = float(self._policies.get(job.route, self._policy).ttl)
-        tombstone_ttl = float(self.limits.tombstone_ttl)
+        tombstone_ttl = seconds(self.limits.tombstone_ttl)
 
         def finish(job: Job) -> Job:
-            return job.finish(
-                state, self.clock(), ttl=ttl, tombstone_ttl=tombstone_ttl, **outcome
-            )
+            return job.finish(state, self.clock(), ttl=ttl, tombstone_ttl=tombstone_ttl, **outcome)
 
         with suppress(IllegalTransition):
             return await self._patiently(partial(self._advance, job, finish))
@@ -490,7 +492,7 @@ class Jobs:
         return job
 
     def _until_restart(self) -> int:
-        return max(1, round(float(self.limits.drain_timeout)))
+        return max(1, round(seconds(self.limits.drain_timeout)))
 
     async def _sweep(self) -> None:
         """Sweep while anything can expire; the next acceptance starts it anew."""
@@ -502,4 +504,3 @@ class Jobs:
             except Exception:
                 logger.exception("the store could not be swept; trying again")
         self._sweeping = False
-

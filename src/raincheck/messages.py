@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class CapturedRequest:
     server: tuple[str, int | None] | None = None
 
     @classmethod
-    def of(cls, scope: dict[str, Any], body: bytes) -> CapturedRequest:
+    def of(cls, scope: Mapping[str, Any], body: bytes) -> CapturedRequest:
         """Capture an ASGI HTTP scope and the body that came with it."""
         client, server = scope.get("client"), scope.get("server")
         return cls(

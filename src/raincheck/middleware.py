@@ -18,7 +18,7 @@ from raincheck.errors import ConfigurationError, Refusal
 from raincheck.handoff import Handoff, Reason, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.policy import Limits, Policy
+from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import depends_on_prefer, is_navigation
 from raincheck.routing import Candidate, Routing, route_path
 from raincheck.runners.base import Runner
@@ -70,7 +70,7 @@ class LongRunningMiddleware:
     ) -> None:
         if jobs is None:
             jobs = Jobs(store=store, runner=runner, limits=limits)
-        elif not (limits is store is runner is None):
+        elif any(setting is not None for setting in (limits, store, runner)):
             raise ConfigurationError(
                 "jobs=... comes with its own limits, store and runner; pass them to Jobs(...) alone"
             )
@@ -82,7 +82,7 @@ class LongRunningMiddleware:
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
         self._places = Places(path, _checked_base_url(base_url))
-        self._status = StatusRoutes(jobs, self._dialect, self._places, float(policy.max_wait))
+        self._status = StatusRoutes(jobs, self._dialect, self._places, seconds(policy.max_wait))
         self._routing = Routing(
             app, routes or {}, policy=policy, policy_of=jobs.policy_of, path=path
         )
@@ -179,7 +179,9 @@ class LongRunningMiddleware:
             return  # it has answered by itself, or its client has left
         else:
             assert decision is not None
-            if decision.wait and await self._answer_in_time(job, decision.wait, handoff, scope, send):
+            if decision.wait and await self._answer_in_time(
+                job, decision.wait, handoff, scope, send
+            ):
                 return
             urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
             if is_navigation(scope["headers"]):

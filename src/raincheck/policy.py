@@ -12,7 +12,12 @@ from raincheck.errors import ConfigurationError
 Seconds = float | timedelta
 """A span of time: seconds, or a `timedelta`."""
 
-KIB, MIB = 1024, 1024 * 1024
+MIB = 1024 * 1024
+
+
+def seconds(span: Seconds) -> float:
+    """A span of time in seconds."""
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)
 
 
 class PolicySettings(TypedDict, total=False):
@@ -128,21 +133,26 @@ class _Check:
         self._settings = settings
 
     def seconds(
-        self, field: str, *, at_least: float = 0.0, above: float | None = None, optional: bool = False
+        self,
+        field: str,
+        *,
+        at_least: float = 0.0,
+        above: float | None = None,
+        optional: bool = False,
     ) -> None:
         value = getattr(self._settings, field)
         if value is None and optional:
             return
-        if isinstance(value, timedelta):
-            value = value.total_seconds()
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        if not isinstance(value, int | float | timedelta) or isinstance(value, bool):
             self.fail(field, "is a number of seconds or a timedelta" + " or None" * optional)
+        value = seconds(value)
+        if not math.isfinite(value):
+            self.fail(field, "is finite")
         if above is not None and value <= above:
             self.fail(field, f"is more than {above:g} seconds")
         if above is None and value < at_least:
             self.fail(field, f"is at least {at_least:g} seconds")
-        object.__setattr__(self._settings, field, float(value))
+        object.__setattr__(self._settings, field, value)
 
     def integer(self, field: str, *, at_least: int, optional: bool = False) -> None:
         value = getattr(self._settings, field)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raincheck.policy import Policy
+from raincheck.policy import Policy, seconds
 
 # token and quoted-string of RFC 9110 §5.6; preference and parameters of RFC 7240 §2. The
 # quantifiers are possessive (`++`, `*+`), so that no header makes the match backtrack.
@@ -89,7 +89,9 @@ def decide(policy: Policy, preference: Preference) -> Decision:
         return _AT_ONCE
     if policy.respond == "preferred" and not preference.respond_async:
         return _SYNCHRONOUS
-    wait = float(policy.wait) if preference.wait is None else min(preference.wait, policy.max_wait)
+    wait = seconds(policy.wait)
+    if preference.wait is not None:
+        wait = min(preference.wait, seconds(policy.max_wait))
     return Decision(True, wait, b"respond-async" if preference.respond_async else None)
 
 

@@ -308,9 +308,9 @@ def _endpoint(path: str, methods: Methods, endpoint: Any) -> _Found:
 def _routes(router: Any) -> Iterable[Any]:
     """The routes of a router. FastAPI's included routers are seen through its public iterator,
     and FastAPI is never imported for it."""
-    fastapi = sys.modules.get("fastapi.routing")
-    contexts = getattr(fastapi, "iter_route_contexts", None)
-    return router.routes if contexts is None else contexts(router.routes)
+    routes: Iterable[Any] = router.routes
+    contexts = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
+    return routes if contexts is None else iter(contexts(routes))
 
 
 def _router(app: Any) -> Any:

@@ -322,7 +322,8 @@ class _ScopeStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._scope.__exit__(exc_type, exc, traceback):
+        self._scope.__exit__(exc_type, exc, traceback)
+        if self._scope.cancelled_caught:
             raise Release from exc
 
     def stop(self) -> bool:

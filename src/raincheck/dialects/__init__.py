@@ -1,0 +1,1 @@
+"""Dialects spell jobs on the wire."""

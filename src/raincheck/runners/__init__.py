@@ -1,0 +1,1 @@
+"""Runners arrange that accepted jobs run."""

@@ -1,0 +1,1 @@
+"""The status routes of a job."""

@@ -111,7 +111,9 @@ class StatusRoutes:
 class _Exchange:
     """One request to a status route."""
 
-    def __init__(self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send) -> None:
+    def __init__(
+        self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send
+    ) -> None:
         self._routes = routes
         self._id = id
         self._prefix = prefix

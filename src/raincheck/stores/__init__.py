@@ -1,0 +1,1 @@
+"""Stores keep jobs and response bodies."""
