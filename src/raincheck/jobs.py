@@ -453,7 +453,7 @@ class Jobs:
 
     async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
         """Record an outcome. A job that is terminal already stays what it is (law 5)."""
-        ttl = float(self._policies.get(job.route, self._policy).ttl)
+        ttl = seconds(self._policies.get(job.route, self._policy).ttl)
         tombstone_ttl = seconds(self.limits.tombstone_ttl)
 
         def finish(job: Job) -> Job:

@@ -91,20 +91,21 @@ class LongRunningMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
         if scope["type"] == "http":
-            if self._below in scope["path"] and (tail := self._tail(scope)) is not None:
-                if not self.jobs.mounted:
-                    prefix = scope.get("root_path", "") + self._path
-                    return await self._status.serve(tail, prefix, scope, send)
-            elif (candidate := self._routing.find(scope)) is not None:
-                return await self._conduct(candidate, scope, receive, send)
+            below = self._below in scope["path"] and route_path(scope).startswith(self._below)
+            if below and not self.jobs.mounted:
+                await self._serve_status(scope, send)
+            elif not below and (candidate := self._routing.find(scope)) is not None:
+                await self._conduct(candidate, scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
         elif scope["type"] == "lifespan":
-            return await self._live(scope, receive, send)
-        await self.app(scope, receive, send)
+            await self._live(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
-    def _tail(self, scope: Scope) -> str | None:
-        """The path below the mount path, or None for one that is not below it."""
-        path = route_path(scope)
-        return path[len(self._path) :] if path.startswith(self._below) else None
+    async def _serve_status(self, scope: Scope, send: Send) -> None:
+        tail = route_path(scope)[len(self._path) :]
+        await self._status.serve(tail, scope.get("root_path", "") + self._path, scope, send)
 
     # --- one request ---------------------------------------------------------------------------
 
@@ -126,13 +127,14 @@ class LongRunningMiddleware:
             route=None if rule is None else rule.name,
             policy=candidate.policy,
         )
-        if rule is None:
-            handoff.vary = candidate.certain and depends_on_prefer(candidate.policy)
-            await self._run_until_accepted(handoff)
-        elif handoff.prefers_async():
+        if rule is not None and not handoff.prefers_async():
+            await self._pass_through(handoff, scope, receive, send)
+            return
+        if rule is not None:
             await self._accept_at_once(handoff)
         else:
-            return await self._pass_through(handoff, scope, receive, send)
+            handoff.vary = candidate.certain and depends_on_prefer(candidate.policy)
+            await self._run_until_accepted(handoff)
         await self._answer(handoff, scope, send)
 
     async def _run_until_accepted(self, handoff: Handoff) -> None:
@@ -196,7 +198,7 @@ class LongRunningMiddleware:
     async def _answer_in_time(
         self, accepted: Job, wait: float, handoff: Handoff, scope: Scope, send: Send
     ) -> bool:
-        """Answer with the response itself, as if nothing had happened, if it comes within `wait`."""
+        """Answer with the response itself, as if nothing had happened, if it is in time."""
         job = await self.jobs.finished(accepted, wait)
         if job is None:
             return False

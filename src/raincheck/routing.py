@@ -30,7 +30,7 @@ BOUNDARY = "__raincheck_boundary__"
 """An attribute of apps whose routes are another middleware's."""
 
 _RULE = re.compile(r"(?:(?P<method>[A-Za-z]+) +)?(?P<path>/\S*)")
-_PARAMETER = re.compile(r"{[^{}:]*(?::([^{}]*))?}")
+_PARAMETER = re.compile(r"{[^{}]*}")
 _ANYTHING = "{rest_of_the_path:path}"
 
 # Texts that Starlette's convertors accept, to try a rule against the app's routes.
@@ -196,8 +196,8 @@ class Routing:
         below = [path for path in paths if path.startswith(self._path + "/")]
         if mounted and paths and not below:
             raise ConfigurationError(
-                f"jobs.status_app was taken, but the app has no mount at path={self._path!r}; mount "
-                "it there, or tell the middleware where it is"
+                f"jobs.status_app was taken, but the app has no mount at path={self._path!r}; "
+                "mount it there, or tell the middleware where it is"
             )
         if not mounted and below:
             raise ConfigurationError(
@@ -306,8 +306,10 @@ def _endpoint(path: str, methods: Methods, endpoint: Any) -> _Found:
 
 
 def _routes(router: Any) -> Iterable[Any]:
-    """The routes of a router. FastAPI's included routers are seen through its public iterator,
-    and FastAPI is never imported for it."""
+    """The routes of a router.
+
+    FastAPI's included routers are seen through its public iterator; it is never imported for that.
+    """
     routes: Iterable[Any] = router.routes
     contexts = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
     return routes if contexts is None else iter(contexts(routes))
@@ -336,7 +338,8 @@ def _samples(path: str) -> Iterator[str]:
     pattern = compile_path(path)[0]
     names = _PARAMETER.findall(path)
     for values in itertools.product(_SAMPLES, repeat=min(len(names), 4)):
-        filler = iter((*values, *("1",) * len(names)))
-        sample = _PARAMETER.sub(lambda _: next(filler), path)
+        sample = path
+        for name, value in itertools.zip_longest(names, values, fillvalue="1"):
+            sample = sample.replace(name, value, 1)
         if pattern.match(sample):
             yield sample
