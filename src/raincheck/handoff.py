@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, Protocol
 
@@ -29,8 +28,10 @@ from raincheck.messages import CapturedRequest, CapturedResponse, first_header
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import Decision, decide, depends_on_prefer, parse
 from raincheck.recording import ProtocolError, Recorder, TooLarge
+from raincheck.stopping import Reason, Stopping
 from raincheck.stores.base import Store
-from raincheck.tasks import Stopper, Tasks
+from raincheck.tasks import Tasks
+from raincheck.uploads import Upload
 
 logger = logging.getLogger("raincheck")
 
@@ -48,9 +49,7 @@ _BYPASSING = frozenset(
 # What routing below us writes into the scope, and tracing above us reads when the call is over.
 _ROUTED = ("route", "endpoint", "path_params")
 
-# Seconds between looks at a handler that is to stop but waits for a thread, and between writes of
-# one job's progress.
-_THREAD_INTERVAL = 0.05
+# Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1
 
 
@@ -61,14 +60,6 @@ class Stage(Enum):
     PLAIN = "to the client; this request is synchronous"
     RECORDING = "to the store"
     CLOSED = "nowhere: the outcome is decided, or the request was released"
-
-
-class Reason(Enum):
-    """Why an app is to stop."""
-
-    CANCELLED = "its job was cancelled, or its client's task before acceptance"
-    TIMEOUT = "it took too long"
-    INTERRUPTED = "the server stops"
 
 
 class Conductor(Protocol):
@@ -95,7 +86,7 @@ class Conductor(Protocol):
         response: CapturedResponse | None,
         error: Problem | None,
     ) -> None:
-        """Record the outcome. Never raises."""
+        """Record the outcome. Never raises an Exception."""
 
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report."""
@@ -107,9 +98,22 @@ class Conductor(Protocol):
 class Handoff:
     """One request under a policy, with the app in a task of its own.
 
-    It stands in for the server, with a private `receive` and `send`.
-    Until acceptance messages pass between app and client. From acceptance on the client is gone:
-    the rest of the request comes from memory, and what the app sends is recorded.
+    It stands in for the server, with a private `receive` and `send`. Until acceptance messages
+    pass between app and client. From acceptance on the client is gone: the rest of the request
+    comes from memory, and what the app sends is recorded.
+
+    Attributes:
+        route: the route's name, once it is known.
+        policy: the policy it runs under; before the entry, the one it will probably meet.
+        decision: what policy and preference came to.
+        vary: whether the answer depends on `Prefer`.
+        accepted: the job as it was accepted.
+        job: the newest version known here.
+        ticket: its place.
+        refusal: why it was refused.
+        error: what the app raised without having been accepted.
+        progress: the handler's newest report.
+        handed_over: opens with acceptance, or with the app's end.
     """
 
     def __init__(
@@ -141,30 +145,23 @@ class Handoff:
         self._client_receive = receive
         self._client_send = send
         self._stage = Stage.OPEN
-        self._chunks: list[bytes] = []
-        self._cursor = 0
-        self._size = 0
-        self._whole = False  # the body has arrived to its end
-        self._told_end = False  # the app has seen that end
-        self.entered = False
-        self._answered = False  # something of a response has gone to the client
+        self._upload = Upload(policy.max_request_size)
+        self._stopping = Stopping(conductor.tasks, seconds(conductor.limits.cancel_grace))
         self._recorder: Recorder | None = None
-        self._complete = False  # the response is recorded to its end
-        self._stoppers: list[Stopper] = []
-        self._stopping: Reason | None = None
-        self._disconnect: anyio.Event | None = None
         self._turn: anyio.Event | None = None
-        self._ended = False
+        self._entered = False
+        self._released = False  # the job waits without this request, and a replay will run it
+        self._answered = False  # something of a response has gone to the client
+        self._complete = False  # the response is recorded to its end
         self._flushing = False
-        self._timers: list[Callable[[], None]] = []
 
     # --- acceptance ----------------------------------------------------------------------------
 
     async def enter(self, mark: Mark) -> bool:
         """See `marking.Entrance.enter`."""
-        if self.entered or self._stage is Stage.PLAIN:
+        if self._entered or self._stage is Stage.PLAIN:
             return False
-        self.entered = True
+        self._entered = True
         if self.job is not None:  # a path rule or a replay: accepted before it began
             return self._stage is Stage.RECORDING
         if self._answered:
@@ -178,15 +175,15 @@ class Handoff:
             await self.accept()
         except Refusal as refusal:
             self.refusal = refusal
-        if self.job is None:
+        runs = self.ticket is not None and self.ticket.running
+        if not runs:
             self._hand_over(Stage.CLOSED)
-            raise Release
-        assert self.ticket is not None
-        if not self.ticket.running and self.policy.hold:
-            self._hand_over(Stage.CLOSED)
-            await self._held()
-        elif not self.ticket.running:
-            self._hand_over(Stage.CLOSED)
+        if self.job is not None and not runs:
+            if not self.holds:
+                self._released = True
+            else:
+                runs = await self._held()
+        if not runs:
             raise Release
         self.record()
         return True
@@ -203,58 +200,59 @@ class Handoff:
         Raises:
             Refusal: nothing was stored.
         """
-        limit = self.policy.max_request_size
+        limit = self._upload.limit = self.policy.max_request_size
         declared = first_header(self.scope["headers"], b"content-length")
-        too_large = declared is not None and declared.isdigit() and int(declared) > limit
-        while not self._whole and not too_large:
+        refused = RequestTooLarge(f"The body may have {limit} bytes.")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise refused
+        while not (self._upload.whole or self._upload.too_large):
             assert self._client_receive is not None
             message = await self._client_receive()
             if message["type"] == "http.disconnect":
                 return
-            self._keep(message, limit)
-            too_large = self._size > limit
-        if too_large or self._size > limit:
-            raise RequestTooLarge(f"The body may have {limit} bytes.")
+            self._upload.arrive(message)
+        if self._upload.too_large:
+            raise refused
         await self.conductor.accept(self)
         self.accepted = self.job
+
+    @property
+    def holds(self) -> bool:
+        """Whether the live request stays while it waits for its turn."""
+        return self.policy.hold and self._entered
 
     def capture(self) -> CapturedRequest:
         """The request as bytes."""
         assert self.outer_scope is not None
-        return CapturedRequest.of(self.outer_scope, b"".join(self._chunks))
+        return CapturedRequest.of(self.outer_scope, self._upload.body())
 
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
         assert self.job is not None
-        policy = self.policy
         self._recorder = Recorder(
-            self.conductor.store, self.job.id, self.scope["method"], policy.max_response_size
+            self.conductor.store, self.job.id, self.scope["method"], self.policy.max_response_size
         )
-        # What the app has read is the app's now; what it has not waits here.
-        del self._chunks[: self._cursor]
-        self._cursor = 0
+        self._upload.let_go()
         self._hand_over(Stage.RECORDING)
-        if policy.timeout is not None:
-            self._later(seconds(policy.timeout), self._out_of_time)
+        if self.policy.timeout is not None:
+            self._stopping.after(seconds(self.policy.timeout), self._out_of_time)
 
     def replay(self, request: CapturedRequest) -> None:
-        """Take the body of a captured request for the app to read."""
-        self._chunks = [request.body]
-        self._whole = True
+        """Go on in the background with the body of a captured request."""
+        self._upload = Upload.of(request.body)
         self.record()
 
     def turn(self) -> None:
         """The turn of a held request has come."""
-        assert self._turn is not None
-        self._turn.set()
+        if self._turn is not None:
+            self._turn.set()
 
-    async def _held(self) -> None:
-        self._turn = anyio.Event()
+    async def _held(self) -> bool:
         assert self.ticket is not None
-        if not self.ticket.running:
+        self._turn = anyio.Event()
+        with self._stopping.inside():
             await self._turn.wait()
-        if self._stopping or not await self.conductor.begin(self):
-            raise Release
+        return await self.conductor.begin(self)
 
     def _hand_over(self, stage: Stage) -> None:
         self._stage = stage
@@ -269,7 +267,7 @@ class Handoff:
         current_handoff.set(self)
         error: BaseException | None = None
         try:
-            with self.inside():
+            with self._stopping.inside():
                 await self._app(self.scope, self.receive, self.send)
         except GeneratorExit:  # the event loop was thrown away; nothing can be awaited any more
             raise
@@ -278,16 +276,9 @@ class Handoff:
             error = caught
         await self._end(error)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """The block in which the app, or within it the handler, can be stopped."""
-        stopper = self.conductor.tasks.stopper()
-        self._stoppers.append(stopper)
-        try:
-            with stopper:
-                yield
-        finally:
-            self._stoppers.remove(stopper)
+    def inside(self) -> AbstractContextManager[object]:
+        """See `marking.Entrance.inside`."""
+        return self._stopping.inside()
 
     @property
     def limiter(self) -> anyio.CapacityLimiter:
@@ -296,47 +287,20 @@ class Handoff:
 
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""
-        if self._cursor < len(self._chunks) or (self._whole and not self._told_end):
-            return self._next_chunk()
-        if self._stage is Stage.OPEN or self._stage is Stage.PLAIN:
-            assert self._client_receive is not None
+        if (part := self._upload.next()) is not None:
+            return part
+        if self._client_receive is not None:
             message = await self._client_receive()
             if message["type"] == "http.request":
-                if self._stage is Stage.OPEN:
-                    self._keep(message, self.policy.max_request_size)
-                    self._cursor = len(self._chunks)
-                self._told_end = not message.get("more_body", False)
+                self._upload.passed(message)
                 return message
-            if self._stage is Stage.OPEN or self._stage is Stage.PLAIN:
+            if self._client_receive is not None:
                 return message
             # The client has gone, but the request was accepted in the meantime (law 10).
-        # Nothing more comes. An answer here would end a streaming response (trap 1 of the design),
-        # so this blocks until the job is to stop.
-        if not self._stopping:
-            if self._disconnect is None:
-                self._disconnect = anyio.Event()
-            await self._disconnect.wait()
+        # Nothing more comes. An answer here would end a streaming response: under ASGI 2.3 it
+        # watches for one beside its own sending. So this blocks until the app is to stop.
+        await self._stopping.disconnected()
         return {"type": "http.disconnect"}
-
-    def _next_chunk(self) -> Message:
-        chunk = self._chunks[self._cursor] if self._cursor < len(self._chunks) else b""
-        if self._stage is Stage.OPEN:
-            self._cursor += 1
-        else:
-            del self._chunks[:1]
-        more = self._cursor < len(self._chunks) or not self._whole
-        self._told_end = not more
-        return {"type": "http.request", "body": chunk, "more_body": more}
-
-    def _keep(self, message: Message, limit: int) -> None:
-        """Keep a part of the body for the capture, as long as it may be captured at all."""
-        chunk = message.get("body", b"")
-        self._whole = not message.get("more_body", False)
-        self._size += len(chunk)
-        if self._size > limit:
-            self._chunks.clear()
-        elif chunk:
-            self._chunks.append(bytes(chunk))
 
     async def send(self, message: Message) -> None:
         """ASGI `send` for the app."""
@@ -359,16 +323,16 @@ class Handoff:
         try:
             response = await self._recorder.take(message)
         except TooLarge:
-            await self._decide(
-                State.FAILED, error=response_too_large(self.policy.max_response_size)
-            )
+            problem = response_too_large(self.policy.max_response_size)
+            await self._decide(State.FAILED, error=problem)
             raise Release from None  # unwinds the handler, which has nothing left to say
         except ProtocolError as error:
-            problem = crashed(str(error).capitalize() + ".")
+            problem = crashed(f"The response broke the protocol: {error}.")
             await self._decide(State.FAILED, error=problem)
             raise self._broken(str(error)) from error
         if response is not None:
             self._complete = True
+            self._stopping.spare()
             state = State.SUCCEEDED if response.status < 400 else State.FAILED
             await self._decide(state, response=response)
 
@@ -380,41 +344,32 @@ class Handoff:
         error: Problem | None = None,
     ) -> None:
         """Record the outcome; what the app sends from here on goes nowhere."""
-        if self._stage is not Stage.RECORDING:
-            return
-        self._stage = Stage.CLOSED
-        await self.conductor.finish(self, state, response, error)
+        if self._stage is Stage.RECORDING:
+            self._stage = Stage.CLOSED
+            await self.conductor.finish(self, state, response, error)
 
     async def _end(self, error: BaseException | None) -> None:
-        self._ended = True
-        for call_off in self._timers:
-            call_off()
-        released = is_release(error)
+        self._stopping.end()
+        stopped = self._stopping.reason is not None
+        if is_release(error) or (stopped and isinstance(error, anyio.get_cancelled_exc_class())):
+            error = None  # our own doing
         if self.job is None:
-            self._end_in_foreground(None if released else error)
+            self.error = error
+            self._show_route()
+            self.handed_over.open()
             return
+        if error is not None:
+            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
         if self._stage is Stage.RECORDING:
-            await self._end_unanswered(error, released=released)
-        elif error is not None and not released and not self._stopping:
-            self._log_crash(error)  # its response is decided; the exception came after
-        self.conductor.ended(self)
+            await self._end_unanswered(raised=error is not None)
+        if not self._released:
+            self.conductor.ended(self)
 
-    def _end_in_foreground(self, error: BaseException | None) -> None:
-        self.error = error
-        if self.outer_scope is not None:
-            for key in _ROUTED:
-                if key in self.scope:
-                    self.outer_scope[key] = self.scope[key]
-        self.handed_over.open()
-
-    async def _end_unanswered(self, error: BaseException | None, *, released: bool) -> None:
+    async def _end_unanswered(self, *, raised: bool) -> None:
         """The app has ended, and its response is not complete."""
-        raised = error is not None and not released
-        if raised and not (self._stopping and isinstance(error, anyio.get_cancelled_exc_class())):
-            self._log_crash(error)
-        if self._stopping is Reason.INTERRUPTED:
+        if self._stopping.reason is Reason.INTERRUPTED:
             await self._decide(State.FAILED, error=INTERRUPTED)
-        elif self._stopping:
+        elif self._stopping.reason is not None:
             await self._decide(State.CANCELLED)
         elif raised:
             await self._decide(State.FAILED, error=crashed())
@@ -425,46 +380,26 @@ class Handoff:
             self._broken(f"the handler {reason}")
             await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))
 
+    def _show_route(self) -> None:
+        if self.outer_scope is not None:
+            for key in _ROUTED:
+                if key in self.scope:
+                    self.outer_scope[key] = self.scope[key]
+
     def _broken(self, reason: str) -> RuntimeError:
         assert self.job is not None
         logger.error("job %s on %s: %s", self.job.id, self.route, reason)
         return RuntimeError(reason)
 
-    def _log_crash(self, error: BaseException | None) -> None:
-        assert self.job is not None
-        logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
-
     # --- stopping ------------------------------------------------------------------------------
 
     def stop(self, reason: Reason) -> None:
-        """Ask the app to stop: by `http.disconnect`, and by cancellation at its next await.
-
-        A handler that completes its response all the same has finished first (law 6).
-        """
-        if self._ended or self._stopping is Reason.INTERRUPTED:
-            return
-        asked, self._stopping = self._stopping, reason
-        if asked:
-            return
-        if self._disconnect is not None:
-            self._disconnect.set()
-        if self._turn is not None:
-            self._turn.set()
-        self._cancel()
+        """Ask the app to stop. If it completes its response all the same, it finished first."""
+        self._stopping.stop(reason)
 
     async def interrupt(self) -> None:
         """Record that the server did not wait for the handler's end."""
         await self._decide(State.FAILED, error=INTERRUPTED)
-
-    def _cancel(self) -> None:
-        if self._ended or not self._stoppers:
-            return
-        if self._complete and self._stopping is Reason.CANCELLED:
-            return  # it finished first; a background task may run on
-        stopped = self._stoppers[-1].stop()
-        # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
-        grace = seconds(self.conductor.limits.cancel_grace)
-        self._later(grace if stopped else _THREAD_INTERVAL, self._cancel)
 
     def _out_of_time(self) -> None:
         self.conductor.tasks.spawn(self._time_out)
@@ -473,9 +408,6 @@ class Handoff:
         assert self.policy.timeout is not None
         await self._decide(State.FAILED, error=timed_out(seconds(self.policy.timeout)))
         self.stop(Reason.TIMEOUT)
-
-    def _later(self, delay: float, callback: Callable[[], None]) -> None:
-        self._timers.append(self.conductor.tasks.call_later(delay, callback))
 
     # --- progress ------------------------------------------------------------------------------
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,27 +24,24 @@ from raincheck.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from raincheck.handoff import Handoff, Reason
+from raincheck.handoff import Handoff
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
+from raincheck.ledger import Ledger
 from raincheck.marking import Mark
 from raincheck.messages import CapturedResponse
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
+from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
 from raincheck.tasks import Tasks, open_tasks
 
 logger = logging.getLogger("raincheck")
 
-T = TypeVar("T")
-
 # Seconds between sweeps, while there is anything that can expire.
 SWEEP_INTERVAL = 10.0
-
-# Seconds between tries to record an outcome that the store did not take, at first and at most.
-_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -112,6 +109,7 @@ class Jobs:
         self._policies: dict[str, Policy] = {}
         self._marks: dict[Mark, Policy] = {}
         self._ids = Ids("")
+        self._ledger = Ledger(self.store, clock, seconds(self.limits.tombstone_ttl))
         self._reset()
 
     def _reset(self) -> None:
@@ -213,7 +211,7 @@ class Jobs:
             state=State.RUNNING if runs else State.QUEUED,
             created_at=now,
             started_at=now if runs else None,
-            request=None if runs or policy.hold else handoff.capture(),
+            request=None if runs or handoff.holds else handoff.capture(),
         )
         try:
             await self.store.create(job)
@@ -238,7 +236,7 @@ class Jobs:
         policy = handoff.policy
         assert handoff.outer_scope is not None
         outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
-        held = handoff if policy.hold and handoff.entered else None
+        held = handoff if handoff.holds else None
         self._waiting[job.id] = _Waiting(ticket, policy, {} if held else outer, held)
         ticket.turn = held.turn if held else partial(self._turn, job.id)
 
@@ -252,8 +250,7 @@ class Jobs:
         self._waiting.pop(job.id, None)
         self._running[job.id] = handoff
         try:
-            start = partial(self._advance, job, lambda job: job.start(self.clock()))
-            handoff.job = await self._patiently(start)
+            handoff.job = await self._ledger.start(job)
         except IllegalTransition:
             return False
         return handoff.job.state is State.RUNNING
@@ -274,15 +271,17 @@ class Jobs:
             job, state, response=response, error=error, progress=handoff.progress
         )
 
+    async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
+        policy = self._policies.get(job.route, self._policy)
+        return await self._ledger.finish(job, state, ttl=seconds(policy.ttl), **outcome)
+
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""
         progress = handoff.progress
         assert handoff.job is not None
         assert progress is not None
         try:
-            handoff.job = await self._advance(
-                handoff.job, lambda job: job if job.finished else job.with_progress(progress)
-            )
+            handoff.job = await self._ledger.progress(handoff.job, progress)
         except Exception:
             logger.exception("the progress of job %s could not be stored", handoff.job.id)
 
@@ -308,7 +307,7 @@ class Jobs:
         waiting = self._waiting.get(id)
         if waiting is None:
             return  # cancelled or deleted in the meantime; its place has been given back
-        job = await self._patiently(partial(self.store.get, id))
+        job = await self._ledger.patiently(partial(self.store.get, id))
         assert self._app is not None
         if job is None or job.request is None:  # cancelled or deleted while the store was asked
             return
@@ -388,7 +387,7 @@ class Jobs:
         handoff = self._running.get(id)
         known = job if handoff is None or handoff.job is None else handoff.job
         with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
-            changed = await self._advance(known, lambda job: job.cancelling())
+            changed = await self._ledger.cancelling(known)
             if handoff is not None:
                 handoff.job = changed
         await self._runner.cancel(id)
@@ -402,16 +401,12 @@ class Jobs:
         """
         job = await self.cancel(id)
         if job is not None and not job.gone:
-            await self._bury(job, seconds(self.limits.tombstone_ttl))
+            await self._ledger.bury(job, remember=True)
         return job
 
     async def forget(self, job: Job) -> None:
         """Drop a job whose client has its response and was never told of a job."""
-        await self._bury(job, 0.0)
-
-    async def _bury(self, job: Job, tombstone_ttl: float) -> None:
-        now = self.clock()
-        await self._advance(job, lambda job: job if job.gone else job.tombstone(now, tombstone_ttl))
+        await self._ledger.bury(job, remember=False)
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
@@ -428,53 +423,6 @@ class Jobs:
         """How much runs and waits now."""
         occupancy = self._admission.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
-
-    # --- recording -----------------------------------------------------------------------------
-
-    async def _advance(self, job: Job, change: Callable[[Job], Job]) -> Job:
-        """Put the next version into the store, whoever else changes the job meanwhile.
-
-        Args:
-            job: the version known here.
-            change: makes the next version of the one that is there; the same one to leave it.
-
-        Raises:
-            IllegalTransition: the job has moved on, so that the change is no longer allowed.
-            StoreError: whatever the store raises.
-        """
-        while True:
-            changed = change(job)
-            if changed is job or await self.store.replace(changed):
-                return changed
-            newest = await self.store.get(job.id)
-            if newest is None or newest.gone:
-                return job  # deleted: nobody can ask for it any more
-            job = newest
-
-    async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
-        """Record an outcome. A job that is terminal already stays what it is (law 5)."""
-        ttl = seconds(self._policies.get(job.route, self._policy).ttl)
-        tombstone_ttl = seconds(self.limits.tombstone_ttl)
-
-        def finish(job: Job) -> Job:
-            return job.finish(state, self.clock(), ttl=ttl, tombstone_ttl=tombstone_ttl, **outcome)
-
-        with suppress(IllegalTransition):
-            return await self._patiently(partial(self._advance, job, finish))
-        return job
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store until it answers: an accepted job must come to its end (law 1)."""
-        delay = _FIRST_RETRY
-        while True:
-            try:
-                return await ask()
-            except IllegalTransition:
-                raise
-            except Exception:
-                logger.exception("the store failed; trying again in %.1f s", delay)
-            await anyio.sleep(delay)
-            delay = min(2 * delay, _LAST_RETRY)
 
     async def _withdraw(
         self, id: str, waiting: _Waiting, state: State, error: Problem | None

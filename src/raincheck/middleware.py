@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,17 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.dialects.base import Dialect
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import ConfigurationError, Refusal
-from raincheck.handoff import Handoff, Reason, with_vary
+from raincheck.handoff import Handoff, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
+from raincheck.lifespan import Lifespan
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import depends_on_prefer, is_navigation
 from raincheck.routing import Candidate, Routing, route_path
 from raincheck.runners.base import Runner
 from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
+from raincheck.stopping import Reason
 from raincheck.stores.base import Store
-
-logger = logging.getLogger("raincheck")
 
 
 class LongRunningMiddleware:
@@ -99,7 +98,7 @@ class LongRunningMiddleware:
             else:
                 await self.app(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await Lifespan(self._open, self.jobs.close, receive, send).run(self.app, scope)
         else:
             await self.app(scope, receive, send)
 
@@ -214,85 +213,9 @@ class LongRunningMiddleware:
         await self.jobs.forget(job)
         return True
 
-    # --- lifespan ------------------------------------------------------------------------------
-
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open the jobs when the app has started, and drain them before it shuts down."""
-        lifespan = _Lifespan(self, receive, send)
-        try:
-            await self.app(scope, lifespan.receive, lifespan.send)
-        except Exception as error:
-            await lifespan.failed(error)
-        await lifespan.finish()
-
     async def _open(self) -> None:
         self._routing.read(mounted=self.jobs.mounted)
         await self.jobs.open(under_lifespan=True)
-
-
-class _Lifespan:
-    """One lifespan: what the server and the app have said so far (ASGI lifespan, version 2.0)."""
-
-    def __init__(self, middleware: LongRunningMiddleware, receive: Receive, send: Send) -> None:
-        self._middleware = middleware
-        self._receive = receive
-        self._send = send
-        self._received = 0
-        self._started = False
-        self._ended = False
-        self._mistake: ConfigurationError | None = None
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._received += 1
-        if message["type"] == "lifespan.shutdown":
-            await self._middleware.jobs.close()
-        return message
-
-    async def send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "lifespan.startup.complete":
-            try:
-                await self._middleware._open()
-            except ConfigurationError as mistake:
-                self._mistake = mistake  # the app is going to report this, or just to end
-                raise
-            self._started = True
-        elif kind == "lifespan.startup.failed":
-            self._ended = True
-            if self._mistake is not None:
-                message = {"type": kind, "message": str(self._mistake)}
-        elif kind.startswith("lifespan.shutdown."):
-            self._ended = True
-        else:
-            raise RuntimeError(f"the app answered a lifespan scope with {kind!r}")
-        await self._send(message)
-
-    async def failed(self, error: Exception) -> None:
-        """The app has raised."""
-        if self._mistake is not None and not self._ended:
-            await self.send({"type": "lifespan.startup.failed"})
-        if self._started or self._ended:
-            await self._middleware.jobs.close()
-            raise error
-        # Without an answer, that is how an app says that it knows no lifespan.
-        logger.info("the app has no lifespan (%r); raincheck has one without it", error)
-
-    async def finish(self) -> None:
-        """The app has returned; do what it has not done, so that the jobs are drained."""
-        if self._ended:
-            return
-        if not self._started:
-            if not self._received:
-                await self.receive()
-            try:
-                await self.send({"type": "lifespan.startup.complete"})
-            except ConfigurationError:
-                await self.send({"type": "lifespan.startup.failed"})
-                raise
-        if self._received < 2:
-            await self.receive()
-        await self.send({"type": "lifespan.shutdown.complete"})
 
 
 def _checked_path(path: str) -> str:

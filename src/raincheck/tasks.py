@@ -49,7 +49,15 @@ class Stopper(AbstractContextManager["Stopper"], ABC):
     """Stops the code inside its `with` block, and turns that stop into a `Release`.
 
     The frames outside the block see no cancellation: what they clean up may `await`.
+
+    Args:
+        stack: the stoppers whose blocks are entered, the innermost last.
     """
+
+    __slots__ = ("_stack",)
+
+    def __init__(self, stack: list[Stopper]) -> None:
+        self._stack = stack
 
     @abstractmethod
     def stop(self) -> bool:
@@ -76,8 +84,8 @@ class Tasks(ABC):
         """A new hand-over."""
 
     @abstractmethod
-    def stopper(self) -> Stopper:
-        """A new stopper, to be entered by the task that it may stop."""
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile."""
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -124,8 +132,8 @@ class AsyncioTasks(Tasks):
     def gate(self) -> Gate:
         return _AsyncioGate(self._loop)
 
-    def stopper(self) -> Stopper:
-        return _AsyncioStopper()
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        return _AsyncioStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         return self._loop.call_later(delay, callback).cancel
@@ -167,12 +175,14 @@ class _AsyncioGate:
 class _AsyncioStopper(Stopper):
     __slots__ = ("_cancels", "_task")
 
-    def __init__(self) -> None:
+    def __init__(self, stack: list[Stopper]) -> None:
+        super().__init__(stack)
         self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
+        self._stack.append(self)
         return self
 
     def __exit__(
@@ -181,6 +191,7 @@ class _AsyncioStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stack.remove(self)
         task, self._task = self._task, None
         if not self._cancels or task is None:
             return
@@ -268,8 +279,8 @@ class TrioTasks(Tasks):
     def gate(self) -> Gate:
         return _EventGate()
 
-    def stopper(self) -> Stopper:
-        return _ScopeStopper()
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        return _ScopeStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:
@@ -309,11 +320,13 @@ class _EventGate:
 class _ScopeStopper(Stopper):
     __slots__ = ("_scope",)
 
-    def __init__(self) -> None:
+    def __init__(self, stack: list[Stopper]) -> None:
+        super().__init__(stack)
         self._scope = anyio.CancelScope()
 
     def __enter__(self) -> Self:
         self._scope.__enter__()
+        self._stack.append(self)
         return self
 
     def __exit__(
@@ -322,6 +335,7 @@ class _ScopeStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stack.remove(self)
         self._scope.__exit__(exc_type, exc, traceback)
         if self._scope.cancelled_caught:
             raise Release from exc

@@ -1,0 +1,87 @@
+"""Stopping an app: why, by what, and how often it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+import anyio
+
+from raincheck.tasks import Stopper, Tasks
+
+# Seconds between looks at an app that is to stop but waits for a thread.
+_THREAD_INTERVAL = 0.05
+
+
+class Reason(Enum):
+    """Why an app is to stop."""
+
+    CANCELLED = "its job was cancelled, or its client's task before acceptance"
+    TIMEOUT = "it took too long"
+    INTERRUPTED = "the server stops"
+
+
+class Stopping:
+    """Stops one app and whatever it runs.
+
+    Args:
+        tasks: the tasks it is one of.
+        grace: seconds that its cleanup code has before it is cancelled again.
+    """
+
+    __slots__ = ("_disconnect", "_done", "_grace", "_stoppers", "_tasks", "_timers", "reason")
+
+    def __init__(self, tasks: Tasks, grace: float) -> None:
+        self.reason: Reason | None = None
+        self._tasks = tasks
+        self._grace = grace
+        self._stoppers: list[Stopper] = []
+        self._timers: dict[Callable[[], None], Callable[[], None]] = {}  # callback: call it off
+        self._disconnect: anyio.Event | None = None
+        self._done = False
+
+    def inside(self) -> Stopper:
+        """The block that is stopped: the innermost one that the app stands in."""
+        return self._tasks.stopper(self._stoppers)
+
+    def after(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call back after `delay` seconds, unless the app has ended by then."""
+        self._timers[callback] = self._tasks.call_later(delay, callback)
+
+    def stop(self, reason: Reason) -> None:
+        """Ask the app to stop: by `http.disconnect`, and by cancellation at its next await.
+
+        The first request starts the asking; a later one may only give a weightier reason.
+        """
+        asked, self.reason = self.reason, reason
+        if asked is Reason.INTERRUPTED:
+            self.reason = asked
+        if asked is None and not self._done:
+            if self._disconnect is not None:
+                self._disconnect.set()
+            self._cancel()
+
+    async def disconnected(self) -> None:
+        """Return when the app was asked to stop."""
+        if self.reason is None:
+            if self._disconnect is None:
+                self._disconnect = anyio.Event()
+            await self._disconnect.wait()
+
+    def end(self) -> None:
+        """The app has ended: ask no more."""
+        self._done = True
+        for call_off in self._timers.values():
+            call_off()
+
+    def spare(self) -> None:
+        """Its response is complete: a cancellation comes too late for what may still run."""
+        if self.reason is Reason.CANCELLED:
+            self.end()
+
+    def _cancel(self) -> None:
+        if self._done or not self._stoppers:
+            return
+        cancelled = self._stoppers[-1].stop()
+        # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
+        self.after(self._grace if cancelled else _THREAD_INTERVAL, self._cancel)

@@ -1,0 +1,359 @@
+"""For tests: of apps that use raincheck, and of stores and runners written for it.
+
+An endpoint marked `@long_running` is a plain one without the middleware, so most tests of an app
+need nothing from here. Those that want the 202 follow it with `follow()`.
+
+Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and give a fixture:
+
+    @pytest.mark.anyio
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def store(self): return MyStore()
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from starlette.types import ASGIApp, Message
+
+from raincheck.errors import crashed
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.runners.base import Attempt, Runner
+from raincheck.stores.base import Store
+
+
+class Response(Protocol):
+    """What `follow()` needs of a response; httpx's has it."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Any: ...
+
+
+R = TypeVar("R", bound=Response, covariant=True)
+
+
+class Client(Protocol[R]):
+    """What `follow()` needs of a client; `httpx.AsyncClient` has it."""
+
+    async def get(self, url: str, *, headers: dict[str, str]) -> R: ...
+
+
+async def follow(client: Client[R], response: R, *, wait: int = 30) -> R:
+    """Follow a 202 to the response that its status URL becomes.
+
+    Args:
+        client: e.g. an `httpx.AsyncClient` with an `ASGITransport`.
+        response: the answer to the request; anything but a 202 is returned as it is.
+        wait: seconds that each poll may wait for a change.
+    """
+    while response.status_code == 202:
+        url = response.headers["location"]
+        response = await client.get(url, headers={"prefer": f"wait={wait}"})
+    return response
+
+
+@asynccontextmanager
+async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
+    """Run an app's lifespan around a block, as a server does.
+
+    Yields:
+        The lifespan state.
+
+    Raises:
+        RuntimeError: the app reports that its start-up or shutdown failed.
+    """
+    state: dict[str, Any] = {}
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
+    to_app_send, to_app = anyio.create_memory_object_stream[Message](2)
+    from_app_send, from_app = anyio.create_memory_object_stream[Message](2)
+
+    async def run() -> None:
+        with from_app_send:
+            await app(scope, to_app.receive, from_app_send.send)
+
+    async def say(event: str) -> None:
+        await to_app_send.send({"type": f"lifespan.{event}"})
+        answer = await from_app.receive()
+        if answer["type"] != f"lifespan.{event}.complete":
+            raise RuntimeError(f"{answer['type']}: {answer.get('message', '')}")
+
+    with to_app_send, to_app, from_app:
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await say("startup")
+            yield state
+            await say("shutdown")
+
+
+def job(id: str = "a", **fields: Any) -> Job:
+    """A running job, for tests of stores."""
+    return Job(**{"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, **fields})
+
+
+def finished(job: Job, now: float = 1000.0, ttl: float = 60.0, tombstone_ttl: float = 60.0) -> Job:
+    """The job's next version, failed without a response."""
+    return job.finish(
+        State.FAILED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, error=crashed("It broke.")
+    )
+
+
+async def body_of(store: Store, id: str, offset: int = 0) -> bytes:
+    """A response body as a store has it."""
+    return b"".join([chunk async for chunk in store.read_body(id, offset)])
+
+
+class StoreContract:
+    """What every store promises. Subclass it, with a fixture `store`."""
+
+    async def test_a_created_job_is_there(self, store: Store) -> None:
+        assert await store.create(job()) == job()
+        assert await store.get("a") == job()
+
+    async def test_an_unknown_job_is_none(self, store: Store) -> None:
+        assert await store.get("a") is None
+
+    async def test_every_field_comes_back(self, store: Store) -> None:
+        request = CapturedRequest(
+            method="POST",
+            path="/ü",
+            raw_path=b"/%C3%BC",
+            query_string=b"q=1",
+            headers=((b"x-a", b"\xff"), (b"x-a", b"2")),
+            body=b"\x00\xff",
+            client=("127.0.0.1", 1),
+            server=("127.0.0.1", None),
+        )
+        full = job(request=request, started_at=1.5, progress=Progress(0.5, "halb fertig: ½"))
+        await store.create(full)
+        assert await store.get("a") == full
+        response = CapturedResponse(200, ((b"set-cookie", b"a"), (b"set-cookie", b"b")), 3)
+        done = full.finish(
+            State.SUCCEEDED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response
+        )
+        assert await store.replace(done)
+        assert await store.get("a") == done
+
+    async def test_of_many_creators_of_one_id_one_wins(self, store: Store) -> None:
+        winners = []
+
+        async def create(number: int) -> None:
+            there = await store.create(job(route=str(number)))
+            winners.append(there.route)
+
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(create, number)
+        assert len(winners) == 100
+        assert len(set(winners)) == 1
+
+    async def test_replace_takes_the_next_version_only(self, store: Store) -> None:
+        await store.create(job())
+        second = job().cancelling()
+        assert await store.replace(second)
+        assert not await store.replace(job().with_progress(Progress(0.5)))
+        assert await store.get("a") == second
+
+    async def test_of_many_replacers_one_wins(self, store: Store) -> None:
+        await store.create(job())
+        outcomes = []
+
+        async def replace(number: int) -> None:
+            outcomes.append(await store.replace(job().with_progress(Progress(0.0, str(number)))))
+
+        async with anyio.create_task_group() as group:
+            for number in range(50):
+                group.start_soon(replace, number)
+        assert sorted(outcomes) == [False] * 49 + [True]
+
+    async def test_replace_of_an_unknown_job_changes_nothing(self, store: Store) -> None:
+        assert not await store.replace(job().cancelling())
+        assert await store.get("a") is None
+
+    async def test_a_body_comes_back_in_order(self, store: Store) -> None:
+        await store.create(job())
+        await store.create(job("b"))
+        for chunk in (b"one", b"\x00\xff", b"three"):
+            await store.append_body("a", chunk)
+            await store.append_body("b", b"x")
+        assert await body_of(store, "a") == b"one\x00\xffthree"
+        assert await body_of(store, "b") == b"xxx"
+
+    async def test_a_body_is_read_from_any_offset(self, store: Store) -> None:
+        await store.create(job())
+        whole = bytes(range(256)) * 10
+        for start in range(0, len(whole), 100):
+            await store.append_body("a", whole[start : start + 100])
+        for offset in (0, 1, 99, 100, 101, 255, 2559, 2560, 9999):
+            assert await body_of(store, "a", offset) == whole[offset:]
+
+    async def test_no_body_is_empty(self, store: Store) -> None:
+        await store.create(job())
+        assert await body_of(store, "a") == b""
+        assert await body_of(store, "unknown") == b""
+
+    async def test_appending_to_nothing_keeps_nothing(self, store: Store) -> None:
+        await store.append_body("a", b"x")
+        await store.create(job())
+        assert await body_of(store, "a") == b""
+
+    async def test_changed_answers_at_once_if_it_is_newer(self, store: Store) -> None:
+        await store.create(job())
+        assert await store.changed("a", 0) == job()
+
+    async def test_changed_of_an_unknown_job_is_none(self, store: Store) -> None:
+        assert await store.changed("a", 0) is None
+
+    async def test_changed_wakes_everybody_who_waits(self, store: Store) -> None:
+        await store.create(job())
+        seen = []
+
+        async def watch() -> None:
+            seen.append(await store.changed("a", 1))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            assert seen == []
+            assert await store.replace(job().cancelling())
+        assert seen == [job().cancelling()] * 5
+
+    async def test_waiting_can_be_cancelled(self, store: Store) -> None:
+        await store.create(job())
+        with anyio.move_on_after(0.01) as scope:
+            await store.changed("a", 1)
+        assert scope.cancelled_caught
+        assert await store.replace(job().cancelling())
+
+    async def test_unfinished_lists_what_is_not_terminal(self, store: Store) -> None:
+        for id in "abc":
+            await store.create(job(id))
+        await store.create(job("q", state=State.QUEUED))
+        await store.replace(finished(job("b")))
+        await store.replace(job("c").tombstone(1000.0, 60.0))
+        assert {job.id async for job in store.unfinished()} == {"a", "q"}
+
+    async def test_a_tombstone_drops_the_body(self, store: Store) -> None:
+        await store.create(job())
+        await store.append_body("a", b"x")
+        tombstone = job().tombstone(1000.0, 60.0)
+        assert await store.replace(tombstone)
+        assert await store.get("a") == tombstone
+        assert await body_of(store, "a") == b""
+        await store.append_body("a", b"x")
+        assert await body_of(store, "a") == b""
+
+    async def test_a_sweep_leaves_what_has_not_expired(self, store: Store) -> None:
+        await store.create(job())
+        await store.create(job("b"))
+        done = finished(job("b"), ttl=60.0)
+        await store.replace(done)
+        await store.append_body("b", b"x")
+        assert await store.sweep(1059.9)
+        assert await store.get("a") == job()
+        assert await store.get("b") == done
+        assert await body_of(store, "b") == b"x"
+
+    async def test_a_sweep_buries_what_has_expired_and_then_forgets_it(self, store: Store) -> None:
+        await store.create(job())
+        await store.replace(finished(job(), ttl=60.0, tombstone_ttl=60.0))
+        await store.append_body("a", b"x")
+        assert await store.sweep(1060.0)
+        tombstone = await store.get("a")
+        assert tombstone is not None
+        assert tombstone.gone
+        assert tombstone.error is None
+        assert await body_of(store, "a") == b""
+        assert not await store.sweep(1120.0)
+        assert await store.get("a") is None
+
+    async def test_a_buried_job_wakes_those_who_wait(self, store: Store) -> None:
+        await store.create(job())
+        done = finished(job())
+        await store.replace(done)
+
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                newest = await store.changed("a", done.version)
+                assert newest is not None
+                assert newest.gone
+
+            group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            await store.sweep(1060.0)
+
+    async def test_a_closed_store_can_be_used_again(self, store: Store) -> None:
+        await store.create(job())
+        await store.aclose()
+        await store.create(job("b"))
+        assert await store.get("b") == job("b")
+
+
+class RunnerContract:
+    """What every runner promises. Subclass it, with a fixture `runner`."""
+
+    async def test_every_submitted_job_is_attempted(self, runner: Runner) -> None:
+        attempts: list[str] = []
+
+        async def attempt(id: str) -> None:
+            attempts.append(id)
+
+        async with anyio.create_task_group() as group:
+            runner.bind(attempt, lambda id: None, group.start_soon)
+            for number in range(20):
+                await runner.submit(str(number))
+        assert sorted(attempts, key=int) == [str(number) for number in range(20)]
+
+    async def test_jobs_run_side_by_side(self, runner: Runner) -> None:
+        both = anyio.Event()
+        running: set[str] = set()
+
+        async def attempt(id: str) -> None:
+            running.add(id)
+            if len(running) == 2:
+                both.set()
+            with anyio.fail_after(10):
+                await both.wait()
+
+        async with anyio.create_task_group() as group:
+            runner.bind(attempt, lambda id: None, group.start_soon)
+            await runner.submit("a")
+            await runner.submit("b")
+
+    async def test_a_cancelled_job_is_told_to_stop(self, runner: Runner) -> None:
+        told = anyio.Event()
+        started = anyio.Event()
+
+        async def attempt(id: str) -> None:
+            started.set()
+            with anyio.fail_after(10):
+                await told.wait()
+
+        def stop(id: str) -> None:
+            assert id == "a"
+            told.set()
+
+        async with anyio.create_task_group() as group:
+            runner.bind(attempt, stop, group.start_soon)
+            await runner.submit("a")
+            await started.wait()
+            await runner.cancel("a")
+
+    async def test_cancelling_what_does_not_run_is_no_error(self, runner: Runner) -> None:
+        async with anyio.create_task_group() as group:
+            spawn: Any = group.start_soon
+
+            async def attempt(id: str) -> None:
+                raise AssertionError("nothing was submitted")
+
+            bound: Attempt = attempt
+            runner.bind(bound, lambda id: None, spawn)
+            await runner.cancel("unknown")

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from raincheck import ConfigurationError, MemoryStore
+from raincheck.errors import StoreFull
+from raincheck.stores.memory import RECORD_COST
+from raincheck.testing import StoreContract, body_of, finished, job
+
+
+@pytest.mark.anyio
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
+
+
+@pytest.mark.anyio
+async def test_law_9_a_full_store_refuses_new_jobs_and_evicts_none() -> None:
+    store = MemoryStore(max_bytes=3 * RECORD_COST)
+    for id in "abc":
+        await store.create(job(id))
+        await store.replace(finished(job(id)))
+    with pytest.raises(StoreFull):
+        await store.create(job("d"))
+    assert [await store.get(id) == finished(job(id)) for id in "abc"] == [True] * 3
+    assert await store.get("d") is None
+
+
+@pytest.mark.anyio
+async def test_law_8_an_accepted_job_has_room_even_when_the_store_has_become_full() -> None:
+    store = MemoryStore(max_bytes=RECORD_COST)
+    await store.create(job())
+    await store.append_body("a", b"x" * 10_000)
+    assert await store.replace(finished(job()))
+    assert await body_of(store, "a") == b"x" * 10_000
+
+
+@pytest.mark.anyio
+async def test_all_that_was_kept_is_given_back() -> None:
+    store = MemoryStore()
+    for number in range(100):
+        there = job(str(number))
+        await store.create(there)
+        await store.append_body(there.id, b"x" * 1000)
+        if number % 3 == 0:
+            await store.replace(there.tombstone(1000.0, 60.0))
+        else:
+            await store.replace(finished(there))
+    assert store.size > 60_000
+    await store.sweep(1060.0)
+    assert store.size == len(store) * RECORD_COST
+    await store.sweep(1120.0)
+    assert (store.size, len(store)) == (0, 0)
+
+
+@pytest.mark.parametrize("max_bytes", [0, -1, 1.5, "1"])
+def test_an_impossible_bound_names_itself(max_bytes: int) -> None:
+    with pytest.raises(ConfigurationError, match="max_bytes"):
+        MemoryStore(max_bytes=max_bytes)

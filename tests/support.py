@@ -1,0 +1,129 @@
+"""What the tests of a whole app share: an app, a client, a server, and a raw request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message
+
+from raincheck import Jobs, LongRunningMiddleware, long_running
+from raincheck.testing import lifespan
+from tests.conftest import virtual_jobs
+
+
+class Gate:
+    """A handler that waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self.cleaned_up = 0
+        self._open = anyio.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def wait(self) -> None:
+        self.entered += 1
+        try:
+            await self._open.wait()
+        finally:
+            self.cleaned_up += 1
+
+
+def client_of(app: ASGIApp, **settings: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, **settings)
+    return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
+
+
+@asynccontextmanager
+async def running(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app whose lifespan runs."""
+    async with lifespan(app), client_of(app) as client:
+        yield client
+
+
+def app_of(*routes: BaseRoute, jobs: Jobs | None = None, **settings: Any) -> LongRunningMiddleware:
+    """A Starlette app with these routes, in the middleware, on virtual time."""
+    jobs = virtual_jobs() if jobs is None else jobs
+    return LongRunningMiddleware(Starlette(routes=list(routes)), jobs=jobs, **settings)
+
+
+def slow_route(
+    answer: Callable[[Request], Any], path: str = "/slow", *, methods: Any = None, **settings: Any
+) -> Route:
+    """A route whose long-running endpoint awaits `answer(request)`."""
+
+    @long_running(**settings)
+    async def endpoint(request: Request) -> Response:
+        result = await answer(request)
+        return result if isinstance(result, Response) else JSONResponse(result)
+
+    return Route(path, endpoint, methods=methods or ["GET", "POST"])
+
+
+def gated(gate: Gate, path: str = "/slow", **settings: Any) -> Route:
+    """A route whose long-running endpoint waits at a gate."""
+
+    async def answer(request: Request) -> Any:
+        await gate.wait()
+        return {"path": request.url.path}
+
+    return slow_route(answer, path, **settings)
+
+
+async def settled() -> None:
+    """Let everything run that can."""
+    await anyio.wait_all_tasks_blocked()
+
+
+class RawRequest:
+    """One request at the level of ASGI, for what no HTTP client can be made to do."""
+
+    def __init__(self, path: str = "/slow", method: str = "POST", **headers: str) -> None:
+        fields = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode("latin-1", "replace"),
+            "query_string": b"",
+            "root_path": "",
+            "headers": fields,
+            "client": ("127.0.0.1", 1),
+            "server": ("test", 80),
+        }
+        self.sent: list[Message] = []
+        self._to_app, self._from_client = anyio.create_memory_object_stream[Message](100)
+
+    def feed(self, body: bytes = b"", *, more: bool = False) -> None:
+        message = {"type": "http.request", "body": body, "more_body": more}
+        self._to_app.send_nowait(message)
+
+    def leave(self) -> None:
+        self._to_app.send_nowait({"type": "http.disconnect"})
+
+    async def run(self, app: ASGIApp) -> None:
+        with self._to_app, self._from_client:
+            await app(self.scope, self._from_client.receive, self._send)
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int | None:
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent[1:])

@@ -1,0 +1,324 @@
+"""The laws of the design, each under its number. More on each stands beside its room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, Policy, State, long_running
+from raincheck.job import TRANSITIONS
+from raincheck.testing import follow, lifespan
+from tests.conftest import virtual_jobs
+from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+async def raises(request: Request) -> Any:
+    raise ValueError("a secret")
+
+
+class FlakyStore(MemoryStore):
+    """Fails each write once before it takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[tuple[str, int]] = set()
+
+    async def replace(self, job: Job) -> bool:
+        if (job.id, job.version) not in self.refused:
+            self.refused.add((job.id, job.version))
+            raise OSError("the disk is away")
+        return await super().replace(job)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_law_1_a_job_whose_handler_raises_is_failed(debug: bool) -> None:
+    app = Starlette(debug=debug, routes=[slow_route(raises)])
+    async with running(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == 500
+        assert response.headers["job-status"] == "failed"
+
+
+async def test_law_1_an_outcome_that_the_store_refuses_is_told_again() -> None:
+    app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=FlakyStore()))
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        gate.open()
+        response = await follow(client, accepted)
+        assert (response.status_code, response.json()) == (200, {"path": "/slow"})
+
+
+async def test_law_1_a_job_that_shutdown_interrupts_is_failed() -> None:
+    jobs = virtual_jobs(limits=Limits(drain_timeout=5))
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    async with running(app) as client:
+        id = (await client.post("/slow")).json()["job_id"]
+        await settled()
+    job = await jobs.get(id)
+    assert job is not None
+    assert job.state is State.FAILED
+    assert job.error is not None
+    assert job.error.name == "interrupted"
+    assert gate.cleaned_up == 1
+
+
+async def test_law_2_the_stored_response_is_the_handlers() -> None:
+    fields = [(b"set-cookie", b"a=1"), (b"x-odd", b"\xe9"), (b"set-cookie", b"b=2"), (b"X-UP", b"")]
+
+    async def answer(request: Request) -> Response:
+        async def chunks() -> Any:
+            for number in range(100):
+                yield bytes([number]) * 1000
+
+        response = StreamingResponse(chunks(), status_code=203)
+        response.raw_headers = [*fields, (b"connection", b"x-gone"), (b"x-gone", b"1")]
+        return response
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == 203
+        assert response.headers.raw[:4] == fields
+        assert response.headers.raw[4:] == [
+            (b"cache-control", b"no-store"),
+            (b"job-status", b"succeeded"),
+        ]
+        assert response.content == b"".join(bytes([n]) * 1000 for n in range(100))
+
+
+async def test_law_2_a_stored_202_does_not_look_pending() -> None:
+    async def answer(request: Request) -> Response:
+        return JSONResponse({}, status_code=202)
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == 200
+        assert response.headers["job-response-status"] == "202"
+
+
+async def test_law_3_the_job_is_visible_before_its_202_leaves() -> None:
+    jobs = virtual_jobs()
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    seen = []
+    async with lifespan(app):
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                location = dict(message["headers"])[b"location"].decode()
+                poll = RawRequest(location, "GET")
+                await poll.run(app)
+                seen.append(poll.status)
+
+        request = RawRequest()
+        request.feed()
+        request._send = send  # type: ignore[method-assign] # polls while the 202 is on its way
+        await request.run(app)
+        gate.open()
+    assert seen == [202]
+
+
+async def test_law_4_in_place_everything_runs_once() -> None:
+    runs = {"middleware": 0, "handler": 0}
+
+    async def answer(request: Request) -> dict[str, int]:
+        runs["handler"] += 1
+        return runs
+
+    inner = Starlette(routes=[slow_route(answer)])
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        runs["middleware"] += scope["type"] == "http"
+        await inner(scope, receive, send)
+
+    async with running(LongRunningMiddleware(counting, jobs=virtual_jobs())) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.json() == {"middleware": 1, "handler": 1}
+
+
+def test_law_5_nothing_leads_out_of_a_terminal_state() -> None:
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        assert TRANSITIONS[state] == frozenset()
+
+
+async def test_law_5_cancelling_a_finished_job_changes_nothing() -> None:
+    jobs = virtual_jobs()
+    gate = Gate()
+    gate.open()
+    async with running(app_of(gated(gate), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await follow(client, accepted)
+        before = await jobs.get(accepted.json()["job_id"])
+        response = await client.post(accepted.json()["links"]["cancel"])
+        assert response.status_code == 409
+        assert await jobs.get(accepted.json()["job_id"]) == before
+
+
+async def test_law_6_a_cancelled_job_is_cancelling_until_its_handler_has_stopped() -> None:
+    cleanup = anyio.Event()
+
+    async def answer(request: Request) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await cleanup.wait()
+
+    async with running(app_of(slow_route(answer))) as client:
+        links = (await client.post("/slow")).json()["links"]
+        await settled()
+        response = await client.post(links["cancel"])
+        assert (response.status_code, response.json()["status"]) == (202, "cancelling")
+        await settled()
+        assert (await client.get(links["self"])).json()["status"] == "cancelling"
+        assert (await client.get(links["result"])).status_code == 202
+        cleanup.set()
+        await settled()
+        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        response = await client.get(links["result"])
+        assert response.status_code == 410
+        assert response.json()["type"].endswith("cancelled")
+
+
+async def test_law_6_a_handler_that_finishes_first_has_succeeded() -> None:
+    async def answer(request: Request) -> dict[str, bool]:
+        with anyio.CancelScope(shield=True):
+            try:
+                await anyio.sleep(10)
+            except BaseException:  # noqa: S110 - it will not be stopped, whatever comes
+                pass
+        return {"done": True}
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        await client.post(accepted.json()["links"]["cancel"])
+        response = await follow(client, accepted)
+        assert response.headers["job-status"] == "succeeded"
+
+
+async def test_law_7_an_unknown_job_is_404_and_an_expired_one_410() -> None:
+    gate = Gate()
+    gate.open()
+    async with running(app_of(gated(gate, ttl=60))) as client:
+        accepted = await client.post("/slow")
+        url = accepted.headers["location"]
+        await follow(client, accepted)
+        assert (await client.get(url)).status_code == 200
+        await anyio.sleep(60)
+        for gone in (url, url + "/status"):
+            assert (await client.get(gone)).status_code == 410
+        assert (await client.get("/jobs/" + "x" * 30)).status_code == 404
+
+
+async def test_law_8_nothing_is_stored_of_what_is_refused() -> None:
+    store = MemoryStore()
+    jobs = virtual_jobs(store=store, limits=Limits(max_running=1, max_queued=1))
+    app = app_of(gated(gate := Gate(), max_request_size=10), jobs=jobs)
+    async with running(app) as client:
+        assert (await client.post("/slow", content=b"x" * 11)).status_code == 413
+        assert len(store) == 0
+        for _ in range(2):
+            assert (await client.post("/slow")).status_code == 202
+        response = await client.post("/slow")
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert len(store) == 2
+        gate.open()
+
+
+async def test_law_9_a_full_store_refuses_and_keeps_its_results() -> None:
+    gate = Gate()
+    gate.open()
+    app = app_of(gated(gate), jobs=virtual_jobs(store=MemoryStore(max_bytes=1500)))
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await follow(client, accepted)
+        refused = await client.post("/slow")
+        assert refused.status_code == 503
+        assert refused.json()["type"].endswith("store-unavailable")
+        assert "retry-after" in refused.headers
+        assert (await client.get(accepted.headers["location"])).status_code == 200
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_law_10_the_clients_disconnect_does_not_touch_an_accepted_job(
+    spec_version: str,
+) -> None:
+    """Under 2.3 a streaming response watches `receive` for a disconnect beside its sending."""
+
+    async def answer(request: Request) -> Response:
+        async def chunks() -> Any:
+            for _ in range(10):
+                await anyio.sleep(1)
+                yield b"x"
+
+        return StreamingResponse(chunks())
+
+    jobs = virtual_jobs()
+    app = app_of(slow_route(answer), jobs=jobs)
+    async with lifespan(app):
+        request = RawRequest()
+        request.scope["asgi"]["spec_version"] = spec_version
+        request.feed(b"body")
+        request.leave()
+        await request.run(app)
+        assert request.status == 202
+        await anyio.sleep(11)
+        poll = RawRequest(dict(request.sent[0]["headers"])[b"location"].decode(), "GET")
+        await poll.run(app)
+        assert (poll.status, poll.body) == (200, b"x" * 10)
+
+
+async def test_law_12_a_server_that_stops_accepts_nothing_new() -> None:
+    jobs = virtual_jobs(limits=Limits(drain_timeout=10))
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    async with running(app) as client:
+        await client.post("/slow")
+        async with anyio.create_task_group() as group:
+            group.start_soon(jobs.close)
+            await settled()
+            response = await client.post("/slow")
+            assert response.status_code == 503
+            assert response.json()["type"].endswith("shutting-down")
+            assert "retry-after" in response.headers
+            gate.open()
+
+
+async def test_law_12_accepted_jobs_have_time_to_finish() -> None:
+    done = []
+
+    async def answer(request: Request) -> dict[str, str]:
+        await anyio.sleep(8)
+        done.append(True)
+        return {}
+
+    jobs = virtual_jobs(limits=Limits(max_running=1, drain_timeout=20))
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        ids = [(await client.post("/slow")).json()["job_id"] for _ in range(2)]
+    assert done == [True, True]
+    for id in ids:
+        job = await jobs.get(id)
+        assert job is not None
+        assert job.state is State.SUCCEEDED
+
+
+def test_a_policy_is_found_by_every_way_of_asking() -> None:
+    """The three ways of the README: wrapping, decorating, configuring by route."""
+
+    @long_running(timeout=60)
+    async def endpoint(request: Request) -> Response:
+        return Response()
+
+    LongRunningMiddleware(Starlette(routes=[Route("/a", endpoint)]))
+    LongRunningMiddleware(Starlette(), routes={"POST /b": Policy(timeout=60)})
+    assert isinstance(httpx.Response(200), httpx.Response)
