@@ -26,8 +26,9 @@ class AutojumpLoop(asyncio.SelectorEventLoop):
         return super().time() + self._skipped
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined] # asyncio's own
-            due = self._scheduled[0]._when  # type: ignore[attr-defined] # asyncio's own
+        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined] # asyncio's own
+        due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
+        if not ready and due is not None:
             self._skipped += max(0.0, due - self.time())
         super()._run_once()  # type: ignore[misc] # asyncio's own
 

@@ -36,13 +36,14 @@ class Response(Protocol):
     def headers(self) -> Any: ...
 
 
-R = TypeVar("R", bound=Response, covariant=True)
+R = TypeVar("R", bound=Response)
+R_co = TypeVar("R_co", bound=Response, covariant=True)
 
 
-class Client(Protocol[R]):
+class Client(Protocol[R_co]):
     """What `follow()` needs of a client; `httpx.AsyncClient` has it."""
 
-    async def get(self, url: str, *, headers: dict[str, str]) -> R: ...
+    async def get(self, url: str, *, headers: dict[str, str]) -> R_co: ...
 
 
 async def follow(client: Client[R], response: R, *, wait: int = 30) -> R:
@@ -134,9 +135,7 @@ class StoreContract:
         await store.create(full)
         assert await store.get("a") == full
         response = CapturedResponse(200, ((b"set-cookie", b"a"), (b"set-cookie", b"b")), 3)
-        done = full.finish(
-            State.SUCCEEDED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response
-        )
+        done = full.finish(State.SUCCEEDED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response)
         assert await store.replace(done)
         assert await store.get("a") == done
 
@@ -306,8 +305,7 @@ class RunnerContract:
         async def attempt(id: str) -> None:
             attempts.append(id)
 
-        async with anyio.create_task_group() as group:
-            runner.bind(attempt, lambda id: None, group.start_soon)
+        async with _bound(runner, attempt):
             for number in range(20):
                 await runner.submit(str(number))
         assert sorted(attempts, key=int) == [str(number) for number in range(20)]
@@ -323,37 +321,41 @@ class RunnerContract:
             with anyio.fail_after(10):
                 await both.wait()
 
-        async with anyio.create_task_group() as group:
-            runner.bind(attempt, lambda id: None, group.start_soon)
+        async with _bound(runner, attempt):
             await runner.submit("a")
             await runner.submit("b")
 
     async def test_a_cancelled_job_is_told_to_stop(self, runner: Runner) -> None:
-        told = anyio.Event()
         started = anyio.Event()
 
         async def attempt(id: str) -> None:
             started.set()
             with anyio.fail_after(10):
-                await told.wait()
+                while not stopped:
+                    await anyio.sleep(0.01)
 
-        def stop(id: str) -> None:
-            assert id == "a"
-            told.set()
-
-        async with anyio.create_task_group() as group:
-            runner.bind(attempt, stop, group.start_soon)
+        async with _bound(runner, attempt) as stopped:
             await runner.submit("a")
             await started.wait()
             await runner.cancel("a")
+        assert stopped == ["a"]
 
     async def test_cancelling_what_does_not_run_is_no_error(self, runner: Runner) -> None:
-        async with anyio.create_task_group() as group:
-            spawn: Any = group.start_soon
+        async def attempt(id: str) -> None:
+            raise AssertionError("nothing was submitted")
 
-            async def attempt(id: str) -> None:
-                raise AssertionError("nothing was submitted")
-
-            bound: Attempt = attempt
-            runner.bind(bound, lambda id: None, spawn)
+        async with _bound(runner, attempt):
             await runner.cancel("unknown")
+
+
+@asynccontextmanager
+async def _bound(runner: Runner, attempt: Attempt) -> AsyncIterator[list[str]]:
+    """A runner that is bound, until its attempts have ended; what it has stopped."""
+    stopped: list[str] = []
+    async with anyio.create_task_group() as group:
+
+        def spawn(attempt: Attempt, id: str) -> None:
+            group.start_soon(attempt, id)
+
+        runner.bind(attempt, stopped.append, spawn)
+        yield stopped
