@@ -203,4 +203,5 @@ class Admission:
 
 
 def _bounded(seconds: float) -> int:
-    return max(_SHORTEST, min(_LONGEST, math.ceil(seconds)))
+    # A hair over a whole second is that second: clocks are not that exact.
+    return max(_SHORTEST, min(_LONGEST, math.ceil(round(seconds, 1))))

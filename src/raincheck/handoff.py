@@ -70,8 +70,8 @@ class Conductor(Protocol):
     limits: Limits
     limiter: anyio.CapacityLimiter
 
-    def policy_of(self, mark: Mark) -> Policy:
-        """The policy of a decorated endpoint."""
+    def route_of(self, mark: Mark) -> tuple[str, Policy]:
+        """The name of a decorated endpoint's route, and its policy."""
 
     async def accept(self, handoff: Handoff) -> None:
         """Make a job of the request, and give it a ticket. Raises Refusal."""
@@ -165,9 +165,9 @@ class Handoff:
         if self.job is not None:  # a path rule or a replay: accepted before it began
             return self._stage is Stage.RECORDING
         if self._answered:
-            logger.warning("%s was entered after its response began; it is synchronous", mark.route)
+            logger.warning("%s was entered after its response began; it is synchronous", mark.name)
             return False
-        self.route, self.policy = mark.route, self.conductor.policy_of(mark)
+        self.route, self.policy = self.conductor.route_of(mark)
         if not self.prefers_async():
             self._stage = Stage.PLAIN
             return False
@@ -330,11 +330,16 @@ class Handoff:
             problem = crashed(f"The response broke the protocol: {error}.")
             await self._decide(State.FAILED, error=problem)
             raise self._broken(str(error)) from error
-        if response is not None:
-            self._complete = True
-            self._stopping.spare()
-            state = State.SUCCEEDED if response.status < 400 else State.FAILED
-            await self._decide(state, response=response)
+        if response is None:
+            return
+        self._complete = True
+        self._stopping.spare()
+        if response.status < 400:
+            await self._decide(State.SUCCEEDED, response=response)
+        elif self._stopping.reason is None:
+            await self._decide(State.FAILED, response=response)
+        else:  # what an error handler made of the stop is no outcome of its own
+            await self._decide_stopped(self._stopping.reason)
 
     async def _decide(
         self,
@@ -367,10 +372,8 @@ class Handoff:
 
     async def _end_unanswered(self, *, raised: bool) -> None:
         """The app has ended, and its response is not complete."""
-        if self._stopping.reason is Reason.INTERRUPTED:
-            await self._decide(State.FAILED, error=INTERRUPTED)
-        elif self._stopping.reason is not None:
-            await self._decide(State.CANCELLED)
+        if self._stopping.reason is not None:
+            await self._decide_stopped(self._stopping.reason)
         elif raised:
             await self._decide(State.FAILED, error=crashed())
         else:
@@ -379,6 +382,12 @@ class Handoff:
             reason = "returned before its response was complete" if started else "sent no response"
             self._broken(f"the handler {reason}")
             await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))
+
+    async def _decide_stopped(self, reason: Reason) -> None:
+        if reason is Reason.INTERRUPTED:
+            await self._decide(State.FAILED, error=INTERRUPTED)
+        else:
+            await self._decide(State.CANCELLED)
 
     def _show_route(self) -> None:
         if self.outer_scope is not None:
@@ -394,7 +403,7 @@ class Handoff:
     # --- stopping ------------------------------------------------------------------------------
 
     def stop(self, reason: Reason) -> None:
-        """Ask the app to stop. If it completes its response all the same, it finished first."""
+        """Ask the app to stop. If it succeeds all the same, it finished first."""
         self._stopping.stop(reason)
 
     async def interrupt(self) -> None:

@@ -107,7 +107,7 @@ class Jobs:
         self._status: ASGIApp | None = None
         self._policy = Policy()
         self._policies: dict[str, Policy] = {}
-        self._marks: dict[Mark, Policy] = {}
+        self._marks: dict[Mark, tuple[str, Policy]] = {}
         self._ids = Ids("")
         self._ledger = Ledger(self.store, clock, seconds(self.limits.tombstone_ttl))
         self._reset()
@@ -185,12 +185,17 @@ class Jobs:
 
     # --- for the handoff -----------------------------------------------------------------------
 
-    def policy_of(self, mark: Mark) -> Policy:
-        """The middleware's policy with the settings of a decorated endpoint."""
-        policy = self._marks.get(mark)
-        if policy is None:
-            policy = self._marks[mark] = self._policy.with_settings(mark.settings)
-        return policy
+    def route_of(self, mark: Mark) -> tuple[str, Policy]:
+        """The name of a decorated endpoint's route, and the policy that it comes to.
+
+        Endpoints that a factory makes share one qualified name, but no capacity.
+        """
+        found = self._marks.get(mark)
+        if found is None:
+            namesakes = sum(other.name == mark.name for other in self._marks)
+            name = f"{mark.name}#{namesakes + 1}" if namesakes else mark.name
+            found = self._marks[mark] = name, self._policy.with_settings(mark.settings)
+        return found
 
     async def accept(self, handoff: Handoff) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).

@@ -29,11 +29,11 @@ class Mark:
     """What `@long_running` leaves on an endpoint.
 
     Attributes:
-        route: the endpoint's qualified name.
+        name: the endpoint's qualified name.
         settings: the fields of `Policy` that the decorator was given.
     """
 
-    route: str
+    name: str
     settings: PolicySettings
 
 

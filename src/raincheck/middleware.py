@@ -82,9 +82,7 @@ class LongRunningMiddleware:
         self._dialect = PlainDialect() if dialect is None else dialect
         self._places = Places(path, _checked_base_url(base_url))
         self._status = StatusRoutes(jobs, self._dialect, self._places, seconds(policy.max_wait))
-        self._routing = Routing(
-            app, routes or {}, policy=policy, policy_of=jobs.policy_of, path=path
-        )
+        self._routing = Routing(app, routes or {}, policy=policy, route_of=jobs.route_of, path=path)
         jobs.bind(app, status=self._status, policy=policy, deployment=path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

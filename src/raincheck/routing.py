@@ -112,7 +112,7 @@ class Routing:
         app: the app below the middleware.
         rules: the path rules; of two that match, the first counts.
         policy: the middleware's own policy.
-        policy_of: the policy of a decorated endpoint.
+        route_of: the name and the policy of a decorated endpoint's route.
         path: the mount path of the status routes.
 
     Raises:
@@ -125,12 +125,12 @@ class Routing:
         rules: Mapping[str, Policy],
         *,
         policy: Policy,
-        policy_of: Callable[[Mark], Policy],
+        route_of: Callable[[Mark], tuple[str, Policy]],
         path: str,
     ) -> None:
         self._app = app
         self._policy = policy
-        self._policy_of = policy_of
+        self._route_of = route_of
         self._path = path
         self._rules = [Rule.parse(key, value) for key, value in rules.items()]
         self._by_rule = _Table()
@@ -172,7 +172,7 @@ class Routing:
                 self._by_mark.add(found.path, found.methods, candidate)
                 continue
             for methods, mark in found.marks:
-                self._by_mark.add(found.path, methods, Candidate(self._policy_of(mark)))
+                self._by_mark.add(found.path, methods, Candidate(self._route_of(mark)[1]))
         if check:
             self._check_mount(paths, mounted=mounted)
             if router is not None:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message
 from raincheck.errors import crashed
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.runners.base import Attempt, Runner
+from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.stores.base import Store
 
 
@@ -326,19 +326,21 @@ class RunnerContract:
             await runner.submit("b")
 
     async def test_a_cancelled_job_is_told_to_stop(self, runner: Runner) -> None:
-        started = anyio.Event()
+        started, told = anyio.Event(), anyio.Event()
 
         async def attempt(id: str) -> None:
             started.set()
             with anyio.fail_after(10):
-                while not stopped:
-                    await anyio.sleep(0.01)
+                await told.wait()
 
-        async with _bound(runner, attempt) as stopped:
+        def stop(id: str) -> None:
+            assert id == "a"
+            told.set()
+
+        async with _bound(runner, attempt, stop):
             await runner.submit("a")
             await started.wait()
             await runner.cancel("a")
-        assert stopped == ["a"]
 
     async def test_cancelling_what_does_not_run_is_no_error(self, runner: Runner) -> None:
         async def attempt(id: str) -> None:
@@ -349,13 +351,14 @@ class RunnerContract:
 
 
 @asynccontextmanager
-async def _bound(runner: Runner, attempt: Attempt) -> AsyncIterator[list[str]]:
-    """A runner that is bound, until its attempts have ended; what it has stopped."""
-    stopped: list[str] = []
+async def _bound(
+    runner: Runner, attempt: Attempt, stop: Stop = lambda _: None
+) -> AsyncIterator[None]:
+    """A runner that is bound, until its attempts have ended."""
     async with anyio.create_task_group() as group:
 
         def spawn(attempt: Attempt, id: str) -> None:
             group.start_soon(attempt, id)
 
-        runner.bind(attempt, stopped.append, spawn)
-        yield stopped
+        runner.bind(attempt, stop, spawn)
+        yield
