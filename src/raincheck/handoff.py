@@ -355,6 +355,8 @@ class Handoff:
 
     async def _end(self, error: BaseException | None) -> None:
         self._stopping.end()
+        if isinstance(error, anyio.get_cancelled_exc_class()) and self.conductor.tasks.cancelled():
+            self._stopping.stop(Reason.INTERRUPTED)
         stopped = self._stopping.reason is not None
         if is_release(error) or (stopped and isinstance(error, anyio.get_cancelled_exc_class())):
             error = None  # our own doing

@@ -96,6 +96,14 @@ class Tasks(ABC):
         """Call back on the event loop; from any thread."""
 
     @abstractmethod
+    def cancelled(self) -> bool:
+        """Whether the running task was cancelled, by whoever ends the event loop.
+
+        Asked when a cancellation has come out of it: a handler may also raise one of its own, for
+        instance from a future that was cancelled.
+        """
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Cancel every task and wait for it."""
 
@@ -142,11 +150,16 @@ class AsyncioTasks(Tasks):
         with suppress(RuntimeError):  # a thread has outlived the loop: nobody is left to be told
             self._loop.call_soon_threadsafe(callback)
 
+    def cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
     async def aclose(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 class _AsyncioGate:
@@ -292,6 +305,9 @@ class TrioTasks(Tasks):
     def call_soon(self, callback: Callable[[], None]) -> None:
         with suppress(self._finished):  # a thread has outlived the loop: nobody is left to be told
             self._token.run_sync_soon(callback)
+
+    def cancelled(self) -> bool:
+        return True
 
     async def aclose(self) -> None:
         for scope in tuple(self._scopes):

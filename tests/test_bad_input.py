@@ -1,0 +1,252 @@
+"""What clients and handlers should not do: a clear answer, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
+from raincheck.testing import follow, lifespan
+from tests.conftest import virtual_jobs
+from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("rule", [False, True])
+async def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(rule: bool) -> None:
+    store = MemoryStore()
+    jobs = virtual_jobs(store=store)
+    app: Any
+    if rule:
+        app = LongRunningMiddleware(opaque("ok"), routes={"/slow": Policy()}, jobs=jobs)
+    else:
+        app = app_of(gated(Gate()), jobs=jobs)
+    async with lifespan(app):
+        request = RawRequest(content_length="100")
+        request.feed(b"x" * 50, more=True)
+        request.leave()
+        await request.run(app)
+        await settled()
+        assert request.sent == []
+        assert len(store) == 0
+        assert jobs.statistics().running == 0
+
+
+async def test_a_body_that_never_ends_is_refused_when_it_is_too_large() -> None:
+    store = MemoryStore()
+    app = app_of(gated(Gate(), max_request_size=1000), jobs=virtual_jobs(store=store))
+    async with lifespan(app):
+        request = RawRequest()
+        for _ in range(100):
+            request.feed(b"x" * 100, more=True)
+        await request.run(app)
+        assert request.status == 413
+        assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "status"), [("1", 202), ("99", 202), ("-1", 202), ("x", 202), ("1000", 413)]
+)
+async def test_a_content_length_that_lies_does_no_harm(length: str, status: int) -> None:
+    async def answer(request: Request) -> int:
+        return len(await request.body())
+
+    app = app_of(slow_route(answer, max_request_size=100))
+    async with lifespan(app), client_of(app) as client:
+        request = RawRequest(content_length=length)
+        request.feed(b"x" * 10)
+        await request.run(app)
+        assert request.status == status
+        if status == 202:
+            url = dict(request.sent[0]["headers"])[b"location"].decode()
+            await settled()
+            assert (await client.get(url)).json() == 10
+
+
+def opaque(kind: str) -> Any:
+    """An app that misbehaves in this way."""
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    end = {"type": "http.response.body", "body": b"ok"}
+    odd: dict[str, list[dict[str, Any]]] = {
+        "ok": [start, end],
+        "no response": [],
+        "no end": [start, {**end, "more_body": True}],
+        "no body": [start],
+        "starts twice": [start, start, end],
+        "body first": [end],
+        "after the end": [start, end, end],
+        "wrong type": [{"type": "websocket.send", "text": "x"}],
+        "too short": [{**start, "headers": [(b"content-length", b"3")]}, end],
+        "too long": [{**start, "headers": [(b"content-length", b"1")]}, end],
+        "no number": [{**start, "headers": [(b"content-length", b"two")]}, end],
+        "bad header": [{**start, "headers": [(b"x-a", b"1\r\nx-b: 2")]}, end],
+        "bad name": [{**start, "headers": [(b"x a", b"1")]}, end],
+        "unknown extension": [start, {"type": "http.response.debug", "info": {}}, end],
+    }
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for message in odd[kind]:
+                await send(message)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "said"),
+    [
+        ("ok", 200, None),
+        ("no response", 500, "sent no response"),
+        ("no end", 500, "returned before its response was complete"),
+        ("no body", 500, "returned before its response was complete"),
+        ("starts twice", 500, "started its response twice"),
+        ("body first", 500, "sent a body before the start"),
+        ("after the end", 200, "after its response was complete"),
+        ("wrong type", 500, "websocket.send"),
+        ("too short", 500, "Content-Length says 3, the body has 2"),
+        ("too long", 500, "Content-Length says 1, the body has 2"),
+        ("no number", 500, "Content-Length says two"),
+        ("bad header", 500, "'x-a' is malformed"),
+        ("bad name", 500, "'x a' is malformed"),
+        ("unknown extension", 200, None),
+    ],
+)
+async def test_a_handler_that_breaks_the_protocol_fails_its_job_clearly(
+    kind: str, status: int, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the end the job is terminal: there the log alone can tell."""
+    app = LongRunningMiddleware(opaque(kind), routes={"/slow": Policy()}, jobs=virtual_jobs())
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        response = await follow(client, accepted)
+        assert response.status_code == status
+        if said is not None:
+            assert said in caplog.text
+            assert accepted.json()["job_id"] in caplog.text
+            if status == 500:
+                assert said in response.json()["detail"]
+        else:
+            assert response.content == b"ok"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_killed_by_a_base_exception_fails_its_job(
+    error: type[BaseException], anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(request: Request) -> None:
+        raise error
+
+    jobs = Jobs()
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == 500
+        assert response.json()["type"].endswith("crashed")
+        await settled()
+        assert jobs.statistics().running == 0
+    assert error.__name__ in caplog.text
+
+
+class BrokenStore(MemoryStore):
+    async def create(self, job: Job) -> Job:
+        raise OSError("the disk is away")
+
+
+async def test_a_store_that_cannot_take_a_job_is_503(caplog: pytest.LogCaptureFixture) -> None:
+    jobs = virtual_jobs(store=BrokenStore())
+    async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
+        response = await client.post("/slow")
+        assert response.status_code == 503
+        assert response.json()["type"].endswith("store-unavailable")
+        assert "disk" not in response.text
+        assert "retry-after" in response.headers
+        assert (gate.entered, jobs.statistics().running) == (0, 0)
+    assert "the disk is away" in caplog.text
+
+
+class SlowStore(MemoryStore):
+    async def create(self, job: Job) -> Job:
+        await anyio.sleep(10)
+        return await super().create(job)
+
+
+async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> None:
+    jobs = virtual_jobs(store=SlowStore())
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    async with lifespan(app):
+        request = RawRequest()
+        request.feed()
+        with anyio.move_on_after(5) as scope:
+            await request.run(app)
+        assert scope.cancelled_caught
+        await anyio.sleep(10)
+        assert (gate.entered, jobs.statistics().running) == (0, 0)
+        assert len([job async for job in jobs.store.unfinished()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"path": "jobs"}, "path='jobs'"),
+        ({"path": "/"}, "path='/'"),
+        ({"path": "/jobs/"}, "path='/jobs/'"),
+        ({"path": "/{id}"}, "path="),
+        ({"base_url": "api.example.org"}, "base_url="),
+        ({"base_url": "ftp://x"}, "base_url="),
+        ({"base_url": "https://x?y"}, "base_url="),
+        ({"routes": {"videos": Policy()}}, "routes="),
+        ({"routes": {"/videos": {}}}, "routes="),
+        ({"routes": {"/videos/{id:nothing}": Policy()}}, "routes="),
+        ({"routes": {"/jobs/mine": Policy()}}, "status routes"),
+        ({"routes": {"/a": Policy(), "GET /a": Policy()}}, "can never match"),
+        ({"jobs": Jobs(), "store": MemoryStore()}, "jobs="),
+    ],
+)
+def test_a_setting_that_cannot_work_is_an_error_at_construction(
+    settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        LongRunningMiddleware(opaque("ok"), **settings)
+    assert named in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_jobs_serve_one_middleware() -> None:
+    jobs = Jobs()
+    LongRunningMiddleware(opaque("ok"), jobs=jobs)
+    with pytest.raises(ConfigurationError, match="another"):
+        LongRunningMiddleware(opaque("ok"), jobs=jobs)
+
+
+async def test_a_large_prefer_header_is_no_attack() -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        gate.open()
+        for header in (
+            '"' * 50_000,
+            "a;" * 20_000 + "@",
+            "a=" * 20_000,
+            ";  " * 20_000,
+            "\\" * 9999,
+        ):
+            response = await client.post("/slow", headers={"prefer": header})
+            assert response.status_code == 202
+
+
+async def test_the_default_error_of_an_app_is_not_ours() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"detail": "own"}, status_code=404)(scope, receive, send)
+
+    async with client_of(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        response = await client.get("/nowhere")
+        assert (response.status_code, response.json()) == (404, {"detail": "own"})

@@ -1,0 +1,305 @@
+"""Lifespan: the jobs open with it, drain with it, and do without it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from fastapi import FastAPI, WebSocket
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from raincheck import (
+    ConfigurationError,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    State,
+    long_running,
+)
+from raincheck.testing import follow, lifespan
+from tests.conftest import virtual_jobs
+from tests.support import Gate, app_of, client_of, gated, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_jobs_are_drained_before_the_app_shuts_down() -> None:
+    events = []
+
+    @asynccontextmanager
+    async def pool(app: Any) -> Any:
+        events.append("opened")
+        yield {"pool": "p"}
+        events.append("closed")
+
+    async def answer(request: Request) -> dict[str, str]:
+        await anyio.sleep(5)
+        events.append(f"used {request.state.pool}")
+        return {}
+
+    inner = Starlette(routes=[slow_route(answer, max_running=1)], lifespan=pool)
+    app = LongRunningMiddleware(inner, jobs=virtual_jobs())
+    async with lifespan(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"] = dict(state)  # as servers do for every request
+            await app(scope, receive, send)
+
+        async with client_of(with_state) as client:
+            for _ in range(2):
+                await client.post("/slow")
+    assert events == ["opened", "used p", "used p", "closed"]
+
+
+async def test_a_drain_ends_when_its_time_is_over() -> None:
+    jobs = virtual_jobs(limits=Limits(drain_timeout=20))
+    async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
+        await client.post("/slow")
+        await settled()
+        start = anyio.current_time()
+    assert anyio.current_time() - start == pytest.approx(20, abs=0.5)
+    assert gate.cleaned_up == 1
+
+
+async def test_a_handler_that_ignores_shutdown_is_recorded_as_interrupted() -> None:
+    jobs = virtual_jobs(limits=Limits(drain_timeout=1, cancel_grace=2))
+
+    async def answer(request: Request) -> None:
+        with anyio.CancelScope(shield=True):
+            for _ in range(10):
+                with suppress(anyio.get_cancelled_exc_class()):
+                    await anyio.sleep(3)
+
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        id = (await client.post("/slow")).json()["job_id"]
+        await settled()
+    job = await jobs.get(id)
+    assert job is not None
+    assert (job.state, job.error and job.error.status) == (State.FAILED, 503)
+
+
+async def test_a_middleware_may_live_twice() -> None:
+    app = app_of(gated(gate := Gate()))
+    gate.open()
+    for _ in range(2):
+        async with running(app) as client:
+            assert (await follow(client, await client.post("/slow"))).status_code == 200
+
+
+async def test_inside_starlette_the_middleware_sees_the_lifespan() -> None:
+    jobs = virtual_jobs()
+    inner = Starlette(routes=[slow_route(_sleep(5))])
+    inner.add_middleware(LongRunningMiddleware, jobs=jobs)
+    async with running(inner) as client:
+        id = (await client.post("/slow")).json()["job_id"]
+    job = await jobs.get(id)
+    assert job is not None
+    assert job.state is State.SUCCEEDED
+
+
+def _sleep(seconds: float) -> Any:
+    async def answer(request: Request) -> dict[str, str]:
+        await anyio.sleep(seconds)
+        return {}
+
+    return answer
+
+
+async def no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    assert scope["type"] == "http"
+    await anyio.sleep(5)
+    await PlainTextResponse("done")(scope, receive, send)
+
+
+async def returns_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await no_lifespan(scope, receive, send)
+
+
+async def reads_then_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await receive()
+        raise NotImplementedError
+    await no_lifespan(scope, receive, send)
+
+
+async def answers_http(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await PlainTextResponse("whatever")(scope, receive, send)
+    await no_lifespan(scope, receive, send)
+
+
+async def starts_and_returns(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+    else:
+        await no_lifespan(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "app", [no_lifespan, returns_at_once, reads_then_raises, answers_http, starts_and_returns]
+)
+async def test_an_app_without_a_lifespan_is_drained_all_the_same(app: Any) -> None:
+    jobs = virtual_jobs()
+    wrapped = LongRunningMiddleware(app, routes={"/slow": Policy()}, jobs=jobs)
+    async with running(wrapped) as client:
+        id = (await client.post("/slow")).json()["job_id"]
+    job = await jobs.get(id)
+    assert job is not None
+    assert job.state is State.SUCCEEDED
+
+
+async def test_an_app_that_fails_to_start_fails_to_start() -> None:
+    @asynccontextmanager
+    async def broken(app: Any) -> Any:
+        raise ValueError("no database")
+        yield
+
+    app = LongRunningMiddleware(Starlette(lifespan=broken), jobs=virtual_jobs())
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with lifespan(app):
+            pass
+    assert "no database" in str(caught.value.exceptions)
+
+
+async def test_an_app_that_fails_to_shut_down_says_so() -> None:
+    @asynccontextmanager
+    async def broken(app: Any) -> Any:
+        yield
+        raise ValueError("not closed")
+
+    app = LongRunningMiddleware(Starlette(lifespan=broken), jobs=virtual_jobs())
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with lifespan(app):
+            pass
+    assert "not closed" in str(caught.value.exceptions)
+
+
+@long_running
+async def marked_socket(websocket: WebSocket) -> None:
+    await websocket.close()
+
+
+async def plain(request: Request) -> Response:
+    return PlainTextResponse("plain")
+
+
+def fastapi_with_socket() -> FastAPI:
+    app = FastAPI()
+    app.websocket("/ws")(marked_socket)
+    return app
+
+
+MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "websocket": (Starlette(routes=[WebSocketRoute("/ws", marked_socket)]), {}, "take the deco"),
+    "fastapi websocket": (fastapi_with_socket(), {}, "take the decorator away"),
+    "collision": (Starlette(routes=[Route("/jobs/{id}", plain)]), {}, "another path"),
+    "mounted there": (Starlette(routes=[Mount("/jobs", routes=[])]), {}, "another path"),
+    "rule": (
+        Starlette(routes=[Route("/videos", plain)]),
+        {"routes": {"POST /videos": Policy()}},
+        "none of the app's routes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+async def test_a_mistake_is_an_error_at_start_up_that_names_the_cure(name: str) -> None:
+    app, settings, cure = MISTAKES[name]
+    wrapped = LongRunningMiddleware(app, jobs=virtual_jobs(), **settings)
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    with pytest.raises(ConfigurationError, match=cure):
+        await wrapped({"type": "lifespan", "state": {}}, receive, send)
+    (failed,) = said
+    assert failed["type"] == "lifespan.startup.failed"
+    assert cure in failed["message"]
+    assert "Traceback" not in failed["message"]
+
+
+async def test_a_mistake_over_an_app_without_lifespan_is_one_too() -> None:
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    router = Starlette(routes=[Route("/jobs/{id}", plain)]).router
+
+    class Deaf:
+        routes = router.routes
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            assert scope["type"] == "http"
+
+    with pytest.raises(ConfigurationError):
+        await LongRunningMiddleware(Deaf(), jobs=virtual_jobs())(
+            {"type": "lifespan"}, receive, send
+        )
+    assert [message["type"] for message in said] == ["lifespan.startup.failed"]
+
+
+async def test_without_a_lifespan_a_mistake_shows_at_the_first_request() -> None:
+    app = app_of(Route("/jobs/{id}", plain), gated(Gate()))
+    async with client_of(app) as client:
+        with pytest.raises(ConfigurationError, match="another path"):
+            await client.post("/slow")
+
+
+async def test_websockets_pass_through() -> None:
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    await LongRunningMiddleware(app, jobs=virtual_jobs())(
+        {"type": "websocket", "path": "/jobs/x"}, anyio.sleep_forever, _ignore
+    )
+    assert seen == ["websocket"]
+
+
+async def _ignore(message: Message) -> None:
+    pass
+
+
+def test_jobs_whose_event_loop_has_ended_are_interrupted() -> None:
+    """As in a test suite, where every test has a loop of its own and the app is global."""
+    store = MemoryStore()
+    app = app_of(slow_route(_forever), jobs=Jobs(store=store))
+
+    async def submit() -> str:
+        async with client_of(app) as client:
+            return str((await client.post("/slow")).json()["job_id"])
+
+    async def look(id: str) -> None:
+        async with client_of(app) as client:
+            response = await client.get(f"/jobs/{id}")
+            assert response.status_code == 503
+            assert response.json()["type"].endswith("interrupted")
+
+    asyncio.run(look(asyncio.run(submit())))
+    trio.run(look, trio.run(submit))
+    asyncio.run(look(trio.run(submit)))
+
+
+async def _forever(request: Request) -> None:
+    await anyio.sleep_forever()

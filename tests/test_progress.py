@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from raincheck import Job, Jobs, MemoryStore, current_job, long_running, report
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import app_of, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message", "shown"),
+    [
+        (0.4, "412 of 1000 sent", (0.4, "412 of 1000 sent")),
+        (-1, None, (0.0, None)),
+        (7, None, (1.0, None)),
+        (float("nan"), None, (0.0, None)),
+        (float("inf"), None, (1.0, None)),
+        (1, 7, (1.0, "7")),
+    ],
+)
+async def test_a_report_is_shown_in_the_document(fraction: float, message: Any, shown: Any) -> None:
+    gate = anyio.Event()
+
+    async def answer(request: Request) -> dict[str, str]:
+        report(fraction, message)
+        await gate.wait()
+        return {}
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        document = (await client.get(accepted.headers["location"])).json()
+        assert (document["progress"], document["message"]) == shown
+        gate.set()
+        await follow(client, accepted)
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert (document["progress"], document["message"]) == shown
+
+
+async def test_outside_a_job_a_report_does_nothing() -> None:
+    report(0.5, "nobody sees this")
+    assert current_job() is None
+
+
+async def test_a_report_just_before_the_end_is_not_lost() -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        for number in range(101):
+            report(number / 100, f"{number} of 100")
+        return {}
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await follow(client, accepted)
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert (document["progress"], document["message"]) == (1.0, "100 of 100")
+
+
+class CountingStore(MemoryStore):
+    writes = 0
+
+    async def replace(self, job: Job) -> bool:
+        self.writes += 1
+        return await super().replace(job)
+
+
+async def test_a_million_reports_are_few_writes() -> None:
+    store = CountingStore()
+
+    async def answer(request: Request) -> dict[str, str]:
+        for number in range(10_000):
+            report(number / 10_000)
+            if number % 1000 == 0:
+                await anyio.sleep(0.1)
+        return {}
+
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
+        await follow(client, await client.post("/slow"))
+    assert store.writes < 30
+
+
+@pytest.mark.real
+async def test_reports_from_threads() -> None:
+    reported, release = threading.Event(), threading.Event()
+
+    @long_running
+    def in_thread(request: Request) -> Response:
+        report(0.5, "from a thread")
+        reported.set()
+        release.wait(30)
+        report(0.75)
+        return PlainTextResponse("done")
+
+    app = app_of(Route("/slow", in_thread, methods=["POST"]), jobs=Jobs())
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await anyio.to_thread.run_sync(reported.wait, 30)
+        document: dict[str, Any] = {"message": None}
+        with anyio.fail_after(10):
+            while document["message"] is None:
+                await anyio.sleep(0.01)
+                document = (await client.get(accepted.headers["location"])).json()
+        assert (document["progress"], document["message"]) == (0.5, "from a thread")
+        release.set()
+        await follow(client, accepted)
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert document["progress"] == 0.75
+
+
+async def test_a_report_that_the_store_refuses_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refusing(MemoryStore):
+        async def replace(self, job: Job) -> bool:
+            if not job.finished:
+                raise OSError("the disk is away")
+            return await super().replace(job)
+
+    async def answer(request: Request) -> dict[str, str]:
+        report(0.5)
+        await anyio.sleep(1)
+        return {}
+
+    jobs = virtual_jobs(store=Refusing())
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.headers["job-status"] == "succeeded"
+    assert "progress" in caplog.text
+
+
+async def test_a_report_after_the_end_is_forgotten() -> None:
+    late: list[Any] = []
+
+    async def answer(request: Request) -> dict[str, str]:
+        import contextvars
+
+        late.append(contextvars.copy_context())
+        return {}
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await follow(client, accepted)
+        late[0].run(report, 0.5)
+        await settled()
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert document["progress"] is None

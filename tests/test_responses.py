@@ -1,0 +1,152 @@
+"""The stored response, byte for byte and header for header."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Route
+
+from raincheck import MemoryStore
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import app_of, client_of, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+def cookies() -> Response:
+    response = JSONResponse({"a": "ü"})
+    response.set_cookie("a", "1")
+    response.set_cookie("b", "2")
+    return response
+
+
+def chunks() -> Response:
+    async def many() -> Any:
+        for number in range(500):
+            yield b"%d," % number
+
+    return StreamingResponse(many(), media_type="text/csv")
+
+
+RESPONSES = {
+    "json": lambda _: JSONResponse({"a": [1, None, "ü"]}),
+    "binary": lambda _: Response(bytes(range(256)) * 100, media_type="application/octet-stream"),
+    "cookies": lambda _: cookies(),
+    "stream": lambda _: chunks(),
+    "empty": lambda _: Response(),
+    "204": lambda _: Response(status_code=204),
+    "201": lambda _: Response(status_code=201, headers={"location": "/things/1"}),
+    "303": lambda _: RedirectResponse("/elsewhere", status_code=303),
+    "304": lambda _: Response(status_code=304, headers={"etag": '"x"'}),
+    "404": lambda _: JSONResponse({"no": "such"}, status_code=404),
+    "418": lambda _: Response("teapot", status_code=418, headers={"retry-after": "7"}),
+    "503": lambda _: Response("later", status_code=503),
+    "file": lambda path: FileResponse(path),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", RESPONSES)
+async def test_the_status_url_becomes_the_handlers_own_response(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.csv"
+    file.write_bytes(b"a,b\n" * 100_000)
+
+    async def answer(request: Request) -> Response:
+        return RESPONSES[name](file)
+
+    async with client_of(slow_app := app_of(slow_route(answer)).app) as plain:
+        expected = await plain.post("/slow")
+    assert slow_app is not None
+    async with running(app_of(slow_route(answer))) as client:
+        actual = await follow(client, await client.post("/slow"))
+    added = [(b"job-status", b"succeeded" if expected.status_code < 400 else b"failed")]
+    if "cache-control" not in expected.headers:
+        added.insert(0, (b"cache-control", b"no-store"))
+    assert actual.status_code == expected.status_code
+    assert actual.headers.raw == expected.headers.raw + added
+    assert actual.content == expected.content
+
+
+async def test_50_mb_come_back_whole() -> None:
+    piece = bytes(range(256)) * 4096
+    digest = hashlib.sha256()
+
+    async def answer(request: Request) -> Response:
+        async def pieces() -> Any:
+            for _ in range(50):
+                digest.update(piece)
+                yield piece
+
+        return StreamingResponse(pieces())
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert len(response.content) == 50 * 1024 * 1024
+        assert hashlib.sha256(response.content).digest() == digest.digest()
+
+
+async def test_a_response_that_grows_too_large_fails_the_job_and_keeps_no_more() -> None:
+    sent = 0
+
+    async def answer(request: Request) -> Response:
+        async def endless() -> Any:
+            nonlocal sent
+            while True:
+                sent += 1
+                yield b"x" * 1000
+
+        return StreamingResponse(endless())
+
+    store = MemoryStore()
+    app = app_of(slow_route(answer, max_response_size=10_000), jobs=virtual_jobs(store=store))
+    async with running(app) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == 500
+        assert response.json()["type"] == "urn:raincheck:problem:response-too-large"
+        assert "10000 bytes" in response.json()["detail"]
+        await settled()
+        assert sent == 11
+        assert store.size < 12_000
+
+
+async def test_a_response_at_the_bound_is_kept() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(b"x" * 10_000)
+
+    async with running(app_of(slow_route(answer, max_response_size=10_000))) as client:
+        assert len((await follow(client, await client.post("/slow"))).content) == 10_000
+
+
+async def test_a_head_request_that_is_accepted_has_its_headers_kept() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(headers={"content-length": "100"})
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.head("/slow")
+        assert accepted.status_code == 202
+        await settled()
+        response = await client.head(accepted.headers["location"])
+        assert (response.status_code, response.headers["content-length"]) == (200, "100")
+
+
+async def test_a_synchronous_answer_is_not_touched() -> None:
+    async def plain(request: Request) -> Response:
+        return cookies()
+
+    async with running(app_of(Route("/plain", plain))) as client:
+        response = await client.get("/plain")
+        assert isinstance(response, httpx.Response)
+        assert len(response.headers.get_list("set-cookie")) == 2

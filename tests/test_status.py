@@ -1,0 +1,406 @@
+"""The status routes: the tables of the wire contract."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, report
+from raincheck.testing import follow, lifespan
+from tests.conftest import virtual_jobs
+from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+async def crash(request: Request) -> None:
+    raise ValueError("a secret")
+
+
+async def test_a_job_that_is_not_finished() -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        accepted = await client.post("/slow")
+        url = accepted.headers["location"]
+        poll = await client.get(url, headers={"prefer": "respond-async"})
+        assert poll.status_code == 202
+        assert poll.headers["location"] == url
+        assert poll.headers["retry-after"] == "1"
+        assert poll.headers["cache-control"] == "no-store"
+        assert "preference-applied" not in poll.headers
+        monitor = await client.get(url + "/status")
+        assert monitor.status_code == 200
+        assert monitor.headers["retry-after"] == "1"
+        assert monitor.json() == poll.json() == accepted.json()
+        gate.open()
+
+
+async def test_a_job_that_succeeded() -> None:
+    gate = Gate()
+    gate.open()
+    async with running(app_of(gated(gate, ttl=60))) as client:
+        accepted = await client.post("/slow")
+        url = accepted.headers["location"]
+        response = await follow(client, accepted)
+        assert response.headers["job-status"] == "succeeded"
+        assert response.headers["cache-control"] == "no-store"
+        monitor = await client.get(url + "/status")
+        document = monitor.json()
+        assert monitor.status_code == 200
+        assert "retry-after" not in monitor.headers
+        assert document["status"] == "succeeded"
+        assert document["finished_at"] < document["expires_at"]
+        assert document["resourceLocation"] == url
+        assert document["response"] == {
+            "status": 200,
+            "content_type": "application/json",
+            "size": len(response.content),
+        }
+
+
+async def test_a_handlers_own_cache_control_is_left_alone() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(headers={"cache-control": "max-age=60"})
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.headers.get_list("cache-control") == ["max-age=60"]
+
+
+async def test_a_job_that_failed_with_a_response() -> None:
+    async def answer(request: Request) -> Response:
+        return JSONResponse({"why": "not"}, status_code=409)
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        response = await follow(client, accepted)
+        assert (response.status_code, response.json()) == (409, {"why": "not"})
+        assert response.headers["job-status"] == "failed"
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert (document["status"], document["response"]["status"]) == ("failed", 409)
+
+
+async def test_a_job_that_failed_without_a_response(caplog: pytest.LogCaptureFixture) -> None:
+    inside = Starlette(
+        routes=[slow_route(crash)],
+        middleware=[Middleware(LongRunningMiddleware, jobs=virtual_jobs())],
+    )
+    async with running(inside) as client:
+        accepted = await client.post("/slow")
+        response = await follow(client, accepted)
+        assert response.status_code == 500
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json() == {
+            "type": "urn:raincheck:problem:crashed",
+            "title": "The handler failed",
+            "status": 500,
+            "detail": "The handler ended with an error.",
+        }
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert (document["status"], document["error"]) == ("failed", response.json())
+        assert "secret" not in response.text
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert accepted.json()["job_id"] in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "a secret"
+
+
+async def test_the_apps_own_error_handling_comes_first() -> None:
+    async def sorry(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("sorry", status_code=500)
+
+    inner = Starlette(routes=[slow_route(crash)], exception_handlers={Exception: sorry})
+    async with running(LongRunningMiddleware(inner, jobs=virtual_jobs())) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert (response.status_code, response.text) == (500, "sorry")
+
+
+async def test_a_cancelled_job() -> None:
+    async with running(app_of(gated(Gate()))) as client:
+        links = (await client.post("/slow")).json()["links"]
+        await settled()
+        await client.post(links["cancel"])
+        await settled()
+        response = await client.get(links["result"])
+        assert (response.status_code, response.headers["content-type"]) == (
+            410,
+            "application/problem+json",
+        )
+        assert response.json()["type"] == "urn:raincheck:problem:cancelled"
+        monitor = await client.get(links["self"])
+        assert (monitor.status_code, monitor.json()["status"]) == (200, "cancelled")
+        again = await client.post(links["cancel"])
+        assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+
+
+async def test_head_is_get_without_the_body() -> None:
+    gate = Gate()
+    async with running(app_of(gated(gate))) as client:
+        links = (await client.post("/slow")).json()["links"]
+        for finished in (False, True):
+            for url in (links["result"], links["self"]):
+                get, head = await client.get(url), await client.head(url)
+                assert head.status_code == get.status_code
+                assert head.headers == get.headers
+                assert head.content == b""
+            if not finished:
+                gate.open()
+                await settled()
+
+
+@pytest.mark.parametrize(
+    ("route", "method", "allow"),
+    [
+        ("", "POST", "DELETE, GET, HEAD"),
+        ("", "OPTIONS", "DELETE, GET, HEAD"),
+        ("/status", "DELETE", "GET, HEAD"),
+        ("/cancel", "GET", "POST"),
+    ],
+)
+async def test_other_methods_are_405_with_allow(route: str, method: str, allow: str) -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        response = await client.request(method, url + route)
+        assert (response.status_code, response.headers["allow"]) == (405, allow)
+        gate.open()
+
+
+async def test_what_is_not_there_is_one_and_the_same_404() -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        answers = {
+            (response.status_code, response.content, response.headers["content-type"])
+            for path in (
+                "/jobs/",
+                "/jobs/unknown",
+                "/jobs/unknown/status",
+                "/jobs/" + "x" * 30,
+                "/jobs/" + "x" * 5000,
+                "/jobs/%00",
+                "/jobs/%F0%9F%92%A9",
+                url + "/",
+                url + "/nowhere",
+                url + "/status/",
+                url + "/status/x",
+            )
+            for response in [await client.get(path)]
+        }
+        ((status, body, content_type),) = answers
+        assert (status, content_type) == (404, "application/problem+json")
+        assert b"urn:raincheck:problem:not-found" in body
+        gate.open()
+
+
+@pytest.mark.parametrize("id", ["../a", "a\x00b", "a" * 100_000, "\udcff", "é", "%", "a/../b"])
+async def test_a_raw_path_with_a_bad_id_is_404(id: str) -> None:
+    app = app_of(gated(Gate()))
+    async with lifespan(app):
+        request = RawRequest("/")
+        request.scope |= {"path": f"/jobs/{id}", "method": "GET"}
+        await request.run(app)
+        assert request.status == 404
+
+
+async def test_the_mount_path_itself_is_the_apps() -> None:
+    async def listing(request: Request) -> Response:
+        return PlainTextResponse("the app's own")
+
+    async with running(app_of(Route("/jobs", listing), gated(Gate()))) as client:
+        assert (await client.get("/jobs")).text == "the app's own"
+
+
+async def test_a_tombstone_answers_410_for_a_while_and_then_404() -> None:
+    gate = Gate()
+    gate.open()
+    jobs = virtual_jobs(limits=Limits(tombstone_ttl=100))
+    async with running(app_of(gated(gate, ttl=50), jobs=jobs)) as client:
+        url = (await client.post("/slow")).headers["location"]
+        await anyio.sleep(49)
+        assert (await client.get(url)).status_code == 200
+        await anyio.sleep(1)
+        response = await client.get(url)
+        assert (response.status_code, response.json()["type"]) == (
+            410,
+            "urn:raincheck:problem:expired",
+        )
+        await anyio.sleep(90)
+        assert (await client.get(url)).status_code == 410
+        await anyio.sleep(30)
+        assert (await client.get(url)).status_code == 404
+        assert len(jobs.store) == 0  # type: ignore[arg-type] # a MemoryStore
+
+
+async def test_a_long_poll_answers_when_the_job_changes() -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        await anyio.sleep(10)
+        report(0.5, "half")
+        await anyio.sleep(10)
+        return {"done": "yes"}
+
+    async with running(app_of(slow_route(answer))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        start = anyio.current_time()
+        headers = {"prefer": "wait=30, respond-async"}
+        first = await client.get(url, headers=headers)
+        assert (first.status_code, first.json()["progress"]) == (202, 0.5)
+        assert anyio.current_time() - start == pytest.approx(10, abs=0.5)
+        second = await client.get(url, headers=headers)
+        assert (second.status_code, second.json()) == (200, {"done": "yes"})
+        assert anyio.current_time() - start == pytest.approx(20, abs=0.5)
+        third = await client.get(url, headers=headers)
+        assert third.status_code == 200
+        assert anyio.current_time() - start == pytest.approx(20, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"), [("wait=3", 3), ("wait=3600", 30), ("wait", 30), ("wait=x", 0), ("", 0)]
+)
+async def test_a_long_poll_ends_when_the_time_has_passed(prefer: str, seconds: int) -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        for route in (url, url + "/status"):
+            start = anyio.current_time()
+            response = await client.get(route, headers={"prefer": prefer})
+            assert response.json()["status"] == "running"
+            assert anyio.current_time() - start == pytest.approx(seconds, abs=0.2)
+        gate.open()
+
+
+async def test_a_long_poll_sees_a_delete() -> None:
+    async with running(app_of(gated(Gate()))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        await settled()
+        async with anyio.create_task_group() as group:
+
+            async def poll() -> None:
+                response = await client.get(url + "/status", headers={"prefer": "wait=30"})
+                assert response.status_code == 410
+
+            group.start_soon(poll)
+            await settled()
+            await client.delete(url)
+
+
+async def test_2000_long_polls_wake_when_their_job_ends() -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        statuses = []
+
+        async def poll() -> None:
+            statuses.append((await client.get(url, headers={"prefer": "wait=30"})).status_code)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2000):
+                group.start_soon(poll)
+            await settled()
+            assert statuses == []
+            gate.open()
+        assert statuses == [200] * 2000
+
+
+@pytest.mark.parametrize("root_path", ["/api", "/api/v1"])
+async def test_root_path_prefixes_every_url(root_path: str) -> None:
+    """As a server passes it on behind a proxy that adds a prefix."""
+    app = app_of(gated(gate := Gate()))
+    async with lifespan(app), client_of(app, root_path=root_path) as client:
+        accepted = await client.post(f"{root_path}/slow")
+        id = accepted.json()["job_id"]
+        assert accepted.headers["location"] == f"{root_path}/jobs/{id}"
+        poll = await client.get(accepted.headers["location"])
+        assert poll.json()["links"] == accepted.json()["links"]
+        assert (await client.post(poll.json()["links"]["cancel"])).status_code == 202
+        gate.open()
+
+
+async def test_below_a_mount_the_urls_carry_its_path() -> None:
+    mounted = Starlette(routes=[Mount("/sub", app_of(gated(gate := Gate())))])
+    async with client_of(mounted) as client:
+        accepted = await client.post("/sub/slow")
+        assert accepted.headers["location"].startswith("/sub/jobs/")
+        gate.open()
+        assert (await follow(client, accepted)).json() == {"path": "/sub/slow"}
+
+
+class Backend(AuthenticationBackend):
+    async def authenticate(self, conn: HTTPConnection) -> Any:
+        if "authorization" in conn.headers:
+            return AuthCredentials(["authenticated"]), SimpleUser("ann")
+        return None
+
+
+async def test_routes_mounted_by_hand_have_the_users_middleware_around_them() -> None:
+    jobs = virtual_jobs()
+
+    class OnlyUsers:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["user"].is_authenticated:
+                await self.app(scope, receive, send)
+            else:
+                await PlainTextResponse("no", status_code=401)(scope, receive, send)
+
+    inner = Starlette(
+        routes=[
+            gated(gate := Gate()),
+            Mount(
+                "/work/jobs",
+                jobs.status_app,
+                middleware=[
+                    Middleware(AuthenticationMiddleware, backend=Backend()),
+                    Middleware(OnlyUsers),
+                ],
+            ),
+        ]
+    )
+    app = LongRunningMiddleware(inner, path="/work/jobs", jobs=jobs)
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        url = accepted.headers["location"]
+        assert url.startswith("/work/jobs/")
+        assert (await client.get(url)).status_code == 401
+        known = {"authorization": "ann"}
+        poll = await client.get(url, headers=known)
+        assert (poll.status_code, poll.json()["links"]) == (202, accepted.json()["links"])
+        gate.open()
+        await settled()
+        assert (await client.get(url, headers=known)).json() == {"path": "/slow"}
+        assert (await client.get("/work/jobs/unknown", headers=known)).status_code == 404
+
+
+async def test_status_routes_mounted_without_a_middleware_say_what_is_missing() -> None:
+    app = Starlette(routes=[Mount("/jobs", Jobs().status_app)])
+    async with client_of(app) as client:
+        with pytest.raises(ConfigurationError, match="LongRunningMiddleware"):
+            await client.get("/jobs/x")
+
+
+async def test_an_id_of_another_process_is_told_from_an_unknown_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several workers, each with a memory store: simulated by another process id."""
+    app, other = app_of(gated(gate := Gate())), app_of(gated(gate))
+    async with running(app) as client, running(other) as elsewhere:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            url = (await elsewhere.post("/slow")).headers["location"]
+        for _ in range(2):
+            response = await client.get(url)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert "shared store" in response.json()["detail"]
+        assert (await client.get(url[:-1] + "!")).status_code == 404
+        gate.open()
+    assert [r.levelno for r in caplog.records if "shared store" in r.message] == [logging.ERROR]
