@@ -272,9 +272,13 @@ async def test_websockets_pass_through() -> None:
         seen.append(scope["type"])
 
     await LongRunningMiddleware(app, jobs=virtual_jobs())(
-        {"type": "websocket", "path": "/jobs/x"}, anyio.sleep_forever, _ignore
+        {"type": "websocket", "path": "/jobs/x"}, _nothing, _ignore
     )
     assert seen == ["websocket"]
+
+
+async def _nothing() -> Message:
+    return {"type": "websocket.connect"}
 
 
 async def _ignore(message: Message) -> None:

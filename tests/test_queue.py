@@ -119,7 +119,7 @@ async def test_law_11_a_queued_job_holds_bytes_only() -> None:
         try:
             yield there
         finally:
-            await anyio.sleep(0)  # cleanup code may await
+            await anyio.sleep(0.001)  # cleanup code may await
             closed += 1
 
     @app.post("/slow")

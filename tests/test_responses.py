@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def chunks() -> Response:
     return StreamingResponse(many(), media_type="text/csv")
 
 
-RESPONSES = {
+RESPONSES: dict[str, Callable[[Path], Response]] = {
     "json": lambda _: JSONResponse({"a": [1, None, "ü"]}),
     "binary": lambda _: Response(bytes(range(256)) * 100, media_type="application/octet-stream"),
     "cookies": lambda _: cookies(),

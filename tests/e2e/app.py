@@ -1,0 +1,69 @@
+"""The app that the end-to-end tests run under a real server."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from raincheck import Limits, LongRunningMiddleware, long_running, report
+
+LOG = Path(os.environ["RAINCHECK_TEST_LOG"])
+
+
+def note(line: str) -> None:
+    with LOG.open("a") as log:
+        log.write(line + "\n")
+
+
+@long_running
+async def slow(request: Request) -> Response:
+    seconds = float(request.query_params.get("seconds", "0.3"))
+    try:
+        for step in range(10):
+            report(step / 10)
+            await asyncio.sleep(seconds / 10)
+    except asyncio.CancelledError:
+        await asyncio.sleep(0.05)
+        note("cancelled")
+        raise
+    note("finished")
+    return JSONResponse({"size": len(await request.body())})
+
+
+@long_running
+async def stream(request: Request) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        for number in range(20):
+            await asyncio.sleep(0.01)
+            yield b"%d," % number
+
+    return StreamingResponse(chunks(), media_type="text/csv")
+
+
+@long_running
+def in_thread(request: Request) -> Response:
+    time.sleep(0.2)
+    return PlainTextResponse("from a thread")
+
+
+async def plain(request: Request) -> Response:
+    return PlainTextResponse("plain")
+
+
+app = LongRunningMiddleware(
+    Starlette(
+        routes=[
+            Route("/slow", slow, methods=["POST"]),
+            Route("/stream", stream, methods=["POST"]),
+            Route("/in-thread", in_thread, methods=["POST"]),
+            Route("/plain", plain),
+        ]
+    ),
+    limits=Limits(drain_timeout=float(os.environ.get("RAINCHECK_TEST_DRAIN", "10"))),
+)

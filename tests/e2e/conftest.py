@@ -1,0 +1,92 @@
+"""Real servers: a process each, on a free port of the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+START = 20.0
+"""Seconds that a server may take to start."""
+
+
+class Server:
+    """A server process, and a client of it."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = folder / "app.log"
+        self.output = folder / "server.log"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "uvicorn",
+                    "tests.e2e.app:app",
+                    f"--port={self.port}",
+                    *arguments,
+                ],
+                env={**os.environ, "RAINCHECK_TEST_LOG": str(self.log), **environment},
+                cwd=Path(__file__).parents[2],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.output.read_text()
+            try:
+                self.client.get("/plain")
+                return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(self.output.read_text())
+
+    def follow(self, response: httpx.Response) -> httpx.Response:
+        while response.status_code == 202:
+            headers = {"prefer": "wait=10"}
+            response = self.client.get(response.headers["location"], headers=headers)
+        return response
+
+    def notes(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def stop(self) -> float:
+        """Send SIGTERM; the seconds until the process has ended."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        return time.monotonic() - start
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*arguments: str, **environment: str) -> Server:
+        servers.append(Server(tmp_path, *arguments, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -1,0 +1,145 @@
+"""End to end: a real uvicorn, real sockets, real signals."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Server
+
+pytestmark = pytest.mark.real
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def server(request: pytest.FixtureRequest, serve: Serve) -> Server:
+    return serve(f"--http={request.param}")
+
+
+def submit(server: Server, path: str = "/slow", body: bytes = b"") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+
+
+def test_a_job_from_its_202_to_its_response(server: Server) -> None:
+    accepted = server.client.post("/slow", content=b"x" * 2_000_000)
+    assert accepted.status_code == 202
+    assert accepted.headers["content-length"] == str(len(accepted.content))
+    poll = server.client.get(accepted.headers["location"])
+    assert poll.status_code == 202
+    response = server.follow(accepted)
+    assert (response.status_code, response.json()) == (200, {"size": 2_000_000})
+    assert server.client.head(accepted.headers["location"]).content == b""
+
+
+def test_a_streaming_handler(server: Server) -> None:
+    response = server.follow(server.client.post("/stream"))
+    assert response.text == "".join(f"{number}," for number in range(20))
+
+
+def test_a_handler_in_a_thread(server: Server) -> None:
+    assert server.follow(server.client.post("/in-thread")).text == "from a thread"
+
+
+def test_a_client_that_leaves_after_the_202_does_not_stop_the_job(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(submit(server))
+        head = connection.recv(4096).decode()
+    assert head.startswith("HTTP/1.1 202")
+    (location,) = [
+        line.partition(": ")[2] for line in head.splitlines() if line.startswith("location:")
+    ]
+    response = server.client.get(location, headers={"prefer": "wait=10"})
+    while response.status_code == 202:
+        response = server.client.get(location, headers={"prefer": "wait=10"})
+    assert response.json() == {"size": 0}
+    assert server.notes() == ["finished"]
+
+
+def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(submit(server, body=b"x" * 1000)[:-500])
+    time.sleep(0.5)
+    assert server.notes() == []
+    assert server.client.get("/plain").text == "plain"
+    assert "Traceback" not in server.output.read_text()
+
+
+def test_the_connection_is_used_again_while_the_job_runs(server: Server) -> None:
+    with httpx.Client(base_url=str(server.client.base_url), timeout=30) as client:
+        client.get("/plain")
+        accepted = client.post("/slow?seconds=1")
+        for _ in range(5):
+            assert client.get("/plain").text == "plain"
+        poll = client.get(accepted.headers["location"])
+        assert poll.status_code == 202
+        (connection,) = client._transport._pool.connections  # type: ignore[attr-defined] # httpx's
+        assert "Request Count: 8" in connection.info()
+        assert server.follow(accepted).status_code == 200
+
+
+def test_cancel_reaches_the_handler(server: Server) -> None:
+    accepted = server.client.post("/slow?seconds=60")
+    links = accepted.json()["links"]
+    assert server.client.post(links["cancel"]).status_code == 202
+    response = server.client.get(links["self"], headers={"prefer": "wait=10"})
+    assert response.json()["status"] == "cancelled"
+    assert server.notes() == ["cancelled"]
+
+
+def test_sigterm_waits_for_the_jobs_in_flight(server: Server) -> None:
+    for _ in range(3):
+        assert server.client.post("/slow?seconds=1").status_code == 202
+    server.client.close()
+    assert server.stop() < 8
+    assert server.notes() == ["finished"] * 3
+    assert "Traceback" not in server.output.read_text()
+
+
+def test_sigterm_interrupts_what_takes_too_long(serve: Serve) -> None:
+    server = serve(RAINCHECK_TEST_DRAIN="0.5")
+    server.client.post("/slow?seconds=60")
+    server.client.close()
+    assert server.stop() < 8
+    assert server.notes() == ["cancelled"]
+
+
+def test_without_a_lifespan_it_works_and_says_what_that_means(serve: Serve) -> None:
+    server = serve("--lifespan=off")
+    for _ in range(2):
+        assert server.follow(server.client.post("/slow")).json() == {"size": 0}
+    assert server.output.read_text().count("no lifespan reached raincheck") == 1
+
+
+def test_behind_a_prefix_the_urls_carry_it(serve: Serve) -> None:
+    """uvicorn's --root-path, as behind a proxy that takes the prefix away."""
+    server = serve("--root-path=/api")
+    accepted = server.client.post("/slow")
+    assert accepted.headers["location"].startswith("/api/jobs/")
+    stripped = accepted.headers["location"].removeprefix("/api")
+    response = server.client.get(stripped, headers={"prefer": "wait=10"})
+    while response.status_code == 202:
+        response = server.client.get(stripped, headers={"prefer": "wait=10"})
+    assert response.json() == {"size": 0}
+
+
+def test_two_workers_with_a_memory_store_say_what_is_wrong(serve: Serve) -> None:
+    server = serve("--workers=2")
+    statuses: set[int] = set()
+    for _ in range(40):
+        with httpx.Client(base_url=str(server.client.base_url)) as client:
+            url = client.post("/slow?seconds=5").headers["location"]
+        with httpx.Client(base_url=str(server.client.base_url)) as client:
+            response = client.get(url)
+            statuses.add(response.status_code)
+            if response.status_code == 503:
+                assert "shared store" in response.json()["detail"]
+                break
+    assert statuses <= {202, 503}
+    assert 503 in statuses
