@@ -1,0 +1,263 @@
+"""The house: imports point down, never through the package root, in no circle."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+
+import raincheck
+
+HOUSE = Path(raincheck.__file__).parent
+
+# A room may import those below it, and its neighbours.
+LAYERS = {
+    "testing": 6,
+    "middleware": 5,
+    "lifespan": 5,
+    "status.routes": 5,
+    "jobs": 4,
+    "stores.memory": 3,
+    "runners.local": 3,
+    "dialects.plain": 3,
+    "handoff": 2,
+    "recording": 2,
+    "marking": 2,
+    "routing": 2,
+    "admission": 2,
+    "progress": 2,
+    "tasks": 2,
+    "stopping": 2,
+    "uploads": 2,
+    "ledger": 2,
+    "stores.base": 1,
+    "runners.base": 1,
+    "dialects.base": 1,
+    "errors": 0,
+    "policy": 0,
+    "job": 0,
+    "messages": 0,
+    "preferences": 0,
+    "ids": 0,
+}
+
+ADAPTERS = 3  # they never import one another
+SATELLITES = 6  # nobody imports them
+
+CORE = {"starlette", "anyio", "cachetools"}
+ONLY_INSIDE_FUNCTIONS = {"tasks": {"trio"}}
+
+
+def rooms() -> dict[str, str]:
+    """Every module but the package markers, with its source."""
+    return {
+        ".".join(path.relative_to(HOUSE).with_suffix("").parts): path.read_text()
+        for path in sorted(HOUSE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def imports(source: str) -> Iterator[tuple[str, bool]]:
+    """Each imported module, and whether the import stands inside a function."""
+
+    def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), inside
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inside)
+
+    yield from visit(ast.parse(source), False)
+
+
+def violations(room: str, source: str) -> Iterator[str]:
+    layer = LAYERS[room]
+    for module, inside in imports(source):
+        package, _, other = module.partition(".")
+        if module.startswith("."):
+            yield f"{room} imports {module} relatively"
+        elif package in sys.stdlib_module_names:
+            continue
+        elif package != "raincheck":
+            if inside and package in ONLY_INSIDE_FUNCTIONS.get(room, ()):
+                continue
+            if package not in CORE or layer == 0:
+                yield f"{room} imports {package}"
+        elif other not in LAYERS:
+            yield f"{room} imports {module} and not the module that has it"
+        elif LAYERS[other] > layer:
+            yield f"{room} imports {other} from above"
+        elif LAYERS[other] == layer == ADAPTERS:
+            yield f"{room} imports {other}, another adapter"
+        elif LAYERS[other] == SATELLITES:
+            yield f"{room} imports {other}, a satellite"
+
+
+def cycle(sources: dict[str, str]) -> list[str]:
+    graph = {
+        room: {module.removeprefix("raincheck.") for module, _ in imports(source)} & sources.keys()
+        for room, source in sources.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_room_has_a_layer() -> None:
+    assert rooms().keys() - LAYERS.keys() == set()
+
+
+def test_every_layer_is_that_of_a_room() -> None:
+    assert LAYERS.keys() - rooms().keys() == set()
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_imports_point_down(room: str) -> None:
+    assert list(violations(room, rooms()[room])) == []
+
+
+def test_imports_make_no_circle() -> None:
+    assert cycle(rooms()) == []
+
+
+def test_package_markers_import_nothing() -> None:
+    for marker in HOUSE.rglob("__init__.py"):
+        if marker.parent != HOUSE:
+            assert list(imports(marker.read_text())) == [], marker
+
+
+def test_the_package_root_imports_no_satellite() -> None:
+    for module, _ in imports((HOUSE / "__init__.py").read_text()):
+        assert LAYERS[module.removeprefix("raincheck.")] < SATELLITES
+
+
+# --- the rules themselves ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        pytest.param("routing", "from raincheck.jobs import Jobs", id="upward"),
+        pytest.param("routing", "import raincheck.middleware", id="upward, spelt otherwise"),
+        pytest.param("stores.base", "from raincheck.stores.memory import X", id="a port upward"),
+        pytest.param("jobs", "def f():\n    from raincheck.middleware import X", id="hidden"),
+        pytest.param("jobs", "if TYPE_CHECKING:\n    import raincheck.middleware", id="for types"),
+        pytest.param("jobs", "from raincheck import Policy", id="through the root"),
+        pytest.param("jobs", "import raincheck", id="the root itself"),
+        pytest.param("jobs", "from raincheck.stores import memory", id="through a package"),
+        pytest.param("jobs", "from . import policy", id="relative"),
+        pytest.param("jobs", "from .stores.memory import MemoryStore", id="relative, deeper"),
+        pytest.param("stores.memory", "import raincheck.runners.local", id="between adapters"),
+        pytest.param("errors", "import anyio", id="layer 0 beyond the standard library"),
+        pytest.param("errors", "def f():\n    import starlette.types", id="the same, hidden"),
+        pytest.param("jobs", "import fastapi.routing", id="an extra"),
+        pytest.param("jobs", "def f():\n    import trio", id="an extra, hidden"),
+        pytest.param("tasks", "import trio", id="trio at the top"),
+        pytest.param("tasks", "class A:\n    import trio", id="trio in a class"),
+        pytest.param("middleware", "from raincheck.testing import follow", id="a satellite"),
+    ],
+)
+def test_a_wrong_import_is_found(room: str, source: str) -> None:
+    assert len(list(violations(room, source))) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("jobs", "from raincheck.stores.memory import MemoryStore"),
+        ("handoff", "import raincheck.marking, raincheck.stores.base"),
+        ("stores.memory", "from cachetools import TLRUCache"),
+        ("routing", "import starlette.routing, anyio.to_thread, json"),
+        ("tasks", "class A:\n    def f(self):\n        import trio"),
+        ("errors", "from __future__ import annotations\nimport collections.abc"),
+    ],
+)
+def test_a_right_import_is_let_through(room: str, source: str) -> None:
+    assert list(violations(room, source)) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "a": "from raincheck.b import B",
+        "b": "def f():\n    import raincheck.c",
+        "c": "if TYPE_CHECKING:\n    from raincheck.a import A",
+    }
+    assert set(cycle(sources)) == {"a", "b", "c"}
+    assert cycle({**sources, "c": ""}) == []
+
+
+# --- without extras ----------------------------------------------------------------------------
+
+REQUIRED = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def core_modules() -> set[str]:
+    """The top-level modules of raincheck and its own dependencies, and nothing else."""
+    owners = packages_distributions()
+    installed = {normal(owner) for every in owners.values() for owner in every}
+    wanted, core = {"raincheck"}, {"raincheck"}
+    while wanted:
+        for requirement in distribution(wanted.pop()).requires or ():
+            name = normal(REQUIRED.match(requirement)[0])  # type: ignore[index] # PEP 508
+            if "extra ==" not in requirement and name in installed - core:
+                wanted.add(name)
+                core.add(name)
+    modules = {module for module, every in owners.items() if core & set(map(normal, every))}
+    return modules | {"raincheck"}
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+CORE = set(sys.argv[1].split(","))
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        package = name.partition(".")[0]
+        if package not in CORE and package not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+for name in list(sys.modules):  # what the environment imports at its start
+    if name.partition(".")[0] not in CORE | set(sys.stdlib_module_names) | {"__main__"}:
+        del sys.modules[name]
+sys.meta_path.insert(0, Blocked())
+
+for blocked in sys.argv[2].split(","):
+    try:
+        __import__(blocked)
+    except ImportError:
+        continue
+    raise SystemExit(f"{blocked} was to be blocked")
+
+for module in sys.argv[3].split(","):
+    __import__(module)
+"""
+
+
+def test_everything_imports_without_an_extra() -> None:
+    core = core_modules()
+    assert CORE | {"raincheck"} <= core
+    extras = {"uvicorn", "fastapi", "httpx", "trio", "uvloop", "httptools", "pytest", "pydantic"}
+    assert not extras & core
+    modules = ["raincheck", *(f"raincheck.{room}" for room in rooms())]
+    arguments = [",".join(sorted(core)), ",".join(sorted(extras)), ",".join(modules)]
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,360 @@
+"""The plain dialect: the tables of the wire contract, as far as a dialect decides them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from raincheck.dialects.base import Outlook, Reply, Urls
+from raincheck.dialects.plain import PlainDialect, timestamp
+from raincheck.errors import INTERRUPTED, Problem, crashed, response_too_large, timed_out
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedResponse, RawHeaders
+
+DIALECT = PlainDialect()
+
+NOON = 1795262400.0  # 2026-11-21T12:00:00Z
+RELATIVE = Urls("/jobs/4Xn", "/jobs/4Xn/status", "/jobs/4Xn/cancel", absolute=False)
+ABSOLUTE = Urls(
+    "https://api.example.org/jobs/4Xn",
+    "https://api.example.org/jobs/4Xn/status",
+    "https://api.example.org/jobs/4Xn/cancel",
+    absolute=True,
+)
+OUTLOOK = Outlook(retry_after=2, queue_position=3, completion=NOON + 9)
+UNKNOWN = Outlook(retry_after=1)
+
+UNFINISHED = [State.QUEUED, State.RUNNING, State.CANCELLING]
+
+
+def job(state: State = State.QUEUED, **fields: Any) -> Job:
+    return Job(id="4Xn", route="secret.module.endpoint", state=state, created_at=NOON, **fields)
+
+
+def finished(
+    state: State = State.SUCCEEDED,
+    response: CapturedResponse | None = None,
+    error: Problem | None = None,
+) -> Job:
+    return job(
+        state,
+        started_at=NOON + 1,
+        finished_at=NOON + 10,
+        expires_at=NOON + 3610,
+        purge_at=NOON + 7210,
+        response=response,
+        error=error,
+    )
+
+
+def fields(reply: Reply) -> dict[str, str]:
+    """The header fields; each occurs once."""
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    assert len(headers) == len(reply.headers)
+    assert all(name == name.lower() for name in headers)
+    return headers
+
+
+def document(reply: Reply) -> dict[str, Any]:
+    headers = fields(reply)
+    assert headers["content-type"] == "application/json"
+    assert headers["content-length"] == str(len(reply.body))
+    assert headers["cache-control"] == "no-store"
+    read = json.loads(reply.body)
+    assert isinstance(read, dict)
+    return read
+
+
+# --- acceptance --------------------------------------------------------------------------------
+
+
+def test_an_acceptance_is_the_one_of_the_contract() -> None:
+    reply = DIALECT.accepted(job(), RELATIVE, OUTLOOK, b"respond-async")
+    assert reply.status == 202
+    assert document(reply) == {
+        "job_id": "4Xn",
+        "status": "queued",
+        "created_at": "2026-11-21T12:00:00Z",
+        "progress": None,
+        "message": None,
+        "queue_position": 3,
+        "estimated_completion": "2026-11-21T12:00:09Z",
+        "retry_after": 2,
+        "links": {
+            "self": "/jobs/4Xn/status",
+            "result": "/jobs/4Xn",
+            "cancel": "/jobs/4Xn/cancel",
+        },
+    }
+    assert fields(reply) == {
+        "location": "/jobs/4Xn",
+        "link": '</jobs/4Xn/status>; rel="monitor"',
+        "retry-after": "2",
+        "preference-applied": "respond-async",
+        "cache-control": "no-store",
+        "content-type": "application/json",
+        "content-length": str(len(reply.body)),
+    }
+
+
+def test_operation_location_is_sent_with_absolute_urls_only() -> None:
+    relative = fields(DIALECT.accepted(job(), RELATIVE, OUTLOOK, None))
+    absolute = fields(DIALECT.accepted(job(), ABSOLUTE, OUTLOOK, None))
+    assert "operation-location" not in relative
+    assert absolute["operation-location"] == "https://api.example.org/jobs/4Xn/status"
+    assert absolute["location"] == "https://api.example.org/jobs/4Xn"
+
+
+def test_a_preference_is_applied_only_if_it_was_asked() -> None:
+    assert "preference-applied" not in fields(DIALECT.accepted(job(), RELATIVE, OUTLOOK, None))
+
+
+def test_a_browser_that_navigates_is_sent_to_the_status_url() -> None:
+    reply = DIALECT.navigated(RELATIVE)
+    assert (reply.status, reply.body) == (303, b"")
+    assert fields(reply) == {
+        "location": "/jobs/4Xn",
+        "cache-control": "no-store",
+        "content-length": "0",
+    }
+
+
+def test_the_dialect_answers_202_unasked() -> None:
+    assert PlainDialect.unasked
+
+
+# --- status URL and monitor --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_a_status_url_is_202_until_the_job_is_finished(state: State) -> None:
+    reply = DIALECT.pending(job(state), RELATIVE, OUTLOOK)
+    headers = fields(reply)
+    assert reply.status == 202
+    assert headers["location"] == "/jobs/4Xn"
+    assert headers["retry-after"] == "2"
+    assert document(reply)["status"] == state
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_a_monitor_is_200_while_the_job_is_not_finished(state: State) -> None:
+    reply = DIALECT.monitor(job(state), RELATIVE, OUTLOOK)
+    assert reply.status == 200
+    assert "location" not in fields(reply)
+    assert fields(reply)["retry-after"] == "2"
+    read = document(reply)
+    assert read["status"] == state
+    assert not {"finished_at", "expires_at", "response", "error", "resourceLocation"} & read.keys()
+
+
+def test_what_is_not_known_is_null() -> None:
+    read = document(DIALECT.monitor(job(), RELATIVE, UNKNOWN))
+    assert read["queue_position"] is None
+    assert read["estimated_completion"] is None
+    assert read["retry_after"] == 1
+
+
+def test_progress_is_in_every_document() -> None:
+    reported = job(State.RUNNING, progress=Progress(0.4, "412 of 1000 sent — ✓"))
+    for reply in (
+        DIALECT.accepted(reported, RELATIVE, OUTLOOK, None),
+        DIALECT.pending(reported, RELATIVE, OUTLOOK),
+        DIALECT.monitor(reported, RELATIVE, OUTLOOK),
+        DIALECT.cancelled(reported, RELATIVE, OUTLOOK),
+    ):
+        read = document(reply)
+        assert (read["progress"], read["message"]) == (0.4, "412 of 1000 sent — ✓")
+
+
+@pytest.mark.parametrize("urls", [RELATIVE, ABSOLUTE])
+def test_links_are_those_of_the_job(urls: Urls) -> None:
+    read = document(DIALECT.monitor(job(), urls, OUTLOOK))
+    assert read["links"] == {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
+
+
+def test_no_document_names_the_route() -> None:
+    for reply in (
+        DIALECT.accepted(job(), RELATIVE, OUTLOOK, None),
+        DIALECT.monitor(finished(State.FAILED, error=crashed()), RELATIVE, None),
+    ):
+        assert b"secret" not in reply.body
+
+
+@pytest.mark.parametrize(
+    ("state", "response", "shown"),
+    [
+        (
+            State.SUCCEEDED,
+            CapturedResponse(201, ((b"Content-Type", b"text/csv; charset=utf-8"),), 42),
+            {"status": 201, "content_type": "text/csv; charset=utf-8", "size": 42},
+        ),
+        (
+            State.FAILED,
+            CapturedResponse(422, ((b"content-type", b"application/json"),), 7),
+            {"status": 422, "content_type": "application/json", "size": 7},
+        ),
+        (
+            State.SUCCEEDED,
+            CapturedResponse(204, (), 0),
+            {"status": 204, "content_type": None, "size": 0},
+        ),
+        (
+            State.SUCCEEDED,
+            CapturedResponse(200, ((b"content-type", b"caf\xe9"),), 1),
+            {"status": 200, "content_type": "café", "size": 1},
+        ),
+    ],
+)
+def test_a_monitor_says_what_the_response_was(
+    state: State, response: CapturedResponse, shown: dict[str, Any]
+) -> None:
+    reply = DIALECT.monitor(finished(state, response), RELATIVE, None)
+    assert reply.status == 200
+    assert "retry-after" not in fields(reply)
+    read = document(reply)
+    assert read["status"] == state
+    assert read["response"] == shown
+    assert read["resourceLocation"] == "/jobs/4Xn"
+    assert read["finished_at"] == "2026-11-21T12:00:10Z"
+    assert read["expires_at"] == "2026-11-21T13:00:10Z"
+    assert not {"error", "queue_position", "estimated_completion", "retry_after"} & read.keys()
+
+
+@pytest.mark.parametrize("problem", [crashed(), timed_out(5.0), response_too_large(5), INTERRUPTED])
+def test_a_monitor_holds_a_problem_as_a_member(problem: Problem) -> None:
+    reply = DIALECT.monitor(finished(State.FAILED, error=problem), RELATIVE, None)
+    assert reply.status == 200
+    read = document(reply)
+    assert read["status"] == "failed"
+    assert read["error"] == problem.document()
+    assert not {"response", "resourceLocation", "type", "title", "detail"} & read.keys()
+
+
+def test_a_monitor_says_that_a_job_was_cancelled() -> None:
+    reply = DIALECT.monitor(finished(State.CANCELLED), RELATIVE, None)
+    assert reply.status == 200
+    read = document(reply)
+    assert read["status"] == "cancelled"
+    assert not {"response", "resourceLocation", "error"} & read.keys()
+
+
+# --- results -----------------------------------------------------------------------------------
+
+NO_STORE = (b"cache-control", b"no-store")
+SUCCEEDED = (b"job-status", b"succeeded")
+FAILED = (b"job-status", b"failed")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "served", "fields"),
+    [
+        pytest.param(200, (), 200, (NO_STORE, SUCCEEDED), id="succeeded"),
+        pytest.param(302, (), 302, (NO_STORE, SUCCEEDED), id="a redirect"),
+        pytest.param(404, (), 404, (NO_STORE, FAILED), id="failed"),
+        pytest.param(500, (), 500, (NO_STORE, FAILED), id="failed badly"),
+        pytest.param(
+            202, (), 200, (NO_STORE, SUCCEEDED, (b"job-response-status", b"202")), id="a stored 202"
+        ),
+        pytest.param(
+            200,
+            ((b"set-cookie", b"a=1"), (b"x-a", b"1"), (b"set-cookie", b"b=2")),
+            200,
+            ((b"set-cookie", b"a=1"), (b"x-a", b"1"), (b"set-cookie", b"b=2"), NO_STORE, SUCCEEDED),
+            id="its own headers in order",
+        ),
+        pytest.param(
+            200,
+            ((b"Cache-Control", b"max-age=60"),),
+            200,
+            ((b"Cache-Control", b"max-age=60"), SUCCEEDED),
+            id="the handler's Cache-Control",
+        ),
+    ],
+)
+def test_a_finished_job_serves_the_handlers_response(
+    status: int, headers: RawHeaders, served: int, fields: RawHeaders
+) -> None:
+    state = State.SUCCEEDED if status < 400 else State.FAILED
+    result = DIALECT.result(finished(state, CapturedResponse(status, headers, 0)))
+    assert result == (served, fields)
+
+
+# --- cancel and delete -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "outlook", "status"),
+    [(State.CANCELLING, UNKNOWN, 202), (State.CANCELLED, None, 200)],
+)
+def test_a_cancel_is_202_until_the_handler_has_stopped(
+    state: State, outlook: Outlook | None, status: int
+) -> None:
+    cancelled = job(state) if outlook else finished(state)
+    reply = DIALECT.cancelled(cancelled, RELATIVE, outlook)
+    assert reply.status == status
+    assert document(reply)["status"] == state
+    assert ("retry-after" in fields(reply)) is (outlook is not None)
+
+
+def test_a_finished_job_is_deleted_without_a_word() -> None:
+    reply = DIALECT.deleted(finished(), RELATIVE, None, finished=True)
+    assert (reply.status, reply.body) == (204, b"")
+    assert fields(reply) == {"cache-control": "no-store"}
+
+
+@pytest.mark.parametrize(
+    ("state", "outlook"), [(State.CANCELLING, UNKNOWN), (State.CANCELLED, None)]
+)
+def test_a_job_that_had_not_finished_is_cancelled_and_forgotten(
+    state: State, outlook: Outlook | None
+) -> None:
+    stopped = job(state) if outlook else finished(state)
+    reply = DIALECT.deleted(stopped, RELATIVE, outlook, finished=False)
+    assert reply.status == 202
+    assert document(reply)["status"] == state
+
+
+# --- problems ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry_after", [None, 1, 30])
+@pytest.mark.parametrize("status", [404, 409, 410, 413, 500, 503, 504])
+def test_a_problem_is_problem_json(status: int, retry_after: int | None) -> None:
+    problem = Problem("some-name", status, "A title", "A détail")
+    reply = DIALECT.problem(problem, retry_after=retry_after)
+    assert reply.status == status
+    assert json.loads(reply.body) == {
+        "type": "urn:raincheck:problem:some-name",
+        "title": "A title",
+        "status": status,
+        "detail": "A détail",
+    }
+    expected = {
+        "content-type": "application/problem+json",
+        "cache-control": "no-store",
+        "content-length": str(len(reply.body)),
+    }
+    if retry_after is not None:
+        expected["retry-after"] = str(retry_after)
+    assert fields(reply) == expected
+
+
+def test_replies_are_each_their_own() -> None:
+    first = DIALECT.problem(INTERRUPTED)
+    first.headers.append((b"allow", b"GET"))
+    assert (b"allow", b"GET") not in DIALECT.problem(INTERRUPTED).headers
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (None, None),
+        (0.0, "1970-01-01T00:00:00Z"),
+        (NOON, "2026-11-21T12:00:00Z"),
+        (NOON + 0.999, "2026-11-21T12:00:00Z"),
+    ],
+)
+def test_times_are_rfc_3339_in_utc(time: float | None, text: str | None) -> None:
+    assert timestamp(time) == text

@@ -1,0 +1,175 @@
+"""Every example is run as a reader runs it, and so is the README's app."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from raincheck.testing import follow, lifespan
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parent.parent
+ID = r"[A-Za-z0-9_-]{30}"
+
+# What each example has to print: regular expressions, in this order.
+PRINTED = {
+    "quickstart.py": [
+        r"> POST /emails/send HTTP/1\.1\n(> .+\n)*> Content-Length: 52\n>\n"
+        r'{"user_ids": \[1, 2, 3, 4, 5\], "template": "welcome"}\n',
+        rf"< HTTP/1\.1 202 Accepted\n(< .+\n)*< location: /jobs/{ID}\n(< .+\n)*< retry-after: 1\n",
+        rf'{{"job_id": "{ID}", "status": "running",',
+        rf"> GET /jobs/{ID} HTTP/1\.1\n",
+        r"< HTTP/1\.1 202 Accepted\n",
+        r'"progress": 0\.[2468], "message": "[1234] of 5 sent"',
+        r"< HTTP/1\.1 200 OK\n(< .+\n)*< job-status: succeeded\n<\n",
+        r'{"sent":5,"template":"welcome"}\n',
+        rf"> GET /jobs/{ID}/status HTTP/1\.1\n",
+        r'"status": "succeeded".+"progress": 1\.0, "message": "5 of 5 sent"',
+        r"> GET /reports/7 HTTP/1\.1\n",
+        rf"< HTTP/1\.1 202 Accepted\n< location: /jobs/{ID}\n",
+        r"> prefer: wait=10\n",
+        r'"message": "month [123]"',
+        r"< HTTP/1\.1 200 OK\n< content-type: text/csv; charset=utf-8\n< job-status: succeeded\n",
+        r"month,total\n1,7\n2,14\n3,21\n",
+    ],
+    "wrap_existing_app.py": [
+        r'GET /health: 200 {"ok":true}\n',
+        rf"POST /videos: 202, see /jobs/{ID}\n",
+        rf'GET /jobs/{ID}: 201 {{"bytes":5}}\n',
+        rf"GET /reports/7: 202, see /jobs/{ID}\n",
+        rf'GET /jobs/{ID}: 200 {{"report":7}}\n',
+    ],
+    "fastapi_app.py": [
+        r"no file: 422 Field required\n",
+        rf"a file: 202, see /jobs/{ID}\n",
+        r'the job: 201 {"rows":3,"session_open":true}\n',
+    ],
+    "progress.py": [
+        line
+        for path in ("async", "thread")
+        for line in (
+            rf"GET /{path}: 202\n",
+            r"  running 33% resized 1 of 3\n",
+            r"  running 67% resized 2 of 3\n",
+            r"  running 100% resized 3 of 3\n",
+            r"  succeeded 100% resized 3 of 3\n",
+        )
+    ],
+    "hybrid.py": [
+        r"GET /search\?seconds=0: 200 slept 0\.0 s\n",
+        rf"GET /search\?seconds=1: 202 /jobs/{ID} 200 slept 1\.0 s\n",
+        r"GET /search\?seconds=1, Prefer: wait=5: 200 slept 1\.0 s\n",
+        r"GET /export\?seconds=1: 200 slept 1\.0 s\n",
+        rf"GET /export\?seconds=1, Prefer: respond-async: 202 /jobs/{ID} 200 slept 1\.0 s\n",
+        r"GET /export\?seconds=1, Prefer: respond-async, wait=5: 200 slept 1\.0 s\n",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, subprocess.CompletedProcess[str]]:
+    """All examples, run side by side."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(PRINTED, pool.map(run, PRINTED), strict=True))
+
+
+def run(name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"examples/{name}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+def test_every_example_is_driven() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example_prints_its_exchange(
+    name: str, runs: dict[str, subprocess.CompletedProcess[str]]
+) -> None:
+    run = runs[name]
+    assert (run.returncode, run.stderr) == (0, "")
+    place = 0
+    for expected in PRINTED[name]:
+        match = re.compile(expected).search(run.stdout, place)
+        assert match is not None, f"{expected!r} is missing after:\n{run.stdout[:place]}"
+        place = match.end()
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example_has_an_app_for_a_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    app: ASGIApp = importlib.import_module(f"examples.{name.removesuffix('.py')}").app
+    assert callable(app)
+
+
+def test_quickstart_serves_until_a_signal_ends_it() -> None:
+    with ExitStack() as stack:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number, server in [(number, stack.enter_context(serving())) for number in numbers]:
+            assert server.stdout is not None
+            assert server.stderr is not None
+            last = next(line for line in server.stdout if "wait=5" in line)
+            url = last.split()[2]
+            answer = httpx.get(url, headers={"prefer": "wait=10"})
+            assert (answer.status_code, answer.text) == (200, "month,total\n1,7\n2,14\n3,21\n")
+            server.send_signal(number)
+            assert server.wait(timeout=20) == 0
+            assert server.stderr.read() == ""
+
+
+@contextmanager
+def serving() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "examples/quickstart.py", "--serve"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def test_the_app_of_the_readme_does_what_is_shown() -> None:
+    names: dict[str, ASGIApp] = {}
+    exec(blocks("python")[0], names)
+    app = names["app"]
+
+    async def session() -> None:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
+        async with lifespan(app), client:
+            invalid = await client.post("/emails/send", json=["oops"])
+            assert invalid.status_code == 422
+            accepted = await client.post("/emails/send", json=[1])
+            assert accepted.status_code == 202
+            assert re.fullmatch(f"/jobs/{ID}", accepted.headers["location"])
+            response = await follow(client, accepted)
+            assert (response.status_code, response.text) == (200, '{"sent":1}')
+
+    asyncio.run(session())
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    commands = [block.strip() for block in blocks("") if "&&" in block]
+    assert len(commands) == 2
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert [command for command in commands if f"bash -c '{command}'\n" not in ci] == []
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in this language."""
+    readme = (ROOT / "README.md").read_text()
+    return [
+        text for kind, text in re.findall(r"```(\w*)\n(.*?)```", readme, re.S) if kind == language
+    ]

@@ -1,0 +1,236 @@
+"""The job: one table of moves, terminal states that never change, a tombstone that says little."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raincheck.errors import INTERRUPTED, IllegalTransition
+from raincheck.job import TRANSITIONS, Job, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse
+
+REQUEST = CapturedRequest("POST", "/videos", None, b"", (), b"body")
+RESPONSE = CapturedResponse(200, ((b"content-type", b"text/plain"),), 4)
+
+MOVES = {
+    ("queued", "running"),
+    ("queued", "cancelled"),
+    ("queued", "failed"),
+    ("running", "cancelling"),
+    ("running", "succeeded"),
+    ("running", "failed"),
+    ("cancelling", "cancelled"),
+    ("cancelling", "succeeded"),
+    ("cancelling", "failed"),
+}
+TERMINAL = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+
+
+def job(state: State = State.RUNNING, **fields: Any) -> Job:
+    return Job(id="id", route="route", state=state, created_at=100.0, **fields)
+
+
+def move(before: Job, state: State) -> Job:
+    if state is State.RUNNING:
+        return before.start(110.0)
+    if state is State.CANCELLING:
+        return before.cancelling()
+    return before.finish(state, 110.0, ttl=60.0, tombstone_ttl=30.0)
+
+
+def test_the_table_holds_the_moves_of_the_docs_and_no_other() -> None:
+    moves = {(str(old), str(new)) for old, every in TRANSITIONS.items() for new in every}
+    assert moves == MOVES
+    assert set(TRANSITIONS) == set(State)
+
+
+POSSIBLE = [
+    (old, new)
+    for old, new in itertools.product(State, State)
+    # No method leads back to `queued`, which no state may become either.
+    if new is not State.QUEUED
+]
+
+
+@pytest.mark.parametrize(("old", "new"), POSSIBLE)
+def test_a_job_makes_the_moves_of_the_table_and_no_other(old: State, new: State) -> None:
+    before = job(old)
+    if (str(old), str(new)) not in MOVES:
+        with pytest.raises(IllegalTransition, match=f"a {old} job cannot become {new}"):
+            move(before, new)
+        return
+    after = move(before, new)
+    assert (before.state, before.version) == (old, 1)
+    assert (after.state, after.version) == (new, 2)
+    assert after.finished is (new in TERMINAL)
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: job.start(1.0),
+        lambda job: job.cancelling(),
+        *(
+            lambda job, new=new: job.finish(new, 1.0, ttl=1.0, tombstone_ttl=1.0)
+            for new in sorted(TERMINAL)
+        ),
+    ],
+)
+def test_a_terminal_state_never_changes(state: State, change: Callable[[Job], Job]) -> None:
+    finished = job(state)
+    assert finished.finished
+    with pytest.raises(IllegalTransition):
+        change(finished)
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.RUNNING, State.CANCELLING])
+def test_a_job_that_is_not_terminal_is_not_finished(state: State) -> None:
+    assert not job(state).finished
+
+
+def test_the_captured_request_goes_when_it_has_served() -> None:
+    queued = job(State.QUEUED, request=REQUEST)
+    started = queued.start(105.0)
+    assert (started.request, started.started_at) == (None, 105.0)
+    cancelled = queued.finish(State.CANCELLED, 105.0, ttl=1.0, tombstone_ttl=1.0)
+    assert cancelled.request is None
+
+
+def test_a_finished_job_says_when_it_goes() -> None:
+    finished = job().finish(State.SUCCEEDED, 110.0, ttl=60.0, tombstone_ttl=30.0, response=RESPONSE)
+    assert finished.finished_at == 110.0
+    assert finished.expires_at == 170.0
+    assert finished.purge_at == 200.0
+    assert finished.response == RESPONSE
+
+
+def test_a_failure_without_a_response_carries_its_problem() -> None:
+    failed = job().finish(State.FAILED, 1.0, ttl=1.0, tombstone_ttl=1.0, error=INTERRUPTED)
+    assert failed.error == INTERRUPTED
+    assert failed.response is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "last", "shown"),
+    [
+        (None, None, None),
+        (Progress(0.5), None, Progress(0.5)),
+        (Progress(0.5), Progress(0.9), Progress(0.9)),
+        (None, Progress(0.9), Progress(0.9)),
+    ],
+)
+def test_the_last_report_outlives_the_run(
+    kept: Progress | None, last: Progress | None, shown: Progress | None
+) -> None:
+    finished = job(progress=kept).finish(
+        State.SUCCEEDED, 1.0, ttl=1.0, tombstone_ttl=1.0, progress=last
+    )
+    assert finished.progress == shown
+
+
+def test_a_report_is_a_version_of_its_own() -> None:
+    reported = job().with_progress(Progress(0.4, "412 of 1000 sent"))
+    assert (reported.version, reported.state) == (2, State.RUNNING)
+    assert reported.progress == Progress(0.4, "412 of 1000 sent")
+
+
+@pytest.mark.parametrize(
+    ("fraction", "kept"),
+    [
+        (0, 0.0),
+        (0.4, 0.4),
+        (1, 1.0),
+        (-0.1, 0.0),
+        (1.1, 1.0),
+        (math.inf, 1.0),
+        (-math.inf, 0.0),
+        (math.nan, 0.0),
+    ],
+)
+def test_a_fraction_is_clamped(fraction: float, kept: float) -> None:
+    progress = Progress.of(fraction)
+    assert (progress.fraction, type(progress.fraction)) == (kept, float)
+
+
+@pytest.mark.parametrize(("message", "kept"), [(None, None), ("half", "half"), ("", "")])
+def test_a_message_is_text_or_nothing(message: str | None, kept: str | None) -> None:
+    assert Progress.of(0.5, message).message == kept
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "gone", "now", "expired"),
+    [
+        (None, False, 1e12, False),
+        (10.0, False, 9.9, False),
+        (10.0, False, 10.0, True),
+        (10.0, False, 10.1, True),
+        (None, True, 0.0, True),
+        (10.0, True, 0.0, True),
+    ],
+)
+def test_a_job_expires_at_its_time(
+    expires_at: float | None, gone: bool, now: float, expired: bool
+) -> None:
+    assert job(expires_at=expires_at, gone=gone).expired(now) is expired
+
+
+def finished_job() -> Job:
+    return (
+        job(State.QUEUED, request=REQUEST)
+        .start(105.0)
+        .finish(
+            State.SUCCEEDED,
+            110.0,
+            ttl=60.0,
+            tombstone_ttl=30.0,
+            response=RESPONSE,
+            progress=Progress(1.0, "done"),
+        )
+    )
+
+
+def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:
+    finished = finished_job()
+    tombstone = finished.tombstone(170.0)
+    kept = {"id", "route", "state", "created_at", "version", "expires_at", "purge_at", "gone"}
+    for field in dataclasses.fields(Job):
+        if field.name not in kept:
+            assert getattr(tombstone, field.name) is None, field.name
+    assert tombstone.gone
+    assert tombstone.state is State.SUCCEEDED
+    assert tombstone.version == finished.version + 1
+
+
+@pytest.mark.parametrize(
+    ("now", "tombstone_ttl", "expires_at", "purge_at"),
+    [
+        pytest.param(170.0, None, 170.0, 200.0, id="expired just now"),
+        pytest.param(185.0, None, 170.0, 200.0, id="expired earlier; swept late"),
+        pytest.param(120.0, 30.0, 120.0, 150.0, id="deleted before it expired"),
+        pytest.param(120.0, 0.0, 120.0, 120.0, id="forgotten without a trace"),
+    ],
+)
+def test_a_tombstone_stays_for_its_time(
+    now: float, tombstone_ttl: float | None, expires_at: float, purge_at: float
+) -> None:
+    tombstone = finished_job().tombstone(now, tombstone_ttl)
+    assert (tombstone.expires_at, tombstone.purge_at) == (expires_at, purge_at)
+    assert tombstone.expired(now)
+
+
+def test_a_job_deleted_while_it_runs_leaves_a_tombstone_that_goes() -> None:
+    tombstone = job(State.CANCELLING).tombstone(120.0, 30.0)
+    assert (tombstone.gone, tombstone.expires_at, tombstone.purge_at) == (True, 120.0, 150.0)
+
+
+def test_a_job_is_a_value() -> None:
+    anything: Any = job()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        anything.state = State.FAILED
+    assert job() == job()

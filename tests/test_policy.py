@@ -1,0 +1,177 @@
+"""`Policy` and `Limits`: frozen, checked when made, times in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from datetime import timedelta
+from typing import Any, get_type_hints
+
+import pytest
+
+from raincheck import ConfigurationError, Limits, Policy, RaincheckError
+from raincheck.policy import PolicySettings, seconds, setting_names
+
+Settings = type[Policy] | type[Limits]
+
+NO_TIME: list[Any] = [
+    "5",
+    None,
+    True,
+    [],
+    1j,
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    timedelta(seconds=-1),
+]
+NO_COUNT: list[Any] = ["5", 1.0, True, [], -1]
+
+
+def cases(owner: Settings, field: str, *values: object) -> list[tuple[Settings, str, object]]:
+    return [(owner, field, value) for value in values]
+
+
+def without_none(values: list[Any]) -> list[Any]:
+    return [value for value in values if value is not None]
+
+
+IMPOSSIBLE = [
+    *cases(Policy, "respond", "sometimes", "", None, True),
+    *cases(Policy, "wait", *NO_TIME),
+    *cases(Policy, "max_wait", *NO_TIME),
+    *cases(Policy, "timeout", *without_none(NO_TIME), 0, timedelta(0)),
+    *cases(Policy, "ttl", *NO_TIME, 0, timedelta(0)),
+    *cases(Policy, "max_running", *NO_COUNT, 0),
+    *cases(Policy, "max_queued", *NO_COUNT),
+    *cases(Policy, "max_request_size", *NO_COUNT, None),
+    *cases(Policy, "max_response_size", *NO_COUNT, None),
+    *cases(Policy, "retry_after", *NO_COUNT, 0, 1.5),
+    *cases(Policy, "hold", None, 1, "yes"),
+    *cases(Limits, "max_running", *NO_COUNT, 0, None),
+    *cases(Limits, "max_queued", *NO_COUNT, None),
+    *cases(Limits, "drain_timeout", *NO_TIME),
+    *cases(Limits, "cancel_grace", *NO_TIME, 0),
+    *cases(Limits, "tombstone_ttl", *NO_TIME),
+]
+
+
+@pytest.mark.parametrize(("owner", "field", "value"), IMPOSSIBLE)
+def test_an_impossible_setting_is_refused_by_name(
+    owner: Settings, field: str, value: object
+) -> None:
+    settings: dict[str, Any] = {field: value}
+    with pytest.raises(ConfigurationError) as raised:
+        owner(**settings)
+    assert str(raised.value).startswith(f"{owner.__name__}({field}={value!r}): {field} is ")
+    assert isinstance(raised.value, ValueError)
+    assert isinstance(raised.value, RaincheckError)
+
+
+@pytest.mark.parametrize("owner", [Policy, Limits])
+def test_every_field_is_checked(owner: Settings) -> None:
+    checked = {field for tested, field, _ in IMPOSSIBLE if tested is owner}
+    assert checked == {field.name for field in dataclasses.fields(owner)}
+
+
+@pytest.mark.parametrize(
+    ("owner", "field", "value"),
+    [
+        *cases(Policy, "respond", "always", "preferred"),
+        *cases(Policy, "wait", 0, 0.5),
+        *cases(Policy, "max_wait", 0, 3600),
+        *cases(Policy, "timeout", None, 0.1, 86400),
+        *cases(Policy, "ttl", 0.1, 86400 * 365),
+        *cases(Policy, "max_running", None, 1),
+        *cases(Policy, "max_queued", None, 0),
+        *cases(Policy, "max_request_size", 0, 1),
+        *cases(Policy, "max_response_size", 0, 1),
+        *cases(Policy, "retry_after", None, 1),
+        *cases(Policy, "hold", True, False),
+        *cases(Limits, "max_running", 1),
+        *cases(Limits, "max_queued", 0),
+        *cases(Limits, "drain_timeout", 0),
+        *cases(Limits, "cancel_grace", 0.1),
+        *cases(Limits, "tombstone_ttl", 0),
+    ],
+)
+def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: object) -> None:
+    settings: dict[str, Any] = {field: value}
+    assert getattr(owner(**settings), field) == value
+
+
+@pytest.mark.parametrize(
+    ("owner", "field"),
+    [
+        (Policy, "wait"),
+        (Policy, "max_wait"),
+        (Policy, "timeout"),
+        (Policy, "ttl"),
+        (Limits, "drain_timeout"),
+        (Limits, "cancel_grace"),
+        (Limits, "tombstone_ttl"),
+    ],
+)
+@pytest.mark.parametrize("span", [90, 90.0, timedelta(minutes=1, seconds=30)])
+def test_a_time_is_kept_as_seconds(owner: Settings, field: str, span: object) -> None:
+    settings: dict[str, Any] = {field: span}
+    kept = getattr(owner(**settings), field)
+    assert (kept, type(kept)) == (90.0, float)
+
+
+@pytest.mark.parametrize(("span", "expected"), [(2, 2.0), (0.5, 0.5), (timedelta(hours=1), 3600.0)])
+def test_seconds_reads_numbers_and_timedeltas(span: float | timedelta, expected: float) -> None:
+    assert seconds(span) == expected
+
+
+@pytest.mark.parametrize("owner", [Policy, Limits])
+def test_settings_are_frozen_keyword_only_values(owner: Settings) -> None:
+    first: Any = owner(max_queued=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.max_queued = 4
+    positional: Any = owner
+    with pytest.raises(TypeError):
+        positional("always")
+    assert first == owner(max_queued=3)
+    assert hash(first) == hash(owner(max_queued=3))
+    assert first != owner(max_queued=4)
+
+
+def test_the_defaults_are_those_of_the_docs() -> None:
+    assert dataclasses.asdict(Policy()) == {
+        "respond": "always",
+        "wait": 0.0,
+        "max_wait": 30.0,
+        "timeout": None,
+        "ttl": 3600.0,
+        "max_running": None,
+        "max_queued": None,
+        "max_request_size": 16 * 1024 * 1024,
+        "max_response_size": 64 * 1024 * 1024,
+        "retry_after": None,
+        "hold": False,
+    }
+    assert dataclasses.asdict(Limits()) == {
+        "max_running": 100,
+        "max_queued": 1000,
+        "drain_timeout": 30.0,
+        "cancel_grace": 5.0,
+        "tombstone_ttl": 3600.0,
+    }
+
+
+def test_a_decorator_changes_only_what_it_names() -> None:
+    policy = Policy(ttl=5, hold=True)
+    assert policy.with_settings({"timeout": timedelta(seconds=9)}) == Policy(
+        ttl=5, hold=True, timeout=9
+    )
+    assert policy.with_settings({}) is policy
+    with pytest.raises(ConfigurationError, match="timeout"):
+        policy.with_settings({"timeout": 0})
+
+
+def test_the_decorator_takes_every_field_of_a_policy() -> None:
+    fields = {field.name for field in dataclasses.fields(Policy)}
+    assert setting_names() == fields
+    assert get_type_hints(PolicySettings) == get_type_hints(Policy)
