@@ -28,7 +28,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy, current_job, long_running
+from raincheck import (
+    ConfigurationError,
+    Limits,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    current_job,
+    long_running,
+)
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
@@ -459,9 +467,9 @@ async def test_prefer_comes_on_several_lines() -> None:
         assert (await client.post("/slow", headers=headers)).status_code == 202
 
 
-async def test_a_route_without_max_wait_does_not_depend_on_prefer() -> None:
-    async with running(app_of(slow_route(slowly(1), max_wait=0))) as client:
-        assert "vary" not in (await client.post("/slow", headers={"prefer": "wait=5"})).headers
+async def test_what_the_author_waits_is_no_more_than_a_client_may_ask_for() -> None:
+    with pytest.raises(ConfigurationError, match="wait is at most max_wait"):
+        Policy(wait=60, max_wait=30)
 
 
 async def test_an_unmarked_route_is_passed_through_untouched() -> None:

@@ -88,6 +88,7 @@ def opaque(kind: str) -> Any:
         "no number": [{**start, "headers": [(b"content-length", b"two")]}, end],
         "bad header": [{**start, "headers": [(b"x-a", b"1\r\nx-b: 2")]}, end],
         "bad name": [{**start, "headers": [(b"x a", b"1")]}, end],
+        "bodiless": [{**start, "status": 204}, end],
         "unknown extension": [start, {"type": "http.response.debug", "info": {}}, end],
     }
 
@@ -115,6 +116,7 @@ def opaque(kind: str) -> Any:
         ("no number", 500, "Content-Length says two"),
         ("bad header", 500, "'x-a' is malformed"),
         ("bad name", 500, "'x a' is malformed"),
+        ("bodiless", 500, "a 204 response has no body"),
         ("unknown extension", 200, None),
     ],
 )

@@ -298,11 +298,12 @@ async def async_generator() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        pytest.param(generator, "generator function generator", id="generator"),
-        pytest.param(async_generator, "generator function async_generator", id="async generator"),
+        pytest.param(generator, "generator function .*generator", id="generator"),
+        pytest.param(async_generator, "generator function .*async_generator", id="async generator"),
         pytest.param(functools.partial(generator), "generator function", id="partial of one"),
         pytest.param(Reports, "put it on the methods", id="class-based endpoint"),
         pytest.param(AsyncCallable, "functions and methods", id="class"),
+        pytest.param(staticmethod(in_thread), "above @staticmethod", id="static method"),
         pytest.param(5, "functions and methods, not 5", id="no callable"),
         pytest.param("POST /videos", "functions and methods", id="a path"),
     ],

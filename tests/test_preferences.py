@@ -12,7 +12,6 @@ from raincheck.preferences import (
     Decision,
     Preference,
     decide,
-    depends_on_prefer,
     is_navigation,
     parse,
 )
@@ -106,19 +105,6 @@ def test_a_request_without_prefer_decides_as_an_empty_preference() -> None:
     assert decide(GRACE, parse(prefer())) == decide(GRACE, NOTHING)
 
 
-@pytest.mark.parametrize(
-    ("policy", "depends"),
-    [
-        (Policy(), True),
-        (Policy(respond="preferred"), True),
-        (Policy(respond="preferred", max_wait=0), True),
-        (Policy(max_wait=0), False),
-    ],
-)
-def test_vary_is_due_where_prefer_can_change_the_answer(policy: Policy, depends: bool) -> None:
-    assert depends_on_prefer(policy) is depends
-
-
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
 
 
@@ -149,3 +135,10 @@ CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q
 def test_a_browser_that_navigates_is_known(headers: dict[str, str], navigates: bool) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     assert is_navigation(raw) is navigates
+
+
+@pytest.mark.parametrize("header", ['"' + '\\"' * 30_000, '"' * 60_000, "a;  " * 15_000 + "@"])
+def test_no_header_makes_reading_slow(header: str) -> None:
+    """Quadratic time would take minutes here."""
+    for _ in range(20):
+        assert parse([(b"prefer", header.encode()), (b"prefer", b"respond-async")]).respond_async

@@ -143,6 +143,21 @@ async def test_a_head_request_that_is_accepted_has_its_headers_kept() -> None:
         assert (response.status_code, response.headers["content-length"]) == (200, "100")
 
 
+@pytest.mark.parametrize("status", [200, 304])
+async def test_a_length_without_its_body_does_not_break_a_get(status: int) -> None:
+    """A handler that was asked by HEAD, or answers 304, announces a body that it does not send."""
+
+    async def answer(request: Request) -> Response:
+        return Response(status_code=status, headers={"content-length": "100"})
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.head("/slow")
+        await settled()
+        response = await client.get(accepted.headers["location"])
+        assert response.status_code == status
+        assert "content-length" not in response.headers
+
+
 async def test_a_synchronous_answer_is_not_touched() -> None:
     async def plain(request: Request) -> Response:
         return cookies()

@@ -432,7 +432,13 @@ def test_a_starlette_app_is_read_where_fastapi_is_imported() -> None:
     ],
 )
 def test_a_key_is_a_path_or_a_method_and_a_path(key: str, methods: list[str], path: str) -> None:
-    assert Rule.parse(key, POLICY) == Rule(key, frozenset(methods), path, POLICY)
+    rule = Rule.parse(key, POLICY)
+    assert (rule.name, rule.methods, rule.path, rule.policy) == (
+        key,
+        frozenset(methods),
+        path,
+        POLICY,
+    )
 
 
 @pytest.mark.parametrize(
@@ -670,7 +676,8 @@ def test_a_route_beside_the_status_routes_is_taken(path: str) -> None:
 
 
 def test_status_routes_that_are_taken_must_be_mounted_where_the_path_says() -> None:
-    mount = Mount("/api", routes=[Mount("/jobs", raw)])
+    status = Router([Route("/{id}", plain)])
+    mount = Mount("/api", routes=[Mount("/jobs", status)])
     app = Starlette(routes=[Route("/a", plain), mount])
     routing(app, path="/api/jobs").read(mounted=True)
     with pytest.raises(ConfigurationError, match="no mount at path='/jobs'"):
@@ -678,8 +685,48 @@ def test_status_routes_that_are_taken_must_be_mounted_where_the_path_says() -> N
 
 
 def test_an_app_that_cannot_be_read_may_have_the_status_routes_anywhere() -> None:
-    routing(raw).read(mounted=False)
+    for mounted in (False, True):
+        routing(raw).read(mounted=mounted)
+        routing(Starlette(routes=[Mount("/x", raw)]), path="/x/jobs").read(mounted=True)
     assert find(raw, "GET /jobs/x")
+
+
+def test_of_two_rules_the_first_counts_whatever_their_kind() -> None:
+    wide, narrow = Policy(ttl=1), Policy(ttl=2)
+    for rules, expected in (
+        ({"/r/{id}": wide, "/r/new": narrow}, wide),
+        ({"/r/new": narrow, "/r/{id}": wide}, narrow),
+    ):
+        candidate = routing(raw, rules).find({"method": "GET", "path": "/r/new"})
+        assert candidate is not None
+        assert candidate.policy is expected
+
+
+def test_a_rule_wider_than_the_routes_matches_them() -> None:
+    app = Starlette(routes=[Route("/videos/today", plain)])
+    routing(app, {"/{rest:path}": Policy()}).read(mounted=False)
+    with pytest.raises(ConfigurationError, match="none of the app's routes"):
+        routing(app, {"/films/{rest:path}": Policy()}).read(mounted=False)
+
+
+def test_a_mount_and_its_route_may_call_their_parameters_the_same() -> None:
+    app = Starlette(routes=[Mount("/{id}", routes=[Route("/x/{id}", slow)])])
+    assert find(app, "GET /a/x/b")
+
+
+def test_the_default_of_a_router_is_read_too() -> None:
+    app = Router([Route("/a", plain)], default=Starlette(routes=[Route("/b", slow)]))
+    assert find(app, "GET /b")
+    assert not find(app, "GET /a")
+
+
+def test_routes_added_to_a_mounted_router_later_are_seen() -> None:
+    inner = Router()
+    table = routing(Starlette(routes=[Mount("/in", inner)]))
+    scope = {"method": "GET", "path": "/in/late"}
+    assert table.find(scope) is None
+    inner.routes.append(Route("/late", slow))
+    assert table.find(scope) is not None
 
 
 def websocket_of_a_router() -> ASGIApp:

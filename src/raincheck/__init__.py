@@ -13,16 +13,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
+    "current_job",
     "Job",
     "Jobs",
     "Limits",
+    "long_running",
     "LongRunningMiddleware",
     "MemoryStore",
     "Policy",
     "Progress",
     "RaincheckError",
-    "State",
-    "current_job",
-    "long_running",
     "report",
+    "State",
 ]

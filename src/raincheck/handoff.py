@@ -26,7 +26,7 @@ from raincheck.job import Job, Progress, State
 from raincheck.marking import Mark, current_handoff
 from raincheck.messages import CapturedRequest, CapturedResponse, first_header
 from raincheck.policy import Limits, Policy, seconds
-from raincheck.preferences import Decision, decide, depends_on_prefer, parse
+from raincheck.preferences import Decision, decide, parse
 from raincheck.recording import ProtocolError, Recorder, TooLarge
 from raincheck.stopping import Reason, Stopping
 from raincheck.stores.base import Store
@@ -106,7 +106,7 @@ class Handoff:
         route: the route's name, once it is known.
         policy: the policy it runs under; before the entry, the one it will probably meet.
         decision: what policy and preference came to.
-        vary: whether the answer depends on `Prefer`.
+        vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
         accepted: the job as it was accepted.
         job: the newest version known here.
         ticket: its place.
@@ -191,7 +191,7 @@ class Handoff:
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
         self.decision = decide(self.policy, parse(self.scope["headers"]))
-        self.vary = depends_on_prefer(self.policy)
+        self.vary = True
         return self.decision.asynchronous
 
     async def accept(self) -> None:

@@ -101,7 +101,13 @@ class Job:
         return self.gone or (self.expires_at is not None and self.expires_at <= now)
 
     def with_progress(self, progress: Progress) -> Job:
-        """The next version, with this progress."""
+        """The next version, with this progress.
+
+        Raises:
+            IllegalTransition: the job is terminal.
+        """
+        if self.finished:
+            raise IllegalTransition(f"a {self.state} job makes no progress")
         return replace(self, version=self.version + 1, progress=progress)
 
     def start(self, now: float) -> Job:
@@ -135,8 +141,10 @@ class Job:
             progress: the last report, if it is newer than the one kept.
 
         Raises:
-            IllegalTransition: the job is terminal already.
+            IllegalTransition: the job is terminal already, or `state` is not.
         """
+        if TRANSITIONS[state]:
+            raise IllegalTransition(f"{state} is not how a job finishes")
         return self._move(
             state,
             finished_at=now,

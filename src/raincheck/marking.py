@@ -121,12 +121,16 @@ def _mark(endpoint: Callable[..., Any], settings: PolicySettings) -> Callable[..
             f"@long_running marks functions and methods, not {endpoint!r}; "
             "put it on the methods of a class-based endpoint"
         )
+    if isinstance(endpoint, staticmethod | classmethod):
+        raise ConfigurationError(
+            f"@long_running stands above @{type(endpoint).__name__}; put it below, on the function"
+        )
     plain = endpoint
     while isinstance(plain, functools.partial):
         plain = plain.func
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _bodies(plain)):
         raise ConfigurationError(
-            f"@long_running cannot mark the generator function {plain.__qualname__}: nothing of it "
+            f"@long_running cannot mark the generator function {_name(plain)}: nothing of it "
             "runs at its entry; return a streaming response, or use a path rule (routes=...)"
         )
     run = _on_loop(endpoint) if _is_async(plain) else _in_thread(endpoint)
@@ -162,9 +166,12 @@ def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 
 def _is_async(endpoint: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(
-        getattr(endpoint, "__call__", None)  # noqa: B004 - a callable object's own method
-    )
+    return any(inspect.iscoroutinefunction(body) for body in _bodies(endpoint))
+
+
+def _bodies(endpoint: Callable[..., Any]) -> tuple[Any, Any]:
+    """What may hold an endpoint's code: itself, or a callable object's `__call__`."""
+    return endpoint, getattr(type(endpoint), "__call__", None)  # noqa: B004 - that method's code
 
 
 def _name(endpoint: Callable[..., Any]) -> str:

@@ -19,7 +19,7 @@ from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
 from raincheck.policy import Limits, Policy, seconds
-from raincheck.preferences import depends_on_prefer, is_navigation
+from raincheck.preferences import is_navigation
 from raincheck.routing import Candidate, Routing, route_path
 from raincheck.runners.base import Runner
 from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
@@ -125,12 +125,12 @@ class LongRunningMiddleware:
             policy=candidate.policy,
         )
         if rule is not None and not handoff.prefers_async():
-            await self._pass_through(handoff, scope, receive, send)
+            await self._pass_through(scope, receive, send)
             return
         if rule is not None:
             await self._accept_at_once(handoff)
         else:
-            handoff.vary = candidate.certain and depends_on_prefer(candidate.policy)
+            handoff.vary = candidate.certain
             await self._run_until_accepted(handoff)
         await self._answer(handoff, scope, send)
 
@@ -156,15 +156,13 @@ class LongRunningMiddleware:
             handoff.record()
             self.jobs.tasks.spawn(handoff.run)
 
-    async def _pass_through(
-        self, handoff: Handoff, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": with_vary(message.get("headers", ()))}
             await send(message)
 
-        await self.app(scope, receive, send_with_vary if handoff.vary else send)
+        await self.app(scope, receive, send_with_vary)
 
     async def _answer(self, handoff: Handoff, scope: Scope, send: Send) -> None:
         """Answer for a request whose app has ended or gone into the background."""

@@ -44,7 +44,7 @@ class Policy:
         respond: `"always"` answers 202 unasked; `"preferred"` only to `Prefer: respond-async`
             (RFC 7240 §4.1), and is synchronous otherwise.
         wait: seconds that an accepted request waits for its response before the 202; a response
-            in time is returned as if nothing had happened. Default 0.
+            in time is returned as if nothing had happened. Default 0; at most `max_wait`.
         max_wait: the longest `Prefer: wait=N` (RFC 7240 §4.3) that is honoured. Default 30.
         timeout: seconds a handler may run; then the job fails with 504 and the handler is
             cancelled. Default None: as long as it likes.
@@ -87,6 +87,8 @@ class Policy:
         check.integer("max_request_size", at_least=0)
         check.integer("max_response_size", at_least=0)
         check.integer("retry_after", at_least=1, optional=True)
+        if seconds(self.wait) > seconds(self.max_wait):
+            check.fail("wait", "is at most max_wait")
         if not isinstance(self.hold, bool):
             check.fail("hold", "is True or False")
 
@@ -145,7 +147,10 @@ class _Check:
             return
         if not isinstance(value, int | float | timedelta) or isinstance(value, bool):
             self.fail(field, "is a number of seconds or a timedelta" + " or None" * optional)
-        value = seconds(value)
+        try:
+            value = seconds(value)
+        except OverflowError:  # a whole number beyond any float
+            value = math.inf
         if not math.isfinite(value):
             self.fail(field, "is finite")
         if above is not None and value <= above:

@@ -18,7 +18,8 @@ _PARAMETER = rf"(?:{_TOKEN}{_OWS}(?:={_OWS}{_WORD}{_OWS})?+)?+"
 _PREFERENCE = re.compile(
     rf"{_OWS}(?P<name>{_TOKEN}){_OWS}(?:={_OWS}(?P<value>{_WORD}){_OWS})?+(?:;{_OWS}{_PARAMETER})*+"
 )
-_ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"|")+')
+# What stands between commas; a quote that is not closed takes the rest of its line.
+_ELEMENT = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.?)*+(?:"|\Z))++', re.DOTALL)
 _DELTA_SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -68,9 +69,10 @@ def parse(headers: Iterable[tuple[bytes, bytes]]) -> Preference:
     if not lines:
         return NO_PREFERENCE
     seen: dict[str, str | None] = {}
-    for element in _ELEMENT.findall(b",".join(lines).decode("latin-1")):
-        if match := _PREFERENCE.fullmatch(element):
-            seen.setdefault(match["name"].lower(), match["value"])
+    for line in lines:
+        for element in _ELEMENT.findall(line.decode("latin-1")):
+            if match := _PREFERENCE.fullmatch(element):
+                seen.setdefault(match["name"].lower(), match["value"])
     return Preference("respond-async" in seen, _wait(seen))
 
 
@@ -93,11 +95,6 @@ def decide(policy: Policy, preference: Preference) -> Decision:
     if preference.wait is not None:
         wait = min(preference.wait, seconds(policy.max_wait))
     return Decision(True, wait, b"respond-async" if preference.respond_async else None)
-
-
-def depends_on_prefer(policy: Policy) -> bool:
-    """Whether `Prefer` can change how this route answers, so that `Vary` must say so (§2)."""
-    return policy.respond == "preferred" or bool(policy.max_wait)
 
 
 def is_navigation(headers: Iterable[tuple[bytes, bytes]]) -> bool:

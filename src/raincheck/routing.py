@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.endpoints import HTTPEndpoint
-from starlette.routing import BaseRoute, Host, Match, Mount, Route, WebSocketRoute, compile_path
+from starlette.routing import (
+    BaseRoute,
+    Host,
+    Match,
+    Mount,
+    Route,
+    Router,
+    WebSocketRoute,
+    compile_path,
+)
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
@@ -30,8 +39,8 @@ BOUNDARY = "__raincheck_boundary__"
 """An attribute of apps whose routes are another middleware's."""
 
 _RULE = re.compile(r"(?:(?P<method>[A-Za-z]+) +)?(?P<path>/\S*)")
-_PARAMETER = re.compile(r"{[^{}]*}")
-_ANYTHING = "{rest_of_the_path:path}"
+_PARAMETER = re.compile(r"{[^{}:]*(:[^{}]*)?}")
+_ANYTHING = "/{rest_of_the_path:path}"
 
 # Texts that Starlette's convertors accept, to try a rule against the app's routes.
 _SAMPLES = ("1", "x", "1.5", "00000000-0000-4000-8000-000000000000")
@@ -45,12 +54,14 @@ class Rule:
         name: the key it was written under, e.g. `"POST /videos"`.
         methods: those it is for.
         path: in Starlette's path syntax.
+        pattern: what the path matches.
         policy: how the route behaves.
     """
 
     name: str
     methods: frozenset[str]
     path: str
+    pattern: re.Pattern[str]
     policy: Policy
 
     @classmethod
@@ -69,11 +80,11 @@ class Rule:
         if not isinstance(policy, Policy):
             raise ConfigurationError(f"routes={{{key!r}: {policy!r}}}: a value is a Policy")
         try:
-            compile_path(match["path"])
-        except (AssertionError, ValueError) as error:
+            pattern = compile_path(match["path"])[0]
+        except (AssertionError, KeyError, ValueError) as error:
             raise ConfigurationError(f"routes={{{key!r}: ...}}: {error}") from error
         methods = (match["method"].upper(),) if match["method"] else METHODS
-        return cls(match[0], frozenset(methods), match["path"], policy)
+        return cls(match[0], frozenset(methods), match["path"], pattern, policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +149,16 @@ class Routing:
             self._check_rule(rule)
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
-        self._routes: Sequence[BaseRoute] = ()
-        self._count = -1  # so that the first request reads the app, unless a lifespan did
+        # The route lists that were read, and their lengths: routes may be added later. At first
+        # one that is never right, so that a request reads the app unless a lifespan did.
+        self._seen: list[tuple[Sequence[BaseRoute], int]] = [((), -1)]
 
     def find(self, scope: Scope) -> Candidate | None:
         """The candidate that a request is, or None for one that is not ours."""
-        if len(self._routes) != self._count:
-            self.read(mounted=False, check=False)
+        for routes, count in self._seen:
+            if len(routes) != count:
+                self.read(mounted=False, check=False)
+                break
         path = route_path(scope) if scope.get("root_path") else scope["path"]
         method = scope["method"]
         return self._by_rule.find(path, method) or self._by_mark.find(path, method)
@@ -161,23 +175,21 @@ class Routing:
                 path, or a path rule that matches none of the app's routes.
         """
         self._by_mark = _Table()
-        router = _router(self._app)
-        self._routes = () if router is None else router.routes
-        self._count = len(self._routes)
-        paths = []
-        for found in _walk(self._app, ""):
-            paths.append(found.path)
-            if found.marks is None:
+        self._seen = []
+        found = list(_walk(self._app, "", self._seen))
+        for there in found:
+            if there.marks is None:
                 candidate = Candidate(self._policy, certain=False)
-                self._by_mark.add(found.path, found.methods, candidate)
+                self._by_mark.add(there.path, there.methods, candidate)
                 continue
-            for methods, mark in found.marks:
-                self._by_mark.add(found.path, methods, Candidate(self._route_of(mark)[1]))
+            for methods, mark in there.marks:
+                self._by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         if check:
-            self._check_mount(paths, mounted=mounted)
+            self._check_mount(found, mounted=mounted)
+            router = _router(self._app)
             if router is not None:
                 for rule in self._rules:
-                    self._check_matches(rule, router)
+                    self._check_matches(rule, router, found)
 
     def _check_rule(self, rule: Rule) -> None:
         if rule.path.startswith(self._path + "/"):
@@ -192,9 +204,10 @@ class Routing:
                     "put the narrower rule before the wider one, or remove it"
                 )
 
-    def _check_mount(self, paths: list[str], *, mounted: bool) -> None:
-        below = [path for path in paths if path.startswith(self._path + "/")]
-        if mounted and paths and not below:
+    def _check_mount(self, found: list[_Found], *, mounted: bool) -> None:
+        below = [there.path for there in found if there.path.startswith(self._path + "/")]
+        readable = all(there.marks is not None for there in found)
+        if mounted and readable and not below:
             raise ConfigurationError(
                 f"jobs.status_app was taken, but the app has no mount at path={self._path!r}; "
                 "mount it there, or tell the middleware where it is"
@@ -205,14 +218,18 @@ class Routing:
                 'routes and could not be reached; give the middleware another path, e.g. "/_jobs"'
             )
 
-    def _check_matches(self, rule: Rule, router: Any) -> None:
-        for path in _samples(rule.path):
-            for method in rule.methods:
-                scope = {"type": "http", "method": method, "path": path, "headers": []}
-                if any(route.matches(dict(scope))[0] is Match.FULL for route in router.routes):
+    def _check_matches(self, rule: Rule, router: Any, found: list[_Found]) -> None:
+        if any(isinstance(route, Host) for route in router.routes):
+            return  # what matches depends on the host
+        for there in found:
+            if there.methods is None or there.methods & rule.methods:
+                literal = "{" not in there.path
+                if there.path == rule.path or (literal and rule.pattern.match(there.path)):
                     return
-                if any(isinstance(route, Host) for route in router.routes):
-                    return
+        for path, method in itertools.product(_samples(rule), rule.methods):
+            scope = {"type": "http", "method": method, "path": path, "headers": []}
+            if any(route.matches(dict(scope))[0] is Match.FULL for route in router.routes):
+                return
         raise ConfigurationError(
             f"routes={{{rule.name!r}: ...}} matches none of the app's routes; compare the method "
             "and the path, without the root_path, with the app's own"
@@ -220,26 +237,45 @@ class Routing:
 
 
 class _Table:
-    """Candidates by path and method: literal paths in a dict, the others in order."""
+    """Candidates by path and method, of which the first that was added counts.
+
+    Literal paths are found in a dict, so that only the patterns ahead of them are tried.
+    """
 
     def __init__(self) -> None:
-        self._literal: dict[str, list[tuple[Methods, Candidate]]] = {}
-        self._patterns: list[tuple[re.Pattern[str], Methods, Candidate]] = []
+        self._added = 0
+        self._literal: dict[str, list[tuple[int, Methods, Candidate]]] = {}
+        self._patterns: list[tuple[int, re.Pattern[str], Methods, Candidate]] = []
 
     def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
+        self._added += 1
         if "{" in path:
-            self._patterns.append((compile_path(path)[0], methods, candidate))
+            self._patterns.append((self._added, _pattern(path), methods, candidate))
         else:
-            self._literal.setdefault(path, []).append((methods, candidate))
+            self._literal.setdefault(path, []).append((self._added, methods, candidate))
 
     def find(self, path: str, method: str) -> Candidate | None:
-        for methods, candidate in self._literal.get(path, ()):
+        before, found = self._added + 1, None
+        for number, methods, candidate in self._literal.get(path, ()):
             if methods is None or method in methods:
-                return candidate
-        for pattern, methods, candidate in self._patterns:
+                before, found = number, candidate
+                break
+        for number, pattern, methods, candidate in self._patterns:
+            if number > before:
+                break
             if (methods is None or method in methods) and pattern.match(path):
                 return candidate
-        return None
+        return found
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """What matches a path in Starlette's syntax, whatever its parameters are called.
+
+    A mount and a route below it may call theirs the same.
+    """
+    numbers = itertools.count()
+    unnamed = _PARAMETER.sub(lambda match: f"{{p{next(numbers)}{match[1] or ''}}}", path)
+    return compile_path(unnamed)[0]
 
 
 # --- reading apps ------------------------------------------------------------------------------
@@ -260,13 +296,19 @@ class _Found:
     marks: Sequence[tuple[Methods, Mark]] | None
 
 
-def _walk(app: ASGIApp, prefix: str) -> Iterator[_Found]:
+def _walk(
+    app: ASGIApp, prefix: str, seen: list[tuple[Sequence[BaseRoute], int]]
+) -> Iterator[_Found]:
     if isinstance(app, StaticFiles) or _bounded(app):
         return
     router = _router(app)
     if router is None:
         yield _Found(prefix + _ANYTHING, None, None)
         return
+    seen.append((router.routes, len(router.routes)))
+    default = getattr(getattr(router, "router", router), "default", None)
+    if default is not None and getattr(default, "__func__", None) is not Router.not_found:
+        yield from _walk(default, prefix, seen)
     for route in _routes(router):
         kind = getattr(route, "original_route", route)
         if isinstance(kind, WebSocketRoute):
@@ -278,9 +320,9 @@ def _walk(app: ASGIApp, prefix: str) -> Iterator[_Found]:
         elif isinstance(kind, Mount):
             path = prefix + (getattr(route, "path", None) or "")
             yield _Found(path + "/", None, ())
-            yield from _walk(kind.app, path)
+            yield from _walk(kind.app, path, seen)
         elif isinstance(kind, Host):
-            yield from _walk(kind.app, prefix)
+            yield from _walk(kind.app, prefix, seen)
         elif isinstance(kind, Route):
             methods = getattr(route, "methods", None)
             yield _endpoint(prefix + route.path, methods and frozenset(methods), route.endpoint)
@@ -293,7 +335,7 @@ def _endpoint(path: str, methods: Methods, endpoint: Any) -> _Found:
         return _Found(path, methods, [(methods, mark)])
     if inspect.isclass(endpoint) and issubclass(endpoint, HTTPEndpoint):
         marks: list[tuple[Methods, Mark]] = []
-        for method in (*METHODS, "HEAD"):
+        for method in (*METHODS, "OPTIONS", "QUERY", "HEAD"):
             name = "get" if method == "HEAD" and not hasattr(endpoint, "head") else method.lower()
             if mark := mark_of(getattr(endpoint, name, None)):
                 marks.append((frozenset({method}), mark))
@@ -333,13 +375,12 @@ def _bounded(app: Any) -> bool:
     return False
 
 
-def _samples(path: str) -> Iterator[str]:
+def _samples(rule: Rule) -> Iterator[str]:
     """Paths that a rule matches, so that at least one is one that the app's route takes too."""
-    pattern = compile_path(path)[0]
-    names = _PARAMETER.findall(path)
+    names = [match[0] for match in _PARAMETER.finditer(rule.path)]
     for values in itertools.product(_SAMPLES, repeat=min(len(names), 4)):
-        sample = path
+        sample = rule.path
         for name, value in itertools.zip_longest(names, values, fillvalue="1"):
             sample = sample.replace(name, value, 1)
-        if pattern.match(sample):
+        if rule.pattern.match(sample):
             yield sample

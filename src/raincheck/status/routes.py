@@ -12,6 +12,7 @@ from raincheck.errors import Problem
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
+from raincheck.messages import servable
 from raincheck.preferences import parse
 
 logger = logging.getLogger("raincheck")
@@ -160,6 +161,8 @@ class _Exchange:
             await self.reply(self._dialect.pending(job, self._urls(job), self._outlook(job)))
         elif job.response is not None:
             status, headers = self._dialect.result(job)
+            if self._scope["method"] != "HEAD":
+                headers = servable(job.response, headers)
             body = self._routes.jobs.store.read_body(job.id)
             await send_stored(status, headers, body, self._scope, self._send)
         else:
