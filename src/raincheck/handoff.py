@@ -46,6 +46,8 @@ _BYPASSING = frozenset(
     }
 )
 
+VARY = (b"vary", b"Prefer")
+
 # What routing below us writes into the scope, and tracing above us reads when the call is over.
 _ROUTED = ("route", "endpoint", "path_params")
 
@@ -115,6 +117,36 @@ class Handoff:
         progress: the handler's newest report.
         handed_over: opens with acceptance, or with the app's end.
     """
+
+    __slots__ = (
+        "_answered",
+        "_app",
+        "_client_receive",
+        "_client_send",
+        "_complete",
+        "_entered",
+        "_flushing",
+        "_recorder",
+        "_released",
+        "_stage",
+        "_stopping",
+        "_turn",
+        "_upload",
+        "accepted",
+        "conductor",
+        "decision",
+        "error",
+        "handed_over",
+        "job",
+        "outer_scope",
+        "policy",
+        "progress",
+        "refusal",
+        "route",
+        "scope",
+        "ticket",
+        "vary",
+    )
 
     def __init__(
         self,
@@ -202,17 +234,15 @@ class Handoff:
         """
         limit = self._upload.limit = self.policy.max_request_size
         declared = first_header(self.scope["headers"], b"content-length")
-        refused = RequestTooLarge(f"The body may have {limit} bytes.")
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            raise refused
-        while not (self._upload.whole or self._upload.too_large):
+        too_large = declared is not None and declared.isdigit() and int(declared) > limit
+        while not (self._upload.whole or self._upload.too_large or too_large):
             assert self._client_receive is not None
             message = await self._client_receive()
             if message["type"] == "http.disconnect":
                 return
             self._upload.arrive(message)
-        if self._upload.too_large:
-            raise refused
+        if too_large or self._upload.too_large:
+            raise RequestTooLarge(f"The body may have {limit} bytes.")
         await self.conductor.accept(self)
         self.accepted = self.job
 
@@ -458,5 +488,5 @@ def with_vary(headers: Any) -> list[tuple[bytes, bytes]]:
             named = {part.strip().lower() for part in value.split(b",")}
             if named & {b"*", b"prefer"}:
                 return fields
-    fields.append((b"vary", b"Prefer"))
+    fields.append(VARY)
     return fields

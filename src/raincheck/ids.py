@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from enum import Enum
 
-# 16 random bytes, 3 of the process and 3 to check both: multiples of 3 come out of base64 without
-# padding, the first part with its two padding signs cut off.
-_RANDOM, _PROCESS, _CHECK = 22, 4, 4
-_LENGTH = _RANDOM + _PROCESS + _CHECK
+# Bytes of an id: random, of the process, and to check both; and how many letters that makes.
+_RANDOM, _PROCESS, _CHECK = 16, 3, 3
+_LENGTH = 30
+_SHAPE = re.compile(r"[A-Za-z0-9_-]{30}", re.ASCII)
 
 
 class Origin(Enum):
@@ -35,28 +36,29 @@ class Ids:
     def __init__(self, deployment: str) -> None:
         self._salt = deployment.encode()
         self._pid = 0
-        self._tag = ""
+        self._tag = b""
 
     def mint(self) -> str:
         """A new id: 30 URL-safe letters with 128 random bits from `secrets`."""
-        random = urlsafe_b64encode(secrets.token_bytes(16))[:_RANDOM].decode()
-        return self._signed(random + self._process())
+        unsigned = secrets.token_bytes(_RANDOM) + self._process()
+        return urlsafe_b64encode(unsigned + self._check(unsigned))[:_LENGTH].decode()
 
     def origin(self, id: str) -> Origin:
         """Where an id comes from, to go by its marker. Any string is safe to ask about."""
-        if len(id) != _LENGTH or not id.isascii():
+        if not _SHAPE.fullmatch(id):
             return Origin.UNKNOWN
-        body = id[:-_CHECK]
-        if not secrets.compare_digest(self._signed(body), id):
+        signed = urlsafe_b64decode(id + "==")
+        unsigned, check = signed[:-_CHECK], signed[-_CHECK:]
+        genuine = urlsafe_b64encode(signed)[:_LENGTH].decode() == id  # no other letters, no others
+        if not genuine or not secrets.compare_digest(self._check(unsigned), check):
             return Origin.UNKNOWN
-        return Origin.HERE if body.endswith(self._process()) else Origin.ELSEWHERE
+        return Origin.HERE if unsigned.endswith(self._process()) else Origin.ELSEWHERE
 
-    def _signed(self, body: str) -> str:
-        digest = hashlib.sha256(body.encode() + self._salt).digest()
-        return body + urlsafe_b64encode(digest[:3]).decode()
+    def _check(self, unsigned: bytes) -> bytes:
+        return hashlib.sha256(unsigned + self._salt).digest()[:_CHECK]
 
-    def _process(self) -> str:
+    def _process(self) -> bytes:
         if self._pid != os.getpid():  # the first id, or the first after a fork
             self._pid = os.getpid()
-            self._tag = urlsafe_b64encode(secrets.token_bytes(3)).decode()
+            self._tag = secrets.token_bytes(_PROCESS)
         return self._tag

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,9 +68,10 @@ class Ledger:
                 state, self._clock(), ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome
             )
 
-        with suppress(IllegalTransition):
+        try:
             return await self.patiently(partial(self._advance, job, finish))
-        return job
+        except IllegalTransition:
+            return job
 
     async def bury(self, job: Job, *, remember: bool) -> None:
         """Leave a tombstone in its place, or, if nobody ever knew of it, one that goes at once."""

@@ -133,16 +133,19 @@ def _mark(endpoint: Callable[..., Any], settings: PolicySettings) -> Callable[..
             f"@long_running cannot mark the generator function {_name(plain)}: nothing of it "
             "runs at its entry; return a streaming response, or use a path rule (routes=...)"
         )
-    run = _on_loop(endpoint) if _is_async(plain) else _in_thread(endpoint)
+    on_loop = _is_async(plain)
+    in_thread = _in_thread(endpoint)
     mark = Mark(_name(plain), settings)
 
     @functools.wraps(plain)
     async def entered(*args: Any, **kwargs: Any) -> Any:
         handoff = current_handoff.get()
         if handoff is None or not await handoff.enter(mark):
-            return await run(None, *args, **kwargs)
+            return await (endpoint(*args, **kwargs) if on_loop else in_thread(None, args, kwargs))
         with handoff.inside():
-            return await run(handoff.limiter, *args, **kwargs)
+            if on_loop:
+                return await endpoint(*args, **kwargs)
+            return await in_thread(handoff.limiter, args, kwargs)
 
     if plain is not endpoint:  # the arguments that a partial binds are taken
         entered.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined] # set so
@@ -150,15 +153,8 @@ def _mark(endpoint: Callable[..., Any], settings: PolicySettings) -> Callable[..
     return entered
 
 
-def _on_loop(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def run(limiter: anyio.CapacityLimiter | None, /, *args: Any, **kwargs: Any) -> Any:
-        return await endpoint(*args, **kwargs)
-
-    return run
-
-
 def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def run(limiter: anyio.CapacityLimiter | None, /, *args: Any, **kwargs: Any) -> Any:
+    async def run(limiter: anyio.CapacityLimiter | None, args: Any, kwargs: Any) -> Any:
         call = functools.partial(endpoint, *args, **kwargs)
         return await anyio.to_thread.run_sync(call, limiter=limiter)
 

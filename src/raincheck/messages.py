@@ -128,12 +128,16 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 
     The hop-by-hop fields go, and so does every field that `Connection` names.
     """
-    fields = tuple((bytes(name), bytes(value)) for name, value in headers)
-    dropped = HOP_BY_HOP
-    for name, value in fields:
-        if name.lower() == b"connection":
-            dropped = dropped | {option.strip().lower() for option in value.split(b",")}
-    return tuple(field for field in fields if field[0].lower() not in dropped)
+    kept, named = [], set[bytes]()
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in HOP_BY_HOP:
+            kept.append((bytes(name), bytes(value)))
+        elif lower == b"connection":
+            named.update(option.strip().lower() for option in value.split(b","))
+    if named:
+        kept = [field for field in kept if field[0].lower() not in named]
+    return tuple(kept)
 
 
 def unsendable(response: CapturedResponse, method: str) -> str | None:

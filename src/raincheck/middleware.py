@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.dialects.base import Dialect
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import ConfigurationError, Refusal
-from raincheck.handoff import Handoff, with_vary
+from raincheck.handoff import VARY, Handoff, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
@@ -130,21 +129,21 @@ class LongRunningMiddleware:
         if rule is not None:
             await self._accept_at_once(handoff)
         else:
+            # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.vary = candidate.certain
-            await self._run_until_accepted(handoff)
+            jobs.tasks.spawn(handoff.run)
+            try:
+                await handoff.handed_over.wait()
+            except BaseException:  # the server cancels the request: so does everything below it
+                await self._abandon(handoff)
+                raise
         await self._answer(handoff, scope, send)
 
-    async def _run_until_accepted(self, handoff: Handoff) -> None:
-        """Let the app go as far as the handler's entry, or to its end if it never enters one."""
-        self.jobs.tasks.spawn(handoff.run)
-        try:
-            await handoff.handed_over.wait()
-        except BaseException:  # the server cancels the request: so does everything below it
-            if handoff.job is None:
-                handoff.stop(Reason.CANCELLED)
-                with anyio.CancelScope(shield=True):
-                    await handoff.handed_over.wait()
-            raise
+    async def _abandon(self, handoff: Handoff) -> None:
+        if handoff.job is None:
+            handoff.stop(Reason.CANCELLED)
+            with anyio.CancelScope(shield=True):
+                await handoff.handed_over.wait()
 
     async def _accept_at_once(self, handoff: Handoff) -> None:
         """A path rule: there is no entry to wait for, so accept as soon as the body is read."""
@@ -187,7 +186,7 @@ class LongRunningMiddleware:
                 outlook = self.jobs.outlook(job)
                 reply = self._dialect.accepted(job, urls, outlook, decision.applied)
         if handoff.vary:
-            reply = replace(reply, headers=with_vary(reply.headers))
+            reply.headers.append(VARY)
         await send_reply(reply, scope, send)
 
     async def _answer_in_time(

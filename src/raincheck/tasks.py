@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from types import TracebackType
@@ -41,7 +42,7 @@ class Gate(Protocol):
     def is_open(self) -> bool:
         """Whether it was opened."""
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Return when it is open. One task waits at a time; another may after it was cancelled."""
 
 
@@ -133,9 +134,22 @@ class AsyncioTasks(Tasks):
             return False
 
     def spawn(self, run: Run) -> None:
-        task = self._loop.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._start(run())
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    if sys.version_info >= (3, 12):
+
+        def _start(self, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            # Most requests come to their acceptance or their end without having to wait: they are
+            # spared a turn of the loop, in which as many others as there are would pile up.
+            return asyncio.Task(run, loop=self._loop, eager_start=True)
+
+    else:
+
+        def _start(self, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            return self._loop.create_task(run)
 
     def gate(self) -> Gate:
         return _AsyncioGate(self._loop)
@@ -177,12 +191,12 @@ class _AsyncioGate:
     def is_open(self) -> bool:
         return self._open
 
-    async def wait(self) -> None:
-        if self._open:
-            return
-        if self._future.done():  # a waiter was cancelled, and its future with it
+    def wait(self) -> Awaitable[None]:
+        if self._future.cancelled():  # a waiter was cancelled, and its future with it
             self._future = self._future.get_loop().create_future()
-        await self._future
+            if self._open:
+                self._future.set_result(None)
+        return self._future
 
 
 class _AsyncioStopper(Stopper):
@@ -204,7 +218,7 @@ class _AsyncioStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.remove(self)
+        self._stack.pop()
         task, self._task = self._task, None
         if not self._cancels or task is None:
             return
@@ -329,8 +343,8 @@ class _EventGate:
     def is_open(self) -> bool:
         return self._event.is_set()
 
-    async def wait(self) -> None:
-        await self._event.wait()
+    def wait(self) -> Awaitable[None]:
+        return self._event.wait()
 
 
 class _ScopeStopper(Stopper):
@@ -351,7 +365,7 @@ class _ScopeStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.remove(self)
+        self._stack.pop()
         self._scope.__exit__(exc_type, exc, traceback)
         if self._scope.cancelled_caught:
             raise Release from exc

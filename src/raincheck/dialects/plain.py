@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import time
 from typing import Any
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
 from raincheck.errors import Problem
 from raincheck.job import Job, State
 from raincheck.messages import RawHeaders, first_header
+
+# Documents are trees that we build ourselves, so nothing in them can be circular.
+_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
@@ -58,7 +61,7 @@ class PlainDialect(Dialect):
         return Reply(204, [_NO_STORE]) if finished else _document(202, job, urls, outlook, [])
 
     def problem(self, problem: Problem, *, retry_after: int | None = None) -> Reply:
-        body = json.dumps(problem.document()).encode()
+        body = _encode(problem.document()).encode()
         headers = [_PROBLEM_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % retry_after))
@@ -86,7 +89,7 @@ def _document(
         document["expires_at"] = timestamp(job.expires_at)
         document.update(_outcome(job, urls))
     document["links"] = {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
-    body = json.dumps(document).encode()
+    body = _encode(document).encode()
     headers += (_NO_STORE, _JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
 
@@ -107,8 +110,8 @@ def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
     }
 
 
-def timestamp(time: float | None) -> str | None:
+def timestamp(moment: float | None) -> str | None:
     """RFC 3339 in UTC, to the second: `2026-11-21T12:00:00Z`; None stays None."""
-    if time is None:
+    if moment is None:
         return None
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))

@@ -85,6 +85,9 @@ class StatusRoutes:
             await self.jobs.open()
         id, slash, route = tail[1:].partition("/")
         exchange = _Exchange(self, id, prefix, scope, send)
+        if id and not slash and scope["method"] == "GET":  # the poll, which is most of all requests
+            await exchange.result()
+            return
         allowed = exchange.methods(route if slash else None)
         method = allowed.get(scope["method"])
         if method is not None:
@@ -126,7 +129,7 @@ class _Exchange:
         if not self._id:
             return {}
         if route is None:
-            return {"GET": self._result, "HEAD": self._result, "DELETE": self._delete}
+            return {"GET": self.result, "HEAD": self.result, "DELETE": self._delete}
         if route == "status":
             return {"GET": self._monitor, "HEAD": self._monitor}
         if route == "cancel":
@@ -153,7 +156,8 @@ class _Exchange:
             return job
         return None
 
-    async def _result(self) -> None:
+    async def result(self) -> None:
+        """Answer a poll: the document, or what it has become."""
         job = await self._find(waits=True)
         if job is None:
             return

@@ -43,16 +43,14 @@ class MemoryStore(Store):
             )
         self._max_bytes = max_bytes
         self._bytes = 0
-        # Time moves for the caches only when sweep() is told so, which takes what they expire.
-        self._now = -math.inf
-        self._jobs: TLRUCache[str, Job] = TLRUCache(
-            math.inf, ttu=lambda _, job, __: _or_never(job.expires_at), timer=lambda: self._now
-        )
-        self._tombstones: TLRUCache[str, Job] = TLRUCache(
-            math.inf, ttu=lambda _, job, __: _or_never(job.purge_at), timer=lambda: self._now
-        )
-        self._bodies: dict[str, list[bytes]] = {}
+        self._jobs: dict[str, Job] = {}
+        self._bodies: dict[str, bytes | list[bytes]] = {}
         self._waiting: dict[str, _Waiting] = {}
+        # When each job that can expire, and each tombstone, is due. The cache's own clock stands
+        # still, so that nothing leaves it but by sweep().
+        self._due: TLRUCache[str, float] = TLRUCache(
+            math.inf, ttu=lambda _, due, __: due, timer=lambda: -math.inf
+        )
 
     @property
     def size(self) -> int:
@@ -61,10 +59,10 @@ class MemoryStore(Store):
 
     def __len__(self) -> int:
         """Jobs and tombstones kept."""
-        return len(self._jobs) + len(self._tombstones)
+        return len(self._jobs)
 
     async def create(self, job: Job) -> Job:
-        there = await self.get(job.id)
+        there = self._jobs.get(job.id)
         if there is not None:
             return there
         cost = _cost(job)
@@ -75,28 +73,31 @@ class MemoryStore(Store):
         return job
 
     async def get(self, id: str) -> Job | None:
-        job = self._jobs.get(id)
-        return job if job is not None else self._tombstones.get(id)
+        return self._jobs.get(id)
 
     async def replace(self, job: Job) -> bool:
-        old = await self.get(job.id)
+        old = self._jobs.get(job.id)
         if old is None or old.version + 1 != job.version:
             return False
-        if job.gone:
-            self._bury(old, job)
-        else:
-            self._jobs[job.id] = job
-            self._bytes += _cost(job) - _cost(old)
-        self._wake(job.id)
+        self._put(old, job)
         return True
 
     async def append_body(self, id: str, chunk: bytes) -> None:
-        if id in self._jobs:
-            self._bodies.setdefault(id, []).append(chunk)
-            self._bytes += len(chunk)
+        job = self._jobs.get(id)
+        if job is None or job.gone:
+            return
+        self._bytes += len(chunk)
+        body = self._bodies.get(id)
+        if body is None:
+            self._bodies[id] = chunk  # most bodies are of one piece, and need no list
+        elif isinstance(body, list):
+            body.append(chunk)
+        else:
+            self._bodies[id] = [body, chunk]
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        for chunk in tuple(self._bodies.get(id, ())):
+        body = self._bodies.get(id, b"")
+        for chunk in tuple(body) if isinstance(body, list) else (body,):
             if offset < len(chunk):
                 yield chunk[offset:] if offset else chunk
             offset = max(0, offset - len(chunk))
@@ -115,30 +116,32 @@ class MemoryStore(Store):
 
     async def unfinished(self) -> AsyncIterator[Job]:
         for job in list(self._jobs.values()):
-            if not job.finished:
+            if not (job.finished or job.gone):
                 yield job
 
     async def sweep(self, now: float) -> bool:
-        # Tombstones first, and only then the time: a cache drops what is due without a word
-        # whenever something is put into it.
-        for _, job in self._tombstones.expire(now):
-            self._bytes -= _cost(job)
-        self._now = now
-        for id, job in self._jobs.expire(now):
-            self._bury(job, job.tombstone(now))
-            self._wake(id)
-        return bool(self._jobs or self._tombstones)
+        for id, _ in self._due.expire(now):
+            job = self._jobs[id]
+            if not job.gone:
+                self._put(job, job.tombstone(now))
+            else:
+                del self._jobs[id]
+                self._bytes -= _cost(job)
+        return bool(self._jobs)
 
     async def aclose(self) -> None:
         """Nothing to release: the jobs stay readable as long as the store is there."""
 
-    def _bury(self, job: Job, tombstone: Job) -> None:
-        self._jobs.pop(job.id, None)
-        body = self._bodies.pop(job.id, ())
-        self._bytes -= _cost(job) + sum(map(len, body))
-        self._tombstones[job.id] = tombstone
-        if job.id in self._tombstones:
-            self._bytes += _cost(tombstone)
+    def _put(self, old: Job, job: Job) -> None:
+        self._jobs[job.id] = job
+        self._bytes += _cost(job) - _cost(old)
+        if job.gone:
+            body = self._bodies.pop(job.id, b"")
+            self._bytes -= sum(map(len, body)) if isinstance(body, list) else len(body)
+        due = job.purge_at if job.gone else job.expires_at
+        if due is not None:
+            self._due[job.id] = due
+        self._wake(job.id)
 
     def _wake(self, id: str) -> None:
         if waiting := self._waiting.pop(id, None):
@@ -153,10 +156,6 @@ class _Waiting:
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.tasks = 0
-
-
-def _or_never(time: float | None) -> float:
-    return math.inf if time is None else time
 
 
 def _cost(job: Job) -> int:
