@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -22,6 +21,7 @@ MOVES = {
     ("queued", "cancelled"),
     ("queued", "failed"),
     ("running", "cancelling"),
+    ("running", "cancelled"),
     ("running", "succeeded"),
     ("running", "failed"),
     ("cancelling", "cancelled"),
@@ -199,9 +199,9 @@ def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:
     finished = finished_job()
     tombstone = finished.tombstone(170.0)
     kept = {"id", "route", "state", "created_at", "version", "expires_at", "purge_at", "gone"}
-    for field in dataclasses.fields(Job):
-        if field.name not in kept:
-            assert getattr(tombstone, field.name) is None, field.name
+    for field in Job._fields:
+        if field not in kept:
+            assert getattr(tombstone, field) is None, field
     assert tombstone.gone
     assert tombstone.state is State.SUCCEEDED
     assert tombstone.version == finished.version + 1
@@ -231,6 +231,6 @@ def test_a_job_deleted_while_it_runs_leaves_a_tombstone_that_goes() -> None:
 
 def test_a_job_is_a_value() -> None:
     anything: Any = job()
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         anything.state = State.FAILED
     assert job() == job()

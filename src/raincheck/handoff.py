@@ -124,6 +124,7 @@ class Handoff:
         "_client_receive",
         "_client_send",
         "_complete",
+        "_decided",
         "_entered",
         "_flushing",
         "_recorder",
@@ -185,6 +186,7 @@ class Handoff:
         self._released = False  # the job waits without this request, and a replay will run it
         self._answered = False  # something of a response has gone to the client
         self._complete = False  # the response is recorded to its end
+        self._decided = False  # the outcome is on its way into the store
         self._flushing = False
 
     # --- acceptance ----------------------------------------------------------------------------
@@ -203,6 +205,7 @@ class Handoff:
         if not self.prefers_async():
             self._stage = Stage.PLAIN
             return False
+        self._turn = anyio.Event() if self.holds else None
         try:
             await self.accept()
         except Refusal as refusal:
@@ -274,12 +277,11 @@ class Handoff:
 
     def turn(self) -> None:
         """The turn of a held request has come."""
-        if self._turn is not None:
-            self._turn.set()
+        assert self._turn is not None
+        self._turn.set()
 
     async def _held(self) -> bool:
-        assert self.ticket is not None
-        self._turn = anyio.Event()
+        assert self._turn is not None
         with self._stopping.inside():
             await self._turn.wait()
         return await self.conductor.begin(self)
@@ -297,8 +299,9 @@ class Handoff:
         current_handoff.set(self)
         error: BaseException | None = None
         try:
-            with self._stopping.inside():
-                await self._app(self.scope, self.receive, self.send)
+            if self._stopping.reason is None:  # cancelled while its start was being recorded
+                with self._stopping.inside():
+                    await self._app(self.scope, self.receive, self.send)
         except GeneratorExit:  # the event loop was thrown away; nothing can be awaited any more
             raise
         except BaseException as caught:
@@ -379,17 +382,15 @@ class Handoff:
         error: Problem | None = None,
     ) -> None:
         """Record the outcome; what the app sends from here on goes nowhere."""
-        if self._stage is Stage.RECORDING:
+        if not self._decided:
+            self._decided = True
             self._stage = Stage.CLOSED
             await self.conductor.finish(self, state, response, error)
 
     async def _end(self, error: BaseException | None) -> None:
         self._stopping.end()
-        if isinstance(error, anyio.get_cancelled_exc_class()) and self.conductor.tasks.cancelled():
-            self._stopping.stop(Reason.INTERRUPTED)
-        stopped = self._stopping.reason is not None
-        if is_release(error) or (stopped and isinstance(error, anyio.get_cancelled_exc_class())):
-            error = None  # our own doing
+        if error is not None and self._is_our_doing(error):
+            error = None
         if self.job is None:
             self.error = error
             self._show_route()
@@ -397,10 +398,18 @@ class Handoff:
             return
         if error is not None:
             logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
-        if self._stage is Stage.RECORDING:
+        if self._released:
+            return
+        if not self._decided:
             await self._end_unanswered(raised=error is not None)
-        if not self._released:
-            self.conductor.ended(self)
+        self.conductor.ended(self)
+
+    def _is_our_doing(self, error: BaseException) -> bool:
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            if self.conductor.tasks.cancelled():
+                self._stopping.stop(Reason.INTERRUPTED)
+            return self._stopping.reason is not None
+        return is_release(error)
 
     async def _end_unanswered(self, *, raised: bool) -> None:
         """The app has ended, and its response is not complete."""
@@ -409,8 +418,7 @@ class Handoff:
         elif raised:
             await self._decide(State.FAILED, error=crashed())
         else:
-            assert self._recorder is not None
-            started = self._recorder.started
+            started = self._recorder is not None and self._recorder.started
             reason = "returned before its response was complete" if started else "sent no response"
             self._broken(f"the handler {reason}")
             await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))

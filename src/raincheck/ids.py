@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
+import zlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from enum import Enum
 
@@ -50,12 +50,13 @@ class Ids:
         signed = urlsafe_b64decode(id + "==")
         unsigned, check = signed[:-_CHECK], signed[-_CHECK:]
         genuine = urlsafe_b64encode(signed)[:_LENGTH].decode() == id  # no other letters, no others
-        if not genuine or not secrets.compare_digest(self._check(unsigned), check):
+        if not genuine or self._check(unsigned) != check:
             return Origin.UNKNOWN
         return Origin.HERE if unsigned.endswith(self._process()) else Origin.ELSEWHERE
 
     def _check(self, unsigned: bytes) -> bytes:
-        return hashlib.sha256(unsigned + self._salt).digest()[:_CHECK]
+        # A checksum is enough: who fakes it is told to look for another process, and no more.
+        return zlib.crc32(unsigned + self._salt).to_bytes(4)[:_CHECK]
 
     def _process(self) -> bytes:
         if self._pid != os.getpid():  # the first id, or the first after a fork

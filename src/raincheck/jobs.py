@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -151,7 +150,9 @@ class Jobs:
             )
         if orphaned and not self.store.shared:
             async for job in self.store.unfinished():
-                await self._finish(job, State.FAILED, error=INTERRUPTED)
+                await self._ledger.finish(
+                    job, State.FAILED, ttl=seconds(self._policy.ttl), error=INTERRUPTED
+                )
 
     @property
     def ready(self) -> bool:
@@ -272,13 +273,14 @@ class Jobs:
         assert job is not None
         if response is not None and handoff.ticket is not None and job.started_at is not None:
             self._admission.learn(handoff.ticket, self.clock() - job.started_at)
-        handoff.job = await self._finish(
-            job, state, response=response, error=error, progress=handoff.progress
+        handoff.job = await self._ledger.finish(
+            job,
+            state,
+            ttl=seconds(handoff.policy.ttl),
+            response=response,
+            error=error,
+            progress=handoff.progress,
         )
-
-    async def _finish(self, job: Job, state: State, **outcome: Any) -> Job:
-        policy = self._policies.get(job.route, self._policy)
-        return await self._ledger.finish(job, state, ttl=seconds(policy.ttl), **outcome)
 
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""
@@ -433,15 +435,17 @@ class Jobs:
         self, id: str, waiting: _Waiting, state: State, error: Problem | None
     ) -> Job | None:
         """End a job that has not begun."""
-        self._waiting.pop(id, None)
-        job = await self.store.get(id)
-        if job is not None and not job.gone:
-            job = await self._finish(job, state, error=error)
+        del self._waiting[id]  # from here on nobody else begins it
         if waiting.held is not None:
-            waiting.held.stop(Reason.CANCELLED)  # gives its place back when it has unwound
+            interrupted = state is State.FAILED
+            waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
         else:
             self._admission.leave(waiting.ticket)
-            self._tell_idle()
+        job = await self.store.get(id)
+        if job is not None and not job.gone:
+            ttl = seconds(waiting.policy.ttl)
+            job = await self._ledger.finish(job, state, ttl=ttl, error=error)
+        self._tell_idle()
         return job
 
     def _until_restart(self) -> int:

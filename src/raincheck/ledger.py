@@ -69,6 +69,12 @@ class Ledger:
             )
 
         try:
+            done = finish(job)
+            try:  # the common case, spared the patience
+                if await self._store.replace(done):
+                    return done
+            except Exception:
+                logger.exception("the outcome of job %s was not stored; trying again", job.id)
             return await self.patiently(partial(self._advance, job, finish))
         except IllegalTransition:
             return job

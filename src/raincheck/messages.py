@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 """Header fields as ASGI has them: raw pairs, in order, every occurrence."""
@@ -28,7 +29,7 @@ HOP_BY_HOP = frozenset(
 # What a server refuses to write (RFC 9110 §5.1 and §5.5): kept out of the store, since every
 # poll would fail on it.
 _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(rb"[^\x00\r\n]*")
+_NOT_IN_A_VALUE = re.compile(rb"[\x00\r\n]")
 
 # Statuses whose responses have no body, whatever Content-Length says (RFC 9110 §6.4.1).
 _BODILESS = frozenset({204, 304})
@@ -96,8 +97,7 @@ class CapturedRequest:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedResponse:
+class CapturedResponse(NamedTuple):
     """A response without its body, which the store keeps beside it.
 
     Attributes:
@@ -128,13 +128,15 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 
     The hop-by-hop fields go, and so does every field that `Connection` names.
     """
-    kept, named = [], set[bytes]()
+    kept: list[tuple[bytes, bytes]] = []
+    named: set[bytes] | None = None
     for name, value in headers:
         lower = name.lower()
         if lower not in HOP_BY_HOP:
             kept.append((bytes(name), bytes(value)))
         elif lower == b"connection":
-            named.update(option.strip().lower() for option in value.split(b","))
+            options = {option.strip().lower() for option in value.split(b",")}
+            named = options if named is None else named | options
     if named:
         kept = [field for field in kept if field[0].lower() not in named]
     return tuple(kept)
@@ -142,17 +144,22 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 
 def unsendable(response: CapturedResponse, method: str) -> str | None:
     """Why a server could not send this finished response, or None if it could."""
-    for name, value in response.headers:
-        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            return f"the header field {name.decode('latin-1')!r} is malformed"
-    if response.status in _BODILESS and response.size:
+    bodiless = response.status in _BODILESS
+    if bodiless and response.size:
         return f"a {response.status} response has no body"
-    if method == "HEAD" or response.status in _BODILESS:
-        return None
     for name, value in response.headers:
-        if name.lower() == b"content-length" and value != b"%d" % response.size:
+        if not _is_field_name(name) or _NOT_IN_A_VALUE.search(value):
+            return f"the header field {name.decode('latin-1')!r} is malformed"
+        if bodiless or method == "HEAD" or name.lower() != b"content-length":
+            continue
+        if value != b"%d" % response.size:
             return f"Content-Length says {value.decode('latin-1')}, the body has {response.size}"
     return None
+
+
+@lru_cache(maxsize=1024)
+def _is_field_name(name: bytes) -> bool:
+    return _FIELD_NAME.fullmatch(name) is not None
 
 
 def servable(response: CapturedResponse, headers: RawHeaders) -> RawHeaders:

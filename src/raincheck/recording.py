@@ -54,18 +54,9 @@ class Recorder:
             TooLarge: more body than `max_size`; it is not stored.
         """
         kind = message["type"]
-        if kind == "http.response.body":
-            return await self._take_body(message)
-        if kind == "http.response.start":
-            if self._status is not None:
-                raise ProtocolError("the handler started its response twice")
-            self._status = message["status"]
-            self._headers = end_to_end(message.get("headers", ()))
-        elif not kind.startswith("http.response."):
-            raise ProtocolError(f"the handler sent {kind!r}")
-        return None  # other messages belong to extensions that the scope does not offer
-
-    async def _take_body(self, message: Mapping[str, Any]) -> CapturedResponse | None:
+        if kind != "http.response.body":
+            self._take_other(kind, message)
+            return None
         if self._status is None:
             raise ProtocolError("the handler sent a body before the start of its response")
         chunk = message.get("body", b"")
@@ -81,3 +72,13 @@ class Recorder:
         if chunk:
             await self._store.append_body(self._id, bytes(chunk))
         return response
+
+    def _take_other(self, kind: str, message: Mapping[str, Any]) -> None:
+        if kind == "http.response.start":
+            if self._status is not None:
+                raise ProtocolError("the handler started its response twice")
+            self._status = message["status"]
+            self._headers = end_to_end(message.get("headers", ()))
+        elif not kind.startswith("http.response."):
+            raise ProtocolError(f"the handler sent {kind!r}")
+        # Others belong to extensions that the scope does not offer.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from raincheck.errors import Problem
 from raincheck.job import Job
 from raincheck.messages import RawHeaders
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A response that a dialect has written."""
 
     status: int
@@ -19,8 +18,7 @@ class Reply:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Urls:
+class Urls(NamedTuple):
     """Where a job is found.
 
     Attributes:
@@ -36,8 +34,7 @@ class Urls:
     absolute: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """What is expected of an unfinished job.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import lru_cache
 from typing import Any
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
@@ -12,7 +13,7 @@ from raincheck.job import Job, State
 from raincheck.messages import RawHeaders, first_header
 
 # Documents are trees that we build ourselves, so nothing in them can be circular.
-_encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(check_circular=False).encode
 
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
@@ -112,6 +113,9 @@ def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
 
 def timestamp(moment: float | None) -> str | None:
     """RFC 3339 in UTC, to the second: `2026-11-21T12:00:00Z`; None stays None."""
-    if moment is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+    return None if moment is None else _spell_second(int(moment))
+
+
+@lru_cache(maxsize=256)
+def _spell_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))

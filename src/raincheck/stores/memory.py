@@ -46,8 +46,9 @@ class MemoryStore(Store):
         self._jobs: dict[str, Job] = {}
         self._bodies: dict[str, bytes | list[bytes]] = {}
         self._waiting: dict[str, _Waiting] = {}
-        # When each job that can expire, and each tombstone, is due. The cache's own clock stands
-        # still, so that nothing leaves it but by sweep().
+        # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
+        # what has come since. The cache's clock stands still, so that only sweep() empties it.
+        self._newly_due: dict[str, float] = {}
         self._due: TLRUCache[str, float] = TLRUCache(
             math.inf, ttu=lambda _, due, __: due, timer=lambda: -math.inf
         )
@@ -120,6 +121,8 @@ class MemoryStore(Store):
                 yield job
 
     async def sweep(self, now: float) -> bool:
+        self._due.update(self._newly_due)
+        self._newly_due.clear()
         for id, _ in self._due.expire(now):
             job = self._jobs[id]
             if not job.gone:
@@ -140,7 +143,7 @@ class MemoryStore(Store):
             self._bytes -= sum(map(len, body)) if isinstance(body, list) else len(body)
         due = job.purge_at if job.gone else job.expires_at
         if due is not None:
-            self._due[job.id] = due
+            self._newly_due[job.id] = due
         self._wake(job.id)
 
     def _wake(self, id: str) -> None:
@@ -169,4 +172,7 @@ def _cost(job: Job) -> int:
 
 
 def _size(headers: RawHeaders) -> int:
-    return sum(len(name) + len(value) for name, value in headers)
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    return size
