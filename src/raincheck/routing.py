@@ -161,7 +161,9 @@ class Routing:
                 break
         path = route_path(scope) if scope.get("root_path") else scope["path"]
         method = scope["method"]
-        return self._by_rule.find(path, method) or self._by_mark.find(path, method)
+        if self._rules and (candidate := self._by_rule.find(path, method)) is not None:
+            return candidate
+        return self._by_mark.find(path, method)
 
     def read(self, *, mounted: bool, check: bool = True) -> None:
         """Read the app's routes, as far as they can be read.

@@ -36,7 +36,7 @@ class Stopping:
         self._tasks = tasks
         self._grace = grace
         self._stoppers: list[Stopper] = []
-        self._timers: dict[Callable[[], None], Callable[[], None]] = {}  # callback: call it off
+        self._timers: dict[Callable[[], None], Callable[[], None]] | None = None  # how to call off
         self._disconnect: anyio.Event | None = None
         self._done = False
 
@@ -46,6 +46,8 @@ class Stopping:
 
     def after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back after `delay` seconds, unless the app has ended by then."""
+        if self._timers is None:
+            self._timers = {}
         self._timers[callback] = self._tasks.call_later(delay, callback)
 
     def stop(self, reason: Reason) -> None:
@@ -71,8 +73,9 @@ class Stopping:
     def end(self) -> None:
         """The app has ended: ask no more."""
         self._done = True
-        for call_off in self._timers.values():
-            call_off()
+        if self._timers is not None:
+            for call_off in self._timers.values():
+                call_off()
 
     def spare(self) -> None:
         """Its response is complete: a cancellation comes too late for what may still run."""

@@ -20,7 +20,7 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -46,7 +46,7 @@ class Gate(Protocol):
         """Return when it is open. One task waits at a time; another may after it was cancelled."""
 
 
-class Stopper(AbstractContextManager["Stopper"], ABC):
+class Stopper(ABC):
     """Stops the code inside its `with` block, and turns that stop into a `Release`.
 
     The frames outside the block see no cancellation: what they clean up may `await`.
@@ -59,6 +59,17 @@ class Stopper(AbstractContextManager["Stopper"], ABC):
 
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack
+
+    @abstractmethod
+    def __enter__(self) -> object: ...
+
+    @abstractmethod
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
     @abstractmethod
     def stop(self) -> bool:
@@ -203,7 +214,7 @@ class _AsyncioStopper(Stopper):
     __slots__ = ("_cancels", "_task")
 
     def __init__(self, stack: list[Stopper]) -> None:
-        super().__init__(stack)
+        self._stack = stack  # not by way of super(): two are made for every job
         self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
 
