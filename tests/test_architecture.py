@@ -37,6 +37,7 @@ LAYERS = {
     "stopping": 2,
     "uploads": 2,
     "ledger": 2,
+    "owners": 2,
     "stores.base": 1,
     "runners.base": 1,
     "dialects.base": 1,
@@ -46,6 +47,7 @@ LAYERS = {
     "messages": 0,
     "preferences": 0,
     "ids": 0,
+    "idempotency": 0,
 }
 
 ADAPTERS = 3  # they never import one another

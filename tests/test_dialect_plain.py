@@ -94,6 +94,7 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
         "retry-after": "2",
         "preference-applied": "respond-async",
         "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
         "content-type": "application/json",
         "content-length": str(len(reply.body)),
     }
@@ -117,6 +118,7 @@ def test_a_browser_that_navigates_is_sent_to_the_status_url() -> None:
     assert fields(reply) == {
         "location": "/jobs/4Xn",
         "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
         "content-length": "0",
     }
 
@@ -243,6 +245,7 @@ def test_a_monitor_says_that_a_job_was_cancelled() -> None:
 # --- results -----------------------------------------------------------------------------------
 
 NO_STORE = (b"cache-control", b"no-store")
+NO_REFERRER = (b"referrer-policy", b"no-referrer")
 SUCCEEDED = (b"job-status", b"succeeded")
 FAILED = (b"job-status", b"failed")
 
@@ -250,25 +253,36 @@ FAILED = (b"job-status", b"failed")
 @pytest.mark.parametrize(
     ("status", "headers", "served", "fields"),
     [
-        pytest.param(200, (), 200, (NO_STORE, SUCCEEDED), id="succeeded"),
-        pytest.param(302, (), 302, (NO_STORE, SUCCEEDED), id="a redirect"),
-        pytest.param(404, (), 404, (NO_STORE, FAILED), id="failed"),
-        pytest.param(500, (), 500, (NO_STORE, FAILED), id="failed badly"),
+        pytest.param(200, (), 200, (NO_STORE, NO_REFERRER, SUCCEEDED), id="succeeded"),
+        pytest.param(302, (), 302, (NO_STORE, NO_REFERRER, SUCCEEDED), id="a redirect"),
+        pytest.param(404, (), 404, (NO_STORE, NO_REFERRER, FAILED), id="failed"),
+        pytest.param(500, (), 500, (NO_STORE, NO_REFERRER, FAILED), id="failed badly"),
         pytest.param(
-            202, (), 200, (NO_STORE, SUCCEEDED, (b"job-response-status", b"202")), id="a stored 202"
+            202,
+            (),
+            200,
+            (NO_STORE, NO_REFERRER, SUCCEEDED, (b"job-response-status", b"202")),
+            id="a stored 202",
         ),
         pytest.param(
             200,
             ((b"set-cookie", b"a=1"), (b"x-a", b"1"), (b"set-cookie", b"b=2")),
             200,
-            ((b"set-cookie", b"a=1"), (b"x-a", b"1"), (b"set-cookie", b"b=2"), NO_STORE, SUCCEEDED),
+            (
+                (b"set-cookie", b"a=1"),
+                (b"x-a", b"1"),
+                (b"set-cookie", b"b=2"),
+                NO_STORE,
+                NO_REFERRER,
+                SUCCEEDED,
+            ),
             id="its own headers in order",
         ),
         pytest.param(
             200,
             ((b"Cache-Control", b"max-age=60"),),
             200,
-            ((b"Cache-Control", b"max-age=60"), SUCCEEDED),
+            ((b"Cache-Control", b"max-age=60"), NO_REFERRER, SUCCEEDED),
             id="the handler's Cache-Control",
         ),
     ],
@@ -334,6 +348,7 @@ def test_a_problem_is_problem_json(status: int, retry_after: int | None) -> None
     expected = {
         "content-type": "application/problem+json",
         "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
         "content-length": str(len(reply.body)),
     }
     if retry_after is not None:

@@ -92,6 +92,7 @@ async def test_law_2_the_stored_response_is_the_handlers() -> None:
         assert response.headers.raw[:4] == fields
         assert response.headers.raw[4:] == [
             (b"cache-control", b"no-store"),
+            (b"referrer-policy", b"no-referrer"),
             (b"job-status", b"succeeded"),
         ]
         assert response.content == b"".join(bytes([n]) * 1000 for n in range(100))

@@ -74,6 +74,7 @@ async def test_the_status_url_becomes_the_handlers_own_response(name: str, tmp_p
     async with running(app_of(slow_route(answer))) as client:
         actual = await follow(client, await client.post("/slow"))
     added = [(b"job-status", b"succeeded" if expected.status_code < 400 else b"failed")]
+    added.insert(0, (b"referrer-policy", b"no-referrer"))
     if "cache-control" not in expected.headers:
         added.insert(0, (b"cache-control", b"no-store"))
     assert actual.status_code == expected.status_code

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raincheck.dialects.base import Outlook
-from raincheck.errors import QueueFull
+from raincheck.errors import OverQuota, QueueFull
 from raincheck.job import Job, State
 from raincheck.policy import Limits, Policy
 
@@ -24,39 +24,106 @@ class Ticket:
     """One accepted request's place: it runs, or waits for its turn.
 
     Attributes:
-        number: places are given in the order of these.
-        route: the route's name.
+        number: the order in which the requests came.
+        route: its route.
+        owner: whose it is, or None.
         running: whether it holds capacity.
         turn: called when a waiting ticket's turn has come.
     """
 
-    __slots__ = ("number", "route", "running", "turn")
+    __slots__ = ("number", "owner", "route", "running", "turn")
 
-    def __init__(self, number: int, route: _Route, *, running: bool) -> None:
+    def __init__(self, number: int, route: _Route, owner: str | None, *, running: bool) -> None:
         self.number = number
         self.route = route
+        self.owner = owner
         self.running = running
         self.turn: Callable[[], None] | None = None
 
 
 class _Route:
-    """What is known of one route."""
+    """What is known of one route: who runs, and who waits, owner by owner.
 
-    __slots__ = ("duration", "policy", "running", "waiting")
+    Owners take turns, so that the backlog of one does not starve another's first request. The
+    order of the dict is that of their turns.
+    """
+
+    __slots__ = ("duration", "policy", "running", "running_by_owner", "waiting", "waits")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.running = 0
-        self.waiting: list[Ticket] = []  # in the order of their numbers
+        self.running_by_owner: dict[str, int] = {}
+        self.waits = 0
+        self.waiting: dict[str | None, list[Ticket]] = {}
         self.duration: float | None = None
 
     @property
     def free(self) -> bool:
         return self.policy.max_running is None or self.running < self.policy.max_running
 
-    def place(self, number: int) -> int:
-        """How many wait here ahead of this number."""
-        return bisect_left(self.waiting, number, key=lambda ticket: ticket.number)
+    def free_for(self, owner: str | None) -> bool:
+        bound = self.policy.max_running_per_owner
+        return bound is None or owner is None or self.running_by_owner.get(owner, 0) < bound
+
+    def begin(self, ticket: Ticket) -> None:
+        ticket.running = True
+        self.running += 1
+        if ticket.owner is not None:
+            held = self.running_by_owner.get(ticket.owner, 0)
+            self.running_by_owner[ticket.owner] = held + 1
+
+    def end(self, ticket: Ticket) -> None:
+        ticket.running = False
+        self.running -= 1
+        if ticket.owner is not None:
+            self.running_by_owner[ticket.owner] -= 1
+            if not self.running_by_owner[ticket.owner]:
+                del self.running_by_owner[ticket.owner]
+
+    def append(self, ticket: Ticket) -> None:
+        self.waiting.setdefault(ticket.owner, []).append(ticket)
+        self.waits += 1
+
+    def remove(self, ticket: Ticket, *, next_turn: bool) -> bool:
+        queue = self.waiting.get(ticket.owner, [])
+        place = _place(queue, ticket.number)
+        if place == len(queue) or queue[place] is not ticket:
+            return False
+        del queue[place]
+        self.waits -= 1
+        if next_turn or not queue:
+            del self.waiting[ticket.owner]
+        if next_turn and queue:
+            self.waiting[ticket.owner] = queue
+        return True
+
+    def head(self) -> Ticket | None:
+        """Whose turn it is, if there is capacity for anybody who waits."""
+        if self.free:
+            for owner, queue in self.waiting.items():
+                if self.free_for(owner):
+                    return queue[0]
+        return None
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many have their turn before a ticket that waits here."""
+        rounds = _place(self.waiting[ticket.owner], ticket.number)
+        ahead, earlier = rounds, True
+        for owner, queue in self.waiting.items():
+            if owner == ticket.owner:
+                earlier = False
+            else:
+                ahead += min(len(queue), rounds + earlier)
+        return ahead
+
+    def came_before(self, number: int) -> int:
+        """How many wait here that came before this number."""
+        return sum(_place(queue, number) for queue in self.waiting.values())
+
+
+def _place(queue: list[Ticket], number: int) -> int:
+    return bisect_left(queue, number, key=lambda ticket: ticket.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +135,9 @@ class Occupancy:
 
 
 class Admission:
-    """Gives places to requests: first come, first served, within the bounds of each route.
+    """Gives places to requests, within the bounds of each route and of each owner.
+
+    First come, first served; on a route where requests of several owners wait, they take turns.
 
     Not safe for threads; no method awaits.
     """
@@ -85,41 +154,38 @@ class Admission:
         """How many run and wait now, over all routes."""
         return Occupancy(self._running, self._waiting)
 
-    def admit(self, name: str, policy: Policy) -> Ticket:
+    def admit(self, name: str, policy: Policy, owner: str | None = None) -> Ticket:
         """Take a place on this route.
 
         Raises:
+            OverQuota: no capacity, and as many requests of this owner wait as may.
             QueueFull: no capacity, and no room to wait.
         """
         route = self._route(name, policy)
-        running = self._running < self._limits.max_running and route.free
+        free = self._running < self._limits.max_running and route.free and route.free_for(owner)
         # Whoever waits on this route goes first, even if capacity has just become free.
-        if running and not route.waiting:
-            self._running += 1
-            route.running += 1
-        else:
-            running = False
-            self._check_room(route)
+        runs = free and (not route.waits or route.head() is None)
+        if not runs:
+            self._check_room(route, owner)
         self._numbers += 1
-        ticket = Ticket(self._numbers, route, running=running)
-        if not running:
-            route.waiting.append(ticket)
+        ticket = Ticket(self._numbers, route, owner, running=False)
+        if runs:
+            self._running += 1
+            route.begin(ticket)
+        else:
             self._waiting += 1
+            route.append(ticket)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, running or waiting; those whose turn comes by it are called."""
-        route = ticket.route
         if ticket.running:
-            ticket.running = False
-            route.running -= 1
+            ticket.route.end(ticket)
             self._running -= 1
-            self._call_next()
-        else:
-            place = route.place(ticket.number)
-            if place < len(route.waiting) and route.waiting[place] is ticket:
-                del route.waiting[place]
-                self._waiting -= 1
+            if self._waiting:
+                self._call_next()
+        elif ticket.route.remove(ticket, next_turn=False):
+            self._waiting -= 1
 
     def learn(self, ticket: Ticket, seconds: float) -> None:
         """Count a handler's duration into its route's average."""
@@ -161,16 +227,20 @@ class Admission:
             route = self._routes[name] = _Route(policy)
         return route
 
-    def _check_room(self, route: _Route) -> None:
+    def _check_room(self, route: _Route, owner: str | None) -> None:
         policy, limits = route.policy, self._limits
-        if policy.max_queued is not None and len(route.waiting) >= policy.max_queued:
-            detail = f"{len(route.waiting)} requests wait for this route already."
-        elif self._waiting >= limits.max_queued:
-            detail = f"{self._waiting} requests wait already."
-        else:
-            return
-        width = self._width(policy)
-        raise QueueFull(detail, retry_after=_bounded((route.duration or 1.0) / width))
+        retry_after = _bounded((route.duration or 1.0) / self._width(policy))
+        quota = policy.max_queued_per_owner
+        if quota is not None and owner is not None:
+            waits = len(route.waiting.get(owner, ()))
+            if waits >= quota:
+                detail = f"{waits} of your requests wait for this route already."
+                raise OverQuota(detail, retry_after=retry_after)
+        if policy.max_queued is not None and route.waits >= policy.max_queued:
+            detail = f"{route.waits} requests wait for this route already."
+            raise QueueFull(detail, retry_after=retry_after)
+        if self._waiting >= limits.max_queued:
+            raise QueueFull(f"{self._waiting} requests wait already.", retry_after=retry_after)
 
     def _width(self, policy: Policy) -> int:
         return min(self._limits.max_running, policy.max_running or self._limits.max_running)
@@ -181,22 +251,21 @@ class Admission:
         Ahead are the earlier requests of its route, and those of every other route whose own bound
         does not hold them back.
         """
-        ahead = ticket.route.place(ticket.number)
+        ahead = ticket.route.ahead(ticket)
         for route in self._routes.values():
-            if route is not ticket.route and route.free and route.waiting:
-                ahead += route.place(ticket.number)
+            if route is not ticket.route and route.waits and route.head() is not None:
+                ahead += route.came_before(ticket.number)
         return ahead + 1
 
     def _call_next(self) -> None:
         while self._waiting and self._running < self._limits.max_running:
-            heads = [r.waiting[0] for r in self._routes.values() if r.waiting and r.free]
+            heads = [head for r in self._routes.values() if r.waits and (head := r.head())]
             if not heads:
                 return
             ticket = min(heads, key=lambda head: head.number)
-            del ticket.route.waiting[0]
+            ticket.route.remove(ticket, next_turn=True)
             self._waiting -= 1
-            ticket.running = True
-            ticket.route.running += 1
+            ticket.route.begin(ticket)
             self._running += 1
             if ticket.turn is not None:
                 ticket.turn()

@@ -6,7 +6,12 @@
     ├── StoreError                          a store could not do what it promises
     │   └── StoreFull                       no room for another job; nothing was evicted
     └── Refusal                             the request was not accepted; nothing was stored
+        ├── KeyMalformed            400
+        ├── KeyMissing              400
         ├── RequestTooLarge         413
+        ├── KeyReused               422
+        ├── OverQuota               429
+        ├── OwnerUnknown            500
         ├── QueueFull               503
         ├── StoreUnavailable        503
         └── ShuttingDown            503
@@ -123,6 +128,46 @@ class RequestTooLarge(Refusal):
     name = "request-too-large"
     status = 413
     title = "The request body is too large"
+
+
+class KeyMalformed(Refusal):
+    """The Idempotency-Key cannot be read."""
+
+    name = "idempotency-key-malformed"
+    status = 400
+    title = "The Idempotency-Key is malformed"
+
+
+class KeyMissing(Refusal):
+    """The route requires an Idempotency-Key."""
+
+    name = "idempotency-key-missing"
+    status = 400
+    title = "An Idempotency-Key is required"
+
+
+class KeyReused(Refusal):
+    """The Idempotency-Key was used for another request."""
+
+    name = "idempotency-key-reused"
+    status = 422
+    title = "The Idempotency-Key belongs to another request"
+
+
+class OwnerUnknown(Refusal):
+    """Whose the job would be cannot be determined, so that nobody could be let to it."""
+
+    name = "owner-unknown"
+    status = 500
+    title = "The owner cannot be determined"
+
+
+class OverQuota(Refusal):
+    """As many requests of this owner wait as may."""
+
+    name = "over-quota"
+    status = 429
+    title = "Too many requests wait already"
 
 
 class QueueFull(Refusal):

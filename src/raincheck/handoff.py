@@ -109,7 +109,8 @@ class Handoff:
         policy: the policy it runs under; before the entry, the one it will probably meet.
         decision: what policy and preference came to.
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
-        accepted: the job as it was accepted.
+        accepted: the job as it was accepted, be it by this request or by an earlier one.
+        replayed: whether its idempotency key named a job that was there.
         job: the newest version known here.
         ticket: its place.
         refusal: why it was refused.
@@ -127,6 +128,8 @@ class Handoff:
         "_decided",
         "_entered",
         "_flushing",
+        "_read_by_another",
+        "_reading",
         "_recorder",
         "_released",
         "_stage",
@@ -143,6 +146,7 @@ class Handoff:
         "policy",
         "progress",
         "refusal",
+        "replayed",
         "route",
         "scope",
         "ticket",
@@ -168,6 +172,7 @@ class Handoff:
         self.decision: Decision | None = None
         self.vary = False
         self.accepted: Job | None = None
+        self.replayed = False
         self.job: Job | None = None
         self.ticket: Ticket | None = None
         self.refusal: Refusal | None = None
@@ -177,6 +182,8 @@ class Handoff:
         self._app = app
         self._client_receive = receive
         self._client_send = send
+        self._reading = False
+        self._read_by_another: anyio.Event | None = None
         self._stage = Stage.OPEN
         self._upload = Upload(policy.max_request_size)
         self._stopping = Stopping(conductor.tasks, seconds(conductor.limits.cancel_grace))
@@ -239,15 +246,15 @@ class Handoff:
         declared = first_header(self.scope["headers"], b"content-length")
         too_large = declared is not None and declared.isdigit() and int(declared) > limit
         while not (self._upload.whole or self._upload.too_large or too_large):
-            assert self._client_receive is not None
-            message = await self._client_receive()
+            message = await self._read()
+            if message is None:
+                continue
             if message["type"] == "http.disconnect":
                 return
             self._upload.arrive(message)
         if too_large or self._upload.too_large:
             raise RequestTooLarge(f"The body may have {limit} bytes.")
         await self.conductor.accept(self)
-        self.accepted = self.job
 
     @property
     def holds(self) -> bool:
@@ -288,6 +295,7 @@ class Handoff:
 
     def _hand_over(self, stage: Stage) -> None:
         self._stage = stage
+        self._show_route()
         self.handed_over.open()
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
@@ -320,10 +328,14 @@ class Handoff:
 
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""
-        if (part := self._upload.next()) is not None:
-            return part
-        if self._client_receive is not None:
-            message = await self._client_receive()
+        while True:
+            if (part := self._upload.next()) is not None:
+                return part
+            if self._client_receive is None:
+                break
+            message = await self._read()
+            if message is None:
+                continue
             if message["type"] == "http.request":
                 self._upload.passed(message)
                 return message
@@ -334,6 +346,27 @@ class Handoff:
         # watches for one beside its own sending. So this blocks until the app is to stop.
         await self._stopping.disconnected()
         return {"type": "http.disconnect"}
+
+    async def _read(self) -> Message | None:
+        """Receive from the client, one task at a time; None if another task has just done so.
+
+        Quart reads the body in a task beside the handler. Two that wait for the server at once
+        would have parts of the body in the wrong order, or lose them.
+        """
+        if self._reading:
+            if self._read_by_another is None:
+                self._read_by_another = anyio.Event()
+            await self._read_by_another.wait()
+            return None
+        assert self._client_receive is not None
+        self._reading = True
+        try:
+            return await self._client_receive()
+        finally:
+            self._reading = False
+            if self._read_by_another is not None:
+                self._read_by_another.set()
+                self._read_by_another = None
 
     async def send(self, message: Message) -> None:
         """ASGI `send` for the app."""
@@ -373,6 +406,8 @@ class Handoff:
             await self._decide(State.FAILED, response=response)
         else:  # what an error handler made of the stop is no outcome of its own
             await self._decide_stopped(self._stopping.reason)
+        # As servers do. Litestar's streams end when they hear of it, and not before.
+        self._stopping.disconnect()
 
     async def _decide(
         self,

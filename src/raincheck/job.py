@@ -74,7 +74,11 @@ class Job(NamedTuple):
         progress: what the handler last reported.
         response: the handler's response, once it is complete.
         error: why there is no response, for a job that failed without one.
-        gone: this is a tombstone: the id was a job's, and nothing else is kept.
+        gone: this is a tombstone: the id was a job's, and little else is kept.
+        owner: who may see it; None if its id is enough.
+        keys: under which another request may be the same job, as `idempotency.scoped` makes them.
+        fingerprint: of the request, if it came with an idempotency key.
+        clients: how many requests share it, less those that were cancelled.
     """
 
     id: str
@@ -91,6 +95,10 @@ class Job(NamedTuple):
     response: CapturedResponse | None = None
     error: Problem | None = None
     gone: bool = False
+    owner: str | None = None
+    keys: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    clients: int = 1
 
     @property
     def finished(self) -> bool:
@@ -110,6 +118,16 @@ class Job(NamedTuple):
         if self.finished:
             raise IllegalTransition(f"a {self.state} job makes no progress")
         return self._replace(version=self.version + 1, progress=progress)
+
+    def shared(self, clients: int) -> Job:
+        """The next version, with one client more or less.
+
+        Raises:
+            IllegalTransition: it is too late to join the job, or to leave it to others.
+        """
+        if self.finished or self.state is State.CANCELLING:
+            raise IllegalTransition(f"a {self.state} job is not shared any more")
+        return self._replace(version=self.version + 1, clients=self.clients + clients)
 
     def start(self, now: float) -> Job:
         """The next version, running. The captured request has served and goes."""
@@ -160,6 +178,9 @@ class Job(NamedTuple):
             progress=progress or self.progress,
             response=response,
             error=error,
+            owner=self.owner,
+            keys=lasting(self.keys) if self.keys else (),
+            fingerprint=self.fingerprint,
         )
 
     def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:
@@ -174,6 +195,7 @@ class Job(NamedTuple):
             expires_at=now if self.expires_at is None else min(now, self.expires_at),
             purge_at=purge_at,
             gone=True,
+            owner=self.owner,
         )
 
     def _move(self, state: State, **changes: Any) -> Job:
@@ -183,3 +205,12 @@ class Job(NamedTuple):
     def _check(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
             raise IllegalTransition(f"a {self.state} job cannot become {state}")
+
+
+SHARED_RUN = "run-"
+"""How the keys begin under which requests share a run; they end with it."""
+
+
+def lasting(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that a finished job keeps: those of idempotency, not those of a shared run."""
+    return tuple(key for key in keys if not key.startswith(SHARED_RUN))

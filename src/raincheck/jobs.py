@@ -18,17 +18,27 @@ from raincheck.errors import (
     INTERRUPTED,
     ConfigurationError,
     IllegalTransition,
+    OwnerUnknown,
     Problem,
     ShuttingDown,
     StoreFull,
     StoreUnavailable,
 )
 from raincheck.handoff import Handoff
+from raincheck.idempotency import (
+    IDEMPOTENT,
+    coalesce_key,
+    compare,
+    fingerprint,
+    parse_key,
+    scoped,
+)
 from raincheck.ids import Ids, Origin
-from raincheck.job import Job, State
+from raincheck.job import SHARED_RUN, Job, State
 from raincheck.ledger import Ledger
 from raincheck.marking import Mark
-from raincheck.messages import CapturedResponse
+from raincheck.messages import CapturedResponse, named_in_vary
+from raincheck.owners import OwnerError, OwnerOf, owner_of
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
@@ -107,6 +117,9 @@ class Jobs:
         self._policy = Policy()
         self._policies: dict[str, Policy] = {}
         self._marks: dict[Mark, tuple[str, Policy]] = {}
+        self._varying: dict[str, set[str]] = {}
+        self._owner_of: OwnerOf | None = None
+        self._warned = False
         self._ids = Ids("")
         self._ledger = Ledger(self.store, clock, seconds(self.limits.tombstone_ttl))
         self._reset()
@@ -122,8 +135,16 @@ class Jobs:
 
     # --- the middleware's side -----------------------------------------------------------------
 
-    def bind(self, app: ASGIApp, *, status: ASGIApp, policy: Policy, deployment: str) -> None:
-        """Take the app to run, the status routes, and the default policy; once.
+    def bind(
+        self,
+        app: ASGIApp,
+        *,
+        status: ASGIApp,
+        policy: Policy,
+        owner: OwnerOf | None,
+        deployment: str,
+    ) -> None:
+        """Take the app to run, the status routes, the default policy and the owners; once.
 
         Raises:
             ConfigurationError: another middleware has these jobs.
@@ -133,6 +154,7 @@ class Jobs:
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
         self._app, self._status, self._policy = app, status, policy
+        self._owner_of = owner
         self._ids = Ids(deployment)
 
     async def open(self, *, under_lifespan: bool = False) -> None:
@@ -208,7 +230,11 @@ class Jobs:
         if self._closing:
             raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
         policy = self._policies.setdefault(handoff.route, handoff.policy)
-        ticket = self._admission.admit(handoff.route, policy)
+        owner = await self._owner(handoff)
+        keys, mark = self._keys(handoff, policy, owner)
+        if keys and await self._join(handoff, keys, mark):
+            return
+        ticket = self._admission.admit(handoff.route, policy, owner)
         now = self.clock()
         runs = ticket.running
         job = Job(
@@ -218,9 +244,12 @@ class Jobs:
             created_at=now,
             started_at=now if runs else None,
             request=None if runs or handoff.holds else handoff.capture(),
+            owner=owner,
+            keys=keys,
+            fingerprint=mark,
         )
         try:
-            await self.store.create(job)
+            there = await self.store.create(job)
         except BaseException as error:
             self._admission.leave(ticket)
             if not isinstance(error, Exception):
@@ -229,7 +258,13 @@ class Jobs:
                 logger.error("the store could not take a job", exc_info=error)
             detail = "It is full." if isinstance(error, StoreFull) else "It does not answer."
             raise StoreUnavailable(detail, retry_after=5) from error
-        handoff.job, handoff.ticket = job, ticket
+        if there is not job and there.id != job.id:  # its twin was faster
+            self._admission.leave(ticket)
+            if not await self._join(handoff, keys, mark):
+                await self.accept(handoff)
+            return
+        handoff.accepted = handoff.job = job
+        handoff.ticket = ticket
         if ticket.running:
             self._running[job.id] = handoff
         else:
@@ -237,6 +272,66 @@ class Jobs:
         if not self._sweeping:
             self._sweeping = True
             self.tasks.spawn(self._sweep)
+
+    async def _owner(self, handoff: Handoff) -> str | None:
+        outer = handoff.outer_scope
+        assert outer is not None
+        # By default only a user whom the status routes see as well may own a job.
+        scope = handoff.scope if self._owner_of or self.mounted else outer
+        if self._owner_of is None and "user" not in scope:
+            if "user" in handoff.scope and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "authentication runs inside raincheck, where the status routes do not see it: "
+                    "jobs have no owner; put it outside, or mount jobs.status_app inside it"
+                )
+            return None
+        try:
+            return await owner_of(self._owner_of, scope)
+        except OwnerError as error:
+            raise OwnerUnknown("Nothing was accepted.") from error
+
+    def _keys(
+        self, handoff: Handoff, policy: Policy, owner: str | None
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Under which keys the request may be an earlier job, and its fingerprint."""
+        key = None
+        if policy.idempotency != "off":
+            required = policy.idempotency == "required"
+            key = parse_key(handoff.scope["headers"], required=required)
+        if key is None and not policy.coalesce:
+            return (), None
+        request = handoff.capture()
+        keys: tuple[str, ...] = ()
+        if key is not None:
+            keys = (scoped(IDEMPOTENT, owner, key),)
+        if callable(policy.coalesce):
+            shared = policy.coalesce(request)
+        elif policy.coalesce:
+            shared = coalesce_key(request, self._varying.get(handoff.route or "", ()))
+        else:
+            shared = None
+        if shared is not None:
+            keys = (*keys, scoped(SHARED_RUN, owner, f"{handoff.route} {shared}"))
+        return keys, None if key is None else fingerprint(request)
+
+    async def _join(self, handoff: Handoff, keys: tuple[str, ...], mark: str | None) -> bool:
+        """Answer with the job that one of these keys names, if there is one."""
+        for key in keys:
+            job = await self.store.find(key)
+            if job is None or job.expired(self.clock()):
+                continue
+            if not key.startswith(SHARED_RUN):
+                compare(job, mark)
+                handoff.replayed = True
+            else:
+                try:
+                    job = await self._ledger.shared(job, 1)
+                except IllegalTransition:  # it has just ended, or is about to
+                    continue
+            handoff.accepted = job
+            return True
+        return False
 
     def _wait(self, job: Job, handoff: Handoff, ticket: Ticket) -> None:
         policy = handoff.policy
@@ -273,6 +368,9 @@ class Jobs:
         assert job is not None
         if response is not None and handoff.ticket is not None and job.started_at is not None:
             self._admission.learn(handoff.ticket, self.clock() - job.started_at)
+            if handoff.policy.coalesce is True:
+                varying = self._varying.setdefault(job.route, set())
+                varying.update(named_in_vary(response.headers))
         handoff.job = await self._ledger.finish(
             job,
             state,
@@ -399,6 +497,21 @@ class Jobs:
                 handoff.job = changed
         await self._runner.cancel(id)
         return await self.get(id)
+
+    async def leave(self, id: str) -> Job | None:
+        """One client of a job wants no more of it: the last one cancels it.
+
+        Returns:
+            As `cancel()` does; a job that others still wait for goes on as it is.
+        """
+        job = await self.get(id)
+        if job is not None and not job.gone and job.clients > 1:
+            with suppress(IllegalTransition):  # it is about to end by itself
+                job = await self._ledger.shared(job, -1)
+                if handoff := self._running.get(id):
+                    handoff.job = job
+                return job
+        return await self.cancel(id)
 
     async def delete(self, id: str) -> Job | None:
         """Forget a job, cancelling it first if it has not finished.

@@ -51,6 +51,15 @@ class Ledger:
             job, lambda job: job if job.finished else job.with_progress(progress)
         )
 
+    async def shared(self, job: Job, clients: int) -> Job:
+        """Record one client more or less.
+
+        Raises:
+            IllegalTransition: it is too late to join the job, or to leave it to others.
+            StoreError: whatever the store raises; nothing has changed then.
+        """
+        return await self._advance(job, lambda job: job.shared(clients))
+
     async def cancelling(self, job: Job) -> Job:
         """Record that it was asked to stop.
 

@@ -123,6 +123,13 @@ def first_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes |
     return None
 
 
+def named_in_vary(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
+    """The field names in `Vary`, lower case (RFC 9110 §12.5.5)."""
+    lines = [value for name, value in headers if name.lower() == b"vary"]
+    names = b",".join(lines).decode("latin-1").lower().split(",")
+    return {name.strip() for name in names} - {"", "*"}
+
+
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The fields that may be stored and sent on, in order (RFC 9110 §7.6.1).
 

@@ -17,6 +17,7 @@ from raincheck.handoff import VARY, Handoff, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
+from raincheck.owners import OwnerOf
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import is_navigation
 from raincheck.routing import Candidate, Routing, route_path
@@ -40,6 +41,10 @@ class LongRunningMiddleware:
         store: where jobs are kept. Default: a `MemoryStore`.
         runner: where they run. Default: a `LocalRunner`.
         dialect: how they are spelt on the wire. Default: a `PlainDialect`.
+        owner: says whose a request is, from its `HTTPConnection`: a string, or None for a job whose
+            id alone opens it; sync or async. `raincheck.owners` has ready-made ones. Asked at
+            acceptance and on every status route; another owner's job is like one that is not
+            there. Default: the user of Starlette's `AuthenticationMiddleware`, if it is outside.
         base_url: put in front of every URL, e.g. `https://api.example.org`; `root_path` and `path`
             follow. Default None: URLs are relative, and right behind any proxy.
         jobs: the `Jobs` to use, if you made them yourself; then `limits`, `store` and `runner` are
@@ -62,6 +67,7 @@ class LongRunningMiddleware:
         limits: Limits | None = None,
         store: Store | None = None,
         runner: Runner | None = None,
+        owner: OwnerOf | None = None,
         dialect: Dialect | None = None,
         base_url: str | None = None,
         jobs: Jobs | None = None,
@@ -80,9 +86,11 @@ class LongRunningMiddleware:
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
         self._places = Places(path, _checked_base_url(base_url))
-        self._status = StatusRoutes(jobs, self._dialect, self._places, seconds(policy.max_wait))
+        self._status = StatusRoutes(
+            jobs, self._dialect, self._places, owner=owner, max_wait=seconds(policy.max_wait)
+        )
         self._routing = Routing(app, routes or {}, policy=policy, route_of=jobs.route_of, path=path)
-        jobs.bind(app, status=self._status, policy=policy, deployment=path)
+        jobs.bind(app, status=self._status, policy=policy, owner=owner, deployment=path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -175,9 +183,8 @@ class LongRunningMiddleware:
             return  # it has answered by itself, or its client has left
         else:
             assert decision is not None
-            if decision.wait and await self._answer_in_time(
-                job, decision.wait, handoff, scope, send
-            ):
+            wait = 0.0 if handoff.replayed else decision.wait
+            if wait and await self._answer_in_time(job, wait, handoff, scope, send):
                 return
             urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
             if is_navigation(scope["headers"]):
@@ -185,6 +192,8 @@ class LongRunningMiddleware:
             else:
                 outlook = self.jobs.outlook(job)
                 reply = self._dialect.accepted(job, urls, outlook, decision.applied)
+        if handoff.replayed:
+            reply.headers.append((b"idempotency-replayed", b"true"))
         if handoff.vary:
             reply.headers.append(VARY)
         await send_reply(reply, scope, send)
@@ -205,7 +214,8 @@ class LongRunningMiddleware:
             await send_reply(self._dialect.problem(job.error), scope, send)
         else:
             return False
-        await self.jobs.forget(job)
+        if not accepted.keys:  # nobody else can ask for it
+            await self.jobs.forget(job)
         return True
 
     async def _open(self) -> None:

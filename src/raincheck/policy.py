@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, Self, TypedDict
 
 from raincheck.errors import ConfigurationError
+from raincheck.messages import CapturedRequest
 
 Seconds = float | timedelta
 """A span of time: seconds, or a `timedelta`."""
@@ -32,7 +34,11 @@ class PolicySettings(TypedDict, total=False):
     max_queued: int | None
     max_request_size: int
     max_response_size: int
+    max_running_per_owner: int | None
+    max_queued_per_owner: int | None
     retry_after: int | None
+    idempotency: Literal["optional", "required", "off"]
+    coalesce: bool | Callable[[CapturedRequest], str | None]
     hold: bool
 
 
@@ -53,8 +59,18 @@ class Policy:
         max_queued: requests of this route that may wait for their turn. Default None, as above.
         max_request_size: bytes of request body; more is refused with 413. Default 16 MiB.
         max_response_size: bytes of response body; more fails the job. Default 64 MiB.
+        max_running_per_owner: handlers of this route at once for one owner; further ones wait.
+            Default None: no bound. Requests without an owner are not counted.
+        max_queued_per_owner: requests of this route that may wait for one owner; more are refused
+            with 429. Default None: no bound.
         retry_after: seconds to put into `Retry-After`; an integer of at least 1. Default None:
             estimated from what this route's jobs took before.
+        idempotency: what an `Idempotency-Key` means: `"optional"` (the default) replays the 202 of
+            the job that was accepted under the same key, `"required"` refuses requests without one
+            with 400, `"off"` ignores it.
+        coalesce: identical requests of one owner share one run while it lasts: same method, path,
+            query, body, credentials, and whatever earlier responses named in `Vary`. A function of
+            the captured request gives a key of your own; None shares nothing. Default False.
         hold: keep the live request while it waits for its turn, instead of releasing and
             replaying it: for routes whose preliminaries cannot run twice. Default False.
 
@@ -71,7 +87,11 @@ class Policy:
     max_queued: int | None = None
     max_request_size: int = 16 * MIB
     max_response_size: int = 64 * MIB
+    max_running_per_owner: int | None = None
+    max_queued_per_owner: int | None = None
     retry_after: int | None = None
+    idempotency: Literal["optional", "required", "off"] = "optional"
+    coalesce: bool | Callable[[CapturedRequest], str | None] = False
     hold: bool = False
 
     def __post_init__(self) -> None:
@@ -84,13 +104,18 @@ class Policy:
         check.seconds("ttl", above=0)
         check.integer("max_running", at_least=1, optional=True)
         check.integer("max_queued", at_least=0, optional=True)
+        check.integer("max_running_per_owner", at_least=1, optional=True)
+        check.integer("max_queued_per_owner", at_least=0, optional=True)
         check.integer("max_request_size", at_least=0)
         check.integer("max_response_size", at_least=0)
         check.integer("retry_after", at_least=1, optional=True)
         if seconds(self.wait) > seconds(self.max_wait):
             check.fail("wait", "is at most max_wait")
-        if not isinstance(self.hold, bool):
-            check.fail("hold", "is True or False")
+        if self.idempotency not in ("optional", "required", "off"):
+            check.fail("idempotency", "is 'optional', 'required' or 'off'")
+        if not isinstance(self.coalesce, bool) and not callable(self.coalesce):
+            check.fail("coalesce", "is True, False or a function of the request")
+        check.boolean("hold")
 
     def with_settings(self, settings: PolicySettings) -> Self:
         """This policy with some fields replaced."""
@@ -166,6 +191,10 @@ class _Check:
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
             none = " or None" if optional else ""
             self.fail(field, f"is a whole number of at least {at_least}{none}")
+
+    def boolean(self, field: str) -> None:
+        if not isinstance(getattr(self._settings, field), bool):
+            self.fail(field, "is True or False")
 
     def fail(self, field: str, rule: str) -> None:
         owner = type(self._settings).__name__

@@ -29,7 +29,18 @@ class Stopping:
         grace: seconds that its cleanup code has before it is cancelled again.
     """
 
-    __slots__ = ("_disconnect", "_done", "_grace", "_stoppers", "_tasks", "_timers", "reason")
+    __slots__ = (
+        "_asked",
+        "_disconnect",
+        "_disconnected",
+        "_done",
+        "_grace",
+        "_listeners",
+        "_stoppers",
+        "_tasks",
+        "_timers",
+        "reason",
+    )
 
     def __init__(self, tasks: Tasks, grace: float) -> None:
         self.reason: Reason | None = None
@@ -38,6 +49,9 @@ class Stopping:
         self._stoppers: list[Stopper] = []
         self._timers: dict[Callable[[], None], Callable[[], None]] | None = None  # how to call off
         self._disconnect: anyio.Event | None = None
+        self._disconnected = False
+        self._listeners = 0
+        self._asked = False
         self._done = False
 
     def inside(self) -> Stopper:
@@ -58,17 +72,34 @@ class Stopping:
         asked, self.reason = self.reason, reason
         if asked is Reason.INTERRUPTED:
             self.reason = asked
-        if asked is None and not self._done:
-            if self._disconnect is not None:
-                self._disconnect.set()
+        if asked is not None or self._done:
+            return
+        if self._listeners and len(self._stoppers) == 1:
+            # The app watches its `receive`, as Django, Quart and streaming responses do: it ends
+            # by itself what it has begun. Cancelled from outside it would abandon its own tasks.
+            self.disconnect()
+            self.after(self._grace, self._cancel)
+        else:
+            # A handler has been entered. A framework that cancels it on `http.disconnect` would do
+            # so while it cleans up, so whoever listens beside it is told later.
             self._cancel()
 
+    def disconnect(self) -> None:
+        """Tell the app, by `http.disconnect`, that nobody listens any more."""
+        self._disconnected = True
+        if self._disconnect is not None:
+            self._disconnect.set()
+
     async def disconnected(self) -> None:
-        """Return when the app was asked to stop."""
-        if self.reason is None:
+        """Return when the app is to hear that its client has left."""
+        if self.reason is None and not self._disconnected:
             if self._disconnect is None:
                 self._disconnect = anyio.Event()
-            await self._disconnect.wait()
+            self._listeners += 1
+            try:
+                await self._disconnect.wait()
+            finally:
+                self._listeners -= 1
 
     def end(self) -> None:
         """The app has ended: ask no more."""
@@ -85,6 +116,9 @@ class Stopping:
     def _cancel(self) -> None:
         if self._done or not self._stoppers:
             return
-        cancelled = self._stoppers[-1].stop()
+        again, cancelled = self._asked, self._stoppers[-1].stop()
+        self._asked = cancelled
+        if again or not cancelled:
+            self.disconnect()  # it does not end by itself, or waits for a thread
         # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
         self.after(self._grace if cancelled else _THREAD_INTERVAL, self._cancel)

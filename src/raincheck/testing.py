@@ -21,7 +21,7 @@ import anyio
 from starlette.types import ASGIApp, Message
 
 from raincheck.errors import crashed
-from raincheck.job import Job, Progress, State
+from raincheck.job import SHARED_RUN, Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.stores.base import Store
@@ -151,6 +151,39 @@ class StoreContract:
                 group.start_soon(create, number)
         assert len(winners) == 100
         assert len(set(winners)) == 1
+
+    async def test_of_many_creators_under_one_key_one_wins(self, store: Store) -> None:
+        there = set()
+
+        async def create(number: int) -> None:
+            there.add((await store.create(job(str(number), keys=("k", f"own-{number}")))).id)
+
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(create, number)
+        assert len(there) == 1
+        (winner,) = there
+        assert await store.find("k") == await store.get(winner)
+        losers = {str(number) for number in range(100)} - there
+        assert [await store.get(id) for id in losers] == [None] * 99
+        assert [await store.find(f"own-{id}") for id in losers] == [None] * 99
+
+    async def test_an_unknown_key_is_nobodys(self, store: Store) -> None:
+        await store.create(job())
+        assert await store.find("k") is None
+
+    async def test_a_key_that_a_job_has_no_more_is_free(self, store: Store) -> None:
+        shared, lasting = SHARED_RUN + "1", "key-1"
+        await store.create(job(keys=(shared, lasting)))
+        await store.replace(finished(job(keys=(shared, lasting))))
+        assert await store.find(shared) is None
+        kept = await store.find(lasting)
+        assert kept is not None
+        assert kept.id == "a"
+        assert (await store.create(job("b", keys=(shared,)))).id == "b"
+        await store.sweep(1060.0)
+        assert await store.find(lasting) is None
+        assert (await store.create(job("c", keys=(lasting,)))).id == "c"
 
     async def test_replace_takes_the_next_version_only(self, store: Store) -> None:
         await store.create(job())

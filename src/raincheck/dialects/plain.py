@@ -16,6 +16,8 @@ from raincheck.messages import RawHeaders, first_header
 _encode = json.JSONEncoder(check_circular=False).encode
 
 _NO_STORE = (b"cache-control", b"no-store")
+# The URL of a job without an owner opens it: a page that shows one must not pass it on.
+_NO_REFERRER = (b"referrer-policy", b"no-referrer")
 _JSON = (b"content-type", b"application/json")
 _PROBLEM_JSON = (b"content-type", b"application/problem+json")
 
@@ -34,7 +36,7 @@ class PlainDialect(Dialect):
 
     def navigated(self, urls: Urls) -> Reply:
         location = (b"location", urls.result.encode())
-        return Reply(303, [location, _NO_STORE, (b"content-length", b"0")])
+        return Reply(303, [location, _NO_STORE, _NO_REFERRER, (b"content-length", b"0")])
 
     def pending(self, job: Job, urls: Urls, outlook: Outlook) -> Reply:
         # Location again: clients that poll take it from every 202 anew.
@@ -49,6 +51,8 @@ class PlainDialect(Dialect):
         status, headers = response.status, response.headers
         if first_header(headers, b"cache-control") is None:
             headers = (*headers, _NO_STORE)
+        if first_header(headers, b"referrer-policy") is None:
+            headers = (*headers, _NO_REFERRER)
         headers = (*headers, (b"job-status", job.state.encode()))
         if status == 202:  # every client would go on polling for ever
             status, headers = 200, (*headers, (b"job-response-status", b"202"))
@@ -63,7 +67,7 @@ class PlainDialect(Dialect):
 
     def problem(self, problem: Problem, *, retry_after: int | None = None) -> Reply:
         body = _encode(problem.document()).encode()
-        headers = [_PROBLEM_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
+        headers = [_PROBLEM_JSON, _NO_STORE, _NO_REFERRER, (b"content-length", b"%d" % len(body))]
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % retry_after))
         return Reply(problem.status, headers, body)
@@ -91,7 +95,7 @@ def _document(
         document.update(_outcome(job, urls))
     document["links"] = {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
     body = _encode(document).encode()
-    headers += (_NO_STORE, _JSON, (b"content-length", b"%d" % len(body)))
+    headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
 
 

@@ -13,6 +13,7 @@ from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
 from raincheck.messages import servable
+from raincheck.owners import OwnerError, OwnerOf, owner_of, same
 from raincheck.preferences import parse
 
 logger = logging.getLogger("raincheck")
@@ -56,10 +57,20 @@ class StatusRoutes:
         jobs: the jobs.
         dialect: how they are spelt.
         places: where they are found.
+        owner: says whose a request is; None for the default.
         max_wait: the longest long poll, in seconds.
     """
 
-    def __init__(self, jobs: Jobs, dialect: Dialect, places: Places, max_wait: float) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        dialect: Dialect,
+        places: Places,
+        *,
+        owner: OwnerOf | None,
+        max_wait: float,
+    ) -> None:
+        self.owner = owner
         self.jobs = jobs
         self.dialect = dialect
         self.places = places
@@ -143,7 +154,7 @@ class _Exchange:
     async def _find(self, *, waits: bool = False) -> Job | None:
         """The job; if there is none to show, the answer has been given."""
         jobs = self._routes.jobs
-        job = await jobs.get(self._id)
+        job = await self._own()
         if waits and job is not None and not job.gone and not job.finished:
             wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
             if wait:
@@ -155,6 +166,15 @@ class _Exchange:
         else:
             return job
         return None
+
+    async def _own(self) -> Job | None:
+        """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
+        try:
+            asking = await owner_of(self._routes.owner, self._scope)
+        except OwnerError:
+            return None
+        job = await self._routes.jobs.get(self._id)
+        return job if job is not None and same(job.owner, asking) else None
 
     async def result(self) -> None:
         """Answer a poll: the document, or what it has become."""
@@ -179,7 +199,7 @@ class _Exchange:
     async def _cancel(self) -> None:
         if not await self._find():
             return
-        job = await self._routes.jobs.cancel(self._id)
+        job = await self._routes.jobs.leave(self._id)
         if job is None or job.gone:
             await self._find()
         elif job.finished and job.state is not State.CANCELLED:
@@ -191,7 +211,9 @@ class _Exchange:
         found = await self._find()
         if found is None:
             return
-        job = await self._routes.jobs.delete(self._id) or found
+        alone = found.finished or found.clients == 1
+        forget = self._routes.jobs.delete if alone else self._routes.jobs.leave
+        job = await forget(self._id) or found
         reply = self._dialect.deleted(
             job, self._urls(job), self._expected(job), finished=found.finished
         )

@@ -22,7 +22,7 @@ class Store(ABC):
 
     @abstractmethod
     async def create(self, job: Job) -> Job:
-        """Insert a job unless there is one of this id.
+        """Insert a job unless there is one of this id, or one under any of its keys.
 
         Returns:
             The job that is there now: this one, or the earlier one.
@@ -36,10 +36,15 @@ class Store(ABC):
         """The newest version of a job or of its tombstone; None if there is neither."""
 
     @abstractmethod
+    async def find(self, key: str) -> Job | None:
+        """The job that has this key among its `keys` now; None if there is none."""
+
+    @abstractmethod
     async def replace(self, job: Job) -> bool:
         """Put the next version in the place of the last (compare and swap).
 
-        A tombstone (`job.gone`) drops the body with it. There is always room for a newer version.
+        Keys that it has no more are free again. A tombstone (`job.gone`) drops the body with it.
+        There is always room for a newer version.
 
         Returns:
             Whether `job.version` was the next one. If not, nothing has changed.

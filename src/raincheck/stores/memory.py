@@ -45,6 +45,7 @@ class MemoryStore(Store):
         self._bytes = 0
         self._jobs: dict[str, Job] = {}
         self._bodies: dict[str, bytes | list[bytes]] = {}
+        self._keys: dict[str, str] = {}  # to the id of the job that has it
         self._waiting: dict[str, _Waiting] = {}
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
         # what has come since. The cache's clock stands still, so that only sweep() empties it.
@@ -66,15 +67,24 @@ class MemoryStore(Store):
         there = self._jobs.get(job.id)
         if there is not None:
             return there
+        for key in job.keys:
+            if key in self._keys:
+                return self._jobs[self._keys[key]]
         cost = _cost(job)
         if self._bytes + cost > self._max_bytes:
             raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
         self._jobs[job.id] = job
         self._bytes += cost
+        for key in job.keys:
+            self._keys[key] = job.id
         return job
 
     async def get(self, id: str) -> Job | None:
         return self._jobs.get(id)
+
+    async def find(self, key: str) -> Job | None:
+        id = self._keys.get(key)
+        return None if id is None else self._jobs[id]
 
     async def replace(self, job: Job) -> bool:
         old = self._jobs.get(job.id)
@@ -138,6 +148,9 @@ class MemoryStore(Store):
     def _put(self, old: Job, job: Job) -> None:
         self._jobs[job.id] = job
         self._bytes += _cost(job) - _cost(old)
+        for key in old.keys:
+            if key not in job.keys:
+                del self._keys[key]
         if job.gone:
             body = self._bodies.pop(job.id, b"")
             self._bytes -= sum(map(len, body)) if isinstance(body, list) else len(body)

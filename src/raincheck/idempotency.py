@@ -1,0 +1,105 @@
+"""Idempotency-Key and coalescing: when two requests are one job. Pure.
+
+The header is that of the IETF draft "The Idempotency-Key HTTP Header Field" (draft 07, §2): a
+quoted string. Clients that send it bare are understood as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from raincheck.errors import KeyMalformed, KeyMissing, KeyReused
+from raincheck.job import Job
+from raincheck.messages import CapturedRequest
+
+IDEMPOTENT = "key-"
+"""How the stored form of an Idempotency-Key begins."""
+
+MAX_KEY = 255
+"""Characters of a key: as many as Stripe takes."""
+
+# sf-string of RFC 8941 §3.3.3, with the parameters that an item may have; and a bare token.
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"[ ]*(?:;.*)?')
+_BARE = re.compile(r"[!#-+\--:<-~]+")
+
+# Header fields whose value makes another request of it, whatever Vary says: who asks, and in which
+# form the answer is wanted.
+_TELLING = (
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "content-type",
+    "cookie",
+)
+
+
+def parse_key(headers: Iterable[tuple[bytes, bytes]], *, required: bool) -> str | None:
+    """The idempotency key of a request; None if it has none.
+
+    Raises:
+        KeyMalformed: more than one key, or one that is empty, too long or no string.
+        KeyMissing: the route requires one.
+    """
+    lines = [value for name, value in headers if name == b"idempotency-key"]
+    if not lines:
+        if required:
+            raise KeyMissing("Send an Idempotency-Key header, for instance a new UUID in quotes.")
+        return None
+    if len(lines) > 1:
+        raise KeyMalformed("There is more than one Idempotency-Key.")
+    text = lines[0].decode("latin-1").strip(" \t")
+    quoted = _QUOTED.fullmatch(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text
+    if not quoted and not _BARE.fullmatch(text):
+        raise KeyMalformed('The Idempotency-Key is a string in quotes, like "8e03978e".')
+    if not key or len(key) > MAX_KEY:
+        raise KeyMalformed(f"The Idempotency-Key has 1 to {MAX_KEY} characters.")
+    return key
+
+
+def scoped(prefix: str, owner: str | None, key: str) -> str:
+    """What a store keeps of a key: bound to its owner, and no longer readable."""
+    return prefix + _digest("" if owner is None else "o" + owner, key)
+
+
+def fingerprint(request: CapturedRequest) -> str:
+    """What two requests under one key must have in common: method, path, query, type, body."""
+    content_type = b",".join(v for n, v in request.headers if n.lower() == b"content-type")
+    return _digest(request.method, request.path, request.query_string, content_type, request.body)
+
+
+def compare(job: Job, fingerprint: str | None) -> None:
+    """Check that a request may be answered with the job that its key names.
+
+    Raises:
+        KeyReused: the key was used for another request (draft 07, §2.7).
+    """
+    if job.fingerprint != fingerprint:
+        raise KeyReused("This Idempotency-Key was used for another request.")
+
+
+def coalesce_key(request: CapturedRequest, varying: Iterable[str]) -> str:
+    """What requests must have in common to share one run.
+
+    Args:
+        request: the request.
+        varying: names of further header fields, lower case, as earlier responses named in `Vary`.
+    """
+    names = sorted({*_TELLING, *varying})
+    values = [
+        b"\0".join(v for n, v in request.headers if n.lower() == name.encode()) for name in names
+    ]
+    return _digest(
+        request.method, request.path, request.query_string, request.body, *names, *values
+    )
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""Owners: who may see a job.
+
+An owner is a string, or None for a job whose id alone opens it. It is determined twice by the same
+function: when the request is accepted, after the app's own authentication has run, and on every
+request to a status route. Put the authentication outside raincheck, or mount the status routes
+inside it, so that both see the same user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from raincheck.errors import ConfigurationError
+
+logger = logging.getLogger("raincheck")
+
+OwnerOf = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
+"""Says whose a connection is; sync or async."""
+
+
+class OwnerError(Exception):
+    """The owner could not be determined, so the answer is no."""
+
+
+def authenticated_user(connection: HTTPConnection) -> str | None:
+    """The user of Starlette's `AuthenticationMiddleware`: its `identity`, or its `display_name`.
+
+    None without that middleware, and for a user that is not authenticated.
+    """
+    user = connection.scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    try:
+        return str(user.identity)
+    except (AttributeError, NotImplementedError):  # Starlette's own SimpleUser has none
+        return str(user.display_name)
+
+
+def header(name: str, *, secret: str | bytes) -> OwnerOf:
+    """The owner is whoever sends this header field, e.g. `header("x-api-key", secret=...)`.
+
+    Args:
+        name: the field's name.
+        secret: keys the hash that is kept in its value's place; the same for all processes, and
+            for as long as their jobs live.
+
+    Raises:
+        ConfigurationError: an empty secret.
+    """
+    return _hashed("header", secret, lambda connection: connection.headers.get(name))
+
+
+def cookie(name: str, *, secret: str | bytes) -> OwnerOf:
+    """The owner is whoever sends this cookie. The arguments are those of `header()`."""
+    return _hashed("cookie", secret, lambda connection: connection.cookies.get(name))
+
+
+def _hashed(
+    kind: str, secret: str | bytes, read: Callable[[HTTPConnection], str | None]
+) -> OwnerOf:
+    key = secret.encode() if isinstance(secret, str) else secret
+    if not key:
+        raise ConfigurationError(f"{kind}(secret=...): the secret is empty; give it random bytes")
+
+    def owner(connection: HTTPConnection) -> str | None:
+        value = read(connection)
+        if not value:
+            return None
+        return hmac.new(key, value.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+
+    return owner
+
+
+async def owner_of(extract: OwnerOf | None, scope: Scope) -> str | None:
+    """Whose a request is, by an extractor, or by default by the user that the scope has.
+
+    Raises:
+        OwnerError: it raised, or gave something else than a string or None. Logged.
+    """
+    if extract is None:
+        if "user" not in scope:
+            return None
+        extract = authenticated_user
+    try:
+        owner: Any = extract(HTTPConnection(scope))
+        if inspect.isawaitable(owner):
+            owner = await owner
+        if owner is not None and not isinstance(owner, str):
+            raise TypeError(f"owner= gave {type(owner).__name__}; it is a string or None")
+    except Exception as error:
+        logger.error("the owner of a request could not be determined", exc_info=error)
+        raise OwnerError from error
+    return owner
+
+
+def same(owner: str | None, asking: str | None) -> bool:
+    """Whether a job of `owner` is open to `asking`, in a time that does not tell how near it is."""
+    if owner is None:
+        return True
+    asked = "" if asking is None else asking
+    known = hmac.compare_digest(_bytes(owner), _bytes(asked))
+    return known and asking is not None
+
+
+def _bytes(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,167 @@
+"""The matrix: every framework's app under every server's process, on the loopback interface.
+
+`pytest` runs the cells of `DEFAULT`; `pytest tests/matrix --matrix` runs all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START = 30.0
+"""Seconds that a server may take to start."""
+
+FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "falcon", "bare")
+
+SERVERS: dict[str, tuple[str, ...]] = {
+    "uvicorn-h11": ("uvicorn", "--http=h11", "--port={port}"),
+    "uvicorn-httptools": ("uvicorn", "--http=httptools", "--port={port}"),
+    "hypercorn-asyncio": ("hypercorn", "--worker-class=asyncio", "--bind=127.0.0.1:{port}"),
+    "hypercorn-trio": ("hypercorn", "--worker-class=trio", "--bind=127.0.0.1:{port}"),
+    "granian": ("granian", "--interface=asgi", "--host=127.0.0.1", "--port={port}"),
+    "daphne": ("daphne", "--bind=127.0.0.1", "--port={port}"),
+}
+"""The module that is run with `python -m`, and its arguments before the app."""
+
+ASYNCIO_ONLY = ("quart", "django")
+"""Frameworks that call asyncio itself, so that they cannot run on trio."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One framework on one server."""
+
+    framework: str
+    server: str
+
+    def __str__(self) -> str:
+        return f"{self.framework}-{self.server}"
+
+
+CELLS = [
+    Cell(framework, server)
+    for framework in FRAMEWORKS
+    for server in SERVERS
+    if not (framework in ASYNCIO_ONLY and server == "hypercorn-trio")
+]
+IMPOSSIBLE = [Cell(framework, "hypercorn-trio") for framework in ASYNCIO_ONLY]
+DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="run every framework on every server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix: one framework on one server, in its own process")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    whole = metafunc.config.getoption("--matrix", default=False)
+    for name, cells in (("cell", CELLS), ("impossible", IMPOSSIBLE)):
+        if name in metafunc.fixturenames:
+            asked = [cell for cell in cells if whole or str(cell).startswith(DEFAULT)]
+            metafunc.parametrize(name, asked, ids=str)
+
+
+def require(*modules: str) -> None:
+    """Fail for what is not installed: a cell that was asked for is never left out in silence."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.fail(f'{module} is not installed; install it with: pip install -e ".[matrix]"')
+
+
+class Server:
+    """A server process with the app of one framework, and a client of it."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = folder / "app.log"
+        self.output = folder / "server.log"
+        module, *arguments = (part.format(port=self.port) for part in SERVERS[cell.server])
+        app = f"tests.matrix.apps.{cell.framework}_app:app"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments, app],
+                env={**os.environ, "RAINCHECK_TEST_LOG": str(self.log)},
+                cwd=Path(__file__).parents[2],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group, with the workers that it starts
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.output.read_text()
+            try:
+                self.client.get("/plain")
+                return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(self.output.read_text())
+
+    def follow(self, response: httpx.Response) -> httpx.Response:
+        deadline = time.monotonic() + 30
+        while response.status_code == 202:
+            assert time.monotonic() < deadline
+            headers = {"prefer": "wait=10"}
+            response = self.client.get(response.headers["location"], headers=headers)
+        return response
+
+    def notes(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def noted(self, line: str) -> bool:
+        """Whether the app notes a line within a few seconds."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if line in self.notes():
+                return True
+            time.sleep(0.02)
+        return False
+
+    def stop(self) -> float:
+        """Send SIGTERM; the seconds until the process has ended."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        return time.monotonic() - start
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[Cell], Server]]:
+    servers: list[Server] = []
+
+    def start(cell: Cell) -> Server:
+        framework = () if cell.framework == "bare" else (cell.framework,)
+        require(*framework, SERVERS[cell.server][0])
+        servers.append(Server(cell, tmp_path))
+        servers[-1].wait()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+        print(server.output.read_text())  # pytest shows it if the test has failed

@@ -1,0 +1,203 @@
+"""One script of assertions, for every framework on every server.
+
+Two workers with the memory store are tested in `tests/e2e`.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.matrix.conftest import Cell, Server
+
+pytestmark = [pytest.mark.matrix, pytest.mark.real]
+
+Serve = Callable[[Cell], Server]
+
+ORDER = {"item": "tea", "count": 2}
+BODY = random.Random(1).randbytes(2_000_000)
+
+INVALID = {"litestar": 400}
+"""What a framework answers to an invalid body, where that is not 422."""
+
+NO_LIFESPAN = ("daphne",)
+"""Servers that run no lifespan, and so do not wait for anybody at SIGTERM."""
+
+
+def test_cell(cell: Cell, serve: Serve) -> None:
+    server = serve(cell)
+    refusals_are_synchronous(server, cell)
+    a_job_from_its_202_to_its_response(server)
+    an_upload_is_there_after_the_202(server)
+    a_multipart_upload_is_there_after_the_202(server)
+    a_body_that_comes_in_parts(server)
+    a_streamed_response(server)
+    a_handler_in_a_thread(server)
+    a_path_rule(server)
+    if cell.framework == "fastapi":
+        what_fastapi_adds(server)
+    cancel_reaches_the_handler(server)
+    a_client_that_leaves_after_the_202_stops_nothing(server)
+    assert "Traceback" not in server.output.read_text(), server.output.read_text()
+    what_sigterm_does(server, cell)
+
+
+def refusals_are_synchronous(server: Server, cell: Cell) -> None:
+    client = server.client
+    assert client.get("/plain").text == "plain"
+    assert client.post("/nothing").status_code == 404
+    assert client.get("/slow").status_code == 405
+    invalid = client.post("/orders", json={"item": "tea"})
+    assert invalid.status_code == INVALID.get(cell.framework, 422)
+    assert "location" not in invalid.headers
+    assert "count" in invalid.text
+
+
+def a_job_from_its_202_to_its_response(server: Server) -> None:
+    accepted = server.client.post("/orders", json=ORDER)
+    assert accepted.status_code == 202
+    assert accepted.headers["content-length"] == str(len(accepted.content))
+    assert accepted.json()["status"] == "running"
+    poll = server.client.get(accepted.headers["location"])
+    assert (poll.status_code, poll.headers["cache-control"]) == (202, "no-store")
+    response = server.follow(accepted)
+    assert (response.status_code, response.json()) == (201, {"item": "tea", "total": 4})
+    assert response.headers["job-status"] == "succeeded"
+    again = server.client.get(accepted.headers["location"])
+    assert again.content == response.content
+    assert server.client.head(accepted.headers["location"]).content == b""
+    monitor = server.client.get(accepted.json()["links"]["self"])
+    assert monitor.json()["status"] == "succeeded"
+
+
+def an_upload_is_there_after_the_202(server: Server) -> None:
+    accepted = server.client.post("/upload", content=BODY)
+    assert accepted.status_code == 202
+    response = server.follow(accepted)
+    assert response.status_code == 200
+    assert response.content == BODY[::-1]
+    cookies = response.headers.get_list("set-cookie")
+    assert [cookie.partition(";")[0] for cookie in cookies] == ["a=1", "b=2"]
+
+
+def a_multipart_upload_is_there_after_the_202(server: Server) -> None:
+    accepted = server.client.post("/file", files={"film": ("film.mp4", b"x" * 2_000_000)})
+    assert accepted.status_code == 202
+    assert server.follow(accepted).json() == {"name": "film.mp4", "size": 2_000_000}
+
+
+def a_body_that_comes_in_parts(server: Server) -> None:
+    """Slowly, so that the handler may be entered long before its end."""
+    parts = [b"one,", b"two,", b"three"]
+    length = sum(map(len, parts))
+    head = f"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        for part in parts:
+            # Nothing tells from outside how far the server is, so this gives it a little time.
+            with pytest.raises(TimeoutError):
+                receive(connection, timeout=0.1)
+            connection.sendall(part)
+        answer = receive(connection, timeout=30)
+    response = server.client.get(location_of(answer), headers={"prefer": "wait=10"})
+    assert server.follow(response).content == b"".join(parts)[::-1]
+
+
+def a_streamed_response(server: Server) -> None:
+    accepted = server.client.post("/stream")
+    assert accepted.status_code == 202
+    response = server.follow(accepted)
+    assert response.text == "".join(f"{number}," for number in range(20))
+    assert response.headers["content-type"].startswith("text/csv")
+
+
+def a_handler_in_a_thread(server: Server) -> None:
+    accepted = server.client.post("/in-thread")
+    assert accepted.status_code == 202
+    assert server.follow(accepted).text == "from a thread"
+
+
+def a_path_rule(server: Server) -> None:
+    accepted = server.client.post("/videos")
+    assert accepted.status_code == 202
+    assert server.follow(accepted).text == "video is done"
+    assert "video finished" in server.notes()
+
+
+def what_fastapi_adds(server: Server) -> None:
+    """The order's `yield` dependency was open, and closed afterwards; its background task ran."""
+    assert server.noted("session open")
+    assert server.noted("background task")
+    assert server.noted("session closed")
+    assert server.client.post("/mounted/slow/x").status_code == 422
+    accepted = server.client.post("/mounted/slow/7")
+    assert accepted.status_code == 202
+    assert server.follow(accepted).json() == 7
+
+
+def cancel_reaches_the_handler(server: Server) -> None:
+    """Decorated, and under a path rule. What it cleans up, it cleans up before `cancelled`."""
+    for name, path in (("cancel", "/slow?name=cancel&seconds=60"), ("export", "/exports")):
+        accepted = server.client.post(path)
+        assert accepted.status_code == 202
+        assert server.noted(f"{name} began")
+        links = accepted.json()["links"]
+        assert server.client.post(links["cancel"]).status_code == 202
+        for _ in range(10):
+            monitor = server.client.get(links["self"], headers={"prefer": "wait=10"})
+            if monitor.json()["status"] != "cancelling":
+                break
+        assert monitor.json()["status"] == "cancelled"
+        assert f"{name} cancelled" in server.notes()
+        assert server.client.get(accepted.headers["location"]).status_code == 410
+
+
+def a_client_that_leaves_after_the_202_stops_nothing(server: Server) -> None:
+    head = "POST /slow?name=leave&seconds=0.5 HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        answer = receive(connection, timeout=30)
+    response = server.client.get(location_of(answer), headers={"prefer": "wait=10"})
+    assert response.status_code == 200 or response.json()["status"] == "running"
+    assert server.follow(response).text == "leave is done"
+    assert "leave finished" in server.notes()
+
+
+def what_sigterm_does(server: Server, cell: Cell) -> None:
+    accepted = server.client.post("/slow?name=drain&seconds=1")
+    assert accepted.status_code == 202
+    server.client.close()
+    seconds = server.stop()
+    assert seconds < 8
+    assert "drain cancelled" not in server.notes()
+    waits = cell.server not in NO_LIFESPAN
+    assert ("drain finished" in server.notes()) == waits
+    unready = "no lifespan reached raincheck" in server.output.read_text()
+    assert unready != waits
+
+
+def test_what_cannot_work_says_so(impossible: Cell, serve: Serve) -> None:
+    """On trio a framework that calls asyncio fails each request, marked or not."""
+    server = serve(impossible)
+    assert server.client.get("/plain").status_code == 500
+    assert server.client.post("/orders", json=ORDER).status_code == 500
+
+
+def receive(connection: socket.socket, *, timeout: float) -> str:
+    connection.settimeout(timeout)
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        part = connection.recv(4096)
+        assert part, answer
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 202"), answer
+    return answer.decode()
+
+
+def location_of(answer: str) -> str:
+    fields = dict(line.lower().split(": ", 1) for line in answer.split("\r\n")[1:] if ": " in line)
+    start = answer.lower().index(fields["location"])
+    return answer[start:].partition("\r\n")[0]
