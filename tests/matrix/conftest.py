@@ -68,11 +68,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    whole = metafunc.config.getoption("--matrix", default=False)
     for name, cells in (("cell", CELLS), ("impossible", IMPOSSIBLE)):
         if name in metafunc.fixturenames:
-            asked = [cell for cell in cells if whole or str(cell).startswith(DEFAULT)]
-            metafunc.parametrize(name, asked, ids=str)
+            metafunc.parametrize(name, cells, ids=str)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--matrix"):
+        return
+    chosen: list[pytest.Item] = []
+    rest: list[pytest.Item] = []
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        cell = parameters.get("cell") or parameters.get("impossible")
+        (rest if cell is not None and not str(cell).startswith(DEFAULT) else chosen).append(item)
+    config.hook.pytest_deselected(items=rest)
+    items[:] = chosen
 
 
 def require(*modules: str) -> None:
