@@ -24,6 +24,7 @@ LAYERS = {
     "lifespan": 5,
     "status.routes": 5,
     "jobs": 4,
+    "twins": 4,
     "stores.memory": 3,
     "runners.local": 3,
     "dialects.plain": 3,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,25 +20,18 @@ from raincheck.errors import (
     IllegalTransition,
     OwnerUnknown,
     Problem,
+    Refusal,
     ShuttingDown,
     StoreFull,
     StoreUnavailable,
 )
 from raincheck.handoff import Handoff
-from raincheck.idempotency import (
-    IDEMPOTENT,
-    coalesce_key,
-    compare,
-    fingerprint,
-    parse_key,
-    scoped,
-)
 from raincheck.ids import Ids, Origin
-from raincheck.job import SHARED_RUN, Job, State
+from raincheck.job import Job, State
 from raincheck.ledger import Ledger
 from raincheck.marking import Mark
-from raincheck.messages import CapturedResponse, named_in_vary
-from raincheck.owners import OwnerError, OwnerOf, owner_of
+from raincheck.messages import CapturedResponse
+from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
@@ -46,6 +39,7 @@ from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
 from raincheck.tasks import Tasks, open_tasks
+from raincheck.twins import Twins
 
 logger = logging.getLogger("raincheck")
 
@@ -117,11 +111,10 @@ class Jobs:
         self._policy = Policy()
         self._policies: dict[str, Policy] = {}
         self._marks: dict[Mark, tuple[str, Policy]] = {}
-        self._varying: dict[str, set[str]] = {}
-        self._owner_of: OwnerOf | None = None
-        self._warned = False
+        self._owners = Owners(None)
         self._ids = Ids("")
         self._ledger = Ledger(self.store, clock, seconds(self.limits.tombstone_ttl))
+        self._twins = Twins(self.store, self._ledger, clock)
         self._reset()
 
     def _reset(self) -> None:
@@ -141,7 +134,7 @@ class Jobs:
         *,
         status: ASGIApp,
         policy: Policy,
-        owner: OwnerOf | None,
+        owners: Owners,
         deployment: str,
     ) -> None:
         """Take the app to run, the status routes, the default policy and the owners; once.
@@ -154,7 +147,7 @@ class Jobs:
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
         self._app, self._status, self._policy = app, status, policy
-        self._owner_of = owner
+        self._owners = owners
         self._ids = Ids(deployment)
 
     async def open(self, *, under_lifespan: bool = False) -> None:
@@ -230,10 +223,18 @@ class Jobs:
         if self._closing:
             raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
         policy = self._policies.setdefault(handoff.route, handoff.policy)
-        owner = await self._owner(handoff)
-        keys, mark = self._keys(handoff, policy, owner)
-        if keys and await self._join(handoff, keys, mark):
-            return
+        assert handoff.outer_scope is not None
+        try:
+            owner = await self._owners.at_acceptance(
+                handoff.scope, handoff.outer_scope, mounted=self.mounted
+            )
+        except OwnerError as error:
+            raise OwnerUnknown("Nothing was accepted.") from error
+        keys, mark = self._twins.keys(handoff, policy, owner)
+        if keys:
+            with _refusing_without_store():
+                if await self._twins.join(handoff, keys, mark):
+                    return
         ticket = self._admission.admit(handoff.route, policy, owner)
         now = self.clock()
         runs = ticket.running
@@ -249,19 +250,14 @@ class Jobs:
             fingerprint=mark,
         )
         try:
-            there = await self.store.create(job)
-        except BaseException as error:
+            with _refusing_without_store():
+                there = await self.store.create(job)
+        except BaseException:
             self._admission.leave(ticket)
-            if not isinstance(error, Exception):
-                raise
-            if not isinstance(error, StoreFull):
-                logger.error("the store could not take a job", exc_info=error)
-            detail = "It is full." if isinstance(error, StoreFull) else "It does not answer."
-            raise StoreUnavailable(detail, retry_after=5) from error
+            raise
         if there is not job and there.id != job.id:  # its twin was faster
             self._admission.leave(ticket)
-            if not await self._join(handoff, keys, mark):
-                await self.accept(handoff)
+            await self.accept(handoff)
             return
         handoff.accepted = handoff.job = job
         handoff.ticket = ticket
@@ -272,66 +268,6 @@ class Jobs:
         if not self._sweeping:
             self._sweeping = True
             self.tasks.spawn(self._sweep)
-
-    async def _owner(self, handoff: Handoff) -> str | None:
-        outer = handoff.outer_scope
-        assert outer is not None
-        # By default only a user whom the status routes see as well may own a job.
-        scope = handoff.scope if self._owner_of or self.mounted else outer
-        if self._owner_of is None and "user" not in scope:
-            if "user" in handoff.scope and not self._warned:
-                self._warned = True
-                logger.warning(
-                    "authentication runs inside raincheck, where the status routes do not see it: "
-                    "jobs have no owner; put it outside, or mount jobs.status_app inside it"
-                )
-            return None
-        try:
-            return await owner_of(self._owner_of, scope)
-        except OwnerError as error:
-            raise OwnerUnknown("Nothing was accepted.") from error
-
-    def _keys(
-        self, handoff: Handoff, policy: Policy, owner: str | None
-    ) -> tuple[tuple[str, ...], str | None]:
-        """Under which keys the request may be an earlier job, and its fingerprint."""
-        key = None
-        if policy.idempotency != "off":
-            required = policy.idempotency == "required"
-            key = parse_key(handoff.scope["headers"], required=required)
-        if key is None and not policy.coalesce:
-            return (), None
-        request = handoff.capture()
-        keys: tuple[str, ...] = ()
-        if key is not None:
-            keys = (scoped(IDEMPOTENT, owner, key),)
-        if callable(policy.coalesce):
-            shared = policy.coalesce(request)
-        elif policy.coalesce:
-            shared = coalesce_key(request, self._varying.get(handoff.route or "", ()))
-        else:
-            shared = None
-        if shared is not None:
-            keys = (*keys, scoped(SHARED_RUN, owner, f"{handoff.route} {shared}"))
-        return keys, None if key is None else fingerprint(request)
-
-    async def _join(self, handoff: Handoff, keys: tuple[str, ...], mark: str | None) -> bool:
-        """Answer with the job that one of these keys names, if there is one."""
-        for key in keys:
-            job = await self.store.find(key)
-            if job is None or job.expired(self.clock()):
-                continue
-            if not key.startswith(SHARED_RUN):
-                compare(job, mark)
-                handoff.replayed = True
-            else:
-                try:
-                    job = await self._ledger.shared(job, 1)
-                except IllegalTransition:  # it has just ended, or is about to
-                    continue
-            handoff.accepted = job
-            return True
-        return False
 
     def _wait(self, job: Job, handoff: Handoff, ticket: Ticket) -> None:
         policy = handoff.policy
@@ -369,8 +305,7 @@ class Jobs:
         if response is not None and handoff.ticket is not None and job.started_at is not None:
             self._admission.learn(handoff.ticket, self.clock() - job.started_at)
             if handoff.policy.coalesce is True:
-                varying = self._varying.setdefault(job.route, set())
-                varying.update(named_in_vary(response.headers))
+                self._twins.learn(job.route, response.headers)
         handoff.job = await self._ledger.finish(
             job,
             state,
@@ -574,3 +509,17 @@ class Jobs:
             except Exception:
                 logger.exception("the store could not be swept; trying again")
         self._sweeping = False
+
+
+@contextmanager
+def _refusing_without_store() -> Iterator[None]:
+    """Refuse what the store cannot take, whatever the reason; the client learns no more."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except StoreFull as error:
+        raise StoreUnavailable("It is full.", retry_after=5) from error
+    except Exception as error:
+        logger.exception("the store could not take a job")
+        raise StoreUnavailable("It does not answer.", retry_after=5) from error

@@ -17,7 +17,7 @@ from raincheck.handoff import VARY, Handoff, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
-from raincheck.owners import OwnerOf
+from raincheck.owners import OwnerOf, Owners
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import is_navigation
 from raincheck.routing import Candidate, Routing, route_path
@@ -86,11 +86,12 @@ class LongRunningMiddleware:
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
         self._places = Places(path, _checked_base_url(base_url))
+        owners = Owners(owner)
         self._status = StatusRoutes(
-            jobs, self._dialect, self._places, owner=owner, max_wait=seconds(policy.max_wait)
+            jobs, self._dialect, self._places, owners=owners, max_wait=seconds(policy.max_wait)
         )
         self._routing = Routing(app, routes or {}, policy=policy, route_of=jobs.route_of, path=path)
-        jobs.bind(app, status=self._status, policy=policy, owner=owner, deployment=path)
+        jobs.bind(app, status=self._status, policy=policy, owners=owners, deployment=path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""

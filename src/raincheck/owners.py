@@ -79,26 +79,56 @@ def _hashed(
     return owner
 
 
-async def owner_of(extract: OwnerOf | None, scope: Scope) -> str | None:
-    """Whose a request is, by an extractor, or by default by the user that the scope has.
+class Owners:
+    """Determines whose a request is.
 
-    Raises:
-        OwnerError: it raised, or gave something else than a string or None. Logged.
+    Args:
+        extract: says so; None for the user that authentication outside raincheck has found.
     """
-    if extract is None:
-        if "user" not in scope:
+
+    def __init__(self, extract: OwnerOf | None) -> None:
+        self._extract = extract
+        self._warned = False
+
+    async def of(self, scope: Scope) -> str | None:
+        """Whose a request is.
+
+        Raises:
+            OwnerError: the extractor raised, or gave something else than a string or None. Logged.
+        """
+        if self._extract is None and "user" not in scope:
             return None
-        extract = authenticated_user
-    try:
-        owner: Any = extract(HTTPConnection(scope))
-        if inspect.isawaitable(owner):
-            owner = await owner
-        if owner is not None and not isinstance(owner, str):
-            raise TypeError(f"owner= gave {type(owner).__name__}; it is a string or None")
-    except Exception as error:
-        logger.error("the owner of a request could not be determined", exc_info=error)
-        raise OwnerError from error
-    return owner
+        extract = self._extract or authenticated_user
+        try:
+            owner: Any = extract(HTTPConnection(scope))
+            if inspect.isawaitable(owner):
+                owner = await owner
+            if owner is not None and not isinstance(owner, str):
+                raise TypeError(f"owner= gave {type(owner).__name__}; it is a string or None")
+        except Exception as error:
+            logger.exception("the owner of a request could not be determined")
+            raise OwnerError from error
+        return owner
+
+    async def at_acceptance(self, scope: Scope, outer: Scope, *, mounted: bool) -> str | None:
+        """Whose an accepted request is, once the app's own authentication has run.
+
+        By default only a user whom the status routes will see as well.
+
+        Args:
+            scope: the request as the handler sees it.
+            outer: the same as it came to raincheck, which is how the status routes see theirs.
+            mounted: whether the status routes are mounted by hand, inside the app.
+        """
+        if self._extract is not None or mounted:
+            return await self.of(scope)
+        if "user" in scope and "user" not in outer and not self._warned:
+            self._warned = True
+            logger.warning(
+                "authentication runs inside raincheck, where the status routes do not see it: "
+                "jobs have no owner; put it outside, or mount jobs.status_app inside it"
+            )
+        return await self.of(outer)
 
 
 def same(owner: str | None, asking: str | None) -> bool:

@@ -13,7 +13,7 @@ from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
 from raincheck.messages import servable
-from raincheck.owners import OwnerError, OwnerOf, owner_of, same
+from raincheck.owners import OwnerError, Owners, same
 from raincheck.preferences import parse
 
 logger = logging.getLogger("raincheck")
@@ -57,7 +57,7 @@ class StatusRoutes:
         jobs: the jobs.
         dialect: how they are spelt.
         places: where they are found.
-        owner: says whose a request is; None for the default.
+        owners: whose a request is.
         max_wait: the longest long poll, in seconds.
     """
 
@@ -67,10 +67,10 @@ class StatusRoutes:
         dialect: Dialect,
         places: Places,
         *,
-        owner: OwnerOf | None,
+        owners: Owners,
         max_wait: float,
     ) -> None:
-        self.owner = owner
+        self.owners = owners
         self.jobs = jobs
         self.dialect = dialect
         self.places = places
@@ -170,7 +170,7 @@ class _Exchange:
     async def _own(self) -> Job | None:
         """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
         try:
-            asking = await owner_of(self._routes.owner, self._scope)
+            asking = await self._routes.owners.of(self._scope)
         except OwnerError:
             return None
         job = await self._routes.jobs.get(self._id)
