@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -232,9 +232,13 @@ class Jobs:
             raise OwnerUnknown("Nothing was accepted.") from error
         keys, mark = self._twins.keys(handoff, policy, owner)
         if keys:
-            with _refusing_without_store():
+            try:
                 if await self._twins.join(handoff, keys, mark):
                     return
+            except Refusal:
+                raise
+            except Exception as error:
+                raise _without_store(error) from error
         ticket = self._admission.admit(handoff.route, policy, owner)
         now = self.clock()
         runs = ticket.running
@@ -250,10 +254,11 @@ class Jobs:
             fingerprint=mark,
         )
         try:
-            with _refusing_without_store():
-                there = await self.store.create(job)
-        except BaseException:
+            there = await self.store.create(job)
+        except BaseException as error:
             self._admission.leave(ticket)
+            if isinstance(error, Exception):
+                raise _without_store(error) from error
             raise
         if there is not job and there.id != job.id:  # its twin was faster
             self._admission.leave(ticket)
@@ -511,15 +516,9 @@ class Jobs:
         self._sweeping = False
 
 
-@contextmanager
-def _refusing_without_store() -> Iterator[None]:
-    """Refuse what the store cannot take, whatever the reason; the client learns no more."""
-    try:
-        yield
-    except Refusal:
-        raise
-    except StoreFull as error:
-        raise StoreUnavailable("It is full.", retry_after=5) from error
-    except Exception as error:
-        logger.exception("the store could not take a job")
-        raise StoreUnavailable("It does not answer.", retry_after=5) from error
+def _without_store(error: Exception) -> StoreUnavailable:
+    """The refusal of what the store could not take, whatever the reason; clients learn no more."""
+    if isinstance(error, StoreFull):
+        return StoreUnavailable("It is full.", retry_after=5)
+    logger.error("the store could not take a job", exc_info=error)
+    return StoreUnavailable("It does not answer.", retry_after=5)
