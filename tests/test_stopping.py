@@ -62,10 +62,28 @@ def app_with_session(session: Session, jobs: Jobs, layers: int, **settings: Any)
     return LongRunningMiddleware(app, jobs=jobs)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 2])
+def app_with_session_around(session: Session, jobs: Jobs, **settings: Any) -> Any:
+    """The same by a middleware of the app's own, which no framework shields."""
+
+    async def answer(request: Request) -> None:
+        await anyio.sleep_forever()
+
+    inner = Starlette(routes=[slow_route(answer, **settings)])
+
+    async def opening(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await inner(scope, receive, send)
+        finally:
+            if scope["type"] == "http":
+                await session.close()
+
+    return LongRunningMiddleware(opening, jobs=jobs)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, None])
 @pytest.mark.parametrize("by", ["cancel", "delete", "timeout", "release", "shutdown"])
 async def test_a_dependency_cleans_up_with_awaits_whatever_stops_the_handler(
-    by: str, layers: int
+    by: str, layers: int | None
 ) -> None:
     """Trap 14: anyio's cancellation alone would cancel each of these awaits again."""
     session = Session()
@@ -73,7 +91,11 @@ async def test_a_dependency_cleans_up_with_awaits_whatever_stops_the_handler(
     settings: dict[str, Any] = {"timeout": 10} if by == "timeout" else {}
     if by == "release":
         settings = {"max_running": 1}
-    async with running(app_with_session(session, jobs, layers, **settings)) as client:
+    if layers is None:
+        app = app_with_session_around(session, jobs, **settings)
+    else:
+        app = app_with_session(session, jobs, layers, **settings)
+    async with running(app) as client:
         accepted = await client.post("/slow")
         links = accepted.json()["links"]
         await settled()
