@@ -323,6 +323,23 @@ async def test_root_path_prefixes_every_url(root_path: str) -> None:
         gate.open()
 
 
+@pytest.mark.parametrize("tenant", ["a\r\nset-cookie: evil=1", 'a"b', "<b>", "ü", "\udcff", "a b"])
+async def test_what_clients_put_into_a_path_stays_a_path(tenant: str) -> None:
+    """A mount with a parameter makes part of the prefix theirs."""
+    mounted = Starlette(routes=[Mount("/{tenant}", app_of(gated(gate := Gate())))])
+    request = RawRequest("/")
+    request.scope["path"] = f"/{tenant}/slow"
+    request.feed()
+    await request.run(mounted)
+    assert request.status == 202
+    headers = dict(request.sent[0]["headers"])
+    for name in (b"location", b"link"):
+        assert headers[name].isascii()
+        assert not set(headers[name].partition(b"; ")[0][1:-1]) & set(b'\r\n "<')
+    gate.open()
+    await settled()
+
+
 async def test_below_a_mount_the_urls_carry_its_path() -> None:
     mounted = Starlette(routes=[Mount("/sub", app_of(gated(gate := Gate())))])
     async with client_of(mounted) as client:

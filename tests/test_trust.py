@@ -514,3 +514,72 @@ async def follow_as(client: httpx.AsyncClient, response: httpx.Response, name: s
     while response.status_code == 202:
         headers = {**user(name), "prefer": "wait=30"}
         response = await client.get(url, headers=headers)
+
+
+async def test_an_expired_job_gives_its_key_back_before_any_sweep() -> None:
+    async with running(app_of(slow_route(echo, ttl=62))) as client:
+        headers = {"idempotency-key": "k"}
+        first = await client.post("/slow", headers=headers)
+        await anyio.sleep(64)  # the sweeps are at 60 and at 70
+        second = await client.post("/slow", headers=headers)
+        assert second.status_code == 202
+        assert second.headers["location"] != first.headers["location"]
+
+
+async def test_nobody_joins_a_run_that_is_being_cancelled() -> None:
+    async def answer(request: Request) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(3)
+
+    async with running(app_of(slow_route(answer, coalesce=True))) as client:
+        first = await client.post("/slow")
+        await settled()
+        await client.post(first.json()["links"]["cancel"])
+        second = await client.post("/slow")
+        assert second.status_code == 202
+        assert second.headers["location"] != first.headers["location"]
+
+
+async def test_a_key_that_joined_a_shared_run_is_remembered() -> None:
+    gate = Gate()
+    async with running(app_of(gated(gate, coalesce=True))) as client:
+        urls = [
+            (await client.post("/slow", headers={"idempotency-key": key})).headers["location"]
+            for key in ("k1", "k2")
+        ]
+        assert urls[0] == urls[1]
+        gate.open()
+        await settled()
+        again = await client.post("/slow", headers={"idempotency-key": "k2"})
+        assert (again.headers["location"], again.headers["idempotency-replayed"]) == (
+            urls[0],
+            "true",
+        )
+        assert gate.entered == 1
+
+
+async def test_a_key_whose_request_differs_from_the_shared_run_runs_by_itself() -> None:
+    gate = Gate()
+    async with running(app_of(gated(gate, coalesce=lambda request: "all"))) as client:
+        for key in ("k1", "k2"):
+            headers = {"idempotency-key": key}
+            assert (await client.post("/slow", content=key, headers=headers)).status_code == 202
+        await settled()
+        assert gate.entered == 2
+        gate.open()
+
+
+def test_a_user_whose_identity_is_none_is_known_by_its_name() -> None:
+    class Unidentified(SimpleUser):
+        @property
+        def identity(self) -> Any:
+            return None
+
+    def connection(who: Any) -> HTTPConnection:
+        return HTTPConnection({"type": "http", "headers": [], "user": who})
+
+    assert authenticated_user(connection(Unidentified("ann"))) == "ann"
+    assert authenticated_user(connection(Unidentified(""))) is None

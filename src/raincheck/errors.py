@@ -183,7 +183,7 @@ class StoreUnavailable(Refusal):
 
     name = "store-unavailable"
     status = 503
-    title = "The job store cannot take another job"
+    title = "The job store is not available"
 
 
 class ShuttingDown(Refusal):

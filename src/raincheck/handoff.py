@@ -24,7 +24,7 @@ from raincheck.errors import (
 )
 from raincheck.job import Job, Progress, State
 from raincheck.marking import Mark, current_handoff
-from raincheck.messages import CapturedRequest, CapturedResponse, first_header
+from raincheck.messages import CapturedRequest, CapturedResponse, exceeds, first_header
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import Decision, decide, parse
 from raincheck.recording import ProtocolError, Recorder, TooLarge
@@ -217,7 +217,7 @@ class Handoff:
             await self.accept()
         except Refusal as refusal:
             self.refusal = refusal
-        runs = self.ticket is not None and self.ticket.running
+        runs = self.runs
         if not runs:
             self._hand_over(Stage.CLOSED)
         if self.job is not None and not runs:
@@ -244,7 +244,7 @@ class Handoff:
         """
         limit = self._upload.limit = self.policy.max_request_size
         declared = first_header(self.scope["headers"], b"content-length")
-        too_large = declared is not None and declared.isdigit() and int(declared) > limit
+        too_large = declared is not None and exceeds(declared, limit)
         while not (self._upload.whole or self._upload.too_large or too_large):
             message = await self._read()
             if message is None:
@@ -255,6 +255,16 @@ class Handoff:
         if too_large or self._upload.too_large:
             raise RequestTooLarge(f"The body may have {limit} bytes.")
         await self.conductor.accept(self)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was accepted with capacity, and goes on where it is."""
+        return self.job is not None and self.job.state is State.RUNNING
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the server stopped while it was being accepted."""
+        return self._stopping.reason is Reason.INTERRUPTED
 
     @property
     def holds(self) -> bool:

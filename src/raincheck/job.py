@@ -119,23 +119,30 @@ class Job(NamedTuple):
             raise IllegalTransition(f"a {self.state} job makes no progress")
         return self._replace(version=self.version + 1, progress=progress)
 
-    def shared(self, clients: int) -> Job:
-        """The next version, with one client more or less.
+    def shared(
+        self, clients: int, keys: tuple[str, ...] = (), fingerprint: str | None = None
+    ) -> Job:
+        """The next version, with one client more or less, and what a new one brings.
 
         Raises:
             IllegalTransition: it is too late to join the job, or to leave it to others.
         """
         if self.finished or self.state is State.CANCELLING:
             raise IllegalTransition(f"a {self.state} job is not shared any more")
-        return self._replace(version=self.version + 1, clients=self.clients + clients)
+        return self._replace(
+            version=self.version + 1,
+            clients=self.clients + clients,
+            keys=(*self.keys, *keys),
+            fingerprint=self.fingerprint or fingerprint,
+        )
 
     def start(self, now: float) -> Job:
         """The next version, running. The captured request has served and goes."""
         return self._move(State.RUNNING, started_at=now, request=None)
 
     def cancelling(self) -> Job:
-        """The next version, asked to stop."""
-        return self._move(State.CANCELLING)
+        """The next version, asked to stop: nobody can join it any more."""
+        return self._move(State.CANCELLING, keys=lasting(self.keys))
 
     def finish(
         self,

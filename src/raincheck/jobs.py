@@ -71,6 +71,7 @@ class Statistics:
 class _Waiting:
     """A job that waits for its turn: its place, and what a replay needs besides the store."""
 
+    job: Job
     ticket: Ticket
     policy: Policy
     outer: Scope
@@ -181,14 +182,16 @@ class Jobs:
         self._closing = True
         with anyio.move_on_after(seconds(self.limits.drain_timeout)):
             await self._until_idle()
-        for id, waiting in list(self._waiting.items()):
-            await self._withdraw(id, waiting, State.FAILED, INTERRUPTED)
+        with anyio.move_on_after(seconds(self.limits.cancel_grace)):
+            for waiting in list(self._waiting.values()):
+                await self._withdraw(waiting, State.FAILED, INTERRUPTED)
         for handoff in list(self._running.values()):
             handoff.stop(Reason.INTERRUPTED)
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self._until_idle()
-        for handoff in list(self._running.values()):
-            await handoff.interrupt()
+        with anyio.move_on_after(seconds(self.limits.cancel_grace)):
+            for handoff in list(self._running.values()):
+                await handoff.interrupt()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self.tasks.aclose()
         await self.store.aclose()
@@ -213,7 +216,7 @@ class Jobs:
             found = self._marks[mark] = name, self._policy.with_settings(mark.settings)
         return found
 
-    async def accept(self, handoff: Handoff) -> None:
+    async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
 
         Raises:
@@ -233,12 +236,14 @@ class Jobs:
         keys, mark = self._twins.keys(handoff, policy, owner)
         if keys:
             try:
-                if await self._twins.join(handoff, keys, mark):
-                    return
+                own = await self._twins.join(handoff, keys, mark)
             except Refusal:
                 raise
             except Exception as error:
                 raise _without_store(error) from error
+            if own is None:
+                return
+            keys = own
         ticket = self._admission.admit(handoff.route, policy, owner)
         now = self.clock()
         runs = ticket.running
@@ -257,29 +262,33 @@ class Jobs:
             there = await self.store.create(job)
         except BaseException as error:
             self._admission.leave(ticket)
+            if not isinstance(error, StoreFull):  # it may be there all the same
+                self.tasks.spawn(partial(self._undo, job))
             if isinstance(error, Exception):
                 raise _without_store(error) from error
             raise
         if there is not job and there.id != job.id:  # its twin was faster
             self._admission.leave(ticket)
-            await self.accept(handoff)
+            if not tries:
+                raise StoreUnavailable("It is of two minds.", retry_after=1)
+            await self.accept(handoff, tries - 1)
             return
         handoff.accepted = handoff.job = job
         handoff.ticket = ticket
-        if ticket.running:
+        if runs:
             self._running[job.id] = handoff
         else:
             self._wait(job, handoff, ticket)
-        if not self._sweeping:
-            self._sweeping = True
-            self.tasks.spawn(self._sweep)
+            if ticket.running and ticket.turn is not None:
+                ticket.turn()  # it came while the store was asked
+        self._keep_sweeping()
 
     def _wait(self, job: Job, handoff: Handoff, ticket: Ticket) -> None:
         policy = handoff.policy
         assert handoff.outer_scope is not None
         outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
         held = handoff if handoff.holds else None
-        self._waiting[job.id] = _Waiting(ticket, policy, {} if held else outer, held)
+        self._waiting[job.id] = _Waiting(job, ticket, policy, {} if held else outer, held)
         ticket.turn = held.turn if held else partial(self._turn, job.id)
 
     def _turn(self, id: str) -> None:
@@ -424,11 +433,11 @@ class Jobs:
             no such job.
         """
         job = await self.get(id)
-        if job is None or job.gone or job.finished or job.state is State.CANCELLING:
+        if job is None or job.gone or job.finished:
             return job
         waiting = self._waiting.get(id)
         if job.state is State.QUEUED and waiting is not None:
-            return await self._withdraw(id, waiting, State.CANCELLED, None)
+            return await self._withdraw(waiting, State.CANCELLED, None)
         handoff = self._running.get(id)
         known = job if handoff is None or handoff.job is None else handoff.job
         with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
@@ -484,25 +493,34 @@ class Jobs:
         occupancy = self._admission.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
 
-    async def _withdraw(
-        self, id: str, waiting: _Waiting, state: State, error: Problem | None
-    ) -> Job | None:
+    async def _withdraw(self, waiting: _Waiting, state: State, error: Problem | None) -> Job:
         """End a job that has not begun."""
-        del self._waiting[id]  # from here on nobody else begins it
+        del self._waiting[waiting.job.id]  # from here on nobody else begins it
         if waiting.held is not None:
             interrupted = state is State.FAILED
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
         else:
             self._admission.leave(waiting.ticket)
-        job = await self.store.get(id)
-        if job is not None and not job.gone:
-            ttl = seconds(waiting.policy.ttl)
-            job = await self._ledger.finish(job, state, ttl=ttl, error=error)
+        ttl = seconds(waiting.policy.ttl)
+        job = await self._ledger.finish(waiting.job, state, ttl=ttl, error=error)
         self._tell_idle()
         return job
 
+    async def _undo(self, job: Job) -> None:
+        """Take back a job that the store may have taken before it failed; as well as it can."""
+        try:
+            await self._ledger.bury(job, remember=False)
+        except Exception:
+            logger.exception("job %s was refused, and may be left in the store", job.id)
+        self._keep_sweeping()
+
     def _until_restart(self) -> int:
         return max(1, round(seconds(self.limits.drain_timeout)))
+
+    def _keep_sweeping(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self.tasks.spawn(self._sweep)
 
     async def _sweep(self) -> None:
         """Sweep while anything can expire; the next acceptance starts it anew."""

@@ -41,9 +41,14 @@ class Ledger:
         Raises:
             IllegalTransition: it was cancelled in the meantime.
         """
-        return await self.patiently(
-            partial(self._advance, job, lambda job: job.start(self._clock()))
-        )
+        now = self._clock()
+
+        def start(job: Job) -> Job:
+            if job.state is State.RUNNING and job.started_at == now:
+                return job  # our own write, whose acknowledgement was lost
+            return job.start(now)
+
+        return await self.patiently(partial(self._advance, job, start))
 
     async def progress(self, job: Job, progress: Progress) -> Job:
         """Record a report. Raises what the store raises: the next report is as good."""
@@ -51,14 +56,16 @@ class Ledger:
             job, lambda job: job if job.finished else job.with_progress(progress)
         )
 
-    async def shared(self, job: Job, clients: int) -> Job:
-        """Record one client more or less.
+    async def shared(
+        self, job: Job, clients: int, keys: tuple[str, ...] = (), mark: str | None = None
+    ) -> Job:
+        """Record one client more or less, and the keys and the fingerprint that it brings.
 
         Raises:
             IllegalTransition: it is too late to join the job, or to leave it to others.
             StoreError: whatever the store raises; nothing has changed then.
         """
-        return await self._advance(job, lambda job: job.shared(clients))
+        return await self._advance(job, lambda job: job.shared(clients, keys, mark))
 
     async def cancelling(self, job: Job) -> Job:
         """Record that it was asked to stop.

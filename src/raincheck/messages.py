@@ -123,6 +123,14 @@ def first_header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes |
     return None
 
 
+def exceeds(content_length: bytes, limit: int) -> bool:
+    """Whether a Content-Length, if it is a number, announces more than `limit` bytes."""
+    digits = content_length.strip().lstrip(b"0")
+    if not digits.isdigit():
+        return False
+    return len(digits) > 18 or int(digits) > limit  # 18 digits: beyond any limit, whatever follows
+
+
 def named_in_vary(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
     """The field names in `Vary`, lower case (RFC 9110 §12.5.5)."""
     lines = [value for name, value in headers if name.lower() == b"vary"]

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect
 from raincheck.dialects.plain import PlainDialect
-from raincheck.errors import ConfigurationError, Refusal
+from raincheck.errors import ConfigurationError, Refusal, ShuttingDown
 from raincheck.handoff import VARY, Handoff, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
@@ -160,7 +160,7 @@ class LongRunningMiddleware:
             await handoff.accept()
         except Refusal as refusal:
             handoff.refusal = refusal
-        if handoff.ticket is not None and handoff.ticket.running:
+        if handoff.runs:
             handoff.record()
             self.jobs.tasks.spawn(handoff.run)
 
@@ -175,8 +175,10 @@ class LongRunningMiddleware:
     async def _answer(self, handoff: Handoff, scope: Scope, send: Send) -> None:
         """Answer for a request whose app has ended or gone into the background."""
         job, decision = handoff.accepted, handoff.decision
-        if handoff.refusal is not None:
-            refusal = handoff.refusal
+        refusal = handoff.refusal
+        if job is None and handoff.interrupted:
+            refusal = ShuttingDown("It accepts nothing new.", retry_after=1)
+        if refusal is not None:
             reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
         elif job is None:
             if handoff.error is not None:

@@ -39,9 +39,11 @@ def authenticated_user(connection: HTTPConnection) -> str | None:
     if user is None or not getattr(user, "is_authenticated", False):
         return None
     try:
-        return str(user.identity)
+        identity = user.identity
     except (AttributeError, NotImplementedError):  # Starlette's own SimpleUser has none
-        return str(user.display_name)
+        identity = None
+    name = user.display_name if identity in (None, "") else identity
+    return None if name in (None, "") else str(name)
 
 
 def header(name: str, *, secret: str | bytes) -> OwnerOf:

@@ -185,6 +185,14 @@ class StoreContract:
         assert await store.find(lasting) is None
         assert (await store.create(job("c", keys=(lasting,)))).id == "c"
 
+    async def test_a_key_that_a_job_gets_later_is_its_own(self, store: Store) -> None:
+        await store.create(job(keys=(SHARED_RUN + "1",)))
+        assert await store.replace(job(keys=(SHARED_RUN + "1",)).shared(1, ("key-1",), "f"))
+        found = await store.find("key-1")
+        assert found is not None
+        assert (found.id, found.clients, found.fingerprint) == ("a", 2, "f")
+        assert (await store.create(job("b", keys=("key-1",)))).id == "a"
+
     async def test_replace_takes_the_next_version_only(self, store: Store) -> None:
         await store.create(job())
         second = job().cancelling()

@@ -63,28 +63,37 @@ class Twins:
             keys = (*keys, scoped(SHARED_RUN, owner, f"{handoff.route} {shared}"))
         return keys, None if key is None else fingerprint(request)
 
-    async def join(self, handoff: Handoff, keys: tuple[str, ...], mark: str | None) -> bool:
+    async def join(
+        self, handoff: Handoff, keys: tuple[str, ...], mark: str | None
+    ) -> tuple[str, ...] | None:
         """Let a request be the job that one of its keys names, if there is one.
+
+        Returns:
+            None if it has become that job; else the keys under which it makes one of its own.
 
         Raises:
             KeyReused: that job came from another request.
             StoreError: whatever the store raises.
         """
+        free: list[str] = []
         for key in keys:
             job = await self._store.find(key)
-            if job is None or job.expired(self._clock()):
-                continue
-            if not key.startswith(SHARED_RUN):
+            if job is not None and job.expired(self._clock()):
+                await self._ledger.bury(job, remember=True)  # no sweep has freed its keys yet
+            elif job is not None and not key.startswith(SHARED_RUN):
                 compare(job, mark)
-                handoff.replayed = True
-            else:
+                handoff.accepted, handoff.replayed = job, True
+                return None
+            elif job is not None:
+                if mark is not None and job.fingerprint not in (None, mark):
+                    continue  # it could not remember the key of this request as well
                 try:
-                    job = await self._ledger.shared(job, 1)
+                    handoff.accepted = await self._ledger.shared(job, 1, tuple(free), mark)
+                    return None
                 except IllegalTransition:  # it has just ended, or is about to
-                    continue
-            handoff.accepted = job
-            return True
-        return False
+                    pass
+            free.append(key)
+        return tuple(free)
 
     def learn(self, route: str, headers: RawHeaders) -> None:
         """Remember what a route's responses vary by: later requests share a run by that."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import lru_cache
+from urllib.parse import quote
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
-from raincheck.errors import Problem
+from raincheck.errors import Problem, StoreUnavailable
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
@@ -23,6 +25,9 @@ EXPIRED = Problem("expired", 410, "The job is gone", "It has expired, or it was 
 CANCELLED = Problem("cancelled", 410, "The job was cancelled", "It will have no response.")
 FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
 NOT_ALLOWED = Problem("method-not-allowed", 405, "The method is not allowed", "See Allow.")
+NO_STORE = Problem(
+    StoreUnavailable.name, 503, StoreUnavailable.title, "It does not answer; the job is kept."
+)
 MISPLACED = Problem(
     "another-process",
     503,
@@ -46,8 +51,14 @@ class Places:
 
     def urls(self, prefix: str, id: str) -> Urls:
         """The URLs of a job whose status routes stand below `prefix`."""
-        result = f"{self._base_url or ''}{prefix}/{id}"
+        result = f"{self._base_url or ''}{_quoted(prefix)}/{id}"
         return Urls(result, f"{result}/status", f"{result}/cancel", self._base_url is not None)
+
+
+@lru_cache(maxsize=1024)
+def _quoted(prefix: str) -> str:
+    """A path as it stands in a URL (RFC 3986 §3.3): parts of it may come from the client."""
+    return quote(prefix, safe="/-._~!$&'()*+,;=:@", errors="surrogatepass")
 
 
 class StatusRoutes:
@@ -94,13 +105,23 @@ class StatusRoutes:
         """
         if not self.jobs.ready:
             await self.jobs.open()
+        exchange = _Exchange(self, prefix, scope, send)
+        try:
+            await self._serve(tail, exchange, scope["method"])
+        except Exception:
+            if exchange.started:
+                raise
+            logger.exception("the store could not be asked for a job")
+            await exchange.reply(self.dialect.problem(NO_STORE, retry_after=5))
+
+    async def _serve(self, tail: str, exchange: _Exchange, method_name: str) -> None:
         id, slash, route = tail[1:].partition("/")
-        exchange = _Exchange(self, id, prefix, scope, send)
-        if id and not slash and scope["method"] == "GET":  # the poll, which is most of all requests
+        exchange.id = id
+        if id and not slash and method_name == "GET":  # the poll, which is most of all requests
             await exchange.result()
             return
         allowed = exchange.methods(route if slash else None)
-        method = allowed.get(scope["method"])
+        method = allowed.get(method_name)
         if method is not None:
             await method()
         elif allowed:
@@ -126,18 +147,17 @@ class StatusRoutes:
 class _Exchange:
     """One request to a status route."""
 
-    def __init__(
-        self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send
-    ) -> None:
+    def __init__(self, routes: StatusRoutes, prefix: str, scope: Scope, send: Send) -> None:
         self._routes = routes
-        self._id = id
+        self.id = ""
+        self.started = False
         self._prefix = prefix
         self._scope = scope
         self._send = send
 
     def methods(self, route: str | None) -> dict[str, Callable[[], Awaitable[None]]]:
         """What each method does on a route; empty if there is no such route."""
-        if not self._id:
+        if not self.id:
             return {}
         if route is None:
             return {"GET": self.result, "HEAD": self.result, "DELETE": self._delete}
@@ -149,6 +169,7 @@ class _Exchange:
 
     async def reply(self, reply: Reply) -> None:
         """Send what a dialect has written."""
+        self.started = True
         await send_reply(reply, self._scope, self._send)
 
     async def _find(self, *, waits: bool = False) -> Job | None:
@@ -158,9 +179,9 @@ class _Exchange:
         if waits and job is not None and not job.gone and not job.finished:
             wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
             if wait:
-                job = await jobs.changed(self._id, job.version, wait)
+                job = await jobs.changed(self.id, job.version, wait)
         if job is None:
-            await self.reply(self._routes.absent(self._id))
+            await self.reply(self._routes.absent(self.id))
         elif job.gone:
             await self.reply(self._dialect.problem(EXPIRED))
         else:
@@ -173,8 +194,10 @@ class _Exchange:
             asking = await self._routes.owners.of(self._scope)
         except OwnerError:
             return None
-        job = await self._routes.jobs.get(self._id)
-        return job if job is not None and same(job.owner, asking) else None
+        job = await self._routes.jobs.get(self.id)
+        # Compared in any case, so that an unknown id takes as long as a foreign one.
+        theirs = same("nobody" if job is None else job.owner, asking)
+        return job if theirs else None
 
     async def result(self) -> None:
         """Answer a poll: the document, or what it has become."""
@@ -188,9 +211,13 @@ class _Exchange:
             if self._scope["method"] != "HEAD":
                 headers = servable(job.response, headers)
             body = self._routes.jobs.store.read_body(job.id)
-            await send_stored(status, headers, body, self._scope, self._send)
+            await send_stored(status, headers, body, self._scope, self._begun)
         else:
             await self.reply(self._dialect.problem(job.error or CANCELLED))
+
+    async def _begun(self, message: Message) -> None:
+        self.started = True
+        await self._send(message)
 
     async def _monitor(self) -> None:
         if job := await self._find(waits=True):
@@ -199,7 +226,7 @@ class _Exchange:
     async def _cancel(self) -> None:
         if not await self._find():
             return
-        job = await self._routes.jobs.leave(self._id)
+        job = await self._routes.jobs.leave(self.id)
         if job is None or job.gone:
             await self._find()
         elif job.finished and job.state is not State.CANCELLED:
@@ -213,7 +240,7 @@ class _Exchange:
             return
         alone = found.finished or found.clients == 1
         forget = self._routes.jobs.delete if alone else self._routes.jobs.leave
-        job = await forget(self._id) or found
+        job = await forget(self.id) or found
         reply = self._dialect.deleted(
             job, self._urls(job), self._expected(job), finished=found.finished
         )
@@ -249,11 +276,12 @@ async def send_stored(
     send: Send,
 ) -> None:
     """Send a stored response chunk by chunk; no body to a HEAD."""
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     last = b""
     if scope["method"] != "HEAD":
+        last = await anext(body, b"")  # before the start, so that a store that fails can be told
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    if last:
         async for chunk in body:
-            if last:
-                await send({"type": "http.response.body", "body": last, "more_body": True})
+            await send({"type": "http.response.body", "body": last, "more_body": True})
             last = chunk
     await send({"type": "http.response.body", "body": last})

@@ -43,7 +43,8 @@ class Store(ABC):
     async def replace(self, job: Job) -> bool:
         """Put the next version in the place of the last (compare and swap).
 
-        Keys that it has no more are free again. A tombstone (`job.gone`) drops the body with it.
+        Keys that it has no more are free again, and new ones are its own. A tombstone (`job.gone`)
+        drops the body with it.
         There is always room for a newer version.
 
         Returns:

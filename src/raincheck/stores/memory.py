@@ -148,9 +148,10 @@ class MemoryStore(Store):
     def _put(self, old: Job, job: Job) -> None:
         self._jobs[job.id] = job
         self._bytes += _cost(job) - _cost(old)
-        for key in old.keys:
-            if key not in job.keys:
-                del self._keys[key]
+        if job.keys != old.keys:
+            for key in old.keys:
+                self._keys.pop(key, None)
+            self._keys.update(dict.fromkeys(job.keys, job.id))
         if job.gone:
             body = self._bodies.pop(job.id, b"")
             self._bytes -= sum(map(len, body)) if isinstance(body, list) else len(body)

@@ -1,0 +1,784 @@
+"""What docs/security.md says, statement by statement, where no other file tests it."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raincheck import Job, Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy, long_running
+from raincheck.ids import Ids
+from raincheck.owners import cookie
+from raincheck.stores.memory import RECORD_COST
+from raincheck.testing import follow, lifespan
+from tests.conftest import virtual_jobs
+from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+DOCS = Path(__file__).parents[1] / "docs"
+SITE = {"origin": "https://app.example.org"}
+EVIL = {"origin": "https://evil.example"}
+TOKEN = {"authorization": "t"}
+
+
+def by_header(connection: HTTPConnection) -> str | None:
+    return connection.headers.get("x-user")
+
+
+def user(name: str) -> dict[str, str]:
+    return {"x-user": name}
+
+
+async def quick(request: Request) -> Any:
+    return {"body": (await request.body()).decode()}
+
+
+async def job_of(jobs: Jobs, response: httpx.Response) -> Job:
+    job = await jobs.get(response.json()["job_id"])
+    assert job is not None
+    return job
+
+
+async def every_route(client: httpx.AsyncClient, url: str, **headers: str) -> list[httpx.Response]:
+    """Every route of a job, those that end it last."""
+    return [
+        await client.get(url, headers=headers),
+        await client.head(url, headers=headers),
+        await client.get(url + "/status", headers=headers),
+        await client.post(url + "/cancel", headers=headers),
+        await client.delete(url, headers=headers),
+    ]
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def test_ids_differ_and_each_of_128_bits_is_random() -> None:
+    ids = Ids("/jobs")
+    minted = [ids.mint() for _ in range(2000)]
+    assert len({id[:21] for id in minted}) == 2000  # 126 bits: the letters that hold no other
+    for place in range(21):  # every letter of 64 turns up everywhere
+        assert len({id[place] for id in minted}) == 64
+
+
+async def test_whoever_has_the_url_of_a_job_without_an_owner_can_read_and_end_it() -> None:
+    async with running(app_of(gated(gate := Gate()))) as client:
+        url = (await client.post("/slow", headers=TOKEN)).headers["location"]
+        await settled()
+        for response in await every_route(client, url):
+            assert response.status_code < 300
+        await settled()
+        assert (await client.get(url)).status_code == 410
+        assert gate.cleaned_up == 1
+
+
+async def test_nothing_that_shows_a_url_passes_it_on_or_may_be_kept() -> None:
+    async with running(app_of(gated(gate := Gate()), slow_route(quick, "/quick"))) as client:
+        accepted = await client.post("/slow")
+        url = accepted.headers["location"]
+        answers = [accepted, *await every_route(client, url), *await every_route(client, url)]
+        answers.append(await client.put(url))  # 405
+        answers.append(await client.get("/jobs/unknown"))
+        answers.append(await client.get("/slow", headers={"sec-fetch-mode": "navigate"}))
+        answers.append(await follow(client, await client.post("/quick")))
+        shown = {response.status_code for response in answers}
+        assert shown == {200, 202, 303, 404, 405, 410}
+        for response in answers:
+            assert response.headers["referrer-policy"] == "no-referrer"
+            assert response.headers["cache-control"] == "no-store"
+        gate.open()
+
+
+async def test_a_handlers_own_referrer_policy_is_left_alone() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(headers={"referrer-policy": "origin"})
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.headers.get_list("referrer-policy") == ["origin"]
+
+
+@pytest.mark.parametrize("base_url", [None, "https://api.example.org"])
+async def test_no_url_comes_from_the_host_header(base_url: str | None) -> None:
+    async with running(app_of(gated(gate := Gate()), base_url=base_url)) as client:
+        host = {"host": "evil.example", "x-forwarded-host": "evil.example"}
+        response = await client.post("/slow", headers=host)
+        url = urlsplit(response.headers["location"])
+        assert url.netloc == ("" if base_url is None else "api.example.org")
+        for answer in (response, await client.get(url.path, headers=host)):
+            assert "evil" not in answer.text + str(answer.headers.raw)
+        gate.open()
+
+
+async def test_the_log_tells_nothing_of_a_job_that_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "raincheck")
+    app = app_of(slow_route(quick), owner=by_header)
+    async with running(app) as client:
+        headers = {**user("ann"), "idempotency-key": "a-key"}
+        accepted = await client.post("/slow", content=b"a body", headers=headers)
+        await settled()
+        await every_route(client, accepted.headers["location"], **headers)
+        await every_route(client, accepted.headers["location"], **user("bob"))
+    assert [record for record in caplog.records if record.name.startswith("raincheck")] == []
+
+
+# --- owners --------------------------------------------------------------------------------------
+
+
+class Watched(MemoryStore):
+    """Notes what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def get(self, id: str) -> Job | None:
+        self.asked.append("get")
+        return await super().get(id)
+
+    async def find(self, key: str) -> Job | None:
+        self.asked.append("find")
+        return await super().find(key)
+
+    async def replace(self, job: Job) -> bool:
+        self.asked.append("replace")
+        return await super().replace(job)
+
+    async def changed(self, id: str, after_version: int) -> Job | None:
+        self.asked.append("changed")
+        return await super().changed(id, after_version)
+
+    def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        self.asked.append("read_body")
+        return super().read_body(id, offset)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> None:
+    """The same calls to the store and to the owner's function, and no wait."""
+    extracted = 0
+
+    def owner(connection: HTTPConnection) -> str | None:
+        nonlocal extracted
+        extracted += 1
+        return connection.headers.get("x-user")
+
+    store = Watched()
+    jobs = virtual_jobs(store=store, limits=Limits(tombstone_ttl=0))
+    app = app_of(gated(gate := Gate()), slow_route(quick, "/quick"), owner=owner, jobs=jobs)
+    async with running(app) as client:
+        forgotten = (await client.post("/quick", headers=user("ann"))).headers["location"]
+        await settled()
+        await client.delete(forgotten, headers=user("ann"))
+        await anyio.sleep(30)  # swept: an id of this very process that no record has
+        assert len(store) == 0
+        path = "/quick" if finished else "/slow"
+        foreign = (await client.post(path, headers=user("ann"))).headers["location"]
+        await settled()
+        seen = []
+        for url in (foreign, forgotten):
+            store.asked.clear()
+            extracted = 0
+            start = anyio.current_time()
+            answers = await every_route(client, url, prefer="wait=30", **user("bob"))
+            waited = anyio.current_time() - start
+            assert [response.status_code for response in answers] == [404] * 5
+            content = [(response.content, response.headers.raw) for response in answers]
+            seen.append((list(store.asked), extracted, waited < 1, content))
+        assert seen[0] == seen[1]
+        assert seen[0][:3] == (["get"] * 5, 5, True)
+        gate.open()
+
+
+async def test_the_owner_is_asked_for_once_a_request_and_not_for_a_replay() -> None:
+    asked: list[str] = []
+
+    async def owner(connection: HTTPConnection) -> str | None:
+        asked.append(connection.scope["path"])
+        return connection.headers.get("x-user")
+
+    app = app_of(gated(gate := Gate(), max_running=1), owner=owner)
+    async with running(app) as client:
+        for _ in range(2):
+            url = (await client.post("/slow", headers=user("ann"))).headers["location"]
+        gate.open()
+        await settled()
+        response = await client.get(url, headers=user("ann"))
+        assert response.json() == {"path": "/slow"}
+        assert asked == ["/slow", "/slow", url]
+
+
+async def test_an_owner_that_only_inner_authentication_knows_is_locked_out() -> None:
+    """It fails closed: the status routes see the request as it came to raincheck."""
+
+    class Inner(Named):
+        key = "name"
+
+    inner = Starlette(routes=[gated(gate := Gate())], middleware=[Middleware(Inner)])
+    app = LongRunningMiddleware(
+        inner, jobs=virtual_jobs(), owner=lambda connection: str(connection.scope["name"])
+    )
+    async with running(app) as client:
+        url = (await client.post("/slow", headers=user("ann"))).headers["location"]
+        assert (await client.get(url, headers=user("ann"))).status_code == 404
+        gate.open()
+
+
+class Named:
+    """Puts who asks into the scope, as authentication does."""
+
+    key = "user"
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[self.key] = HTTPConnection(scope).headers.get("x-user")
+        await self.app(scope, receive, send)
+
+
+async def test_code_of_yours_is_asked_for_no_owner() -> None:
+    jobs = virtual_jobs()
+    async with running(app_of(gated(Gate()), owner=by_header, jobs=jobs)) as client:
+        accepted = await client.post("/slow", headers=user("ann"))
+        await settled()
+        job = await job_of(jobs, accepted)
+        assert job.owner == "ann"
+        assert await jobs.cancel(job.id) is not None
+        await settled()
+        monitor = await client.get(accepted.json()["links"]["self"], headers=user("ann"))
+        assert monitor.json()["status"] == "cancelled"
+
+
+async def test_no_document_names_the_owner() -> None:
+    async with running(app_of(gated(gate := Gate()), owner=by_header)) as client:
+        accepted = await client.post("/slow", headers=user("somebody"))
+        url = accepted.headers["location"]
+        answers = [accepted, *await every_route(client, url, **user("somebody"))]
+        for response in answers:
+            assert "somebody" not in response.text + str(response.headers.raw)
+        gate.open()
+
+
+# --- requests from other sites -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", "/status", "/cancel"])
+async def test_get_and_head_change_nothing(suffix: str) -> None:
+    jobs = virtual_jobs()
+    async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        before = await job_of(jobs, accepted)
+        for override in ({}, {"x-http-method-override": "DELETE"}):
+            for method in ("GET", "HEAD"):
+                url = accepted.headers["location"] + suffix
+                response = await client.request(method, url, headers=override)
+                assert (response.status_code == 405) == (suffix == "/cancel")
+        assert await job_of(jobs, accepted) == before
+        gate.open()
+
+
+class SameOrigin:
+    """What an app with cookies needs: nothing unsafe from other sites."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            origin = HTTPConnection(scope).headers.get("origin")
+            app = app if origin in (None, SITE["origin"]) else PlainTextResponse("no", 403)
+        await app(scope, receive, send)
+
+
+FORM = {"cookie": "session=ann", "content-type": "application/x-www-form-urlencoded"}
+
+
+async def test_a_form_of_another_site_can_cancel_what_only_a_cookie_guards() -> None:
+    app = app_of(gated(Gate()), owner=cookie("session", secret="s"))
+    async with running(app) as client:
+        url = (await client.post("/slow", headers=FORM)).headers["location"]
+        response = await client.post(url + "/cancel", content=b"", headers={**FORM, **EVIL})
+        assert response.json()["status"] in ("cancelling", "cancelled")
+
+
+@pytest.mark.parametrize("outside", [True, False])
+async def test_a_check_of_the_origin_belongs_outside(outside: bool) -> None:
+    jobs = virtual_jobs()
+    ours = Middleware(LongRunningMiddleware, jobs=jobs, owner=cookie("session", secret="s"))
+    stack = [Middleware(SameOrigin), ours] if outside else [ours, Middleware(SameOrigin)]
+    app = Starlette(routes=[gated(gate := Gate())], middleware=stack)
+    async with running(app) as client:
+        url = (await client.post("/slow", headers={**FORM, **SITE})).headers["location"]
+        await settled()
+        cancelled = await client.post(url + "/cancel", headers={**FORM, **EVIL})
+        deleted = await client.delete(url, headers={**FORM, **EVIL})
+        refused = [response.status_code == 403 for response in (cancelled, deleted)]
+        assert refused == [outside] * 2
+        if outside:
+            assert (await client.get(url, headers=FORM)).status_code == 202
+            assert (await client.delete(url, headers={**FORM, **SITE})).status_code == 202
+        gate.open()
+
+
+# --- what is stored, and for how long ------------------------------------------------------------
+
+
+async def test_the_captured_request_is_gone_once_the_job_runs() -> None:
+    jobs = virtual_jobs()
+    async with running(app_of(gated(gate := Gate(), max_running=1), jobs=jobs)) as client:
+        accepted = [await client.post("/slow", content=b"x", headers=TOKEN) for _ in range(2)]
+        assert (await job_of(jobs, accepted[0])).request is None
+        waiting = (await job_of(jobs, accepted[1])).request
+        assert waiting is not None
+        assert waiting.body == b"x"
+        assert (b"authorization", b"t") in waiting.headers  # as it came, credentials and all
+        cancel = accepted[0].json()["links"]["cancel"]
+        await client.post(cancel)  # the second one's turn has come
+        await settled()
+        assert gate.entered == 2
+        job = await job_of(jobs, accepted[1])
+        assert (job.state, job.request) == ("running", None)
+        gate.open()
+        await follow(client, accepted[1])
+        assert (await job_of(jobs, accepted[1])).request is None
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deleted", "interrupted"])
+async def test_the_captured_request_of_a_job_that_never_ran_is_gone_too(how: str) -> None:
+    jobs = virtual_jobs(limits=Limits(max_running=1, drain_timeout=1))
+    async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
+        for _ in range(2):
+            accepted = await client.post("/slow", content=b"x")
+        assert (await job_of(jobs, accepted)).request is not None
+        if how == "cancelled":
+            await client.post(accepted.json()["links"]["cancel"])
+        elif how == "deleted":
+            await client.delete(accepted.headers["location"])
+    assert (await job_of(jobs, accepted)).request is None
+    assert gate.entered == 1
+
+
+@pytest.mark.parametrize(("rule", "kept"), [(False, False), (True, True)])
+async def test_a_held_request_is_not_stored_and_one_under_a_path_rule_is(
+    rule: bool, kept: bool
+) -> None:
+    gate = Gate()
+
+    async def plain(request: Request) -> Response:
+        await gate.wait()
+        return Response()
+
+    policy = Policy(max_running=1, hold=True)
+    endpoint = Route("/slow", plain, methods=["POST"])
+    marked = gated(gate, max_running=1, hold=True)
+    jobs = virtual_jobs()
+    rules = {"POST /slow": policy} if rule else None
+    async with running(app_of(endpoint if rule else marked, jobs=jobs, routes=rules)) as client:
+        for _ in range(2):
+            accepted = await client.post("/slow", content=b"x")
+        job = await job_of(jobs, accepted)
+        assert (job.state, job.request is not None) == ("queued", kept)
+        gate.open()
+
+
+@pytest.mark.parametrize("how", ["expired", "deleted"])
+async def test_a_tombstone_is_all_that_is_left_of_a_response(how: str) -> None:
+    store = MemoryStore()
+    jobs = virtual_jobs(store=store)
+
+    async def answer(request: Request) -> Response:
+        return PlainTextResponse("x" * 5000, headers={"set-cookie": "a=b"})
+
+    app = app_of(slow_route(answer, ttl=60), jobs=jobs, owner=by_header)
+    async with running(app) as client:
+        headers = {**user("ann"), "idempotency-key": "k"}
+        accepted = await client.post("/slow", headers=headers)
+        await settled()
+        assert store.size > RECORD_COST + 5000
+        if how == "expired":
+            await anyio.sleep(60 + 11)  # swept every ten seconds
+        else:
+            await client.delete(accepted.headers["location"], headers=headers)
+        assert (len(store), store.size) == (1, RECORD_COST)
+        assert (
+            b"".join([chunk async for chunk in store.read_body(accepted.json()["job_id"])]) == b""
+        )
+        job = await job_of(jobs, accepted)
+        assert (job.gone, job.owner, job.keys, job.response) == (True, "ann", (), None)
+        await anyio.sleep(3600 + 11)
+        assert len(store) == 0
+
+
+async def test_what_a_handler_sent_before_it_failed_is_not_shown() -> None:
+    async def answer(request: Request) -> Response:
+        async def parts() -> Any:
+            yield b"the first part"
+            raise ValueError("a secret")
+
+        return StreamingResponse(parts())
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        response = await follow(client, accepted)
+        assert response.status_code == 500
+        assert response.json()["type"].endswith("crashed")
+        monitor = await client.get(accepted.json()["links"]["self"])
+        for text in (response.text, monitor.text):
+            assert "first part" not in text
+            assert "secret" not in text
+
+
+async def test_a_stored_cookie_goes_to_everybody_who_polls() -> None:
+    async def answer(request: Request) -> Response:
+        response = Response()
+        response.set_cookie("session", "s")
+        return response
+
+    async with running(app_of(slow_route(answer))) as client:
+        url = (await client.post("/slow")).headers["location"]
+        await settled()
+        for _ in range(2):
+            assert "session=s" in (await client.get(url)).headers["set-cookie"]
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_stored_as_a_hash_bound_to_its_owner() -> None:
+    jobs = virtual_jobs()
+    async with running(app_of(slow_route(quick), owner=by_header, jobs=jobs)) as client:
+        records = []
+        for headers in (user("ann"), user("bob"), {}):
+            headers = {**headers, "idempotency-key": "order-7"}
+            response = await client.post("/slow", content=b"a body", headers=headers)
+            records.append(await job_of(jobs, response))
+        assert len({record.keys for record in records}) == 3
+        for record in records:
+            assert "order-7" not in repr(record)
+            assert "a body" not in repr(record)
+
+
+@pytest.mark.parametrize("owned", [False, True])
+async def test_without_an_owner_a_key_is_everybodys(owned: bool) -> None:
+    """Only raincheck's owner counts: it does not know what an Authorization field means."""
+    async with running(app_of(slow_route(quick), owner=by_header if owned else None)) as client:
+        urls = set()
+        for name in ("ann", "bob"):
+            headers = {**user(name), "authorization": name, "idempotency-key": "order-7"}
+            urls.add((await client.post("/slow", headers=headers)).headers["location"])
+        assert len(urls) == (2 if owned else 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "owned", "jobs"),
+    [
+        ("authorization", False, 2),
+        ("cookie", False, 2),
+        ("x-user", False, 1),
+        ("x-user", True, 2),
+    ],
+)
+async def test_without_an_owner_shared_runs_tell_callers_by_credentials(
+    field: str, owned: bool, jobs: int
+) -> None:
+    app = app_of(gated(gate := Gate(), coalesce=True), owner=by_header if owned else None)
+    async with running(app) as client:
+        answers = [await client.post("/slow", headers={field: name}) for name in ("a", "b")]
+        assert len({answer.headers["location"] for answer in answers}) == jobs
+        gate.open()
+
+
+# --- quotas --------------------------------------------------------------------------------------
+
+
+async def test_who_has_no_owner_has_no_quota() -> None:
+    route = gated(gate := Gate(), max_running_per_owner=1, max_queued_per_owner=0)
+    async with running(app_of(route, owner=by_header)) as client:
+        for _ in range(3):
+            response = await client.post("/slow")
+            assert (response.status_code, response.json()["status"]) == (202, "running")
+        statuses = [(await client.post("/slow", headers=user("a"))).status_code for _ in range(2)]
+        assert statuses == [202, 429]
+        gate.open()
+
+
+async def test_finished_jobs_count_for_no_quota() -> None:
+    store = MemoryStore()
+    route = slow_route(quick, max_running_per_owner=1, max_queued_per_owner=0)
+    app = app_of(route, owner=by_header, jobs=virtual_jobs(store=store))
+    async with running(app) as client:
+        for _ in range(5):
+            assert (await client.post("/slow", headers=user("ann"))).status_code == 202
+            await settled()
+        assert len(store) == 5
+
+
+# --- problems ------------------------------------------------------------------------------------
+
+
+class Broken(MemoryStore):
+    async def create(self, job: Job) -> Job:
+        raise OSError("a secret")
+
+
+def raising(connection: HTTPConnection) -> str | None:
+    raise LookupError("a secret")
+
+
+async def odd(request: Request) -> Response:
+    return Response(headers={"x-odd": "a\nsecret"})
+
+
+@pytest.mark.parametrize(
+    ("store", "owner", "status"),
+    [
+        pytest.param(Broken, None, 503, id="store"),
+        pytest.param(MemoryStore, raising, 500, id="owner"),
+        pytest.param(MemoryStore, None, 500, id="protocol"),
+    ],
+)
+async def test_no_problem_shows_an_exception(store: Any, owner: Any, status: int) -> None:
+    app = app_of(slow_route(odd), jobs=virtual_jobs(store=store()), owner=owner)
+    async with running(app) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/problem+json"
+        assert set(response.json()) == {"type", "title", "status", "detail"}
+        assert "secret" not in response.text
+        assert "Error" not in response.text
+
+
+# --- where to put it -----------------------------------------------------------------------------
+
+
+class Guard:
+    """Lets in who has the token: authentication of any kind."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            token = HTTPConnection(scope).headers.get("authorization")
+            app = app if token == TOKEN["authorization"] else PlainTextResponse("who?", 401)
+        await app(scope, receive, send)
+
+
+async def test_authentication_outside_guards_the_status_routes() -> None:
+    async with running(Guard(app_of(gated(gate := Gate())))) as client:
+        assert (await client.post("/slow")).status_code == 401
+        url = (await client.post("/slow", headers=TOKEN)).headers["location"]
+        for response in await every_route(client, url):
+            assert response.status_code == 401
+        assert (await client.get(url, headers=TOKEN)).status_code == 202
+        gate.open()
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_authentication_inside_guards_status_routes_that_are_mounted(mounted: bool) -> None:
+    jobs = virtual_jobs()
+    routes = [gated(gate := Gate()), *([Mount("/jobs", jobs.status_app)] if mounted else [])]
+    inner = Starlette(routes=routes, middleware=[Middleware(Guard)])
+    async with running(LongRunningMiddleware(inner, jobs=jobs)) as client:
+        assert (await client.post("/slow")).status_code == 401
+        url = (await client.post("/slow", headers=TOKEN)).headers["location"]
+        assert (await client.get(url)).status_code == (401 if mounted else 202)
+        assert (await client.get(url, headers=TOKEN)).status_code == 202
+        gate.open()
+
+
+async def test_a_path_rule_accepts_before_authentication_inside_it_runs() -> None:
+    async def plain(request: Request) -> Response:
+        return Response()
+
+    route = Route("/slow", plain, methods=["POST"])
+    inner = Starlette(routes=[route], middleware=[Middleware(Guard)])
+    rules = {"POST /slow": Policy()}
+    async with running(LongRunningMiddleware(inner, jobs=virtual_jobs(), routes=rules)) as client:
+        accepted = await client.post("/slow")
+        assert accepted.status_code == 202
+        response = await follow(client, accepted)
+        assert (response.status_code, response.headers["job-status"]) == (401, "failed")
+    outside = Guard(LongRunningMiddleware(Starlette(routes=[route]), jobs=Jobs(), routes=rules))
+    async with running(outside) as client:
+        assert (await client.post("/slow")).status_code == 401
+
+
+CORS = Middleware(
+    CORSMiddleware,
+    allow_origins=[SITE["origin"]],
+    allow_credentials=True,
+    allow_methods=["GET", "POST", "DELETE"],
+    allow_headers=["Prefer", "Idempotency-Key"],
+    expose_headers=["Location", "Retry-After", "Job-Status"],
+)
+
+
+async def preflight(client: httpx.AsyncClient, url: str, method: str) -> httpx.Response:
+    asks = {"access-control-request-method": method, "access-control-request-headers": "prefer"}
+    return await client.options(url, headers={**SITE, **asks})
+
+
+def shared(response: httpx.Response) -> bool:
+    """Whether a browser lets the other origin read it."""
+    return bool(response.headers.get("access-control-allow-origin") == SITE["origin"])
+
+
+@pytest.mark.parametrize("outside", [True, False])
+async def test_cors_covers_the_status_routes_and_their_preflights_from_outside_only(
+    outside: bool,
+) -> None:
+    ours = Middleware(LongRunningMiddleware, jobs=virtual_jobs())
+    stack = [CORS, ours] if outside else [ours, CORS]
+    app = Starlette(routes=[gated(gate := Gate())], middleware=stack)
+    async with running(app) as client:
+        accepted = await client.post("/slow", headers=SITE)
+        assert shared(accepted) is outside
+        exposed = accepted.headers.get("access-control-expose-headers", "")
+        assert ("Location" in exposed) is outside
+        url = accepted.headers["location"]
+        asked = {url: "DELETE", url + "/status": "GET", url + "/cancel": "POST"}
+        for asks, method in asked.items():
+            answer = await preflight(client, asks, method)
+            assert (answer.status_code, shared(answer)) == (200 if outside else 405, outside)
+        await settled()
+        for response in await every_route(client, url, **SITE):
+            assert shared(response) is outside
+        gone = await client.get(url, headers=SITE)
+        assert (gone.status_code, shared(gone)) == (410, outside)
+        gate.open()
+
+
+@pytest.mark.parametrize("cors_first", [True, False])
+async def test_cors_belongs_outside_of_authentication(cors_first: bool) -> None:
+    """A preflight carries no credentials, and a page is to read why it was sent away."""
+    outer = [CORS, Middleware(Guard)] if cors_first else [Middleware(Guard), CORS]
+    ours = Middleware(LongRunningMiddleware, jobs=virtual_jobs())
+    app = Starlette(routes=[gated(gate := Gate())], middleware=[*outer, ours])
+    async with running(app) as client:
+        url = (await client.post("/slow", headers={**SITE, **TOKEN})).headers["location"]
+        answer = await preflight(client, url + "/cancel", "POST")
+        assert (answer.status_code, shared(answer)) == ((200 if cors_first else 401), cors_first)
+        refused = await client.get(url, headers=SITE)
+        assert (refused.status_code, shared(refused)) == (401, cors_first)
+        gate.open()
+
+
+@pytest.mark.parametrize("outside", [True, False])
+async def test_compression_outside_serves_each_poll_as_it_asks(outside: bool) -> None:
+    async def answer(request: Request) -> Response:
+        return PlainTextResponse("x" * 5000)
+
+    store = MemoryStore()
+    ours = Middleware(LongRunningMiddleware, jobs=virtual_jobs(store=store))
+    gzip = Middleware(GZipMiddleware, minimum_size=500)
+    stack = [gzip, ours] if outside else [ours, gzip]
+    app = Starlette(routes=[slow_route(answer)], middleware=stack)
+    async with running(app) as client:
+        submitted = await client.post("/slow", headers={"accept-encoding": "gzip"})
+        await settled()
+        encodings = []
+        for wanted in ("gzip", "identity"):
+            url = submitted.headers["location"]
+            response = await client.get(url, headers={"accept-encoding": wanted})
+            assert response.text == "x" * 5000
+            encodings.append(response.headers.get("content-encoding"))
+        assert encodings == (["gzip", None] if outside else ["gzip", "gzip"])
+        assert (store.size > 5000) is outside  # inside, what is stored is compressed
+
+
+# --- who can be held up --------------------------------------------------------------------------
+
+
+async def test_a_handler_that_computes_without_awaiting_holds_up_its_own_202() -> None:
+    order: list[Any] = []
+
+    async def answer(request: Request) -> Any:
+        order.append("computed")
+        return {}
+
+    class Noting(RawRequest):
+        async def _send(self, message: Message) -> None:
+            order.append(message.get("status", "end"))
+
+    app = app_of(slow_route(answer))
+    async with lifespan(app):
+        request = Noting()
+        request.feed()
+        await request.run(app)
+    assert order == ["computed", 202, "end"]
+
+
+@pytest.mark.real
+async def test_a_def_handler_that_computes_does_not_hold_up_its_202() -> None:
+    done = threading.Event()
+
+    @long_running
+    def endpoint(request: Request) -> Response:
+        done.wait(30)
+        return PlainTextResponse("computed")
+
+    async with running(app_of(Route("/slow", endpoint, methods=["POST"]), jobs=Jobs())) as client:
+        accepted = await client.post("/slow")
+        assert (accepted.status_code, done.is_set()) == (202, False)
+        done.set()
+        assert (await follow(client, accepted)).text == "computed"
+
+
+# --- the documents -------------------------------------------------------------------------------
+
+
+def named_tests(document: str) -> set[tuple[str, str]]:
+    """The tests that a document names, as `file.py::test_name`."""
+    text = (DOCS / document).read_text()
+    return set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", text))
+
+
+@pytest.mark.parametrize("document", ["security.md", "reliability.md"])
+def test_every_test_that_a_document_names_is_there(document: str) -> None:
+    named = named_tests(document)
+    assert len(named) > 10
+    for file in {file for file, _ in named}:
+        assert {test for where, test in named if where == file} <= names_in(file), file
+
+
+def test_every_test_of_this_file_is_named_by_a_document() -> None:
+    file = Path(__file__).name
+    named = named_tests("security.md") | named_tests("reliability.md")
+    here = {test for test in names_in(file) if not test.startswith("test_every_test_")}
+    assert here == {test for where, test in named if where == file}
+
+
+def names_in(file: str) -> set[str]:
+    tree = ast.parse((Path(__file__).parent / file).read_text())
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, functions) and node.name.startswith("test_")
+    }
