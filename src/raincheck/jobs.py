@@ -226,13 +226,15 @@ class Jobs:
         if self._closing:
             raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
         policy = self._policies.setdefault(handoff.route, handoff.policy)
-        assert handoff.outer_scope is not None
-        try:
-            owner = await self._owners.at_acceptance(
-                handoff.scope, handoff.outer_scope, mounted=self.mounted
-            )
-        except OwnerError as error:
-            raise OwnerUnknown("Nothing was accepted.") from error
+        owner = None
+        if not self._owners.nobody(handoff.scope):
+            assert handoff.outer_scope is not None
+            try:
+                owner = await self._owners.at_acceptance(
+                    handoff.scope, handoff.outer_scope, mounted=self.mounted
+                )
+            except OwnerError as error:
+                raise OwnerUnknown("Nothing was accepted.") from error
         keys, mark = self._twins.keys(handoff, policy, owner)
         if keys:
             try:

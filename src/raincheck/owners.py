@@ -92,13 +92,17 @@ class Owners:
         self._extract = extract
         self._warned = False
 
+    def nobody(self, scope: Scope) -> bool:
+        """Whether there is nothing to ask: no extractor, and no user in the scope."""
+        return self._extract is None and "user" not in scope
+
     async def of(self, scope: Scope) -> str | None:
         """Whose a request is.
 
         Raises:
             OwnerError: the extractor raised, or gave something else than a string or None. Logged.
         """
-        if self._extract is None and "user" not in scope:
+        if self.nobody(scope):
             return None
         extract = self._extract or authenticated_user
         try:

@@ -149,6 +149,8 @@ class Routing:
             self._check_rule(rule)
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
+        self._literal: frozenset[str] = frozenset()
+        self._patterned = False
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
         self._seen: list[tuple[Sequence[BaseRoute], int]] = [((), -1)]
@@ -160,6 +162,8 @@ class Routing:
                 self.read(mounted=False, check=False)
                 break
         path = route_path(scope) if scope.get("root_path") else scope["path"]
+        if path not in self._literal and not self._patterned:
+            return None  # as most requests go
         method = scope["method"]
         if self._rules and (candidate := self._by_rule.find(path, method)) is not None:
             return candidate
@@ -186,6 +190,9 @@ class Routing:
                 continue
             for methods, mark in there.marks:
                 self._by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
+        tables = (self._by_rule, self._by_mark)
+        self._literal = frozenset().union(*(table.literal for table in tables))
+        self._patterned = any(table.patterns for table in tables)
         if check:
             self._check_mount(found, mounted=mounted)
             router = _router(self._app)
@@ -246,23 +253,23 @@ class _Table:
 
     def __init__(self) -> None:
         self._added = 0
-        self._literal: dict[str, list[tuple[int, Methods, Candidate]]] = {}
-        self._patterns: list[tuple[int, re.Pattern[str], Methods, Candidate]] = []
+        self.literal: dict[str, list[tuple[int, Methods, Candidate]]] = {}
+        self.patterns: list[tuple[int, re.Pattern[str], Methods, Candidate]] = []
 
     def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
         self._added += 1
         if "{" in path:
-            self._patterns.append((self._added, _pattern(path), methods, candidate))
+            self.patterns.append((self._added, _pattern(path), methods, candidate))
         else:
-            self._literal.setdefault(path, []).append((self._added, methods, candidate))
+            self.literal.setdefault(path, []).append((self._added, methods, candidate))
 
     def find(self, path: str, method: str) -> Candidate | None:
         before, found = self._added + 1, None
-        for number, methods, candidate in self._literal.get(path, ()):
+        for number, methods, candidate in self.literal.get(path, ()):
             if methods is None or method in methods:
                 before, found = number, candidate
                 break
-        for number, pattern, methods, candidate in self._patterns:
+        for number, pattern, methods, candidate in self.patterns:
             if number > before:
                 break
             if (methods is None or method in methods) and pattern.match(path):

@@ -190,10 +190,12 @@ class _Exchange:
 
     async def _own(self) -> Job | None:
         """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
-        try:
-            asking = await self._routes.owners.of(self._scope)
-        except OwnerError:
-            return None
+        asking, owners = None, self._routes.owners
+        if not owners.nobody(self._scope):
+            try:
+                asking = await owners.of(self._scope)
+            except OwnerError:
+                return None
         job = await self._routes.jobs.get(self.id)
         # Compared in any case, so that an unknown id takes as long as a foreign one.
         theirs = same("nobody" if job is None else job.owner, asking)
