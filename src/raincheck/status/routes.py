@@ -105,23 +105,22 @@ class StatusRoutes:
         """
         if not self.jobs.ready:
             await self.jobs.open()
-        exchange = _Exchange(self, prefix, scope, send)
+        id, slash, route = tail[1:].partition("/")
+        exchange = _Exchange(self, id, prefix, scope, send)
         try:
-            await self._serve(tail, exchange, scope["method"])
+            if id and not slash and scope["method"] == "GET":
+                await exchange.result()  # the poll, which is most of all requests
+            else:
+                await self._serve(route if slash else None, exchange, scope["method"])
         except Exception:
             if exchange.started:
                 raise
             logger.exception("the store could not be asked for a job")
             await exchange.reply(self.dialect.problem(NO_STORE, retry_after=5))
 
-    async def _serve(self, tail: str, exchange: _Exchange, method_name: str) -> None:
-        id, slash, route = tail[1:].partition("/")
-        exchange.id = id
-        if id and not slash and method_name == "GET":  # the poll, which is most of all requests
-            await exchange.result()
-            return
-        allowed = exchange.methods(route if slash else None)
-        method = allowed.get(method_name)
+    async def _serve(self, route: str | None, exchange: _Exchange, name: str) -> None:
+        allowed = exchange.methods(route)
+        method = allowed.get(name)
         if method is not None:
             await method()
         elif allowed:
@@ -147,9 +146,13 @@ class StatusRoutes:
 class _Exchange:
     """One request to a status route."""
 
-    def __init__(self, routes: StatusRoutes, prefix: str, scope: Scope, send: Send) -> None:
+    __slots__ = ("_prefix", "_routes", "_scope", "_send", "id", "started")
+
+    def __init__(
+        self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send
+    ) -> None:
         self._routes = routes
-        self.id = ""
+        self.id = id
         self.started = False
         self._prefix = prefix
         self._scope = scope
