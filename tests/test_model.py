@@ -663,6 +663,7 @@ class Pending:
 picks = st.integers(0, 2) | st.integers(0, 30)  # mostly among the newest
 paths = st.sets(st.sampled_from(sorted(POLICIES)), min_size=1, max_size=3)
 owners = st.sampled_from(OWNERS)
+strangers = st.sampled_from([None, None, None, "ann", "bob"])
 bodies = st.sampled_from([SLOW, SLOW, SLOW, QUICK, CAREFUL, LATE])
 keys = st.sampled_from([None, None, None, "k", "l"])
 waits = st.sampled_from([0, 0, 0, 0, 3, 20])
@@ -678,11 +679,15 @@ class Conversation(RuleBasedStateMachine):
         self.world = World()
         self.server = Server(self.backend)
         self.pending: list[Pending] = []
+        self.started_with = 0  # jobs there were at the last start
 
     # --- steps ---------------------------------------------------------------------------------
 
     def is_up(self) -> bool:
         return not self.world.closed
+
+    def has_lived(self) -> bool:
+        return len(self.world.jobs) >= self.started_with + 10
 
     def has_jobs(self) -> bool:
         return not self.world.closed and bool(self.shown())
@@ -788,7 +793,7 @@ class Conversation(RuleBasedStateMachine):
         self.pending.append(polls)
 
     @precondition(has_jobs)
-    @rule(number=picks, stranger=owners)
+    @rule(number=picks, stranger=strangers)
     def cancel(self, number: int, stranger: str | None) -> None:
         job = self.pick(self.shown(), number)
         answer = self.ask(job, "/cancel", "POST", as_=stranger or job.owner)
@@ -811,7 +816,7 @@ class Conversation(RuleBasedStateMachine):
         event(f"cancel {before}, shared: {shared}")
 
     @precondition(has_jobs)
-    @rule(number=picks, stranger=owners)
+    @rule(number=picks, stranger=strangers)
     def delete(self, number: int, stranger: str | None) -> None:
         job = self.pick(self.shown(), number)
         answer = self.ask(job, "", "DELETE", as_=stranger or job.owner)
@@ -829,7 +834,7 @@ class Conversation(RuleBasedStateMachine):
         self.server.pass_time(seconds)
         self.world.advance(self.world.now + seconds)
 
-    @precondition(lambda self: self.world.drained is None and len(self.world.jobs) > 4)
+    @precondition(lambda self: self.world.drained is None and self.has_lived())
     @rule()
     def shut_down(self) -> None:
         running, queued = len(self.world.active), len(self.world.queue)
@@ -842,6 +847,7 @@ class Conversation(RuleBasedStateMachine):
     def restart(self) -> None:
         self.server.start()
         self.world.restart()
+        self.started_with = len(self.world.jobs)
 
     # --- laws ----------------------------------------------------------------------------------
 
