@@ -373,7 +373,7 @@ async def test_routes_mounted_by_hand_have_the_users_middleware_around_them() ->
         routes=[
             gated(gate := Gate()),
             Mount(
-                "/work/jobs",
+                "/own/jobs",
                 jobs.status_app,
                 middleware=[
                     Middleware(AuthenticationMiddleware, backend=Backend()),
@@ -382,11 +382,11 @@ async def test_routes_mounted_by_hand_have_the_users_middleware_around_them() ->
             ),
         ]
     )
-    app = LongRunningMiddleware(inner, path="/work/jobs", jobs=jobs)
+    app = LongRunningMiddleware(inner, path="/own/jobs", jobs=jobs)
     async with running(app) as client:
         accepted = await client.post("/slow")
         url = accepted.headers["location"]
-        assert url.startswith("/work/jobs/")
+        assert url.startswith("/own/jobs/")
         assert (await client.get(url)).status_code == 401
         known = {"authorization": "ann"}
         poll = await client.get(url, headers=known)
@@ -394,7 +394,7 @@ async def test_routes_mounted_by_hand_have_the_users_middleware_around_them() ->
         gate.open()
         await settled()
         assert (await client.get(url, headers=known)).json() == {"path": "/slow"}
-        assert (await client.get("/work/jobs/unknown", headers=known)).status_code == 404
+        assert (await client.get("/own/jobs/unknown", headers=known)).status_code == 404
 
 
 async def test_status_routes_mounted_without_a_middleware_say_what_is_missing() -> None:
