@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message
 
-from raincheck import Jobs, LongRunningMiddleware, long_running
+from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
+from raincheck.stores.base import Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 
@@ -77,6 +78,12 @@ def gated(gate: Gate, path: str = "/slow", **settings: Any) -> Route:
         return {"path": request.url.path}
 
     return slow_route(answer, path, **settings)
+
+
+def unfinished(store: Store) -> list[Job]:
+    """The jobs in memory that have not ended, whoever holds them."""
+    assert isinstance(store, MemoryStore)
+    return [job for job in store._jobs.values() if not (job.finished or job.gone)]
 
 
 async def settled() -> None:

@@ -14,7 +14,17 @@ from starlette.types import Receive, Scope, Send
 from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
+from tests.support import (
+    Gate,
+    RawRequest,
+    app_of,
+    client_of,
+    gated,
+    running,
+    settled,
+    slow_route,
+    unfinished,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -162,7 +172,7 @@ async def test_a_handler_killed_by_a_base_exception_fails_its_job(
 
 
 class BrokenStore(MemoryStore):
-    async def create(self, job: Job) -> Job:
+    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
         raise OSError("the disk is away")
 
 
@@ -179,9 +189,9 @@ async def test_a_store_that_cannot_take_a_job_is_503(caplog: pytest.LogCaptureFi
 
 
 class SlowStore(MemoryStore):
-    async def create(self, job: Job) -> Job:
+    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
         await anyio.sleep(10)
-        return await super().create(job)
+        return await super().create(job, *more, **settings)
 
 
 async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> None:
@@ -195,7 +205,7 @@ async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> 
         assert scope.cancelled_caught
         await anyio.sleep(10)
         assert (gate.entered, jobs.statistics().running) == (0, 0)
-        assert len([job async for job in jobs.store.unfinished()]) == 0
+        assert unfinished(jobs.store) == []
 
 
 @pytest.mark.parametrize(

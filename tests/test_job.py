@@ -11,15 +11,15 @@ import pytest
 
 from raincheck.errors import INTERRUPTED, IllegalTransition
 from raincheck.job import TRANSITIONS, Job, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.messages import CapturedResponse
 
-REQUEST = CapturedRequest("POST", "/videos", None, b"", (), b"body")
 RESPONSE = CapturedResponse(200, ((b"content-type", b"text/plain"),), 4)
 
 MOVES = {
     ("queued", "running"),
     ("queued", "cancelled"),
     ("queued", "failed"),
+    ("running", "queued"),
     ("running", "cancelling"),
     ("running", "cancelled"),
     ("running", "succeeded"),
@@ -36,6 +36,8 @@ def job(state: State = State.RUNNING, **fields: Any) -> Job:
 
 
 def move(before: Job, state: State) -> Job:
+    if state is State.QUEUED:
+        return before.requeue()
     if state is State.RUNNING:
         return before.start(110.0)
     if state is State.CANCELLING:
@@ -49,17 +51,9 @@ def test_the_table_holds_the_moves_of_the_docs_and_no_other() -> None:
     assert set(TRANSITIONS) == set(State)
 
 
-POSSIBLE = [
-    (old, new)
-    for old, new in itertools.product(State, State)
-    # No method leads back to `queued`, which no state may become either.
-    if new is not State.QUEUED
-]
-
-
-@pytest.mark.parametrize(("old", "new"), POSSIBLE)
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
 def test_a_job_makes_the_moves_of_the_table_and_no_other(old: State, new: State) -> None:
-    before = job(old)
+    before = job(old, replayable=True)
     if (str(old), str(new)) not in MOVES:
         with pytest.raises(IllegalTransition, match=f"a {old} job cannot become {new}"):
             move(before, new)
@@ -75,7 +69,11 @@ def test_a_job_makes_the_moves_of_the_table_and_no_other(old: State, new: State)
     "change",
     [
         lambda job: job.start(1.0),
+        lambda job: job.requeue(),
+        lambda job: job.held_by("elsewhere"),
         lambda job: job.cancelling(),
+        lambda job: job.shared(1),
+        lambda job: job.with_progress(Progress(0.5)),
         *(
             lambda job, new=new: job.finish(new, 1.0, ttl=1.0, tombstone_ttl=1.0)
             for new in sorted(TERMINAL)
@@ -83,7 +81,7 @@ def test_a_job_makes_the_moves_of_the_table_and_no_other(old: State, new: State)
     ],
 )
 def test_a_terminal_state_never_changes(state: State, change: Callable[[Job], Job]) -> None:
-    finished = job(state)
+    finished = job(state, replayable=True)
     assert finished.finished
     with pytest.raises(IllegalTransition):
         change(finished)
@@ -94,12 +92,73 @@ def test_a_job_that_is_not_terminal_is_not_finished(state: State) -> None:
     assert not job(state).finished
 
 
-def test_the_captured_request_goes_when_it_has_served() -> None:
-    queued = job(State.QUEUED, request=REQUEST)
-    started = queued.start(105.0)
-    assert (started.request, started.started_at) == (None, 105.0)
-    cancelled = queued.finish(State.CANCELLED, 105.0, ttl=1.0, tombstone_ttl=1.0)
-    assert cancelled.request is None
+def test_the_captured_request_goes_with_the_last_run() -> None:
+    queued = job(State.QUEUED, replayable=True, attempts=2)
+    first = queued.start(105.0, "here")
+    assert (first.runs, first.replayable) == (1, True)
+    assert (first.started_at, first.holder) == (105.0, "here")
+    last = first.requeue().start(107.0, "there")
+    assert (last.runs, last.replayable) == (2, False)
+    assert (last.started_at, last.holder) == (107.0, "there")
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+def test_the_captured_request_goes_with_the_outcome(state: State) -> None:
+    queued = job(State.QUEUED, replayable=True, attempts=2)
+    for before in queued, queued.start(105.0):
+        if state in TRANSITIONS[before.state]:
+            assert not move(before, state).replayable
+
+
+def test_an_interrupted_job_waits_as_if_it_had_not_run() -> None:
+    running = job(State.QUEUED, replayable=True, attempts=3, queue="videos").start(105.0, "here")
+    waiting = running.with_progress(Progress(0.5)).requeue()
+    assert (waiting.started_at, waiting.progress, waiting.holder) == (None, None, None)
+    assert (waiting.runs, waiting.attempts, waiting.queue) == (1, 3, "videos")
+    assert waiting.version == running.version + 2
+
+
+def test_a_job_whose_request_is_not_kept_does_not_wait_again() -> None:
+    last = job(State.QUEUED, replayable=True).start(105.0)
+    with pytest.raises(IllegalTransition, match="not kept"):
+        last.requeue()
+
+
+def test_a_job_that_waits_changes_hands() -> None:
+    queued = job(State.QUEUED, holder="here")
+    assert queued.held_by("there") == queued._replace(version=2, attempt=1, holder="there")
+    assert queued.held_by(None).holder is None
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.QUEUED])
+def test_a_job_that_does_not_wait_changes_no_hands(state: State) -> None:
+    with pytest.raises(IllegalTransition, match=f"a {state} job does not wait"):
+        job(state).held_by("there")
+
+
+def test_whoever_had_a_job_before_it_changed_hands_is_known_by_the_older_number() -> None:
+    first = job(State.QUEUED, replayable=True, attempts=2)
+    hands = [first, first.held_by("here")]
+    hands.append(hands[-1].start(105.0, "here"))
+    hands.append(hands[-1].requeue())
+    hands.append(hands[-1].held_by("there"))
+    hands.append(hands[-1].start(106.0, "there"))
+    assert [one.attempt for one in hands] == [0, 1, 2, 3, 4, 5]
+    assert [one.runs for one in hands] == [0, 0, 1, 1, 1, 2]
+    for same in (
+        hands[-1].with_progress(Progress(0.5)),
+        hands[-1].shared(1),
+        hands[-1].cancelling(),
+        *(move(hands[-1], state) for state in TERMINAL),
+    ):
+        assert same.attempt == 5
+
+
+def test_an_outcome_belongs_to_nobody() -> None:
+    running = job(attempt=2, runs=2, attempts=3, holder="here", queue="videos")
+    finished = move(running, State.SUCCEEDED)
+    assert (finished.attempt, finished.runs, finished.attempts) == (2, 2, 3)
+    assert (finished.holder, finished.queue) == (None, None)
 
 
 def test_a_finished_job_says_when_it_goes() -> None:
@@ -182,8 +241,8 @@ def test_a_job_expires_at_its_time(
 
 def finished_job() -> Job:
     return (
-        job(State.QUEUED, request=REQUEST)
-        .start(105.0)
+        job(State.QUEUED, replayable=True, attempts=3, owner="ann")
+        .start(105.0, "here")
         .finish(
             State.SUCCEEDED,
             110.0,
@@ -198,10 +257,13 @@ def finished_job() -> Job:
 def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:
     finished = finished_job()
     tombstone = finished.tombstone(170.0)
-    kept = {"id", "route", "state", "created_at", "version", "expires_at", "purge_at", "gone"}
+    kept = {"id", "route", "state", "created_at", "version", "attempt", "owner"}
+    times = {"expires_at", "purge_at", "gone"}
     for field in Job._fields:
-        if field not in kept:
+        if field not in kept | times:
             assert getattr(tombstone, field) == Job._field_defaults[field], field
+    for field in kept - {"version"}:
+        assert getattr(tombstone, field) == getattr(finished, field), field
     assert tombstone.gone
     assert tombstone.state is State.SUCCEEDED
     assert tombstone.version == finished.version + 1

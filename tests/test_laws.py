@@ -34,11 +34,11 @@ class FlakyStore(MemoryStore):
         super().__init__()
         self.refused: set[tuple[str, int]] = set()
 
-    async def replace(self, job: Job) -> bool:
+    async def replace(self, job: Job, **more: Any) -> bool:
         if (job.id, job.version) not in self.refused:
             self.refused.add((job.id, job.version))
             raise OSError("the disk is away")
-        return await super().replace(job)
+        return await super().replace(job, **more)
 
 
 @pytest.mark.parametrize("debug", [False, True])

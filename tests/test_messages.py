@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -47,6 +48,32 @@ def test_a_captured_request_holds_values_only() -> None:
 def test_headers_of_any_bytes_like_type_are_captured_as_bytes() -> None:
     scope = {**SCOPE, "headers": [[bytearray(b"x-a"), memoryview(b"1")]]}
     assert CapturedRequest.of(scope, b"").headers == ((b"x-a", b"1"),)
+
+
+def test_fields_that_are_not_to_be_kept_go_in_every_spelling_and_occurrence() -> None:
+    fields = (
+        (b"cookie", b"a"),
+        (b"x-a", b"1"),
+        (b"Cookie", b"b"),
+        (b"X-\xc9", b"2"),
+        (b"x-a", b""),
+    )
+    request = CapturedRequest("POST", "/", None, b"", fields, b"body")
+    for names, kept in (
+        (("cookie",), (fields[1], *fields[3:])),
+        ({"x-a", "cookie"}, (fields[3],)),
+        (("cooki", "x-b"), fields),
+    ):
+        less = request.without(names)
+        assert less.headers == kept
+        assert dataclasses.replace(less, headers=fields) == request  # and nothing else
+    assert request.headers == fields
+
+
+def test_nothing_to_leave_out_costs_nothing() -> None:
+    request = CapturedRequest.of(SCOPE, b"")
+    assert request.without(()) is request
+    assert request.without(frozenset()) is request
 
 
 def test_what_a_server_left_out_is_captured_as_its_default() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
 from raincheck import ConfigurationError, Limits, Policy, RaincheckError
-from raincheck.policy import PolicySettings, seconds, setting_names
+from raincheck.policy import MIB, PolicySettings, seconds, setting_names
 
 Settings = type[Policy] | type[Limits]
 
@@ -53,11 +55,17 @@ IMPOSSIBLE = [
     *cases(Policy, "idempotency", "always", "", None, True),
     *cases(Policy, "coalesce", None, 1, "yes"),
     *cases(Policy, "hold", None, 1, "yes"),
+    *cases(Policy, "on_interrupt", "retry", "", None, True),
+    *cases(Policy, "attempts", *NO_COUNT, 0, 1.5),
+    *cases(Policy, "queue", "", 1, True, b"videos", ["videos"]),
+    *cases(Policy, "drop_headers", "Cookie", "", b"Cookie", (b"Cookie",), ["Cookie", 1], [None]),
     *cases(Limits, "max_running", *NO_COUNT, 0, None),
     *cases(Limits, "max_queued", *NO_COUNT, None),
     *cases(Limits, "drain_timeout", *NO_TIME),
     *cases(Limits, "cancel_grace", *NO_TIME, 0),
     *cases(Limits, "tombstone_ttl", *NO_TIME),
+    *cases(Limits, "lease", *NO_TIME, 0),
+    *cases(Limits, "store_timeout", *NO_TIME, 0),
 ]
 
 
@@ -97,11 +105,17 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Policy, "idempotency", "optional", "required", "off"),
         *cases(Policy, "coalesce", True, False, str),
         *cases(Policy, "hold", True, False),
+        *cases(Policy, "on_interrupt", "fail", "rerun"),
+        *cases(Policy, "attempts", None, 1),
+        *cases(Policy, "queue", None, "videos"),
+        *cases(Policy, "drop_headers", frozenset(), frozenset({"cookie"})),
         *cases(Limits, "max_running", 1),
         *cases(Limits, "max_queued", 0),
         *cases(Limits, "drain_timeout", 0),
         *cases(Limits, "cancel_grace", 0.1),
         *cases(Limits, "tombstone_ttl", 0),
+        *cases(Limits, "lease", 0.1),
+        *cases(Limits, "store_timeout", 0.1),
     ],
 )
 def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: object) -> None:
@@ -119,6 +133,8 @@ def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: obj
         (Limits, "drain_timeout"),
         (Limits, "cancel_grace"),
         (Limits, "tombstone_ttl"),
+        (Limits, "lease"),
+        (Limits, "store_timeout"),
     ],
 )
 @pytest.mark.parametrize("span", [90, 90.0, timedelta(minutes=1, seconds=30)])
@@ -147,6 +163,24 @@ def test_settings_are_frozen_keyword_only_values(owner: Settings) -> None:
     assert first != owner(max_queued=4)
 
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+
+def written(default: Any) -> str:
+    """A default as the document writes it."""
+    if isinstance(default, bool | str | tuple | None):
+        return f"`{default!r}`".replace("'", '"')
+    return f"{default // MIB} MiB" if default >= MIB else f"{default:g}"
+
+
+@pytest.mark.parametrize("owner", [Policy, Limits])
+def test_the_docs_have_every_setting_and_its_default(owner: Settings) -> None:
+    section = DOCUMENT.read_text().split(f"\n## `{owner.__name__}`: ")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
+    fields = [(field.name, written(field.default)) for field in dataclasses.fields(owner)]
+    assert rows == fields
+
+
 def test_the_defaults_are_those_of_the_docs() -> None:
     assert dataclasses.asdict(Policy()) == {
         "respond": "always",
@@ -164,6 +198,10 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "idempotency": "optional",
         "coalesce": False,
         "hold": False,
+        "on_interrupt": "fail",
+        "attempts": None,
+        "queue": None,
+        "drop_headers": frozenset(),
     }
     assert dataclasses.asdict(Limits()) == {
         "max_running": 100,
@@ -171,7 +209,48 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "drain_timeout": 30.0,
         "cancel_grace": 5.0,
         "tombstone_ttl": 3600.0,
+        "lease": 30.0,
+        "store_timeout": 10.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        ({}, 1),
+        ({"attempts": 1}, 1),
+        ({"on_interrupt": "rerun"}, 3),
+        ({"on_interrupt": "rerun", "attempts": 1}, 1),
+        ({"on_interrupt": "rerun", "attempts": 7}, 7),
+    ],
+)
+def test_how_many_runs_a_job_may_have(settings: PolicySettings, runs: int) -> None:
+    assert Policy(**settings).runs == runs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attempts": 2}, "attempts=2): attempts is more than 1 only with on_interrupt='rerun'"),
+        ({"hold": True, "on_interrupt": "rerun"}, "hold=True): hold keeps what cannot run twice"),
+        ({"wait": 31}, "wait=31.0): wait is at most max_wait"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: PolicySettings, message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Policy(**settings)
+    assert str(raised.value).startswith(f"Policy({message}")
+
+
+@pytest.mark.parametrize(
+    "names", [("Cookie", "X-Api-Key"), ["COOKIE", "x-api-key"], {"cookie", "X-API-KEY", "Cookie"}]
+)
+def test_names_of_header_fields_are_kept_in_lower_case(names: Any) -> None:
+    policy = Policy(drop_headers=names)
+    assert policy.drop_headers == frozenset({"cookie", "x-api-key"})
+    assert hash(policy) == hash(Policy(drop_headers=("x-api-key", "cookie")))
 
 
 def test_a_decorator_changes_only_what_it_names() -> None:
@@ -182,6 +261,8 @@ def test_a_decorator_changes_only_what_it_names() -> None:
     assert policy.with_settings({}) is policy
     with pytest.raises(ConfigurationError, match="timeout"):
         policy.with_settings({"timeout": 0})
+    with pytest.raises(ConfigurationError, match="hold"):
+        policy.with_settings({"on_interrupt": "rerun"})
 
 
 def test_the_decorator_takes_every_field_of_a_policy() -> None:

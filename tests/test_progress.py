@@ -68,9 +68,9 @@ async def test_a_report_just_before_the_end_is_not_lost() -> None:
 class CountingStore(MemoryStore):
     writes = 0
 
-    async def replace(self, job: Job) -> bool:
+    async def replace(self, job: Job, **more: Any) -> bool:
         self.writes += 1
-        return await super().replace(job)
+        return await super().replace(job, **more)
 
 
 async def test_a_million_reports_are_few_writes() -> None:
@@ -120,10 +120,10 @@ async def test_a_report_that_the_store_refuses_changes_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Refusing(MemoryStore):
-        async def replace(self, job: Job) -> bool:
+        async def replace(self, job: Job, **more: Any) -> bool:
             if not job.finished:
                 raise OSError("the disk is away")
-            return await super().replace(job)
+            return await super().replace(job, **more)
 
     async def answer(request: Request) -> dict[str, str]:
         report(0.5)

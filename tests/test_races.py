@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 from starlette.requests import Request
 
 from raincheck import Job, Limits, MemoryStore, State
+from raincheck.messages import CapturedRequest
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
@@ -21,9 +24,13 @@ class SlowStore(MemoryStore):
         await anyio.sleep(0.5)
         return await super().get(id)
 
-    async def replace(self, job: Job) -> bool:
+    async def request(self, id: str) -> CapturedRequest | None:
+        await anyio.sleep(0.5)
+        return await super().request(id)
+
+    async def replace(self, job: Job, **more: Any) -> bool:
         await anyio.sleep(1)
-        return await super().replace(job)
+        return await super().replace(job, **more)
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -72,9 +79,13 @@ class Unreliable(MemoryStore):
         await self._check()
         return await super().get(id)
 
-    async def replace(self, job: Job) -> bool:
+    async def request(self, id: str) -> CapturedRequest | None:
         await self._check()
-        return await super().replace(job)
+        return await super().request(id)
+
+    async def replace(self, job: Job, **more: Any) -> bool:
+        await self._check()
+        return await super().replace(job, **more)
 
     async def sweep(self, now: float) -> bool:
         await self._check()

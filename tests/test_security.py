@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Job, Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy, long_running
 from raincheck.ids import Ids
+from raincheck.messages import CapturedRequest
 from raincheck.owners import cookie
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import follow, lifespan
@@ -55,6 +56,11 @@ async def job_of(jobs: Jobs, response: httpx.Response) -> Job:
     job = await jobs.get(response.json()["job_id"])
     assert job is not None
     return job
+
+
+async def kept_of(jobs: Jobs, response: httpx.Response) -> CapturedRequest | None:
+    """The captured request that is kept beside a job."""
+    return await jobs.store.request(response.json()["job_id"])
 
 
 async def every_route(client: httpx.AsyncClient, url: str, **headers: str) -> list[httpx.Response]:
@@ -160,9 +166,13 @@ class Watched(MemoryStore):
         self.asked.append("find")
         return await super().find(key)
 
-    async def replace(self, job: Job) -> bool:
+    async def request(self, id: str) -> CapturedRequest | None:
+        self.asked.append("request")
+        return await super().request(id)
+
+    async def replace(self, job: Job, **more: Any) -> bool:
         self.asked.append("replace")
-        return await super().replace(job)
+        return await super().replace(job, **more)
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         self.asked.append("changed")
@@ -351,8 +361,8 @@ async def test_the_captured_request_is_gone_once_the_job_runs() -> None:
     jobs = virtual_jobs()
     async with running(app_of(gated(gate := Gate(), max_running=1), jobs=jobs)) as client:
         accepted = [await client.post("/slow", content=b"x", headers=TOKEN) for _ in range(2)]
-        assert (await job_of(jobs, accepted[0])).request is None
-        waiting = (await job_of(jobs, accepted[1])).request
+        assert await kept_of(jobs, accepted[0]) is None
+        waiting = await kept_of(jobs, accepted[1])
         assert waiting is not None
         assert waiting.body == b"x"
         assert (b"authorization", b"t") in waiting.headers  # as it came, credentials and all
@@ -360,11 +370,11 @@ async def test_the_captured_request_is_gone_once_the_job_runs() -> None:
         await client.post(cancel)  # the second one's turn has come
         await settled()
         assert gate.entered == 2
-        job = await job_of(jobs, accepted[1])
-        assert (job.state, job.request) == ("running", None)
+        assert (await job_of(jobs, accepted[1])).state == "running"
+        assert await kept_of(jobs, accepted[1]) is None
         gate.open()
         await follow(client, accepted[1])
-        assert (await job_of(jobs, accepted[1])).request is None
+        assert await kept_of(jobs, accepted[1]) is None
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deleted", "interrupted"])
@@ -373,12 +383,12 @@ async def test_the_captured_request_of_a_job_that_never_ran_is_gone_too(how: str
     async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
         for _ in range(2):
             accepted = await client.post("/slow", content=b"x")
-        assert (await job_of(jobs, accepted)).request is not None
+        assert await kept_of(jobs, accepted) is not None
         if how == "cancelled":
             await client.post(accepted.json()["links"]["cancel"])
         elif how == "deleted":
             await client.delete(accepted.headers["location"])
-    assert (await job_of(jobs, accepted)).request is None
+    assert await kept_of(jobs, accepted) is None
     assert gate.entered == 1
 
 
@@ -400,8 +410,8 @@ async def test_a_held_request_is_not_stored_and_one_under_a_path_rule_is(
     async with running(app_of(endpoint if rule else marked, jobs=jobs, routes=rules)) as client:
         for _ in range(2):
             accepted = await client.post("/slow", content=b"x")
-        job = await job_of(jobs, accepted)
-        assert (job.state, job.request is not None) == ("queued", kept)
+        assert (await job_of(jobs, accepted)).state == "queued"
+        assert (await kept_of(jobs, accepted) is not None) is kept
         gate.open()
 
 
@@ -541,7 +551,7 @@ async def test_finished_jobs_count_for_no_quota() -> None:
 
 
 class Broken(MemoryStore):
-    async def create(self, job: Job) -> Job:
+    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
         raise OSError("a secret")
 
 

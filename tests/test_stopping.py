@@ -22,7 +22,17 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Jobs, Limits, LongRunningMiddleware, Policy, State, long_running
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
+from tests.support import (
+    Gate,
+    RawRequest,
+    app_of,
+    client_of,
+    gated,
+    running,
+    settled,
+    slow_route,
+    unfinished,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -451,7 +461,7 @@ async def test_a_cancelled_request_that_was_not_accepted_stops_as_it_always_did(
             await request.run(app)
         assert scope.cancelled_caught
         assert stopped == [True]
-        store_size.append(len([job async for job in jobs.store.unfinished()]))
+        store_size.append(len(unfinished(jobs.store)))
     assert store_size == [0]
 
 
@@ -464,7 +474,7 @@ async def test_a_cancelled_request_that_was_accepted_runs_on() -> None:
         with anyio.move_on_after(1) as scope:
             await request.run(app)
         assert scope.cancelled_caught
-        (job,) = [job async for job in jobs.store.unfinished()]
+        (job,) = unfinished(jobs.store)
         gate.open()
         await settled()
         newest = await jobs.get(job.id)
@@ -492,7 +502,7 @@ async def test_a_handler_that_cancels_itself() -> None:
     jobs = virtual_jobs()
 
     async def answer(request: Request) -> None:
-        (job,) = [job async for job in jobs.store.unfinished()]
+        (job,) = unfinished(jobs.store)
         await jobs.cancel(job.id)
         await anyio.sleep_forever()
 

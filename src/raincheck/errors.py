@@ -3,6 +3,7 @@
     RaincheckError
     ├── ConfigurationError (ValueError)     a setting that cannot work; names the field and the cure
     ├── IllegalTransition                   a job was asked for a move it may not make
+    │   └── LeaseLost                       another process has taken it over
     ├── StoreError                          a store could not do what it promises
     │   └── StoreFull                       no room for another job; nothing was evicted
     └── Refusal                             the request was not accepted; nothing was stored
@@ -13,6 +14,7 @@
         ├── OverQuota               429
         ├── OwnerUnknown            500
         ├── QueueFull               503
+        ├── RunnerUnavailable       503
         ├── StoreUnavailable        503
         └── ShuttingDown            503
 
@@ -90,6 +92,10 @@ class ConfigurationError(RaincheckError, ValueError):
 
 class IllegalTransition(RaincheckError):
     """A job was asked to make a move that `TRANSITIONS` does not hold."""
+
+
+class LeaseLost(IllegalTransition):
+    """Another process runs the job now: what this one made of it does not count."""
 
 
 class StoreError(RaincheckError):
@@ -184,6 +190,14 @@ class StoreUnavailable(Refusal):
     name = "store-unavailable"
     status = 503
     title = "The job store is not available"
+
+
+class RunnerUnavailable(Refusal):
+    """The engine that runs jobs could not be reached."""
+
+    name = "runner-unavailable"
+    status = 503
+    title = "Nobody can be asked to run the job"
 
 
 class ShuttingDown(Refusal):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.admission import Ticket
 from raincheck.errors import (
-    INTERRUPTED,
+    LeaseLost,
     Problem,
     Refusal,
     Release,
@@ -81,14 +82,24 @@ class Conductor(Protocol):
     async def begin(self, handoff: Handoff) -> bool:
         """Record that a job which waited runs now; False if it was cancelled meanwhile."""
 
+    async def keep(self, handoff: Handoff, offset: int, chunk: bytes) -> None:
+        """Keep a piece of the response body. Raises LeaseLost."""
+
     async def finish(
         self,
         handoff: Handoff,
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
+        tail: bytes,
     ) -> None:
         """Record the outcome. Never raises an Exception."""
+
+    async def interrupted(self, handoff: Handoff) -> None:
+        """Record that the server stopped, or that the job is to run again."""
+
+    async def settled(self, handoff: Handoff) -> None:
+        """Return when nothing of the outcome is on its way into the store any more."""
 
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report."""
@@ -204,6 +215,7 @@ class Handoff:
             return False
         self._entered = True
         if self.job is not None:  # a path rule or a replay: accepted before it began
+            self._learn_policy(mark)
             return self._stage is Stage.RECORDING
         if self._answered:
             logger.warning("%s was entered after its response began; it is synchronous", mark.name)
@@ -229,6 +241,15 @@ class Handoff:
             raise Release
         self.record()
         return True
+
+    def _learn_policy(self, mark: Mark) -> None:
+        """A replay in another process may have begun before the endpoint was ever seen there."""
+        route, policy = self.conductor.route_of(mark)
+        if route == self.route and policy is not self.policy and self._recorder is not None:
+            untimed, self.policy = self.policy.timeout is None, policy
+            self._recorder.max_size = policy.max_response_size
+            if untimed:
+                self._watch_time()
 
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
@@ -276,14 +297,21 @@ class Handoff:
         assert self.outer_scope is not None
         return CapturedRequest.of(self.outer_scope, self._upload.body())
 
+    def kept_request(self) -> CapturedRequest:
+        """What of the request may be kept for a replay."""
+        return self.capture().without(self.policy.drop_headers)
+
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
         assert self.job is not None
         self._recorder = Recorder(
-            self.conductor.store, self.job.id, self.scope["method"], self.policy.max_response_size
+            partial(self.conductor.keep, self), self.scope["method"], self.policy.max_response_size
         )
         self._upload.let_go()
         self._hand_over(Stage.RECORDING)
+        self._watch_time()
+
+    def _watch_time(self) -> None:
         if self.policy.timeout is not None:
             self._stopping.after(seconds(self.policy.timeout), self._out_of_time)
 
@@ -402,6 +430,9 @@ class Handoff:
             problem = response_too_large(self.policy.max_response_size)
             await self._decide(State.FAILED, error=problem)
             raise Release from None  # unwinds the handler, which has nothing left to say
+        except LeaseLost:
+            self.lose()
+            raise Release from None
         except ProtocolError as error:
             problem = crashed(f"The response broke the protocol: {error}.")
             await self._decide(State.FAILED, error=problem)
@@ -430,7 +461,8 @@ class Handoff:
         if not self._decided:
             self._decided = True
             self._stage = Stage.CLOSED
-            await self.conductor.finish(self, state, response, error)
+            tail = b"" if response is None or self._recorder is None else self._recorder.tail
+            await self.conductor.finish(self, state, response, error, tail)
 
     async def _end(self, error: BaseException | None) -> None:
         self._stopping.end()
@@ -447,6 +479,8 @@ class Handoff:
             return
         if not self._decided:
             await self._end_unanswered(raised=error is not None)
+        await self.conductor.settled(self)
+        self._recorder = None  # which refers back to this: no garbage for the collector to find
         self.conductor.ended(self)
 
     def _is_our_doing(self, error: BaseException) -> bool:
@@ -470,7 +504,10 @@ class Handoff:
 
     async def _decide_stopped(self, reason: Reason) -> None:
         if reason is Reason.INTERRUPTED:
-            await self._decide(State.FAILED, error=INTERRUPTED)
+            await self.interrupt()
+        elif reason is Reason.LOST:
+            self._decided = True
+            self._stage = Stage.CLOSED
         else:
             await self._decide(State.CANCELLED)
 
@@ -493,7 +530,25 @@ class Handoff:
 
     async def interrupt(self) -> None:
         """Record that the server did not wait for the handler's end."""
-        await self._decide(State.FAILED, error=INTERRUPTED)
+        if not self._decided:
+            self._decided = True
+            self._stage = Stage.CLOSED
+            await self.conductor.interrupted(self)
+
+    def lose(self) -> None:
+        """Another process runs the job now: stop, and record nothing."""
+        if not self._decided:
+            logger.warning(
+                "job %s was taken over by another process; it stops here", self.job and self.job.id
+            )
+            self._decided = True
+            self._stage = Stage.CLOSED
+            self.stop(Reason.LOST)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the outcome is on its way into the store, or nobody's business here."""
+        return self._decided
 
     def _out_of_time(self) -> None:
         self.conductor.tasks.spawn(self._time_out)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from raincheck.errors import IllegalTransition, Problem
-from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.messages import CapturedResponse
 
 
 class State(StrEnum):
@@ -26,7 +26,10 @@ class State(StrEnum):
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
     # A cancel that overtakes the record of the start finds nothing to call cancelling.
-    State.RUNNING: frozenset({State.CANCELLING, State.CANCELLED, State.SUCCEEDED, State.FAILED}),
+    # Back to the queue goes what was interrupted and may run again.
+    State.RUNNING: frozenset(
+        {State.QUEUED, State.CANCELLING, State.CANCELLED, State.SUCCEEDED, State.FAILED}
+    ),
     State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED, State.FAILED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
@@ -67,7 +70,13 @@ class Job(NamedTuple):
         state: see `TRANSITIONS`.
         created_at: when it was accepted.
         version: 1 at first, one more with every change.
-        request: kept while the job may have to be replayed.
+        attempt: how often it has changed hands: the fencing token. Only who has the newest may
+            renew its lease and write its outcome.
+        runs: how often it has begun to run.
+        attempts: how often it may, should a run be interrupted.
+        replayable: whether its captured request is kept, for a run that is still to come.
+        holder: the process that it waits or runs in, by the name that it has given itself.
+        queue: the runner's queue that it waits in, if that has several.
         started_at, finished_at: when its handler began, and when it became terminal.
         expires_at: from then on it is gone; None until it is terminal.
         purge_at: from then on not even the tombstone is left.
@@ -86,7 +95,12 @@ class Job(NamedTuple):
     state: State
     created_at: float
     version: int = 1
-    request: CapturedRequest | None = None
+    attempt: int = 0
+    runs: int = 0
+    attempts: int = 1
+    replayable: bool = False
+    holder: str | None = None
+    queue: str | None = None
     started_at: float | None = None
     finished_at: float | None = None
     expires_at: float | None = None
@@ -136,9 +150,39 @@ class Job(NamedTuple):
             fingerprint=self.fingerprint or fingerprint,
         )
 
-    def start(self, now: float) -> Job:
-        """The next version, running. The captured request has served and goes."""
-        return self._move(State.RUNNING, started_at=now, request=None)
+    def start(self, now: float, holder: str | None = None) -> Job:
+        """The next version, running. The captured request goes with the last run."""
+        runs = self.runs + 1
+        return self._move(
+            State.RUNNING,
+            attempt=self.attempt + 1,
+            runs=runs,
+            replayable=self.replayable and runs < self.attempts,
+            holder=holder,
+            started_at=now,
+        )
+
+    def held_by(self, holder: str | None) -> Job:
+        """The next version, waiting elsewhere.
+
+        Raises:
+            IllegalTransition: it does not wait.
+        """
+        if self.state is not State.QUEUED:
+            raise IllegalTransition(f"a {self.state} job does not wait")
+        return self._replace(version=self.version + 1, attempt=self.attempt + 1, holder=holder)
+
+    def requeue(self) -> Job:
+        """The next version, waiting again after its run was interrupted.
+
+        Raises:
+            IllegalTransition: it does not run, or its captured request is not kept.
+        """
+        if not self.replayable:
+            raise IllegalTransition("its captured request is not kept")
+        return self._move(
+            State.QUEUED, attempt=self.attempt + 1, holder=None, started_at=None, progress=None
+        )
 
     def cancelling(self) -> Job:
         """The next version, asked to stop: nobody can join it any more."""
@@ -178,6 +222,9 @@ class Job(NamedTuple):
             state=state,
             created_at=self.created_at,
             version=self.version + 1,
+            attempt=self.attempt,
+            runs=self.runs,
+            attempts=self.attempts,
             started_at=self.started_at,
             finished_at=now,
             expires_at=now + ttl,
@@ -199,6 +246,7 @@ class Job(NamedTuple):
             state=self.state,
             created_at=self.created_at,
             version=self.version + 1,
+            attempt=self.attempt,
             expires_at=now if self.expires_at is None else min(now, self.expires_at),
             purge_at=purge_at,
             gone=True,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,12 @@ from raincheck.errors import (
     INTERRUPTED,
     ConfigurationError,
     IllegalTransition,
+    LeaseLost,
     OwnerUnknown,
     Problem,
+    QueueFull,
     Refusal,
+    RunnerUnavailable,
     ShuttingDown,
     StoreFull,
     StoreUnavailable,
@@ -28,6 +32,7 @@ from raincheck.errors import (
 from raincheck.handoff import Handoff
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
+from raincheck.leases import Leases
 from raincheck.ledger import Ledger
 from raincheck.marking import Mark
 from raincheck.messages import CapturedResponse
@@ -37,14 +42,21 @@ from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.stopping import Reason
 from raincheck.stores.base import Store
+from raincheck.stores.bounded import BoundedStore
 from raincheck.stores.memory import MemoryStore
-from raincheck.tasks import Tasks, open_tasks
+from raincheck.tasks import Gate, Tasks, open_tasks
 from raincheck.twins import Twins
 
 logger = logging.getLogger("raincheck")
 
 # Seconds between sweeps, while there is anything that can expire.
 SWEEP_INTERVAL = 10.0
+
+# Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
+_LONGEST_BACKOFF = 60.0
+
+# Leases after which a job that an engine was told of, and has not begun, is brought again, at most.
+_MOST_LEASES = 16
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -99,14 +111,17 @@ class Jobs:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.store: Store = MemoryStore() if store is None else store
         self.limits = Limits() if limits is None else limits
         self.clock = clock
+        store = MemoryStore() if store is None else store
+        timeout = seconds(self.limits.store_timeout)
+        self.store: Store = BoundedStore(store, timeout) if store.shared else store
         self.mounted = False
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter
         self._runner = LocalRunner() if runner is None else runner
         self._runner.bind(self._attempt, self._stop, self._spawn)
+        self._in_place = self._runner.in_place
         self._app: ASGIApp | None = None
         self._status: ASGIApp | None = None
         self._policy = Policy()
@@ -114,7 +129,22 @@ class Jobs:
         self._marks: dict[Mark, tuple[str, Policy]] = {}
         self._owners = Owners(None)
         self._ids = Ids("")
-        self._ledger = Ledger(self.store, clock, seconds(self.limits.tombstone_ttl))
+        # Where no other process sees them nobody could take jobs over, and leases are spared.
+        self._lease = seconds(self.limits.lease) if store.shared else None
+        if not store.shared and not self._in_place:
+            raise ConfigurationError(
+                "runner=...: it runs jobs in other processes, which cannot see those of "
+                f"{type(store).__name__}; give store=... one that they share"
+            )
+        self._name = secrets.token_urlsafe(9)
+        self._ledger = Ledger(
+            self.store,
+            clock,
+            seconds(self.limits.tombstone_ttl),
+            holder=self._name,
+            lease=self._lease,
+        )
+        self._outer: Scope = {}
         self._twins = Twins(self.store, self._ledger, clock)
         self._reset()
 
@@ -124,8 +154,19 @@ class Jobs:
         self._admission = Admission(self.limits)
         self._running: dict[str, Handoff] = {}
         self._waiting: dict[str, _Waiting] = {}
+        self._settling: dict[Handoff, Gate] = {}
         self._idle: anyio.Event | None = None
         self._sweeping = False
+        self._leases: Leases | None = None
+        if self._lease is not None:
+            self._leases = Leases(
+                self.store,
+                self._lease,
+                held=self._held,
+                lost=self._lost,
+                cancelled=self._stop,
+                abandoned=self._take_over,
+            )
 
     # --- the middleware's side -----------------------------------------------------------------
 
@@ -133,12 +174,14 @@ class Jobs:
         self,
         app: ASGIApp,
         *,
+        door: ASGIApp,
         status: ASGIApp,
         policy: Policy,
+        rules: Mapping[str, Policy],
         owners: Owners,
         deployment: str,
     ) -> None:
-        """Take the app to run, the status routes, the default policy and the owners; once.
+        """Take the app to run, the middleware itself, the status routes and the policies; once.
 
         Raises:
             ConfigurationError: another middleware has these jobs.
@@ -148,27 +191,40 @@ class Jobs:
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
         self._app, self._status, self._policy = app, status, policy
+        self._runner.attach(door)
+        for name, rule in rules.items():
+            self._policies[name] = self._checked(name, rule)
         self._owners = owners
         self._ids = Ids(deployment)
 
-    async def open(self, *, under_lifespan: bool = False) -> None:
-        """Make ready for the running event loop, if that has not been done."""
+    async def open(self, lifespan: Scope | None = None) -> None:
+        """Make ready for the running event loop, if that has not been done.
+
+        Args:
+            lifespan: the scope of the lifespan that it happens in, if there is one.
+        """
         if self.ready:
             return
-        orphaned = self._open  # by an event loop that has ended, and what ran on it with it
+        # Of an event loop that has ended, and what ran on it with it.
+        orphaned = (*self._running, *self._waiting)
         self._reset()
         self.tasks = open_tasks()
         self.limiter = anyio.CapacityLimiter(self.limits.max_running)
         self._open = True
-        if not under_lifespan:
+        if lifespan is None:
             logger.warning(
                 "no lifespan reached raincheck: at shutdown nothing will wait for running jobs"
             )
-        if orphaned and not self.store.shared:
-            async for job in self.store.unfinished():
-                await self._ledger.finish(
-                    job, State.FAILED, ttl=seconds(self._policy.ttl), error=INTERRUPTED
-                )
+        else:  # what an app finds in every request, and so in those that outlived their process
+            self._outer = {key: lifespan[key] for key in ("app", "state") if key in lifespan}
+        await self._runner.open()
+        if self._leases is not None:
+            self.tasks.spawn(self._leases.watch)
+            self._keep_sweeping()
+        for id in () if self._leases is not None else orphaned:
+            job = await self.store.get(id)
+            if job is not None and not (job.finished or job.gone):
+                await self._ledger.finish(job, State.FAILED, ttl=self._ttl(job), error=INTERRUPTED)
 
     @property
     def ready(self) -> bool:
@@ -184,7 +240,7 @@ class Jobs:
             await self._until_idle()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             for waiting in list(self._waiting.values()):
-                await self._withdraw(waiting, State.FAILED, INTERRUPTED)
+                await self._interrupt_waiting(waiting)
         for handoff in list(self._running.values()):
             handoff.stop(Reason.INTERRUPTED)
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
@@ -194,6 +250,7 @@ class Jobs:
                 await handoff.interrupt()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self.tasks.aclose()
+        await self._runner.aclose()
         await self.store.aclose()
         self._open = False
 
@@ -213,8 +270,23 @@ class Jobs:
         if found is None:
             namesakes = sum(other.name == mark.name for other in self._marks)
             name = f"{mark.name}#{namesakes + 1}" if namesakes else mark.name
-            found = self._marks[mark] = name, self._policy.with_settings(mark.settings)
+            policy = self._checked(name, self._policy.with_settings(mark.settings))
+            self._policies[name] = policy
+            found = self._marks[mark] = name, policy
         return found
+
+    def _checked(self, route: str, policy: Policy) -> Policy:
+        if policy.hold and not self._in_place:
+            raise ConfigurationError(
+                f"{route}: hold=True keeps a live request waiting, and runner=... runs jobs in "
+                "other processes; take one of them away"
+            )
+        if policy.queue is not None:
+            try:
+                self._runner.check(policy.queue)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{route}: {error}") from error
+        return policy
 
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
@@ -225,7 +297,7 @@ class Jobs:
         assert handoff.route is not None
         if self._closing:
             raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
-        policy = self._policies.setdefault(handoff.route, handoff.policy)
+        policy = handoff.policy
         owner = None
         if not self._owners.nobody(handoff.scope):
             assert handoff.outer_scope is not None
@@ -246,52 +318,89 @@ class Jobs:
             if own is None:
                 return
             keys = own
-        ticket = self._admission.admit(handoff.route, policy, owner)
+        ticket = self._admission.admit(handoff.route, policy, owner) if self._in_place else None
         now = self.clock()
-        runs = ticket.running
+        runs = ticket is not None and ticket.running
+        attempts = 1 if self._lease is None else policy.runs
+        replayable = attempts > 1 if runs else not handoff.holds
         job = Job(
             id=self._ids.mint(),
             route=handoff.route,
             state=State.RUNNING if runs else State.QUEUED,
             created_at=now,
+            attempt=1,
+            runs=1 if runs else 0,
+            attempts=attempts,
+            replayable=replayable,
+            holder=None if ticket is None else self._name,
+            queue=policy.queue,
             started_at=now if runs else None,
-            request=None if runs or handoff.holds else handoff.capture(),
             owner=owner,
             keys=keys,
             fingerprint=mark,
         )
+        request = handoff.kept_request() if replayable else None
         try:
-            there = await self.store.create(job)
+            there = await self.store.create(job, request, lease=self._lease)
         except BaseException as error:
-            self._admission.leave(ticket)
+            if ticket is not None:
+                self._admission.leave(ticket)
             if not isinstance(error, StoreFull):  # it may be there all the same
                 self.tasks.spawn(partial(self._undo, job))
             if isinstance(error, Exception):
                 raise _without_store(error) from error
             raise
         if there is not job and there.id != job.id:  # its twin was faster
-            self._admission.leave(ticket)
+            if ticket is not None:
+                self._admission.leave(ticket)
             if not tries:
                 raise StoreUnavailable("It is of two minds.", retry_after=1)
             await self.accept(handoff, tries - 1)
             return
+        if ticket is None:
+            await self._submit(job)
         handoff.accepted = handoff.job = job
         handoff.ticket = ticket
-        if runs:
+        if ticket is None:
+            pass
+        elif runs:
             self._running[job.id] = handoff
         else:
-            self._wait(job, handoff, ticket)
-            if ticket.running and ticket.turn is not None:
-                ticket.turn()  # it came while the store was asked
+            assert handoff.outer_scope is not None
+            outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
+            held = handoff if handoff.holds else None
+            self._wait(_Waiting(job, ticket, policy, {} if held else outer, held))
+        if self._leases is not None:
+            self._leases.keep(self.tasks)
         self._keep_sweeping()
 
-    def _wait(self, job: Job, handoff: Handoff, ticket: Ticket) -> None:
-        policy = handoff.policy
-        assert handoff.outer_scope is not None
-        outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
-        held = handoff if handoff.holds else None
-        self._waiting[job.id] = _Waiting(job, ticket, policy, {} if held else outer, held)
-        ticket.turn = held.turn if held else partial(self._turn, job.id)
+    async def _submit(self, job: Job) -> None:
+        """Hand a new job to an engine that runs it elsewhere.
+
+        Raises:
+            RunnerUnavailable: it was not taken, and is withdrawn.
+        """
+        try:
+            await self._bring(job)
+        except BaseException as error:
+            self.tasks.spawn(partial(self._undo, job))
+            if isinstance(error, Exception):
+                logger.error("the runner took no job", exc_info=error)
+                raise RunnerUnavailable("It does not answer.", retry_after=5) from error
+            raise
+
+    async def _bring(self, job: Job) -> None:
+        """Tell the engine of a job, in time. Raises whatever it raises."""
+        with anyio.fail_after(seconds(self.limits.store_timeout)):
+            await self._runner.submit(job.id, job.queue)
+
+    def _wait(self, waiting: _Waiting) -> None:
+        """Let a job wait here for its turn, which may have come already."""
+        id, ticket, held = waiting.job.id, waiting.ticket, waiting.held
+        self._waiting[id] = waiting
+        ticket.turn = held.turn if held else partial(self._turn, id)
+        if ticket.running:
+            ticket.turn()
 
     def _turn(self, id: str) -> None:
         self.tasks.spawn(partial(self._runner.submit, id))
@@ -306,6 +415,8 @@ class Jobs:
             handoff.job = await self._ledger.start(job)
         except IllegalTransition:
             return False
+        if self._leases is not None:
+            self._leases.keep(self.tasks)
         return handoff.job.state is State.RUNNING
 
     async def finish(
@@ -314,6 +425,7 @@ class Jobs:
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
+        tail: bytes,
     ) -> None:
         """Record an outcome."""
         job = handoff.job
@@ -322,14 +434,77 @@ class Jobs:
             self._admission.learn(handoff.ticket, self.clock() - job.started_at)
             if handoff.policy.coalesce is True:
                 self._twins.learn(job.route, response.headers)
-        handoff.job = await self._ledger.finish(
+        write = partial(
+            self._ledger.finish,
             job,
             state,
             ttl=seconds(handoff.policy.ttl),
+            tail=tail,
             response=response,
             error=error,
             progress=handoff.progress,
         )
+        if self._leases is None:  # a store in memory answers at once
+            handoff.job = await write()
+        else:
+            await self._settle(handoff, write)
+
+    async def interrupted(self, handoff: Handoff) -> None:
+        """Record that the server stopped: the job runs again elsewhere if it may, or has failed."""
+        job = handoff.job
+        assert job is not None
+
+        async def write() -> Job:
+            if job.replayable:
+                with suppress(IllegalTransition):
+                    return await self._give_back(job)
+            ttl = seconds(handoff.policy.ttl)
+            return await self._ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+
+        await self._settle(handoff, write)
+
+    async def _give_back(self, job: Job) -> Job:
+        """Let somebody else run a job again at once."""
+        job = await self._ledger.requeue(job, 0.0)
+        if not self._in_place:
+            await self._submit_again(job)
+        return job
+
+    async def _submit_again(self, job: Job) -> None:
+        try:
+            await self._bring(job)
+        except Exception:
+            logger.exception("job %s waits until somebody finds it abandoned", job.id)
+
+    async def _settle(self, handoff: Handoff, write: Callable[[], Awaitable[Job]]) -> None:
+        """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
+        gate = self._settling[handoff] = self.tasks.gate()
+
+        async def settle() -> None:
+            try:
+                handoff.job = await write()
+            except LeaseLost:
+                logger.warning("job %s was taken over; its outcome here is dropped", _id(handoff))
+            finally:
+                del self._settling[handoff]
+                gate.open()
+
+        self.tasks.spawn(settle)
+        await gate.wait()
+
+    async def settled(self, handoff: Handoff) -> None:
+        """Return when nothing of the outcome is on its way into the store any more."""
+        if self._settling and (gate := self._settling.get(handoff)) is not None:
+            await gate.wait()
+
+    async def keep(self, handoff: Handoff, offset: int, chunk: bytes) -> None:
+        """Keep a piece of the response body.
+
+        Raises:
+            LeaseLost: nobody wants it any more.
+        """
+        assert handoff.job is not None
+        await self._ledger.append(handoff.job, offset, chunk)
 
     async def progressed(self, handoff: Handoff) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""
@@ -338,6 +513,8 @@ class Jobs:
         assert progress is not None
         try:
             handoff.job = await self._ledger.progress(handoff.job, progress)
+        except LeaseLost:
+            handoff.lose()
         except Exception:
             logger.exception("the progress of job %s could not be stored", handoff.job.id)
 
@@ -360,30 +537,152 @@ class Jobs:
         self.tasks.spawn(partial(attempt, id))
 
     async def _attempt(self, id: str) -> None:
-        waiting = self._waiting.get(id)
+        """Run a job to its end: one that waits here, or one that an engine has brought."""
+        waiting = self._waiting.get(id) or await self._claim(id)
         if waiting is None:
-            return  # cancelled or deleted in the meantime; its place has been given back
-        job = await self._ledger.patiently(partial(self.store.get, id))
-        assert self._app is not None
-        if job is None or job.request is None:  # cancelled or deleted while the store was asked
+            return  # cancelled, deleted or somebody else's by now
+        request = await self._ledger.patiently(partial(self.store.request, id))
+        if self._waiting.get(id) is not waiting:
+            return  # cancelled or deleted while the store was asked; its place was given back
+        if request is None:  # another process has cancelled it or taken it over
+            await self._withdraw(waiting, State.FAILED, INTERRUPTED)
             return
+        assert self._app is not None
         handoff = Handoff(
             self,
             self._app,
-            {**job.request.scope(), **waiting.outer},
-            route=job.route,
+            {**request.scope(), **waiting.outer},
+            route=waiting.job.route,
             policy=waiting.policy,
         )
-        handoff.job, handoff.ticket = job, waiting.ticket
+        handoff.job, handoff.ticket = waiting.job, waiting.ticket
         if await self.begin(handoff):
-            handoff.replay(job.request)
+            handoff.replay(request)
             await handoff.run()
         else:
             self.ended(handoff)
 
+    async def _claim(self, id: str) -> _Waiting | None:
+        """Take a place for a job that an engine has brought, and wait for its turn.
+
+        Returns:
+            None if there is nothing to do: it runs, has ended, or waits here already.
+        """
+        if self._in_place or id in self._running:
+            return None
+        job = await self._ledger.patiently(partial(self.store.get, id))
+        if job is None or job.gone or job.state is not State.QUEUED or id in self._waiting:
+            return None
+        if self._closing:
+            await self._submit_again(job)
+            return None
+        try:
+            waiting = self._place(job)
+        except Refusal:
+            return None  # it will be brought again
+        turn = self.tasks.gate()
+        self._waiting[id] = waiting
+        waiting.ticket.turn = turn.open
+        if not waiting.ticket.running:
+            await turn.wait()
+        return waiting if self._waiting.get(id) is waiting else None
+
+    def _place(self, job: Job) -> _Waiting:
+        """A place for a job that was accepted elsewhere, or before a restart.
+
+        Raises:
+            Refusal: there is no room to wait.
+        """
+        policy = self._policies.get(job.route, self._policy)
+        ticket = self._admission.admit(job.route, policy, job.owner)
+        outer = dict(self._outer)
+        if "state" in outer:
+            outer["state"] = dict(outer["state"])  # as servers do for every request
+        return _Waiting(job, ticket, policy, outer, None)
+
     def _stop(self, id: str) -> None:
         if handoff := self._running.get(id):
             handoff.stop(Reason.CANCELLED)
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def _held(self) -> dict[str, int]:
+        """The jobs that this process has, each with its attempt."""
+        held = {}
+        if self._in_place:
+            held = {id: waiting.job.attempt for id, waiting in self._waiting.items()}
+        for id, handoff in self._running.items():
+            if handoff.job is not None and not handoff.decided:
+                held[id] = handoff.job.attempt
+        return held
+
+    async def _lost(self, id: str) -> None:
+        """A job seems not to be this process's any more: see whether that is so."""
+        handoff, waiting = self._running.get(id), self._waiting.get(id)
+        job = await self.store.get(id)
+        if job is not None and job.holder == self._name and not (job.finished or job.gone):
+            return  # it has begun in the meantime
+        if handoff is not None and self._running.get(id) is handoff:
+            handoff.lose()
+        elif waiting is not None and self._waiting.get(id) is waiting:
+            self._drop(waiting)
+
+    def _drop(self, waiting: _Waiting) -> None:
+        """A job does not wait here any more."""
+        del self._waiting[waiting.job.id]  # from here on nobody else begins it
+        if waiting.held is None:
+            self._admission.leave(waiting.ticket)
+        else:
+            waiting.held.stop(Reason.CANCELLED)
+        if not self._in_place and waiting.ticket.turn is not None:
+            waiting.ticket.turn()  # the engine's task need not wait for it any more
+        self._tell_idle()
+
+    async def _take_over(self, job: Job) -> None:
+        """Bring a job whose process has died or hangs to its end."""
+        if self._closing or job.id in self._running or job.id in self._waiting:
+            return  # if it is this process that hung, it renews its lease now
+        try:
+            if job.state is State.CANCELLING:
+                await self._ledger.finish(job, State.CANCELLED, ttl=self._ttl(job))
+            elif not job.replayable:
+                ttl = self._ttl(job)
+                await self._ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+            elif job.state is State.RUNNING:
+                backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
+                job = await self._ledger.requeue(job, min(backoff, _LONGEST_BACKOFF))
+                if not backoff:
+                    await self._run_again(job)
+            else:
+                await self._run_again(job)
+        except (IllegalTransition, QueueFull):
+            pass  # it has moved on, or somebody else was faster, or has room
+        except Exception:
+            logger.exception("job %s was abandoned, and could not be taken over", job.id)
+
+    async def _run_again(self, job: Job) -> None:
+        """Let a job that waits for nobody wait here, or tell the engine of it once more.
+
+        Raises:
+            QueueFull: there is no room to wait here.
+            IllegalTransition: somebody else was faster.
+        """
+        if not self._in_place:
+            # Most likely the queue is just long, and must not grow each time by all that waits.
+            assert self._lease is not None
+            called = max(0, job.attempt - 2 * job.runs)
+            lease = self._lease * min(2**called, _MOST_LEASES)
+            await self._bring(await self._ledger.hold(job, lease))
+            return
+        waiting = self._place(job)
+        try:
+            waiting.job = await self._ledger.hold(job)
+        except BaseException:
+            self._admission.leave(waiting.ticket)
+            raise
+        self._wait(waiting)
+        assert self._leases is not None
+        self._leases.keep(self.tasks)
 
     # --- for those who ask ---------------------------------------------------------------------
 
@@ -440,6 +739,10 @@ class Jobs:
         waiting = self._waiting.get(id)
         if job.state is State.QUEUED and waiting is not None:
             return await self._withdraw(waiting, State.CANCELLED, None)
+        if job.state is State.QUEUED and self._leases is not None:  # it waits elsewhere
+            if not await self._ledger.withdraw(job, self._ttl(job)):
+                return await self.cancel(id)
+            return await self.get(id)
         handoff = self._running.get(id)
         known = job if handoff is None or handoff.job is None else handoff.job
         with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
@@ -497,16 +800,30 @@ class Jobs:
 
     async def _withdraw(self, waiting: _Waiting, state: State, error: Problem | None) -> Job:
         """End a job that has not begun."""
-        del self._waiting[waiting.job.id]  # from here on nobody else begins it
         if waiting.held is not None:
             interrupted = state is State.FAILED
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
-        else:
-            self._admission.leave(waiting.ticket)
+        self._drop(waiting)
         ttl = seconds(waiting.policy.ttl)
-        job = await self._ledger.finish(waiting.job, state, ttl=ttl, error=error)
-        self._tell_idle()
-        return job
+        try:
+            return await self._ledger.finish(waiting.job, state, ttl=ttl, error=error)
+        except LeaseLost:
+            return waiting.job
+
+    async def _interrupt_waiting(self, waiting: _Waiting) -> None:
+        """The server stops: leave a job that has not begun to others, or end it."""
+        if self._leases is None or waiting.held is not None:
+            await self._withdraw(waiting, State.FAILED, INTERRUPTED)
+            return
+        self._drop(waiting)
+        if self._in_place:
+            with suppress(IllegalTransition):
+                await self._ledger.let_go(waiting.job)
+        else:
+            await self._submit_again(waiting.job)
+
+    def _ttl(self, job: Job) -> float:
+        return seconds(self._policies.get(job.route, self._policy).ttl)
 
     async def _undo(self, job: Job) -> None:
         """Take back a job that the store may have taken before it failed; as well as it can."""
@@ -534,6 +851,10 @@ class Jobs:
             except Exception:
                 logger.exception("the store could not be swept; trying again")
         self._sweeping = False
+
+
+def _id(handoff: Handoff) -> str:
+    return "" if handoff.job is None else handoff.job.id
 
 
 def _without_store(error: Exception) -> StoreUnavailable:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from raincheck.errors import IllegalTransition
+from raincheck.errors import IllegalTransition, LeaseLost
 from raincheck.job import Job, Progress, State
 from raincheck.stores.base import Store
 
@@ -24,36 +24,99 @@ _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 class Ledger:
     """Changes jobs in a store.
 
+    What only the newest run of a job may change is fenced: once the job is in another attempt than
+    the one known here, `LeaseLost` is raised and nothing changes.
+
     Args:
         store: where they are.
         clock: seconds since the epoch.
         tombstone_ttl: seconds that an expired or deleted job is remembered.
+        holder: the name of this process.
+        lease: seconds that a job which starts is this process's own; None for always.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], tombstone_ttl: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        tombstone_ttl: float,
+        *,
+        holder: str | None = None,
+        lease: float | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
+        self._holder = holder
+        self._lease = lease
 
     async def start(self, job: Job) -> Job:
-        """Record that it runs.
+        """Record that it runs, here.
 
         Raises:
-            IllegalTransition: it was cancelled in the meantime.
+            IllegalTransition: it was cancelled in the meantime, or runs elsewhere.
         """
         now = self._clock()
 
         def start(job: Job) -> Job:
-            if job.state is State.RUNNING and job.started_at == now:
+            if job.state is State.RUNNING and (job.started_at, job.holder) == (now, self._holder):
                 return job  # our own write, whose acknowledgement was lost
-            return job.start(now)
+            return job.start(now, self._holder)
 
-        return await self.patiently(partial(self._advance, job, start))
+        return await self.patiently(partial(self._advance, job, start, lease=self._lease))
+
+    async def hold(self, job: Job, lease: float | None = None) -> Job:
+        """Let it wait here.
+
+        Args:
+            job: the version known here.
+            lease: seconds until it counts as abandoned; None for those of every lease.
+
+        Raises:
+            IllegalTransition: it does not wait any more, or somebody else was faster.
+            StoreError: whatever the store raises.
+        """
+        held = job.held_by(self._holder)
+        if not await self._store.replace(held, lease=self._lease if lease is None else lease):
+            raise LeaseLost("somebody else was faster")
+        return held
+
+    async def let_go(self, job: Job) -> None:
+        """Let a job that waits here be found by others at once.
+
+        Raises:
+            IllegalTransition: it does not wait any more.
+        """
+        free = partial(self._advance, job, lambda job: job.held_by(None), fenced=True, lease=0.0)
+        await self.patiently(free)
+
+    async def requeue(self, job: Job, lease: float) -> Job:
+        """Let it wait again after its run was interrupted, so that somebody takes it over.
+
+        Args:
+            job: the version known here.
+            lease: seconds until then.
+
+        Raises:
+            IllegalTransition: it may not run again, or does already.
+        """
+        again = partial(self._advance, job, lambda job: job.requeue(), fenced=True, lease=lease)
+        return await self.patiently(again)
+
+    async def append(self, job: Job, offset: int, chunk: bytes) -> None:
+        """Keep a chunk of its response body.
+
+        Raises:
+            LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
+        """
+        kept = partial(self._store.append_body, job.id, job.attempt, offset, chunk)
+        if not await self.patiently(kept):
+            raise LeaseLost("the job is not in this attempt any more")
 
     async def progress(self, job: Job, progress: Progress) -> Job:
         """Record a report. Raises what the store raises: the next report is as good."""
         return await self._advance(
-            job, lambda job: job if job.finished else job.with_progress(progress)
+            job, lambda job: job if job.finished else job.with_progress(progress), fenced=True
         )
 
     async def shared(
@@ -71,27 +134,41 @@ class Ledger:
         """Record that it was asked to stop.
 
         Raises:
-            IllegalTransition: it has ended, or was asked before.
+            IllegalTransition: it has ended, does not run, or was asked before.
             StoreError: whatever the store raises; nothing has changed then.
         """
         return await self._advance(job, lambda job: job.cancelling())
 
-    async def finish(self, job: Job, state: State, *, ttl: float, **outcome: Any) -> Job:
-        """Record its outcome. A job that is terminal already stays what it is (law 5)."""
+    async def withdraw(self, job: Job, ttl: float) -> bool:
+        """Record that a job which waits in another process is cancelled.
+
+        Returns:
+            Whether it is; if not, it has changed in the meantime.
+        """
+        return await self._store.replace(self._finished(job, State.CANCELLED, ttl))
+
+    async def finish(
+        self, job: Job, state: State, *, ttl: float, tail: bytes = b"", **outcome: Any
+    ) -> Job:
+        """Record its outcome. A job that is terminal already stays what it is (law 5).
+
+        Raises:
+            LeaseLost: somebody else runs it now.
+        """
 
         def finish(job: Job) -> Job:
-            return job.finish(
-                state, self._clock(), ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome
-            )
+            return self._finished(job, state, ttl, **outcome)
 
         try:
             done = finish(job)
             try:  # the common case, spared the patience
-                if await self._store.replace(done):
+                if await self._store.replace(done, tail=tail):
                     return done
             except Exception:
                 logger.exception("the outcome of job %s was not stored; trying again", job.id)
-            return await self.patiently(partial(self._advance, job, finish))
+            return await self.patiently(partial(self._advance, job, finish, fenced=True, tail=tail))
+        except LeaseLost:
+            raise
         except IllegalTransition:
             return job
 
@@ -114,18 +191,37 @@ class Ledger:
             await anyio.sleep(delay)
             delay = min(2 * delay, _LAST_RETRY)
 
-    async def _advance(self, job: Job, change: Callable[[Job], Job]) -> Job:
+    def _finished(self, job: Job, state: State, ttl: float, **outcome: Any) -> Job:
+        return job.finish(
+            state, self._clock(), ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome
+        )
+
+    async def _advance(
+        self,
+        job: Job,
+        change: Callable[[Job], Job],
+        *,
+        fenced: bool = False,
+        lease: float | None = None,
+        tail: bytes = b"",
+    ) -> Job:
         """Put the next version in place, whoever else changes the job meanwhile.
 
         Args:
             job: the version known here.
             change: makes the next version of the one that is there; the same one to leave it.
+            fenced: whether only the attempt known here may make the change.
+            lease: as in `Store.replace`.
+            tail: as in `Store.replace`.
         """
+        attempt = job.attempt
         while True:
             changed = change(job)
-            if changed is job or await self._store.replace(changed):
+            if changed is job or await self._store.replace(changed, lease=lease, tail=tail):
                 return changed
             newest = await self._store.get(job.id)
             if newest is None or newest.gone:
                 return job  # deleted: nobody can ask for it any more
+            if fenced and newest.attempt != attempt:
+                raise LeaseLost(f"job {job.id} is in attempt {newest.attempt}, not in {attempt}")
             job = newest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -78,6 +78,13 @@ class CapturedRequest:
             client=tuple(client) if client else None,
             server=tuple(server) if server else None,
         )
+
+    def without(self, names: Collection[str]) -> CapturedRequest:
+        """The same without the header fields of these names, which are lower case."""
+        if not names:
+            return self
+        kept = tuple(f for f in self.headers if f[0].lower().decode("latin-1") not in names)
+        return replace(self, headers=kept)
 
     def scope(self) -> dict[str, Any]:
         """An ASGI HTTP scope for a replay (ASGI HTTP specification, version 2.3)."""

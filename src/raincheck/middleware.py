@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -91,7 +92,15 @@ class LongRunningMiddleware:
             jobs, self._dialect, self._places, owners=owners, max_wait=seconds(policy.max_wait)
         )
         self._routing = Routing(app, routes or {}, policy=policy, route_of=jobs.route_of, path=path)
-        jobs.bind(app, status=self._status, policy=policy, owners=owners, deployment=path)
+        jobs.bind(
+            app,
+            door=self,
+            status=self._status,
+            policy=policy,
+            rules=routes or {},
+            owners=owners,
+            deployment=path,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
@@ -104,7 +113,8 @@ class LongRunningMiddleware:
             else:
                 await self.app(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await Lifespan(self._open, self.jobs.close, receive, send).run(self.app, scope)
+            opening = partial(self._open, scope)
+            await Lifespan(opening, self.jobs.close, receive, send).run(self.app, scope)
         else:
             await self.app(scope, receive, send)
 
@@ -221,9 +231,9 @@ class LongRunningMiddleware:
             await self.jobs.forget(job)
         return True
 
-    async def _open(self) -> None:
+    async def _open(self, lifespan: Scope) -> None:
         self._routing.read(mounted=self.jobs.mounted)
-        await self.jobs.open(under_lifespan=True)
+        await self.jobs.open(lifespan)
 
 
 def _checked_path(path: str) -> str:

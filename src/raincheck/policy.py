@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, Self, TypedDict
@@ -40,6 +40,10 @@ class PolicySettings(TypedDict, total=False):
     idempotency: Literal["optional", "required", "off"]
     coalesce: bool | Callable[[CapturedRequest], str | None]
     hold: bool
+    on_interrupt: Literal["fail", "rerun"]
+    attempts: int | None
+    queue: str | None
+    drop_headers: Collection[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,16 @@ class Policy:
             the captured request gives a key of your own; None shares nothing. Default False.
         hold: keep the live request while it waits for its turn, instead of releasing and
             replaying it: for routes whose preliminaries cannot run twice. Default False.
+        on_interrupt: what becomes of a job whose process died or stopped while it ran, if its
+            store is shared: `"fail"` (the default) ends it with a 503 problem, `"rerun"` runs it
+            again from the captured request. Only for handlers that may run twice.
+        attempts: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
+            or an error response is an outcome, not an interruption. Default None: 3 with
+            `"rerun"`, else 1.
+        queue: the queue to wait in, if the runner has several. Default None: its own.
+        drop_headers: names of request header fields that are not kept with a captured request,
+            such as `"Cookie"`: a replay goes without them. Default: none, since authentication
+            runs again in a replay.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -93,6 +107,10 @@ class Policy:
     idempotency: Literal["optional", "required", "off"] = "optional"
     coalesce: bool | Callable[[CapturedRequest], str | None] = False
     hold: bool = False
+    on_interrupt: Literal["fail", "rerun"] = "fail"
+    attempts: int | None = None
+    queue: str | None = None
+    drop_headers: Collection[str] = ()
 
     def __post_init__(self) -> None:
         check = _Check(self)
@@ -116,6 +134,23 @@ class Policy:
         if not isinstance(self.coalesce, bool) and not callable(self.coalesce):
             check.fail("coalesce", "is True, False or a function of the request")
         check.boolean("hold")
+        if self.on_interrupt not in ("fail", "rerun"):
+            check.fail("on_interrupt", "is 'fail' or 'rerun'")
+        check.integer("attempts", at_least=1, optional=True)
+        if self.on_interrupt == "fail" and (self.attempts or 1) > 1:
+            check.fail("attempts", "is more than 1 only with on_interrupt='rerun'")
+        if self.on_interrupt == "rerun" and self.hold:
+            check.fail("hold", "keeps what cannot run twice, so that on_interrupt is 'fail'")
+        if self.queue is not None and not (isinstance(self.queue, str) and self.queue):
+            check.fail("queue", "is a name or None")
+        check.names("drop_headers")
+
+    @property
+    def runs(self) -> int:
+        """How many runs a job may have in all."""
+        if self.attempts is not None:
+            return self.attempts
+        return 3 if self.on_interrupt == "rerun" else 1
 
     def with_settings(self, settings: PolicySettings) -> Self:
         """This policy with some fields replaced."""
@@ -133,6 +168,10 @@ class Limits:
         cancel_grace: seconds that a cancelled handler's cleanup has before it is cancelled
             again, and that shutdown waits for the last ones. Default 5.
         tombstone_ttl: seconds that an expired or deleted job answers 410. Default 3600.
+        lease: seconds after which other processes take over what a process had that died or hangs;
+            with a store that they share. Longer than anything blocks the event loop. Default 30.
+        store_timeout: seconds that a call to a shared store may take; then it counts as failed.
+            Default 10.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -143,6 +182,8 @@ class Limits:
     drain_timeout: Seconds = 30.0
     cancel_grace: Seconds = 5.0
     tombstone_ttl: Seconds = 3600.0
+    lease: Seconds = 30.0
+    store_timeout: Seconds = 10.0
 
     def __post_init__(self) -> None:
         check = _Check(self)
@@ -151,6 +192,8 @@ class Limits:
         check.seconds("drain_timeout", at_least=0)
         check.seconds("cancel_grace", above=0)
         check.seconds("tombstone_ttl", at_least=0)
+        check.seconds("lease", above=0)
+        check.seconds("store_timeout", above=0)
 
 
 class _Check:
@@ -195,6 +238,12 @@ class _Check:
     def boolean(self, field: str) -> None:
         if not isinstance(getattr(self._settings, field), bool):
             self.fail(field, "is True or False")
+
+    def names(self, field: str) -> None:
+        value = getattr(self._settings, field)
+        if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+            self.fail(field, "is a collection of names, like ('Cookie',)")
+        object.__setattr__(self._settings, field, frozenset(name.lower() for name in value))
 
     def fail(self, field: str, rule: str) -> None:
         owner = type(self._settings).__name__

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from raincheck.messages import CapturedResponse, end_to_end, unsendable
-from raincheck.stores.base import Store
+
+# Bytes that come together before the store is asked to keep them: a response of many small
+# messages is not as many calls. What is left at the end goes with the outcome.
+PIECE = 64 * 1024
 
 
 class ProtocolError(RuntimeError):
@@ -18,30 +21,37 @@ class TooLarge(Exception):
 
 
 class Recorder:
-    """Takes the messages of one response in order, and keeps its body in the store.
+    """Takes the messages of one response in order, and has its body kept.
 
     Args:
-        store: where the body goes.
-        id: the job's id.
+        keep: keeps a piece of the body that begins at an offset.
         method: the request's method; a response to HEAD may announce more than it sends.
         max_size: bytes of body.
     """
 
-    __slots__ = ("_headers", "_id", "_max_size", "_method", "_size", "_status", "_store")
+    __slots__ = ("_headers", "_keep", "_method", "_piece", "_size", "_status", "_tail", "max_size")
 
-    def __init__(self, store: Store, id: str, method: str, max_size: int) -> None:
-        self._store = store
-        self._id = id
+    def __init__(
+        self, keep: Callable[[int, bytes], Awaitable[None]], method: str, max_size: int
+    ) -> None:
+        self.max_size = max_size
+        self._keep = keep
         self._method = method
-        self._max_size = max_size
         self._status: int | None = None
         self._headers: Any = ()
         self._size = 0
+        self._tail: bytes | bytearray = b""
+        self._piece: tuple[int, bytes] | None = None
 
     @property
     def started(self) -> bool:
         """Whether status and headers are here."""
         return self._status is not None
+
+    @property
+    def tail(self) -> bytes:
+        """The end of the body, which nobody was asked to keep so far."""
+        return bytes(self._tail)
 
     async def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
         """Take one message.
@@ -51,7 +61,7 @@ class Recorder:
 
         Raises:
             ProtocolError: a message out of order, or a response that no server could send.
-            TooLarge: more body than `max_size`; it is not stored.
+            TooLarge: more body than `max_size`; it is not kept.
         """
         kind = message["type"]
         if kind != "http.response.body":
@@ -59,19 +69,32 @@ class Recorder:
             return None
         if self._status is None:
             raise ProtocolError("the handler sent a body before the start of its response")
+        if self._piece is not None:  # the handler was cancelled while it was being kept
+            await self._keep_piece(self._piece)
         chunk = message.get("body", b"")
-        more = message.get("more_body", False)
         self._size += len(chunk)
-        if self._size > self._max_size:
+        if self._size > self.max_size:
             raise TooLarge
-        response = None
-        if not more:
-            response = CapturedResponse(self._status, self._headers, self._size)
-            if reason := unsendable(response, self._method):
-                raise ProtocolError(f"the handler's response cannot be sent: {reason}")
-        if chunk:
-            await self._store.append_body(self._id, bytes(chunk))
+        if not self._tail:
+            self._tail = bytes(chunk)
+        elif chunk:
+            if not isinstance(self._tail, bytearray):
+                self._tail = bytearray(self._tail)
+            self._tail += chunk
+        if message.get("more_body", False):
+            if len(self._tail) >= PIECE:
+                self._piece = (self._size - len(self._tail), self.tail)
+                self._tail = b""
+                await self._keep_piece(self._piece)
+            return None
+        response = CapturedResponse(self._status, self._headers, self._size)
+        if reason := unsendable(response, self._method):
+            raise ProtocolError(f"the handler's response cannot be sent: {reason}")
         return response
+
+    async def _keep_piece(self, piece: tuple[int, bytes]) -> None:
+        await self._keep(*piece)
+        self._piece = None
 
     def _take_other(self, kind: str, message: Mapping[str, Any]) -> None:
         if kind == "http.response.start":

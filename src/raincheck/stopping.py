@@ -19,6 +19,7 @@ class Reason(Enum):
     CANCELLED = "its job was cancelled, or its client's task before acceptance"
     TIMEOUT = "it took too long"
     INTERRUPTED = "the server stops"
+    LOST = "another process runs it now"
 
 
 class Stopping:
@@ -70,7 +71,7 @@ class Stopping:
         The first request starts the asking; a later one may only give a weightier reason.
         """
         asked, self.reason = self.reason, reason
-        if asked is Reason.INTERRUPTED:
+        if asked is Reason.LOST or (asked is Reason.INTERRUPTED and reason is not Reason.LOST):
             self.reason = asked
         if asked is not None or self._done:
             return

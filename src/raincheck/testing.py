@@ -18,10 +18,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import anyio
-from starlette.types import ASGIApp, Message
 
 from raincheck.errors import crashed
 from raincheck.job import SHARED_RUN, Job, Progress, State
+from raincheck.lifetime import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.stores.base import Store
@@ -60,42 +60,24 @@ async def follow(client: Client[R], response: R, *, wait: int = 30) -> R:
     return response
 
 
-@asynccontextmanager
-async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
-    """Run an app's lifespan around a block, as a server does.
-
-    Yields:
-        The lifespan state.
-
-    Raises:
-        RuntimeError: the app reports that its start-up or shutdown failed.
-    """
-    state: dict[str, Any] = {}
-    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
-    to_app_send, to_app = anyio.create_memory_object_stream[Message](2)
-    from_app_send, from_app = anyio.create_memory_object_stream[Message](2)
-
-    async def run() -> None:
-        with from_app_send:
-            await app(scope, to_app.receive, from_app_send.send)
-
-    async def say(event: str) -> None:
-        await to_app_send.send({"type": f"lifespan.{event}"})
-        answer = await from_app.receive()
-        if answer["type"] != f"lifespan.{event}.complete":
-            raise RuntimeError(f"{answer['type']}: {answer.get('message', '')}")
-
-    with to_app_send, to_app, from_app:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await say("startup")
-            yield state
-            await say("shutdown")
-
-
 def job(id: str = "a", **fields: Any) -> Job:
     """A running job, for tests of stores."""
-    return Job(**{"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, **fields})
+    known = {"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, "attempt": 1}
+    return Job(**{**known, **fields})
+
+
+def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
+    """A captured request, for tests of stores."""
+    known: dict[str, Any] = {
+        "method": "POST",
+        "path": "/ü",
+        "raw_path": b"/%C3%BC",
+        "query_string": b"q=1",
+        "headers": ((b"x-a", b"\xff"), (b"x-a", b"2")),
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", None),
+    }
+    return CapturedRequest(**{**known, **fields}, body=body)
 
 
 def finished(job: Job, now: float = 1000.0, ttl: float = 60.0, tombstone_ttl: float = 60.0) -> Job:
@@ -121,23 +103,62 @@ class StoreContract:
         assert await store.get("a") is None
 
     async def test_every_field_comes_back(self, store: Store) -> None:
-        request = CapturedRequest(
-            method="POST",
-            path="/ü",
-            raw_path=b"/%C3%BC",
-            query_string=b"q=1",
-            headers=((b"x-a", b"\xff"), (b"x-a", b"2")),
-            body=b"\x00\xff",
-            client=("127.0.0.1", 1),
-            server=("127.0.0.1", None),
+        full = job(
+            attempt=2,
+            runs=1,
+            attempts=3,
+            replayable=True,
+            queue="videos",
+            started_at=1.5,
+            progress=Progress(0.5, "halb fertig: ½"),
+            owner="user ü",
+            keys=("key-1", SHARED_RUN + "2"),
+            fingerprint="f",
+            clients=2,
         )
-        full = job(request=request, started_at=1.5, progress=Progress(0.5, "halb fertig: ½"))
-        await store.create(full)
+        await store.create(full, request())
         assert await store.get("a") == full
-        response = CapturedResponse(200, ((b"set-cookie", b"a"), (b"set-cookie", b"b")), 3)
+        response = CapturedResponse(200, ((b"set-cookie", b"a"), (b"set-cookie", b"\xff")), 3)
         done = full.finish(State.SUCCEEDED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response)
-        assert await store.replace(done)
+        assert await store.replace(done, tail=b"abc")
         assert await store.get("a") == done
+        await store.create(job("b"))
+        failed = finished(job("b"))
+        assert await store.replace(failed)
+        assert await store.get("b") == failed
+
+    async def test_a_captured_request_is_kept_as_long_as_it_may_be_replayed(
+        self, store: Store
+    ) -> None:
+        queued = job(state=State.QUEUED, attempt=0, attempts=2, replayable=True)
+        await store.create(queued, request())
+        assert await store.request("a") == request()
+        first = queued.start(1001.0)
+        assert await store.replace(first)
+        assert await store.request("a") == request()
+        again = first.requeue()
+        assert await store.replace(again)
+        assert await store.request("a") == request()
+        assert await store.replace(again.start(1002.0))
+        assert await store.request("a") is None
+
+    async def test_no_request_is_none(self, store: Store) -> None:
+        await store.create(job())
+        assert await store.request("a") is None
+        assert await store.request("unknown") is None
+
+    async def test_a_captured_request_may_be_empty_or_large(self, store: Store) -> None:
+        for id, body in (("a", b""), ("b", bytes(range(256)) * 20_000)):
+            await store.create(job(id, replayable=True), request(body))
+            assert await store.request(id) == request(body)
+
+    async def test_a_captured_request_goes_with_the_outcome(self, store: Store) -> None:
+        for id in "ab":
+            await store.create(job(id, replayable=True), request())
+        await store.replace(finished(job("a", replayable=True)))
+        await store.replace(job("b", replayable=True).tombstone(1000.0, 60.0))
+        assert await store.request("a") is None
+        assert await store.request("b") is None
 
     async def test_of_many_creators_of_one_id_one_wins(self, store: Store) -> None:
         winners = []
@@ -219,9 +240,11 @@ class StoreContract:
     async def test_a_body_comes_back_in_order(self, store: Store) -> None:
         await store.create(job())
         await store.create(job("b"))
-        for chunk in (b"one", b"\x00\xff", b"three"):
-            await store.append_body("a", chunk)
-            await store.append_body("b", b"x")
+        size = 0
+        for number, chunk in enumerate((b"one", b"\x00\xff", b"three")):
+            assert await store.append_body("a", 1, size, chunk)
+            assert await store.append_body("b", 1, number, b"x")
+            size += len(chunk)
         assert await body_of(store, "a") == b"one\x00\xffthree"
         assert await body_of(store, "b") == b"xxx"
 
@@ -229,9 +252,39 @@ class StoreContract:
         await store.create(job())
         whole = bytes(range(256)) * 10
         for start in range(0, len(whole), 100):
-            await store.append_body("a", whole[start : start + 100])
+            await store.append_body("a", 1, start, whole[start : start + 100])
         for offset in (0, 1, 99, 100, 101, 255, 2559, 2560, 9999):
             assert await body_of(store, "a", offset) == whole[offset:]
+
+    async def test_a_large_body_comes_back_in_chunks(self, store: Store) -> None:
+        await store.create(job())
+        piece = bytes(range(256)) * 4096  # 1 MiB
+        for number in range(10):
+            assert await store.append_body("a", 1, number * len(piece), piece)
+        largest, size = 0, 0
+        async for chunk in store.read_body("a"):
+            largest = max(largest, len(chunk))
+            size += len(chunk)
+        assert size == 10 * len(piece)
+        assert largest <= len(piece)
+
+    async def test_a_chunk_that_is_there_is_not_put_there_again(self, store: Store) -> None:
+        await store.create(job())
+        for offset, chunk in ((0, b"one"), (0, b"one"), (3, b"two"), (3, b"two"), (0, b"one")):
+            assert await store.append_body("a", 1, offset, chunk)
+        assert await body_of(store, "a") == b"onetwo"
+
+    async def test_the_tail_of_a_body_comes_with_the_outcome(self, store: Store) -> None:
+        await store.create(job())
+        await store.append_body("a", 1, 0, b"one")
+        response = CapturedResponse(200, (), 6)
+        done = job().finish(
+            State.SUCCEEDED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response
+        )
+        assert await store.replace(done, tail=b"two")
+        assert not await store.replace(done, tail=b"two")
+        assert await body_of(store, "a") == b"onetwo"
+        assert await body_of(store, "a", 4) == b"wo"
 
     async def test_no_body_is_empty(self, store: Store) -> None:
         await store.create(job())
@@ -239,9 +292,28 @@ class StoreContract:
         assert await body_of(store, "unknown") == b""
 
     async def test_appending_to_nothing_keeps_nothing(self, store: Store) -> None:
-        await store.append_body("a", b"x")
+        assert not await store.append_body("a", 1, 0, b"x")
         await store.create(job())
         assert await body_of(store, "a") == b""
+
+    async def test_appending_to_what_has_ended_keeps_nothing(self, store: Store) -> None:
+        await store.create(job())
+        await store.replace(finished(job()))
+        assert not await store.append_body("a", 1, 0, b"x")
+        assert await body_of(store, "a") == b""
+
+    async def test_only_the_newest_attempt_has_a_body(self, store: Store) -> None:
+        first = job(attempts=2, replayable=True)
+        await store.create(first, request())
+        assert await store.append_body("a", 1, 0, b"first")
+        second = first.requeue().start(1001.0)
+        assert await store.replace(first.requeue())
+        assert await store.replace(second)
+        assert await body_of(store, "a") == b""
+        assert not await store.append_body("a", 1, 5, b"stale")
+        assert await store.append_body("a", 3, 0, b"second")
+        assert not await store.replace(finished(first))
+        assert await body_of(store, "a") == b"second"
 
     async def test_changed_answers_at_once_if_it_is_newer(self, store: Store) -> None:
         await store.create(job())
@@ -272,30 +344,69 @@ class StoreContract:
         assert scope.cancelled_caught
         assert await store.replace(job().cancelling())
 
-    async def test_unfinished_lists_what_is_not_terminal(self, store: Store) -> None:
-        for id in "abc":
-            await store.create(job(id))
-        await store.create(job("q", state=State.QUEUED))
+    async def test_what_nobody_holds_is_abandoned(self, store: Store) -> None:
+        for id in "abcd":
+            await store.create(job(id), lease=0.0)
+        await store.create(job("q", state=State.QUEUED, attempt=0), lease=0.0)
+        await store.create(job("held"), lease=60.0)
+        await store.create(job("without a lease"))
+        assert {job.id async for job in store.abandoned()} == {*"abcd", "q"}
         await store.replace(finished(job("b")))
         await store.replace(job("c").tombstone(1000.0, 60.0))
-        assert {job.id async for job in store.unfinished()} == {"a", "q"}
+        await store.replace(job("d").cancelling(), lease=60.0)
+        assert await store.renew({"q": 0}, 60.0) == {"q": State.QUEUED}
+        assert {job.id async for job in store.abandoned()} == {"a"}
+
+    async def test_a_new_version_leaves_the_lease_as_it_is(self, store: Store) -> None:
+        await store.create(job("a"), lease=0.0)
+        await store.create(job("b"), lease=60.0)
+        for id in "ab":
+            await store.replace(job(id).with_progress(Progress(0.5)))
+        assert {job.id async for job in store.abandoned()} == {"a"}
+        await store.replace(job("b").with_progress(Progress(0.5)).cancelling(), lease=0.0)
+        assert {job.id async for job in store.abandoned()} == {"a", "b"}
+
+    async def test_a_lease_ends(self, store: Store) -> None:
+        await store.create(job(), lease=0.02)
+        for _ in range(100):
+            await anyio.sleep(0.03)
+            if found := [job async for job in store.abandoned()]:
+                break
+        assert found == [job()]
+
+    async def test_only_who_holds_a_job_renews_its_lease(self, store: Store) -> None:
+        await store.create(job("stale", attempt=2), lease=0.0)
+        await store.create(job("ended"), lease=0.0)
+        await store.replace(finished(job("ended")))
+        await store.create(job("gone"), lease=0.0)
+        await store.replace(job("gone").tombstone(1000.0, 60.0))
+        await store.create(job("stopping"), lease=0.0)
+        await store.replace(job("stopping").cancelling())
+        ids = ("stale", "ended", "gone", "stopping", "unknown")
+        held = await store.renew(dict.fromkeys(ids, 1), 60.0)
+        assert held == {"stopping": State.CANCELLING}
+        assert {job.id async for job in store.abandoned()} == {"stale"}
+        assert await store.get("stopping") == job("stopping").cancelling()
+
+    async def test_nothing_to_renew(self, store: Store) -> None:
+        assert await store.renew({}, 60.0) == {}
 
     async def test_a_tombstone_drops_the_body(self, store: Store) -> None:
         await store.create(job())
-        await store.append_body("a", b"x")
+        await store.append_body("a", 1, 0, b"x")
         tombstone = job().tombstone(1000.0, 60.0)
         assert await store.replace(tombstone)
         assert await store.get("a") == tombstone
         assert await body_of(store, "a") == b""
-        await store.append_body("a", b"x")
+        assert not await store.append_body("a", 1, 0, b"x")
         assert await body_of(store, "a") == b""
 
     async def test_a_sweep_leaves_what_has_not_expired(self, store: Store) -> None:
         await store.create(job())
         await store.create(job("b"))
         done = finished(job("b"), ttl=60.0)
+        await store.append_body("b", 1, 0, b"x")
         await store.replace(done)
-        await store.append_body("b", b"x")
         assert await store.sweep(1059.9)
         assert await store.get("a") == job()
         assert await store.get("b") == done
@@ -303,8 +414,8 @@ class StoreContract:
 
     async def test_a_sweep_buries_what_has_expired_and_then_forgets_it(self, store: Store) -> None:
         await store.create(job())
+        await store.append_body("a", 1, 0, b"x")
         await store.replace(finished(job(), ttl=60.0, tombstone_ttl=60.0))
-        await store.append_body("a", b"x")
         assert await store.sweep(1060.0)
         tombstone = await store.get("a")
         assert tombstone is not None
@@ -338,18 +449,30 @@ class StoreContract:
 
 
 class RunnerContract:
-    """What every runner promises. Subclass it, with a fixture `runner`."""
+    """What every runner promises. Subclass it, with a fixture `runner`.
+
+    For one whose jobs run in the workers of an engine, override `workers`, too.
+    """
+
+    @asynccontextmanager
+    async def workers(self, runner: Runner) -> AsyncIterator[None]:
+        """Let the engine's workers run, in this process, while a test does."""
+        yield
 
     async def test_every_submitted_job_is_attempted(self, runner: Runner) -> None:
-        attempts: list[str] = []
+        wanted = {str(number) for number in range(20)}
+        attempted, all_of_them = set[str](), anyio.Event()
 
         async def attempt(id: str) -> None:
-            attempts.append(id)
+            attempted.add(id)
+            if attempted == wanted:
+                all_of_them.set()
 
-        async with _bound(runner, attempt):
-            for number in range(20):
-                await runner.submit(str(number))
-        assert sorted(attempts, key=int) == [str(number) for number in range(20)]
+        async with self._bound(runner, attempt):
+            for id in wanted:
+                await runner.submit(id)
+            with anyio.fail_after(10):
+                await all_of_them.wait()
 
     async def test_jobs_run_side_by_side(self, runner: Runner) -> None:
         both = anyio.Event()
@@ -362,9 +485,11 @@ class RunnerContract:
             with anyio.fail_after(10):
                 await both.wait()
 
-        async with _bound(runner, attempt):
+        async with self._bound(runner, attempt):
             await runner.submit("a")
             await runner.submit("b")
+            with anyio.fail_after(10):
+                await both.wait()
 
     async def test_a_cancelled_job_is_told_to_stop(self, runner: Runner) -> None:
         started, told = anyio.Event(), anyio.Event()
@@ -378,28 +503,36 @@ class RunnerContract:
             assert id == "a"
             told.set()
 
-        async with _bound(runner, attempt, stop):
+        async with self._bound(runner, attempt, stop):
             await runner.submit("a")
-            await started.wait()
+            with anyio.fail_after(10):
+                await started.wait()
             await runner.cancel("a")
 
     async def test_cancelling_what_does_not_run_is_no_error(self, runner: Runner) -> None:
         async def attempt(id: str) -> None:
             raise AssertionError("nothing was submitted")
 
-        async with _bound(runner, attempt):
+        async with self._bound(runner, attempt):
             await runner.cancel("unknown")
 
+    async def test_it_can_be_opened_again(self, runner: Runner) -> None:
+        await runner.open()
+        await runner.aclose()
+        await self.test_every_submitted_job_is_attempted(runner)
 
-@asynccontextmanager
-async def _bound(
-    runner: Runner, attempt: Attempt, stop: Stop = lambda _: None
-) -> AsyncIterator[None]:
-    """A runner that is bound, until its attempts have ended."""
-    async with anyio.create_task_group() as group:
+    @asynccontextmanager
+    async def _bound(
+        self, runner: Runner, attempt: Attempt, stop: Stop = lambda _: None
+    ) -> AsyncIterator[None]:
+        """A runner that is bound and open, until its attempts have ended."""
+        async with anyio.create_task_group() as group:
 
-        def spawn(attempt: Attempt, id: str) -> None:
-            group.start_soon(attempt, id)
+            def spawn(attempt: Attempt, id: str) -> None:
+                group.start_soon(attempt, id)
 
-        runner.bind(attempt, stop, spawn)
-        yield
+            runner.bind(attempt, stop, spawn)
+            await runner.open()
+            async with self.workers(runner):
+                yield
+            await runner.aclose()

@@ -31,7 +31,7 @@ async def test_law_9_a_full_store_refuses_new_jobs_and_evicts_none() -> None:
 async def test_law_8_an_accepted_job_has_room_even_when_the_store_has_become_full() -> None:
     store = MemoryStore(max_bytes=RECORD_COST)
     await store.create(job())
-    await store.append_body("a", b"x" * 10_000)
+    await store.append_body("a", 1, 0, b"x" * 10_000)
     assert await store.replace(finished(job()))
     assert await body_of(store, "a") == b"x" * 10_000
 
@@ -42,7 +42,7 @@ async def test_all_that_was_kept_is_given_back() -> None:
     for number in range(100):
         there = job(str(number))
         await store.create(there)
-        await store.append_body(there.id, b"x" * 1000)
+        await store.append_body(there.id, 1, 0, b"x" * 1000)
         if number % 3 == 0:
             await store.replace(there.tombstone(1000.0, 60.0))
         else:

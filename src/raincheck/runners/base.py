@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
+from starlette.types import ASGIApp
+
 Attempt = Callable[[str], Coroutine[Any, Any, None]]
 """Runs one job, given its id, to its end. Never raises an `Exception`."""
 
@@ -16,7 +18,9 @@ Stop = Callable[[str], None]
 class Runner(ABC):
     """Arranges that accepted jobs run: here, or wherever its engine has workers.
 
-    To write one, copy `runners/local.py`, and run `raincheck.testing.RunnerContract` over it.
+    To write one, copy `runners/local.py`, and run `raincheck.testing.RunnerContract` over it. That
+    every job runs, and that only one run of it counts, is not the runner's care: it may lose jobs
+    and may bring them twice.
     """
 
     in_place: ClassVar[bool]
@@ -32,10 +36,37 @@ class Runner(ABC):
             spawn: starts `attempt(id)` as a task that its middleware owns.
         """
 
+    def attach(self, app: ASGIApp) -> None:  # noqa: B027 - nothing to do in most
+        """Take the app that has the middleware, if a worker of the engine is to run its lifespan.
+
+        Called once, when the middleware is made.
+        """
+
+    def check(self, queue: str) -> None:  # noqa: B027 - one that has no queues takes any name
+        """Look at a queue's name in a policy, as soon as that is known.
+
+        Raises:
+            ConfigurationError: it has queues, and none of that name.
+        """
+
+    async def open(self) -> None:  # noqa: B027 - nothing to do in most
+        """Make ready for the running event loop. Must not raise: a later `submit` may."""
+
     @abstractmethod
-    async def submit(self, id: str) -> None:
-        """Arrange that the job is attempted."""
+    async def submit(self, id: str, queue: str | None = None) -> None:
+        """Arrange that the job is attempted.
+
+        Args:
+            id: the job's.
+            queue: the queue that its policy names; None for the runner's own.
+
+        Raises:
+            Exception: the job was not taken, or perhaps not.
+        """
 
     @abstractmethod
     async def cancel(self, id: str) -> None:
-        """Ask the job's attempt to stop, wherever it runs. A job that does not run is no error."""
+        """Ask the job's attempt to stop, if it runs in this process; that is all that is asked."""
+
+    async def aclose(self) -> None:  # noqa: B027 - nothing to do in most
+        """Release what `open` has taken. It may be opened again afterwards."""

@@ -20,7 +20,7 @@ class LocalRunner(Runner):
     def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
         self._attempt, self._stop, self._spawn = attempt, stop, spawn
 
-    async def submit(self, id: str) -> None:
+    async def submit(self, id: str, queue: str | None = None) -> None:
         self._spawn(self._attempt, id)
 
     async def cancel(self, id: str) -> None:

@@ -1,28 +1,40 @@
-"""The store port: keeps jobs and response bodies."""
+"""The store port: keeps jobs, captured requests and response bodies."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar
 
-from raincheck.job import Job
+from raincheck.job import Job, State
+from raincheck.messages import CapturedRequest
 
 
 class Store(ABC):
-    """Keeps jobs and response bodies.
+    """Keeps jobs, captured requests and response bodies.
 
     To write one, copy `stores/memory.py`, and run `raincheck.testing.StoreContract` over it.
-    Meaning lives above this port: records carry their own times and the caller passes `now`.
+    Meaning lives above this port: records carry their own times and the caller passes `now`. Only
+    leases go by the store's own clock, so that processes whose clocks differ agree about them.
+
     A method that cannot do what it promises raises `StoreError`; what it acknowledged stays.
+    Whoever is told of an error does not know whether it was done, and may ask again: a version
+    replaces only the one before it, and a chunk has its place.
     """
 
     shared: ClassVar[bool]
     """Whether other processes that open the same store see the same jobs."""
 
     @abstractmethod
-    async def create(self, job: Job) -> Job:
+    async def create(
+        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+    ) -> Job:
         """Insert a job unless there is one of this id, or one under any of its keys.
+
+        Args:
+            job: the job.
+            request: kept with it if it is `replayable`.
+            lease: seconds until it counts as abandoned; None: it never does.
 
         Returns:
             The job that is there now: this one, or the earlier one.
@@ -40,22 +52,36 @@ class Store(ABC):
         """The job that has this key among its `keys` now; None if there is none."""
 
     @abstractmethod
-    async def replace(self, job: Job) -> bool:
+    async def request(self, id: str) -> CapturedRequest | None:
+        """The captured request of a job that is `replayable`; else None."""
+
+    @abstractmethod
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
         """Put the next version in the place of the last (compare and swap).
 
-        Keys that it has no more are free again, and new ones are its own. A tombstone (`job.gone`)
-        drops the body with it.
-        There is always room for a newer version.
+        Keys that it has no more are free again, and new ones are its own. A version that is not
+        `replayable` drops the captured request, one of another `attempt` the response body, and a
+        tombstone (`job.gone`) both. There is always room for a newer version.
+
+        Args:
+            job: the next version.
+            tail: the last bytes of the response body, if this version has the response.
+            lease: seconds until it counts as abandoned; None leaves that as it is. A job that is
+                terminal or gone has no lease any more.
 
         Returns:
             Whether `job.version` was the next one. If not, nothing has changed.
         """
 
     @abstractmethod
-    async def append_body(self, id: str, chunk: bytes) -> None:
-        """Add to the end of a job's response body. There is always room for it.
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        """Put a chunk of a job's response body in its place. There is always room for it.
 
-        A job that is unknown or gone keeps nothing; that is no error.
+        Chunks come in order, without gaps; one that is there already is left as it is.
+
+        Returns:
+            Whether the job is in this attempt. If not, or if it is unknown, terminal or gone, the
+            chunk was not kept.
         """
 
     @abstractmethod
@@ -71,8 +97,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def unfinished(self) -> AsyncIterator[Job]:
-        """Every job whose state is not terminal and that is not gone."""
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        """Extend leases; the versions of the jobs stay what they are.
+
+        Args:
+            attempts: the jobs, by id, each with the attempt that holds it.
+            lease: seconds from now.
+
+        Returns:
+            The state of each job that is unfinished and still in this attempt. Those that are not
+            among them belong to somebody else now, or to nobody.
+        """
+
+    @abstractmethod
+    def abandoned(self) -> AsyncIterator[Job]:
+        """Unfinished jobs whose lease has ended, those that have been so the longest first."""
 
     @abstractmethod
     async def sweep(self, now: float) -> bool:

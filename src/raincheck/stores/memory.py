@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import ClassVar
 
 import anyio
 from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, StoreFull
-from raincheck.job import Job
-from raincheck.messages import RawHeaders
+from raincheck.job import Job, State
+from raincheck.messages import CapturedRequest, RawHeaders
 from raincheck.stores.base import Store
 
 RECORD_COST = 1024
@@ -35,6 +35,8 @@ class MemoryStore(Store):
 
     shared: ClassVar[bool] = False
 
+    _clock: Callable[[], float] = staticmethod(anyio.current_time)
+
     def __init__(self, *, max_bytes: int = 512 * 1024 * 1024) -> None:
         if not isinstance(max_bytes, int) or max_bytes < 1:
             raise ConfigurationError(
@@ -44,7 +46,9 @@ class MemoryStore(Store):
         self._max_bytes = max_bytes
         self._bytes = 0
         self._jobs: dict[str, Job] = {}
-        self._bodies: dict[str, bytes | list[bytes]] = {}
+        self._requests: dict[str, CapturedRequest] = {}
+        self._bodies: dict[str, bytes | _Chunks] = {}
+        self._leases: dict[str, float] = {}
         self._keys: dict[str, str] = {}  # to the id of the job that has it
         self._waiting: dict[str, _Waiting] = {}
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
@@ -63,20 +67,26 @@ class MemoryStore(Store):
         """Jobs and tombstones kept."""
         return len(self._jobs)
 
-    async def create(self, job: Job) -> Job:
+    async def create(
+        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+    ) -> Job:
         there = self._jobs.get(job.id)
         if there is not None:
             return there
         for key in job.keys:
             if key in self._keys:
                 return self._jobs[self._keys[key]]
-        cost = _cost(job)
+        cost = RECORD_COST if request is None else RECORD_COST + _cost(request)
         if self._bytes + cost > self._max_bytes:
             raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
         self._jobs[job.id] = job
         self._bytes += cost
         for key in job.keys:
             self._keys[key] = job.id
+        if request is not None:
+            self._requests[job.id] = request
+        if lease is not None:
+            self._leases[job.id] = self._clock() + lease
         return job
 
     async def get(self, id: str) -> Job | None:
@@ -86,29 +96,33 @@ class MemoryStore(Store):
         id = self._keys.get(key)
         return None if id is None else self._jobs[id]
 
-    async def replace(self, job: Job) -> bool:
+    async def request(self, id: str) -> CapturedRequest | None:
+        return self._requests.get(id)
+
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
         old = self._jobs.get(job.id)
         if old is None or old.version + 1 != job.version:
             return False
+        if job.attempt != old.attempt:
+            self._drop_body(job.id)
+        if tail:
+            self._append(job.id, tail)
+        if lease is not None:
+            self._leases[job.id] = self._clock() + lease
         self._put(old, job)
         return True
 
-    async def append_body(self, id: str, chunk: bytes) -> None:
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         job = self._jobs.get(id)
-        if job is None or job.gone:
-            return
-        self._bytes += len(chunk)
-        body = self._bodies.get(id)
-        if body is None:
-            self._bodies[id] = chunk  # most bodies are of one piece, and need no list
-        elif isinstance(body, list):
-            body.append(chunk)
-        else:
-            self._bodies[id] = [body, chunk]
+        if job is None or job.gone or job.attempt != attempt or job.finished:
+            return False
+        if offset == self._size_of(id):
+            self._append(id, chunk)
+        return True
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         body = self._bodies.get(id, b"")
-        for chunk in tuple(body) if isinstance(body, list) else (body,):
+        for chunk in tuple(body.chunks) if isinstance(body, _Chunks) else (body,):
             if offset < len(chunk):
                 yield chunk[offset:] if offset else chunk
             offset = max(0, offset - len(chunk))
@@ -125,10 +139,20 @@ class MemoryStore(Store):
                     del self._waiting[id]
         return job
 
-    async def unfinished(self) -> AsyncIterator[Job]:
-        for job in list(self._jobs.values()):
-            if not (job.finished or job.gone):
-                yield job
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        held = {}
+        for id, attempt in attempts.items():
+            job = self._jobs.get(id)
+            if job is not None and job.attempt == attempt and not (job.finished or job.gone):
+                self._leases[id] = self._clock() + lease
+                held[id] = job.state
+        return held
+
+    async def abandoned(self) -> AsyncIterator[Job]:
+        now = self._clock()
+        for id, _ in sorted(self._leases.items(), key=lambda item: item[1]):
+            if self._leases.get(id, math.inf) <= now:
+                yield self._jobs[id]
 
     async def sweep(self, now: float) -> bool:
         self._due.update(self._newly_due)
@@ -139,30 +163,69 @@ class MemoryStore(Store):
                 self._put(job, job.tombstone(now))
             else:
                 del self._jobs[id]
-                self._bytes -= _cost(job)
+                self._bytes -= RECORD_COST
         return bool(self._jobs)
 
     async def aclose(self) -> None:
         """Nothing to release: the jobs stay readable as long as the store is there."""
 
     def _put(self, old: Job, job: Job) -> None:
-        self._jobs[job.id] = job
-        self._bytes += _cost(job) - _cost(old)
+        id = job.id
+        self._jobs[id] = job
         if job.keys != old.keys:
             for key in old.keys:
                 self._keys.pop(key, None)
-            self._keys.update(dict.fromkeys(job.keys, job.id))
+            self._keys.update(dict.fromkeys(job.keys, id))
+        if not job.replayable and (request := self._requests.pop(id, None)) is not None:
+            self._bytes -= _cost(request)
+        if job.response is not None:
+            self._bytes += _size(job.response.headers)
+        if job.finished or job.gone:
+            self._leases.pop(id, None)
         if job.gone:
-            body = self._bodies.pop(job.id, b"")
-            self._bytes -= sum(map(len, body)) if isinstance(body, list) else len(body)
+            self._drop_body(id)
+            if old.response is not None:
+                self._bytes -= _size(old.response.headers)
         due = job.purge_at if job.gone else job.expires_at
         if due is not None:
-            self._newly_due[job.id] = due
-        self._wake(job.id)
+            self._newly_due[id] = due
+        self._wake(id)
+
+    def _append(self, id: str, chunk: bytes) -> None:
+        self._bytes += len(chunk)
+        body = self._bodies.get(id)
+        if body is None:
+            self._bodies[id] = chunk  # most bodies are of one piece, and need no list
+            return
+        if not isinstance(body, _Chunks):
+            body = self._bodies[id] = _Chunks(body)
+        body.append(chunk)
+
+    def _size_of(self, id: str) -> int:
+        body = self._bodies.get(id, b"")
+        return body.size if isinstance(body, _Chunks) else len(body)
+
+    def _drop_body(self, id: str) -> None:
+        self._bytes -= self._size_of(id)
+        self._bodies.pop(id, None)
 
     def _wake(self, id: str) -> None:
         if waiting := self._waiting.pop(id, None):
             waiting.event.set()
+
+
+class _Chunks:
+    """A body of several pieces."""
+
+    __slots__ = ("chunks", "size")
+
+    def __init__(self, first: bytes) -> None:
+        self.chunks = [first]
+        self.size = len(first)
+
+    def append(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+        self.size += len(chunk)
 
 
 class _Waiting:
@@ -175,14 +238,8 @@ class _Waiting:
         self.tasks = 0
 
 
-def _cost(job: Job) -> int:
-    """What a record counts for, without its response body."""
-    cost = RECORD_COST
-    if job.request is not None:
-        cost += len(job.request.body) + _size(job.request.headers)
-    if job.response is not None:
-        cost += _size(job.response.headers)
-    return cost
+def _cost(request: CapturedRequest) -> int:
+    return len(request.body) + _size(request.headers)
 
 
 def _size(headers: RawHeaders) -> int:

@@ -1,0 +1,89 @@
+"""Leases: a process holds on to its jobs, hears what others want of them, and takes over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+import anyio
+
+from raincheck.job import Job, State
+from raincheck.stores.base import Store
+from raincheck.tasks import Tasks
+
+logger = logging.getLogger("raincheck")
+
+# Seconds between renewals, which also bring what other processes want: a cancel reaches its
+# handler within that time.
+BEAT = 0.5
+
+# How often in the time of a lease abandoned jobs are looked for.
+_LOOKS = 3
+
+
+class Leases:
+    """Keeps the leases of the jobs of one process, on a store that it shares with others.
+
+    Args:
+        store: the store.
+        lease: seconds that a job stays this process's own without renewal.
+        held: the jobs of this process, by id, each with its attempt.
+        lost: called with a job that this process seems not to hold any more.
+        cancelled: called with a job that is to stop, again and again.
+        abandoned: called with a job whose process has died or hangs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: float,
+        *,
+        held: Callable[[], Mapping[str, int]],
+        lost: Callable[[str], Awaitable[None]],
+        cancelled: Callable[[str], None],
+        abandoned: Callable[[Job], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._held = held
+        self._lost = lost
+        self._cancelled = cancelled
+        self._abandoned = abandoned
+        self._beating = False
+
+    def keep(self, tasks: Tasks) -> None:
+        """Renew leases as long as there is anything to hold."""
+        if not self._beating:
+            self._beating = True
+            tasks.spawn(self._beat)
+
+    async def _beat(self) -> None:
+        while True:
+            await anyio.sleep(min(BEAT, self._lease / _LOOKS))
+            held = self._held()
+            if not held:
+                break
+            try:
+                await self._renew(held)
+            except Exception:
+                logger.exception("leases could not be renewed; trying again")
+        self._beating = False
+
+    async def _renew(self, held: Mapping[str, int]) -> None:
+        states = await self._store.renew(held, self._lease)
+        for id in held:
+            state = states.get(id)
+            if state is None:
+                await self._lost(id)
+            elif state is State.CANCELLING:
+                self._cancelled(id)
+
+    async def watch(self) -> None:
+        """Look for abandoned jobs, at once and from time to time; for ever."""
+        while True:
+            try:
+                async for job in self._store.abandoned():
+                    await self._abandoned(job)
+            except Exception:
+                logger.exception("abandoned jobs could not be looked for; trying again")
+            await anyio.sleep(self._lease / _LOOKS)

@@ -1,0 +1,100 @@
+"""A store whose calls end in time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+
+from raincheck.errors import StoreError
+from raincheck.job import Job, State
+from raincheck.messages import CapturedRequest
+from raincheck.stores.base import Store
+
+
+class BoundedStore(Store):
+    """Another store, of which every call either ends in time or raises `StoreError`.
+
+    Only `changed` may take as long as it likes: it waits for others.
+
+    Args:
+        store: the other one.
+        timeout: seconds for each call, and for each chunk or job of those that give several.
+    """
+
+    shared = True
+
+    def __init__(self, store: Store, timeout: float) -> None:
+        self._store = store
+        self._timeout = timeout
+
+    async def create(
+        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+    ) -> Job:
+        with self._in_time():
+            return await self._store.create(job, request, lease=lease)
+
+    async def get(self, id: str) -> Job | None:
+        with self._in_time():
+            return await self._store.get(id)
+
+    async def find(self, key: str) -> Job | None:
+        with self._in_time():
+            return await self._store.find(key)
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        with self._in_time():
+            return await self._store.request(id)
+
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+        with self._in_time():
+            return await self._store.replace(job, tail=tail, lease=lease)
+
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        with self._in_time():
+            return await self._store.append_body(id, attempt, offset, chunk)
+
+    def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        return self._each_in_time(self._store.read_body(id, offset))
+
+    async def changed(self, id: str, after_version: int) -> Job | None:
+        return await self._store.changed(id, after_version)
+
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        with self._in_time():
+            return await self._store.renew(attempts, lease)
+
+    def abandoned(self) -> AsyncIterator[Job]:
+        return self._each_in_time(self._store.abandoned())
+
+    async def sweep(self, now: float) -> bool:
+        with self._in_time():
+            return await self._store.sweep(now)
+
+    async def aclose(self) -> None:
+        with self._in_time():
+            await self._store.aclose()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        try:
+            with anyio.fail_after(self._timeout):
+                yield
+        except TimeoutError as error:
+            raise StoreError(f"it has not answered for {self._timeout:g} seconds") from error
+
+    async def _each_in_time(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        try:
+            while True:
+                with self._in_time():
+                    try:
+                        one = await anext(iterator)
+                    except StopAsyncIteration:
+                        return
+                yield one
+        finally:
+            close: Callable[[], Any] | None = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()

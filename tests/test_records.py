@@ -1,0 +1,243 @@
+"""Records: every job and captured request comes back as it was, and the format stays what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raincheck.errors import Problem, StoreError
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.records import FORMAT, dump, dump_request, load, load_request
+
+
+def one_way(text: str) -> bool:
+    """Whether no two surrogates of it make a character: of those no decoder makes two."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") == text
+
+
+# Python's strings hold more than Unicode's: decoders leave lone surrogates for bytes they reject.
+texts = st.text(st.characters(exclude_categories=())).filter(one_way)
+names = texts.filter(bool)
+times = st.floats(allow_nan=False)
+numbers = st.integers(0, 2**63 - 1)
+ports = st.integers(0, 65535)
+headers = st.lists(st.tuples(st.binary(), st.binary()), max_size=5).map(tuple)
+fractions = st.floats(0, 1)
+
+JOBS: dict[str, st.SearchStrategy[Any]] = {
+    "id": names,
+    "route": names,
+    "state": st.sampled_from(State),
+    "created_at": times,
+    "version": st.integers(1, 2**63 - 1),
+    "attempt": numbers,
+    "runs": numbers,
+    "attempts": numbers,
+    "replayable": st.booleans(),
+    "holder": st.none() | texts,
+    "queue": st.none() | texts,
+    "started_at": st.none() | times,
+    "finished_at": st.none() | times,
+    "expires_at": st.none() | times,
+    "purge_at": st.none() | times,
+    "progress": st.none() | st.builds(Progress, fractions, st.none() | texts),
+    "response": st.none() | st.builds(CapturedResponse, st.integers(100, 999), headers, numbers),
+    "error": st.none() | st.builds(Problem, names, st.integers(400, 599), texts, texts),
+    "gone": st.booleans(),
+    "owner": st.none() | texts,
+    "keys": st.lists(names, max_size=3).map(tuple),
+    "fingerprint": st.none() | texts,
+    "clients": st.integers(-1, 2**31),
+}
+REQUESTS: dict[str, st.SearchStrategy[Any]] = {
+    "method": names,
+    "path": texts,
+    "raw_path": st.none() | st.binary(),
+    "query_string": st.binary(),
+    "headers": headers,
+    "body": st.binary() | st.binary().map(lambda body: body + b"\n" + body),
+    "scheme": st.sampled_from(["http", "https"]),
+    "http_version": st.sampled_from(["1.0", "1.1", "2", "3"]),
+    "root_path": texts,
+    "client": st.none() | st.tuples(texts, ports),
+    "server": st.none() | st.tuples(texts, st.none() | ports),
+}
+
+often = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether both are equal, and of the same types all the way down: `1 == 1.0 == True`."""
+    return bool(one == other) and repr(one) == repr(other)
+
+
+@often
+@given(job=st.builds(Job, **JOBS))
+def test_a_job_comes_back_as_it_was(job: Job) -> None:
+    assert same(load(dump(job)), job)
+    assert same(load(dump(job).decode()), job)  # as some databases give it
+
+
+@often
+@given(request=st.builds(CapturedRequest, **REQUESTS))
+def test_a_captured_request_comes_back_as_it_was(request: CapturedRequest) -> None:
+    assert same(load_request(dump_request(request)), request)
+
+
+def test_every_field_is_tried() -> None:
+    assert set(JOBS) == set(Job._fields)
+    assert set(REQUESTS) == {field.name for field in dataclasses.fields(CapturedRequest)}
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(
+            Job("a", "r", State.RUNNING, 1.5, owner="\udc80 \ud800 é \U0001f600"), id="text"
+        ),
+        pytest.param(
+            Job(
+                "a",
+                "r",
+                State.SUCCEEDED,
+                1e300,
+                response=CapturedResponse(
+                    200, ((b"set-cookie", b"a=\xff\x80\xe9"), (b"set-cookie", b""), (b"X-Up", b"2"))
+                ),
+            ),
+            id="headers",
+        ),
+    ],
+)
+def test_what_is_hard_to_write_comes_back(job: Job) -> None:
+    assert same(load(dump(job)), job)
+
+
+@pytest.mark.parametrize("body", [b"", b"\n", b"\n\n{}", b"\x00\xff\xfe\n", bytes(range(256)) * 4])
+def test_a_body_comes_back_whatever_its_bytes(body: bytes) -> None:
+    request = CapturedRequest("PUT", "/\udcff\n", b"/%FF\n", b"\xff\n", ((b"x", b"\n\xff"),), body)
+    assert same(load_request(dump_request(request)), request)
+
+
+# --- the format ----------------------------------------------------------------------------------
+
+# What these versions wrote lies in databases. If one of these tests fails, so will every process
+# that is started beside an older one, or on what an older one left: raise `FORMAT`, and say in the
+# changelog what to do; or write the same bytes.
+
+PLAIN = Job("id-1", "app.render", State.QUEUED, 1700000000.25)
+FULL = Job(
+    id="id-2",
+    route="POST /vidéos",
+    state=State.FAILED,
+    created_at=1700000000.25,
+    version=7,
+    attempt=5,
+    runs=2,
+    attempts=3,
+    replayable=True,
+    holder="host-1",
+    queue="videos",
+    started_at=1700000001.0,
+    finished_at=1700000002.5,
+    expires_at=1700003602.5,
+    purge_at=1700007202.5,
+    progress=Progress(0.5, "halb fertig: ½"),
+    response=CapturedResponse(404, ((b"x-a", b"\xe9"), (b"x-a", b"2")), 3),
+    error=Problem("crashed", 500, "The handler failed", "It broke."),
+    gone=True,
+    owner="ann",
+    keys=("key-1", "run-2"),
+    fingerprint="f1",
+    clients=2,
+)
+REQUEST = CapturedRequest(
+    method="POST",
+    path="/vidéos",
+    raw_path=b"/vid%C3%A9os",
+    query_string=b"a=\xff",
+    headers=((b"content-type", b"text/plain"), (b"x-a", b"\xe9")),
+    body=b"\x00one\ntwo\xff",
+    scheme="https",
+    http_version="2",
+    root_path="/api",
+    client=("192.0.2.1", 4711),
+    server=("example.org", None),
+)
+LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
+
+GOLDEN = [
+    (
+        PLAIN,
+        b'{"format":1,"id":"id-1","route":"app.render","state":"queued","created_at":1700000000.25}',
+    ),
+    (
+        FULL,
+        b'{"format":1,"id":"id-2","route":"POST /vid\\u00e9os","state":"failed",'
+        b'"created_at":1700000000.25,"version":7,"attempt":5,"runs":2,"attempts":3,'
+        b'"replayable":true,"holder":"host-1","queue":"videos","started_at":1700000001.0,'
+        b'"finished_at":1700000002.5,"expires_at":1700003602.5,"purge_at":1700007202.5,'
+        b'"progress":[0.5,"halb fertig: \\u00bd"],'
+        b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
+        b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
+        b'"keys":["key-1","run-2"],"fingerprint":"f1","clients":2}',
+    ),
+]
+GOLDEN_REQUESTS = [
+    (
+        LEAST,
+        b'{"format":1,"method":"GET","path":"/","raw_path":null,"query_string":"","headers":[],'
+        b'"scheme":"http","http_version":"1.1","root_path":"","client":null,"server":null}\n',
+    ),
+    (
+        REQUEST,
+        b'{"format":1,"method":"POST","path":"/vid\\u00e9os","raw_path":"/vid%C3%A9os",'
+        b'"query_string":"a=\\u00ff","headers":[["content-type","text/plain"],["x-a","\\u00e9"]],'
+        b'"scheme":"https","http_version":"2","root_path":"/api","client":["192.0.2.1",4711],'
+        b'"server":["example.org",null]}\n'
+        b"\x00one\ntwo\xff",
+    ),
+]
+
+
+@pytest.mark.parametrize(("job", "record"), GOLDEN)
+def test_format_1_of_a_job_stays_what_it_is(job: Job, record: bytes) -> None:
+    assert FORMAT == 1
+    assert dump(job) == record
+    assert same(load(record), job)
+
+
+@pytest.mark.parametrize(("request_", "record"), GOLDEN_REQUESTS)
+def test_format_1_of_a_captured_request_stays_what_it_is(
+    request_: CapturedRequest, record: bytes
+) -> None:
+    assert dump_request(request_) == record
+    assert same(load_request(record), request_)
+
+
+def test_the_golden_records_have_every_field() -> None:
+    assert [field for field in Job._fields if b'"%s":' % field.encode() not in GOLDEN[1][1]] == []
+    fields = {field.name for field in dataclasses.fields(CapturedRequest)} - {"body"}
+    assert set(json.loads(GOLDEN_REQUESTS[1][1].partition(b"\n")[0])) == {"format", *fields}
+
+
+@pytest.mark.parametrize("found", [0, 2, 3, 1.5, "1", None])
+def test_a_record_in_another_format_is_refused_and_named(found: Any) -> None:
+    """Whatever else is in it: another format may have other fields."""
+    for known in ({}, {"unheard_of": 1}, {"state": "sleeping"}):
+        record = json.dumps({**json.loads(GOLDEN[0][1]), **known, "format": found}).encode()
+        for read in (load, load_request):
+            with pytest.raises(StoreError, match=f"a record has format {found!r}.* reads 1"):
+                read(record)
+
+
+def test_a_record_that_names_no_format_is_refused() -> None:
+    for read in (load, load_request):
+        with pytest.raises(StoreError, match="format None"):
+            read(b'{"id":"a"}')

@@ -1,0 +1,556 @@
+"""Leases and recovery: two apps over one store, of which one is cut off from it.
+
+The two stand for two processes, and the cut for one that died or was paused: a simulation, on
+virtual time. Real processes are killed in `tests/e2e/test_durable.py` and `benchmarks/crash.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
+from raincheck.messages import CapturedRequest
+from raincheck.stores.base import Store
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import Gate, app_of, running, settled, slow_route
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+
+LEASE = 12.0
+
+
+class Line(Store):
+    """One process's line to a store that several share; it can be cut, and mended."""
+
+    shared = True
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._mended = anyio.Event()
+        self._mended.set()
+
+    def cut(self) -> None:
+        self._mended = anyio.Event()
+
+    def mend(self) -> None:
+        self._mended.set()
+
+    async def _over(self, call: Callable[[], Awaitable[T]]) -> T:
+        await self._mended.wait()
+        return await call()
+
+    async def create(
+        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+    ) -> Job:
+        return await self._over(lambda: self._store.create(job, request, lease=lease))
+
+    async def get(self, id: str) -> Job | None:
+        return await self._over(lambda: self._store.get(id))
+
+    async def find(self, key: str) -> Job | None:
+        return await self._over(lambda: self._store.find(key))
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        return await self._over(lambda: self._store.request(id))
+
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+        return await self._over(lambda: self._store.replace(job, tail=tail, lease=lease))
+
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        return await self._over(lambda: self._store.append_body(id, attempt, offset, chunk))
+
+    async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        await self._mended.wait()
+        async for chunk in self._store.read_body(id, offset):
+            yield chunk
+
+    async def changed(self, id: str, after_version: int) -> Job | None:
+        return await self._over(lambda: self._store.changed(id, after_version))
+
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        return await self._over(lambda: self._store.renew(attempts, lease))
+
+    async def abandoned(self) -> AsyncIterator[Job]:
+        await self._mended.wait()
+        async for job in self._store.abandoned():
+            yield job
+
+    async def sweep(self, now: float) -> bool:
+        return await self._over(lambda: self._store.sweep(now))
+
+    async def aclose(self) -> None:
+        await self._over(self._store.aclose)
+
+
+class Two:
+    """Two apps with the same routes over one store.
+
+    Attributes:
+        a, b: their clients.
+        line: the first one's line to the store.
+        runs: which of them ran the handler, in order.
+        gates: where their handlers wait.
+    """
+
+    def __init__(self, stack: AsyncExitStack, limits: Mapping[str, Any]) -> None:
+        self.store = MemoryStore()
+        self.lines = {"a": Line(self.store), "b": Line(self.store)}
+        self.line = self.lines["a"]
+        self.runs: list[str] = []
+        self.gates = {"a": Gate(), "b": Gate()}
+        self.apps = {name: self._app(name, limits) for name in "ab"}
+        self._stack = stack
+        self._open: dict[str, AsyncExitStack] = {}
+        self.clients: dict[str, httpx.AsyncClient] = {}
+
+    def _app(self, name: str, limits: Mapping[str, Any]) -> LongRunningMiddleware:
+        async def answer(request: Request) -> Any:
+            self.runs.append(name)
+            if "report" in request.query_params:
+                report(0.5, f"by {name}")
+            await self.gates[name].wait()
+            return {"by": name, "body": (await request.body()).decode()}
+
+        async def streamed(request: Request) -> Response:
+            async def pieces() -> AsyncIterator[bytes]:
+                self.runs.append(name)
+                yield name.encode() * 70_000
+                await self.gates[name].wait()
+                yield name.encode() * 70_000
+
+            return StreamingResponse(pieces())
+
+        jobs = virtual_jobs(
+            store=self.lines[name], limits=Limits(lease=LEASE, store_timeout=2, **limits)
+        )
+        return app_of(
+            slow_route(answer, "/fail", max_running=2),
+            slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
+            slow_route(streamed, "/streamed", on_interrupt="rerun"),
+            slow_route(answer, "/one", max_running=1),
+            slow_route(answer, "/held", max_running=1, hold=True),
+            jobs=jobs,
+        )
+
+    async def start(self, name: str) -> None:
+        inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
+        self.clients[name] = await inner.enter_async_context(running(self.apps[name]))
+
+    async def stop(self, name: str) -> None:
+        await self._open[name].aclose()
+
+    @property
+    def a(self) -> httpx.AsyncClient:
+        return self.clients["a"]
+
+    @property
+    def b(self) -> httpx.AsyncClient:
+        return self.clients["b"]
+
+    async def status(self, response: httpx.Response) -> str:
+        document = await self.b.get(response.headers["location"] + "/status")
+        state: str = document.json()["status"]
+        return state
+
+
+@asynccontextmanager
+async def two(**limits: Any) -> AsyncIterator[Two]:
+    async with AsyncExitStack() as stack:
+        both = Two(stack, limits)
+        await both.start("b")
+        await both.start("a")
+        yield both
+        both.line.mend()
+        for gate in both.gates.values():
+            gate.open()
+        await settled()
+
+
+# --- what others see ---------------------------------------------------------------------------
+
+
+async def test_a_job_of_another_process_is_seen_and_waited_for() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/fail?report", content=b"x")
+        assert (await both.b.get(accepted.headers["location"])).status_code == 202
+        await anyio.sleep(1)
+        document = (await both.b.get(accepted.headers["location"] + "/status")).json()
+        assert (document["progress"], document["message"]) == (0.5, "by a")
+        results = []
+
+        async def wait() -> None:
+            results.append(await follow(both.b, accepted))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await settled()
+            both.gates["a"].open()
+        assert results[0].json() == {"by": "a", "body": "x"}
+
+
+async def test_a_cancel_in_another_process_reaches_the_handler_within_a_second() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/fail")
+        await settled()
+        answer = await both.b.post(accepted.headers["location"] + "/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+        await anyio.sleep(1)
+        assert await both.status(accepted) == "cancelled"
+        assert both.gates["a"].cleaned_up == 1
+
+
+async def test_a_delete_in_another_process_does_too() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/fail")
+        await settled()
+        assert (await both.b.delete(accepted.headers["location"])).status_code == 202
+        assert (await both.b.get(accepted.headers["location"])).status_code == 410
+        await anyio.sleep(1)
+        assert both.gates["a"].cleaned_up == 1
+
+
+@pytest.mark.parametrize("path", ["/one", "/held"])
+async def test_a_job_that_waits_in_another_process_is_cancelled_before_it_starts(
+    path: str,
+) -> None:
+    async with two() as both, anyio.create_task_group() as group:
+        group.start_soon(both.a.post, path)
+        await settled()
+        waiting = await both.a.post(path)
+        assert await both.status(waiting) == "queued"
+        answer = await both.b.post(waiting.headers["location"] + "/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        await anyio.sleep(2)
+        both.gates["a"].open()
+        await settled()
+        assert both.runs == ["a"]
+        third = await both.a.post(path)  # its place was given back
+        assert (await follow(both.a, third)).status_code == 200
+
+
+# --- what a process leaves when it dies --------------------------------------------------------
+
+
+async def test_a_healthy_process_keeps_its_jobs_however_long_they_take() -> None:
+    async with two() as both:
+        running_one = await both.a.post("/rerun")
+        await both.a.post("/one")
+        queued = await both.a.post("/one")
+        await anyio.sleep(20 * LEASE)
+        assert both.runs == ["a", "a"]
+        both.gates["a"].open()
+        for accepted in (running_one, queued):
+            assert (await follow(both.b, accepted)).json()["by"] == "a"
+
+
+async def test_law_1_a_job_whose_process_dies_is_interrupted() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/fail")
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        response = await both.b.get(accepted.headers["location"])
+        assert response.status_code == 503
+        assert response.json()["type"] == "urn:raincheck:problem:interrupted"
+        assert await both.status(accepted) == "failed"
+        assert both.runs == ["a"]
+
+
+async def test_a_job_that_may_run_twice_runs_again_elsewhere() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/rerun", content=b"x" * 5)
+        await settled()
+        both.line.cut()
+        both.gates["b"].open()
+        response = await follow(both.b, accepted)
+        assert (response.status_code, response.json()) == (200, {"by": "b", "body": "xxxxx"})
+        assert both.runs == ["a", "b"]
+
+
+async def test_law_4_a_process_that_was_only_paused_cannot_overwrite_the_newer_outcome() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/streamed")
+        await settled()
+        both.line.cut()
+        both.gates["b"].open()
+        await follow(both.b, accepted)
+        both.line.mend()
+        both.gates["a"].open()
+        await anyio.sleep(60)
+        response = await both.b.get(accepted.headers["location"])
+        assert response.content == b"b" * 140_000
+        assert both.runs == ["a", "b"]
+
+
+async def test_law_4_nor_write_into_the_newer_body() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/streamed")
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        assert both.runs == ["a", "b"]
+        both.line.mend()
+        both.gates["a"].open()
+        await anyio.sleep(60)
+        assert both.gates["a"].cleaned_up == 1
+        both.gates["b"].open()
+        assert (await follow(both.b, accepted)).content == b"b" * 140_000
+
+
+async def test_the_paused_process_stops_its_handler_when_it_hears() -> None:
+    async with two() as both:
+        await both.a.post("/rerun")
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        both.line.mend()
+        await anyio.sleep(10)
+        assert both.gates["a"].cleaned_up == 1
+        assert both.gates["b"].cleaned_up == 0
+        assert both.apps["a"].jobs.statistics().running == 0
+
+
+async def test_a_job_runs_no_more_often_than_it_may() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/rerun")
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        assert both.runs == ["a", "b"]
+        both.lines["b"].cut()
+        both.line.mend()
+        await anyio.sleep(3 * LEASE)
+        assert both.runs == ["a", "b"]
+        assert (await both.a.get(accepted.headers["location"])).status_code == 503
+        both.lines["b"].mend()
+
+
+async def test_a_job_that_never_started_always_runs() -> None:
+    async with two() as both:
+        first = await both.a.post("/one")
+        second = await both.a.post("/one", content=b"2")
+        await settled()
+        both.line.cut()
+        both.gates["b"].open()
+        assert (await follow(both.b, second)).json() == {"by": "b", "body": "2"}
+        assert (await follow(both.b, first)).status_code == 503
+
+
+async def test_a_live_request_that_waited_is_gone_with_its_process() -> None:
+    async with two() as both, anyio.create_task_group() as group:
+        group.start_soon(both.a.post, "/held")
+        await settled()
+        second = await both.a.post("/held")
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        assert (await both.b.get(second.headers["location"])).status_code == 503
+        both.line.mend()
+        both.gates["a"].open()
+
+
+async def test_a_job_that_was_being_cancelled_is_cancelled() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/rerun")
+        await settled()
+        both.line.cut()
+        await both.b.post(accepted.headers["location"] + "/cancel")
+        assert await both.status(accepted) == "cancelling"
+        await anyio.sleep(2 * LEASE)
+        assert await both.status(accepted) == "cancelled"
+        assert both.runs == ["a"]
+
+
+async def test_one_of_many_takes_over() -> None:
+    async with AsyncExitStack() as stack:
+        store = MemoryStore()
+        runs: list[int] = []
+
+        async def answer(request: Request) -> Any:
+            runs.append(1)
+            await anyio.sleep(1)
+
+        lines, clients = [], []
+        for _ in range(6):
+            lines.append(Line(store))
+            jobs = virtual_jobs(store=lines[-1], limits=Limits(lease=LEASE))
+            app = app_of(slow_route(answer, on_interrupt="rerun"), jobs=jobs)
+            clients.append(await stack.enter_async_context(running(app)))
+        accepted = [await clients[0].post("/slow") for _ in range(20)]
+        lines[0].cut()
+        for response in accepted:
+            assert (await follow(clients[1], response)).status_code == 200
+        assert len(runs) == 40
+        lines[0].mend()
+
+
+# --- what it leaves when it stops --------------------------------------------------------------
+
+
+async def test_law_12_what_waits_when_a_server_stops_runs_elsewhere_at_once() -> None:
+    async with two(drain_timeout=1, cancel_grace=1) as both:
+        first = await both.a.post("/one")
+        second = await both.a.post("/one")
+        again = await both.a.post("/rerun")
+        await settled()
+        both.gates["b"].open()
+        await both.stop("a")
+        assert (await both.b.get(first.headers["location"])).status_code == 503
+        with anyio.fail_after(LEASE):
+            assert (await follow(both.b, second)).json()["by"] == "b"
+            assert (await follow(both.b, again)).json()["by"] == "b"
+
+
+async def test_the_next_start_takes_over() -> None:
+    async with AsyncExitStack() as stack:
+        both = Two(stack, {"drain_timeout": 1, "cancel_grace": 1})
+        await both.start("a")
+        accepted = [await both.a.post("/one") for _ in range(3)]
+        await settled()
+        await both.stop("a")
+        both.gates["b"].open()
+        await both.start("b")
+        for response, status in zip(accepted, (503, 200, 200), strict=True):
+            assert (await follow(both.b, response)).status_code == status
+
+
+# --- the replay --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def recovered(
+    endpoint: Callable[[Request], Awaitable[Response]], **settings: Any
+) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+    """Send a request that the process which accepted it never runs, and see what another does."""
+    async with AsyncExitStack() as stack:
+        store = MemoryStore()
+        lines, clients = [], []
+
+        @asynccontextmanager
+        async def with_state(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+            yield {"pool": "the pool"}
+
+        for _ in range(2):
+            lines.append(Line(store))
+            jobs = virtual_jobs(store=lines[-1], limits=Limits(max_running=1, lease=LEASE))
+            app = Starlette(
+                routes=[Route("/slow", long_running(**settings)(endpoint), methods=["POST"])],
+                middleware=[Middleware(LongRunningMiddleware, jobs=jobs)],
+                lifespan=with_state,
+            )
+            app.state.name = "the app"
+            clients.append(await stack.enter_async_context(running(app)))
+
+        async def send(**request: Any) -> httpx.Response:
+            await clients[0].post("/slow?first")
+            await settled()
+            accepted = await clients[0].post("/slow", **request)
+            lines[0].cut()
+            response = await follow(clients[1], accepted)
+            lines[0].mend()
+            return response
+
+        yield send
+
+
+async def test_a_replay_elsewhere_has_the_app_and_its_state() -> None:
+    async def endpoint(request: Request) -> Response:
+        if "first" in request.query_params:
+            await anyio.sleep(1000)
+        return JSONResponse([request.app.state.name, request.state.pool])
+
+    async with recovered(endpoint) as send:
+        assert (await send()).json() == ["the app", "the pool"]
+
+
+async def test_a_replay_has_every_header_but_those_that_are_dropped() -> None:
+    async def endpoint(request: Request) -> Response:
+        if "first" in request.query_params:
+            await anyio.sleep(1000)
+        return JSONResponse([request.headers.get(name) for name in ("x-a", "cookie", "x-b")])
+
+    async with recovered(endpoint, drop_headers=("Cookie", "X-B")) as send:
+        headers = {"x-a": "1", "cookie": "a=b", "x-b": "2"}
+        assert (await send(headers=headers)).json() == ["1", None, None]
+
+
+async def test_a_replay_elsewhere_is_under_the_routes_own_policy() -> None:
+    async def endpoint(request: Request) -> Response:
+        await anyio.sleep(1000 if "first" in request.query_params else 100)
+        return Response()
+
+    async with recovered(endpoint, timeout=50) as send:
+        response = await send()
+        assert (response.status_code, response.json()["title"]) == (
+            504,
+            "The handler took too long",
+        )
+
+
+# --- outcomes that take time to write ----------------------------------------------------------
+
+
+class SlowStore(MemoryStore):
+    """Takes a second for every new version."""
+
+    shared = True
+
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+        await anyio.sleep(1)
+        return await super().replace(job, tail=tail, lease=lease)
+
+
+async def test_a_cancel_does_not_tear_an_outcome_that_is_being_written() -> None:
+    async def answer(request: Request) -> Any:
+        return {}
+
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=SlowStore()))) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(0.5)
+        await client.post(accepted.headers["location"] + "/cancel")
+        response = await follow(client, accepted)
+        assert response.status_code == 200
+
+
+async def test_a_handler_that_gives_up_waiting_does_not_either() -> None:
+    @long_running
+    async def endpoint(request: Request) -> Response:
+        class Impatient(Response):
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                with anyio.move_on_after(0.5):
+                    await super().__call__(scope, receive, send)
+
+        return Impatient(b"done")
+
+    app = app_of(Route("/slow", endpoint), jobs=virtual_jobs(store=SlowStore()))
+    async with running(app) as client:
+        accepted = await client.get("/slow")
+        response = await follow(client, accepted)
+        assert (response.status_code, response.content) == (200, b"done")
+        await anyio.sleep(5)
+        assert (await client.get(accepted.headers["location"])).content == b"done"
+
+
+async def test_a_server_that_stops_waits_for_an_outcome_that_is_being_written() -> None:
+    async def answer(request: Request) -> Any:
+        return {}
+
+    store = SlowStore()
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
+        accepted = await client.post("/slow")
+    job = await store.get(accepted.json()["job_id"])
+    assert job is not None
+    assert job.state is State.SUCCEEDED
