@@ -14,6 +14,7 @@ from raincheck.messages import RawHeaders, first_header
 
 # Documents are trees that we build ourselves, so nothing in them can be circular.
 _encode = json.JSONEncoder(check_circular=False).encode
+_quote = json.encoder.encode_basestring_ascii
 
 _NO_STORE = (b"cache-control", b"no-store")
 # The URL of a job without an owner opens it: a page that shows one must not pass it on.
@@ -76,27 +77,55 @@ class PlainDialect(Dialect):
 def _document(
     status: int, job: Job, urls: Urls, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
 ) -> Reply:
+    if outlook is None:
+        body = _encode(_finished(job, urls)).encode()
+    else:
+        headers.append((b"retry-after", b"%d" % outlook.retry_after))
+        body = _unfinished(job, urls, outlook)
+    headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
+    return Reply(status, headers, body)
+
+
+# Of every job at least one is sent, with its 202, and mostly several: as a template it costs a
+# third of what the encoder takes for it.
+_UNFINISHED = (
+    '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
+    '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, '
+    '"links": {"self": %s, "result": %s, "cancel": %s}}'
+)
+
+
+def _unfinished(job: Job, urls: Urls, outlook: Outlook) -> bytes:
+    progress, position, completion = job.progress, outlook.queue_position, outlook.completion
+    document = _UNFINISHED % (
+        job.id,
+        job.state,
+        timestamp(job.created_at),
+        "null" if progress is None else progress.fraction,
+        "null" if progress is None or progress.message is None else _quote(progress.message),
+        "null" if position is None else position,
+        "null" if completion is None else f'"{timestamp(completion)}"',
+        outlook.retry_after,
+        _quote(urls.monitor),
+        _quote(urls.result),
+        _quote(urls.cancel),
+    )
+    return document.encode()
+
+
+def _finished(job: Job, urls: Urls) -> dict[str, Any]:
     progress = job.progress
-    document: dict[str, Any] = {
+    return {
         "job_id": job.id,
         "status": job.state,
         "created_at": timestamp(job.created_at),
         "progress": None if progress is None else progress.fraction,
         "message": None if progress is None else progress.message,
+        "finished_at": timestamp(job.finished_at),
+        "expires_at": timestamp(job.expires_at),
+        **_outcome(job, urls),
+        "links": {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel},
     }
-    if outlook is not None:
-        headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        document["queue_position"] = outlook.queue_position
-        document["estimated_completion"] = timestamp(outlook.completion)
-        document["retry_after"] = outlook.retry_after
-    else:
-        document["finished_at"] = timestamp(job.finished_at)
-        document["expires_at"] = timestamp(job.expires_at)
-        document.update(_outcome(job, urls))
-    document["links"] = {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
-    body = _encode(document).encode()
-    headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
-    return Reply(status, headers, body)
 
 
 def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
