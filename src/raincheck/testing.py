@@ -441,6 +441,20 @@ class StoreContract:
             await anyio.wait_all_tasks_blocked()
             await store.sweep(1060.0)
 
+    async def test_a_forgotten_job_wakes_those_who_wait(self, store: Store) -> None:
+        await store.create(job())
+        tombstone = job().tombstone(1000.0, 60.0)
+        await store.replace(tombstone)
+
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                assert await store.changed("a", tombstone.version) is None
+
+            group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            await store.sweep(1060.0)
+
     async def test_a_closed_store_can_be_used_again(self, store: Store) -> None:
         await store.create(job())
         await store.aclose()

@@ -164,6 +164,7 @@ class MemoryStore(Store):
             else:
                 del self._jobs[id]
                 self._bytes -= RECORD_COST
+                self._wake(id)
         return bool(self._jobs)
 
     async def aclose(self) -> None:

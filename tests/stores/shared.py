@@ -1,0 +1,590 @@
+"""What stores promise that several processes open: `StoreContract`, and with real processes.
+
+A subclass gives
+
+- a fixture `opening`: Python statements that bind `store` to a new store object, on a server or a
+  file that is empty when the test begins and the same for all who run these statements in the
+  test. Child processes run them, and so do the fixtures `store` and `another`.
+- a method `overwrite`: puts other bytes where the store keeps the record of a job.
+- a fixture `anyio_backend`, if the store runs on one kind of event loop only.
+
+    @pytest.mark.anyio
+    @pytest.mark.real
+    class TestMyStore(SharedStoreContract):
+        @pytest.fixture
+        def opening(self, tmp_path: Path) -> str:
+            return f"from my.store import MyStore\nstore = MyStore({str(tmp_path / 'jobs')!r})"
+
+        async def overwrite(self, store: Store, id: str, record: bytes) -> None: ...
+
+A child is forked from a process that has imported this module and has done nothing else, so that
+it starts within milliseconds. Its event loop is of the same kind as the test's.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager, closing
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from sniffio import current_async_library
+
+from raincheck.errors import StoreError
+from raincheck.job import Job, Progress, State
+from raincheck.records import FORMAT, dump
+from raincheck.stores.base import Store
+from raincheck.testing import StoreContract, body_of, finished, job, request
+
+PATIENCE = 60.0
+"""Seconds until a test gives up: processes have to start, on a machine that may be busy."""
+
+MEBIBYTE = 1024 * 1024
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.stores.shared"])
+
+
+def opened(opening: str) -> Store:
+    """The store that these statements bind."""
+    names: dict[str, Any] = {}
+    exec(opening, names)
+    store = names["store"]
+    assert isinstance(store, Store)
+    return store
+
+
+# --- parents and children --------------------------------------------------------------------
+
+
+class Child:
+    """A child process, as its parent sees it."""
+
+    def __init__(self, opening: str, work: Work, backend: str, shift: float) -> None:
+        self.killed = False
+        self._connection, its = FORKS.Pipe()
+        self._process = FORKS.Process(target=main, args=(its, opening, work, backend, shift))
+        self._process.start()
+        its.close()
+
+    async def say(self, word: Any = None) -> None:
+        self._connection.send(word)
+
+    async def hear(self) -> Any:
+        # Should the test fail meanwhile, the child is killed, and the thread ends with it.
+        return await anyio.to_thread.run_sync(self._connection.recv, abandon_on_cancel=True)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is dead."""
+        self.killed = True
+        self._process.kill()
+        await self.ended()
+
+    async def ended(self) -> int | None:
+        """Its exit code."""
+        await anyio.to_thread.run_sync(self._process.join, abandon_on_cancel=True)
+        return self._process.exitcode
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._connection.close()
+
+
+class Parent:
+    """The parent, as a child process sees it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def say(self, word: Any = None) -> None:
+        self._connection.send(word)
+
+    async def hear(self) -> Any:
+        return await anyio.to_thread.run_sync(self._connection.recv)
+
+
+Work = Callable[[Store, Parent], Awaitable[None]]
+
+
+@asynccontextmanager
+async def children(
+    opening: str, work: Work, count: int = 1, *, shift: float = 0.0
+) -> AsyncIterator[list[Child]]:
+    """Child processes that work on the store; they have opened it and wait to be told to begin.
+
+    Args:
+        opening: binds the store.
+        work: a function at the top level of a module.
+        count: how many children.
+        shift: seconds by which their `time.time()` is wrong.
+    """
+    with anyio.fail_after(PATIENCE), ExitStack() as stack:
+        family = []
+        for _ in range(count):
+            child = Child(opening, work, current_async_library(), shift)
+            family.append(stack.enter_context(closing(child)))
+        for child in family:
+            assert await child.hear() == "ready"
+        yield family
+        for child in family:
+            assert await child.ended() == 0 or child.killed
+
+
+@asynccontextmanager
+async def child(opening: str, work: Work, *, shift: float = 0.0) -> AsyncIterator[Child]:
+    """One of them."""
+    async with children(opening, work, shift=shift) as (only,):
+        yield only
+
+
+def main(connection: Connection, opening: str, work: Work, backend: str, shift: float) -> None:
+    if shift:
+        real = time.time
+        time.time = lambda: real() + shift
+    store, parent = opened(opening), Parent(connection)
+
+    async def run() -> None:
+        await store.get("nobody")  # opens it
+        parent.say("ready")
+        try:
+            await work(store, parent)
+        finally:
+            await store.aclose()
+
+    anyio.run(run, backend=backend)
+
+
+# --- what children do ------------------------------------------------------------------------
+
+CROWD = 34
+"""Creators in each of three processes: a hundred and two."""
+
+
+async def creates_one_id(store: Store, parent: Parent) -> None:
+    me = await parent.hear()
+    there = []
+
+    async def create(number: int) -> None:
+        there.append((await store.create(job(route=f"{me}-{number}"))).route)
+
+    async with anyio.create_task_group() as group:
+        for number in range(CROWD):
+            group.start_soon(create, number)
+    parent.say(there)
+
+
+async def creates_under_one_key(store: Store, parent: Parent) -> None:
+    me = await parent.hear()
+    there = []
+
+    async def create(number: int) -> None:
+        id = f"{me}-{number}"
+        there.append((await store.create(job(id, keys=(f"own-{id}", "k")))).id)
+
+    async with anyio.create_task_group() as group:
+        for number in range(CROWD):
+            group.start_soon(create, number)
+    parent.say(there)
+
+
+async def counts(store: Store, parent: Parent) -> None:
+    for _ in range(await parent.hear()):
+        while True:
+            there = await store.get("a")
+            assert there is not None
+            if await store.replace(there.shared(1)):
+                break
+
+
+async def changes_jobs(store: Store, parent: Parent) -> None:
+    while (ids := await parent.hear()) is not None:
+        for id in ids:
+            there = await store.get(id)
+            assert there is not None
+            assert await store.replace(there.with_progress(Progress(0.5)))
+            parent.say(time.monotonic())
+
+
+async def changes_one_job(store: Store, parent: Parent) -> None:
+    """Change one job many times, as fast as it goes."""
+    there = await store.get("a")
+    for _ in range(await parent.hear()):
+        assert there is not None
+        there = there.with_progress(Progress(0.5))
+        assert await store.replace(there)
+
+
+async def takes_leases(store: Store, parent: Parent) -> None:
+    for id, seconds in await parent.hear():
+        await store.create(job(id), lease=seconds)
+    parent.say()
+    await parent.hear()
+
+
+async def sees_leases(store: Store, parent: Parent) -> None:
+    await parent.hear()
+    parent.say([job.id async for job in store.abandoned()])
+
+
+async def sweeps(store: Store, parent: Parent) -> None:
+    for now in await parent.hear():
+        await store.sweep(now)
+
+
+async def keeps_a_large_body(store: Store, parent: Parent) -> None:
+    """Write and read a body in chunks of 1 MiB, and tell what it took."""
+    mebibytes = await parent.hear()
+    chunk = bytes(range(256)) * 4096
+
+    async def write_and_read(id: str, count: int) -> None:
+        await store.create(job(id))
+        for number in range(count):
+            assert await store.append_body(id, 1, number * len(chunk), chunk)
+        size = 0
+        async for part in store.read_body(id):
+            at = size % len(chunk)
+            assert part == (chunk + chunk)[at : at + len(part)]
+            size += len(part)
+        assert size == count * len(chunk)
+        assert await anext(store.read_body(id, size - 1)) == chunk[-1:]
+
+    await write_and_read("small", 4)
+    before = peak_memory()
+    await write_and_read("large", mebibytes)
+    parent.say(peak_memory() - before)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had in memory at once.
+
+    Not `getrusage`: on Linux its maximum includes what the parent had when it forked.
+    """
+    status = Path("/proc/self/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak) * 1024
+
+
+# --- the contract ----------------------------------------------------------------------------
+
+
+class SharedStoreContract(StoreContract, ABC):
+    """What every shared store promises. See the module for what a subclass gives."""
+
+    @pytest.fixture
+    async def store(self, opening: str) -> AsyncIterator[Store]:
+        store = opened(opening)
+        yield store
+        await store.aclose()
+
+    @pytest.fixture
+    async def another(self, opening: str) -> AsyncIterator[Store]:
+        """Another store object on the same server or file, in this process."""
+        store = opened(opening)
+        yield store
+        await store.aclose()
+
+    @abstractmethod
+    async def overwrite(self, store: Store, id: str, record: bytes) -> None:
+        """Put other bytes where the store keeps the record of this job."""
+
+    def test_it_is_shared(self, opening: str) -> None:
+        assert opened(opening).shared
+
+    # --- one winner -----------------------------------------------------------------------
+
+    async def test_of_creators_of_one_id_in_several_processes_one_wins(
+        self, store: Store, opening: str
+    ) -> None:
+        async with children(opening, creates_one_id, 3) as family:
+            for number, child in enumerate(family):
+                await child.say(number)
+            winners = [await child.hear() for child in family]
+        assert [len(told) for told in winners] == [CROWD] * 3
+        there = await store.get("a")
+        assert there is not None
+        assert {route for told in winners for route in told} == {there.route}
+
+    async def test_of_creators_under_one_key_in_several_processes_one_wins(
+        self, store: Store, opening: str
+    ) -> None:
+        async with children(opening, creates_under_one_key, 3) as family:
+            for number, child in enumerate(family):
+                await child.say(number)
+            winners = [await child.hear() for child in family]
+        assert [len(told) for told in winners] == [CROWD] * 3
+        found = await store.find("k")
+        assert found is not None
+        assert {id for told in winners for id in told} == {found.id}
+        ids = {f"{child}-{number}" for child in range(3) for number in range(CROWD)}
+        assert [id for id in ids if await store.get(id)] == [found.id]
+        assert [id for id in ids if await store.find(f"own-{id}")] == [found.id]
+
+    async def test_no_change_of_several_processes_is_lost(self, store: Store, opening: str) -> None:
+        await store.create(job())
+        async with children(opening, counts, 3) as family:
+            for child in family:
+                await child.say(40)
+        there = await store.get("a")
+        assert there is not None
+        assert (there.version, there.clients) == (121, 121)
+
+    async def test_several_processes_sweep_at_once(self, store: Store, opening: str) -> None:
+        ids = [str(number) for number in range(1200)]
+        keys = [f"key-{id}" for id in ids]
+
+        async def keep(id: str, key: str) -> None:
+            await store.create(job(id, keys=(key,)))
+            assert await store.replace(finished(job(id, keys=(key,))), tail=b"x")
+
+        async with anyio.create_task_group() as group:
+            for id, key in zip(ids, keys, strict=True):
+                group.start_soon(keep, id, key)
+        async with children(opening, sweeps, 3) as family:
+            for child in family:
+                await child.say([1059.0, 1060.0, 1061.0])
+        tombstones = [await store.get(id) for id in ids]
+        assert {job and (job.gone, job.version) for job in tombstones} == {(True, 3)}
+        assert [key for key in keys if await store.find(key)] == []
+        assert [id for id in ids[::100] if await body_of(store, id)] == []
+        async with children(opening, sweeps, 3) as family:
+            for child in family:
+                await child.say([1120.0])
+        assert [id for id in ids if await store.get(id)] == []
+        assert not await store.sweep(1120.0)
+
+    # --- changes --------------------------------------------------------------------------
+
+    async def test_a_change_in_another_process_wakes_who_waits(
+        self, store: Store, opening: str
+    ) -> None:
+        await store.create(job())
+        late = []
+        async with child(opening, changes_jobs) as other:
+            for version in range(1, 11):
+                async with anyio.create_task_group() as group:
+
+                    async def watch(version: int = version) -> None:
+                        newest = await store.changed("a", version)
+                        woken = time.monotonic()  # the same clock in every process
+                        assert newest is not None
+                        assert newest.version == version + 1
+                        late.append(woken - await other.hear())
+
+                    group.start_soon(watch)
+                    await anyio.sleep(0.01)  # most begin to wait before it changes
+                    await other.say(["a"])
+            await other.say(None)
+        assert sorted(late)[5] < 1.0
+
+    async def test_another_store_object_wakes_who_waits(self, store: Store, another: Store) -> None:
+        await store.create(job())
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(store.changed, "a", 1)
+                await anyio.sleep(0.05)
+                assert await another.replace(job().cancelling())
+
+    async def test_everybody_wakes(self, store: Store, opening: str) -> None:
+        ids = [f"j{number}" for number in range(500)]
+        woken: list[Job | None] = []
+
+        async def watch(id: str) -> None:
+            woken.append(await store.changed(id, 1))
+
+        async with anyio.create_task_group() as group:
+            for id in [*ids, "one"]:
+                group.start_soon(store.create, job(id))
+        async with child(opening, changes_jobs) as other, anyio.create_task_group() as group:
+            for id in [*ids, *["one"] * 50]:
+                group.start_soon(watch, id)
+            await anyio.sleep(0.1)
+            assert woken == []
+            await other.say([*ids, "one"])
+            for _ in [*ids, "one"]:
+                await other.hear()
+            await other.say(None)
+        assert sorted(job.id for job in woken if job) == sorted([*ids, *["one"] * 50])
+        assert {job and job.version for job in woken} == {2}
+
+    async def test_no_change_is_missed(self, store: Store, opening: str) -> None:
+        await store.create(job())
+
+        async def watch() -> None:
+            version = 0
+            while version <= 300:
+                newest = await store.changed("a", version)
+                assert newest is not None
+                assert newest.version > version
+                version = newest.version
+
+        async with child(opening, changes_one_job) as other, anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(watch)
+            await other.say(300)
+
+    async def test_a_job_that_goes_away_wakes_who_waits(self, store: Store, another: Store) -> None:
+        """A sweep elsewhere may bury and forget it between two looks."""
+        await store.create(job())
+        done = finished(job())
+        await store.replace(done)
+        newest: list[Job | None] = []
+
+        async def watch() -> None:
+            newest.append(await store.changed("a", done.version))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                await anyio.sleep(0.05)
+                await another.sweep(1060.0)
+                await another.sweep(1120.0)
+        assert newest[0] is None or newest[0].gone
+
+    # --- leases ---------------------------------------------------------------------------
+
+    async def test_what_a_dead_process_held_is_abandoned(self, store: Store, opening: str) -> None:
+        async with child(opening, takes_leases) as other:
+            await other.say([["held", 3600.0], ["lost", 0.5]])
+            await other.hear()
+            await other.kill()
+            abandoned: list[str] = []
+            while not abandoned:
+                await anyio.sleep(0.05)
+                abandoned = [job.id async for job in store.abandoned()]
+            assert abandoned == ["lost"]
+            assert await store.renew({"lost": 1}, 3600.0) == {"lost": State.RUNNING}
+            assert [job.id async for job in store.abandoned()] == []
+
+    @pytest.mark.parametrize("shift", [3600.0, -3600.0])
+    async def test_clocks_that_differ_agree_about_leases(
+        self, store: Store, opening: str, shift: float
+    ) -> None:
+        await store.create(job("ended"), lease=0.0)
+        await store.create(job("held"), lease=60.0)
+        async with child(opening, sees_leases, shift=shift) as other:
+            await other.say()
+            assert await other.hear() == ["ended"]
+        async with child(opening, takes_leases, shift=shift) as other:
+            await other.say([["its ended", 0.0], ["its held", 60.0]])
+            await other.hear()
+            assert {job.id async for job in store.abandoned()} == {"ended", "its ended"}
+            await other.say()
+
+    # --- bodies ---------------------------------------------------------------------------
+
+    async def test_a_large_body_takes_little_memory(self, opening: str) -> None:
+        async with child(opening, keeps_a_large_body) as other:
+            await other.say(100)
+            assert await other.hear() < 32 * MEBIBYTE
+
+    async def test_one_large_chunk_is_read_in_pieces(self, store: Store) -> None:
+        chunk = bytes(range(256)) * 4096 * 9
+        await store.create(job())
+        assert await store.append_body("a", 1, 0, chunk[: 5 * MEBIBYTE + 1])
+        done = finished(job())
+        assert await store.replace(done, tail=chunk[5 * MEBIBYTE + 1 :])
+        parts = [part async for part in store.read_body("a", 17)]
+        assert b"".join(parts) == chunk[17:]
+        assert max(map(len, parts)) <= MEBIBYTE
+
+    async def test_a_reader_never_sees_two_attempts(self, store: Store, another: Store) -> None:
+        first = job(attempts=2, replayable=True)
+        await store.create(first, request())
+        for number in range(8):
+            await store.append_body("a", 1, number * MEBIBYTE, b"1" * MEBIBYTE)
+        reader = store.read_body("a")
+        seen = {*await anext(reader)}
+        again = first.requeue().start(1001.0)
+        assert await another.replace(first.requeue())
+        assert await another.replace(again)
+        for number in range(8):
+            chunk = b"2" * MEBIBYTE
+            assert await another.append_body("a", again.attempt, number * MEBIBYTE, chunk)
+        try:
+            async for part in reader:
+                seen |= {*part}
+        except StoreError:
+            pass  # as good as an end: the reader knows how long the body was to be
+        assert seen == {*b"1"}
+        assert {*await body_of(store, "a")} == {*b"2"}
+
+    # --- what may go wrong ----------------------------------------------------------------
+
+    async def test_a_record_of_another_format_is_refused(self, store: Store) -> None:
+        await store.create(job())
+        await store.create(job("b"))
+        record = json.loads(dump(job())) | {"format": FORMAT + 1}
+        await self.overwrite(store, "a", json.dumps(record).encode())
+        with pytest.raises(StoreError, match=f"format {FORMAT + 1}"):
+            await store.get("a")
+        assert await store.get("b") == job("b")
+
+    async def test_a_cancelled_call_leaves_the_store_usable(self, store: Store) -> None:
+        """Each kind of call is cancelled before it begins, at its start and a little later."""
+        await store.create(job(keys=("k",)), lease=60.0)
+        await store.append_body("a", 1, 0, b"x" * MEBIBYTE)
+
+        async def read() -> None:
+            async for _ in store.read_body("a"):
+                pass
+
+        async def look() -> None:
+            async for _ in store.abandoned():
+                pass
+
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: store.create(job("new")),
+            lambda: store.get("a"),
+            lambda: store.find("k"),
+            lambda: store.request("a"),
+            lambda: store.replace(job(keys=("k",)).with_progress(Progress(0.5))),
+            lambda: store.append_body("a", 1, MEBIBYTE, b"y"),
+            read,
+            lambda: store.changed("a", 9),
+            lambda: store.renew({"a": 1}, 60.0),
+            look,
+            lambda: store.sweep(0.0),
+        ]
+        for call in calls:
+            for patience in range(12):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(call)
+                    for _ in range(patience):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+        with anyio.fail_after(PATIENCE):
+            there = await store.get("a")
+            assert there is not None
+            assert await store.find("k") == there
+            assert await store.replace(there.cancelling())
+            assert await store.create(job("b")) == job("b")
+            assert (await body_of(store, "a")).rstrip(b"y") == b"x" * MEBIBYTE
+
+    def test_a_store_outlives_its_event_loop(self, opening: str, anyio_backend_name: str) -> None:
+        store = opened(opening)
+
+        async def keep(id: str) -> None:
+            await store.create(job(id))
+            assert await store.get(id) == job(id)
+            with anyio.move_on_after(0.01):
+                await store.changed(id, 1)
+
+        for id in "abc":
+            anyio.run(keep, id, backend=anyio_backend_name)  # and nobody closed it
+
+        async def close() -> None:
+            assert [await store.get(id) for id in "abc"] == [job(id) for id in "abc"]
+            await store.aclose()
+
+        anyio.run(close, backend=anyio_backend_name)

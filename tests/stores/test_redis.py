@@ -1,0 +1,855 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import raincheck.stores.redis as module
+from raincheck import ConfigurationError
+from raincheck.errors import StoreError, StoreFull
+from raincheck.job import Progress, State
+from raincheck.stores.base import Store
+from raincheck.stores.redis import BATCH, DAY, PAGE, WINDOW, RedisStore
+from raincheck.testing import body_of, finished, job, request
+from tests.stores.shared import PATIENCE, SharedStoreContract
+from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+Serve = Callable[..., Valkey]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Of the keys of one test: the server is the same for all."""
+    return f"{{{uuid4().hex}}}:"
+
+
+@pytest.fixture
+async def store(valkey: Valkey, prefix: str) -> AsyncIterator[RedisStore]:
+    store = RedisStore(valkey.url, prefix=prefix)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def serve(valkey: Valkey, tmp_path: Path) -> Iterator[Serve]:
+    """Starts a server that one test may do anything to."""
+    servers = []
+
+    def start(*options: str) -> Valkey:
+        server = Valkey(tmp_path, *options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+class TestRedisStore(SharedStoreContract):
+    @pytest.fixture
+    def opening(self, valkey: Valkey, prefix: str) -> str:
+        return (
+            "from raincheck.stores.redis import RedisStore\n"
+            f"store = RedisStore({valkey.url!r}, prefix={prefix!r})"
+        )
+
+    async def overwrite(self, store: Store, id: str, record: bytes) -> None:
+        assert isinstance(store, RedisStore)
+        await tell(store, "HSET", f"job:{id}", "record", record)
+
+
+async def tell(store: RedisStore, command: str, key: str, *words: str | bytes | int) -> Any:
+    """Have the server do something behind the store's back."""
+    return await store._line().ask(command, store._key(key), *words)
+
+
+async def keys_of(store: RedisStore) -> set[str]:
+    """What the store keeps, without the prefix."""
+    found, cursor = set[str](), b"0"
+    while True:
+        answer = await store._line().ask("SCAN", cursor, "MATCH", store._key("*"), "COUNT", 1000)
+        cursor, keys = answer
+        found |= {key.decode().removeprefix(store._prefix) for key in keys}
+        if cursor == b"0":
+            return found
+
+
+def clients(server: Valkey, kind: str = "normal") -> int:
+    """Connections to the server, but for the one that asks."""
+    listed = server.ask("CLIENT", "LIST", "TYPE", kind)
+    assert isinstance(listed, bytes)
+    return listed.count(b"\n") - (kind == "normal")
+
+
+def statistics(server: Valkey, section: str) -> dict[str, Any]:
+    answer = server.ask("INFO", section)
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE):
+        while True:
+            if true():
+                return
+            await anyio.sleep(0.01)
+
+
+# --- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://u:secret@localhost",
+        "redis://u:sec/ret@localhost",  # not encoded: `sec` is taken for the port
+        "redis://u:secret@localhost:6379?health_check_interval=secret",
+        "redis://u:secret@localhost:6379?secret=1",
+        "redis://u:secret@localhost:6379?protocol=secret",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"RedisStore\(url") as raised:
+        RedisStore(url)
+    assert "sec" not in "".join(traceback.format_exception_only(raised.value))
+    assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"prefix": ""}, "prefix"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"timeout": "5"}, "timeout"),
+    ],
+)
+def test_an_impossible_setting_names_itself(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        RedisStore(**settings)
+
+
+def test_on_trio_it_says_what_to_use_instead() -> None:
+    with pytest.raises(ConfigurationError, match=r"asyncio.*SQLiteStore"):
+        anyio.run(RedisStore().get, "a", backend="trio")
+
+
+def test_without_redis_py_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['redis'] = None; import raincheck.stores.redis"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install raincheck[redis]" in done.stderr
+
+
+# --- round trips -----------------------------------------------------------------------------
+
+
+async def test_every_call_is_one_command(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    done = finished(job(keys=("k",)))
+
+    async def read() -> None:
+        assert await body_of(store, "a") == b"onetwo"
+
+    async def look() -> None:
+        assert [job async for job in store.abandoned()] == []
+
+    calls: list[Callable[[], Any]] = [
+        partial(store.create, job(keys=("k",)), request(), lease=60.0),
+        partial(store.get, "a"),
+        partial(store.find, "k"),
+        partial(store.request, "a"),
+        partial(store.append_body, "a", 1, 0, b"one"),
+        partial(store.renew, {"a": 1, "b": 1}, 60.0),
+        look,
+        partial(store.replace, done, tail=b"two"),
+        read,
+        partial(store.sweep, 0.0),
+    ]
+    for call in calls:
+        await call()  # now the server knows the script
+    server.ask("FLUSHALL")
+    for call in calls:
+        server.ask("CONFIG", "RESETSTAT")
+        await call()
+        asked = statistics(server, "commandstats")
+        outer = {"cmdstat_evalsha", "cmdstat_eval", "cmdstat_keys", "cmdstat_scan"}
+        scripts = sum(asked[name]["calls"] for name in outer & asked.keys())
+        assert scripts <= 1
+        if not scripts:
+            plain = {"cmdstat_hget", "cmdstat_get"} & asked.keys()
+            assert [asked[name]["calls"] for name in plain] == [1]
+    await store.aclose()
+
+
+async def test_calls_that_meet_share_their_round_trips(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    await store.create(job("first"))
+    before = statistics(server, "stats")["total_reads_processed"]
+    async with anyio.create_task_group() as group:
+        for number in range(300):
+            group.start_soon(store.create, job(str(number)))
+    reads = statistics(server, "stats")["total_reads_processed"] - before
+    assert reads < 60  # with 16 KiB in each, and those of the question itself
+    assert clients(server) == 1
+    await store.aclose()
+
+
+async def test_those_who_wait_for_one_job_ask_for_it_once(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+        for _ in range(50):
+            group.start_soon(store.changed, "a", 1)
+        await until(lambda: waiting_in(store) == 50)
+        server.ask("CONFIG", "RESETSTAT")
+        await store.replace(job().cancelling())
+    assert statistics(server, "commandstats")["cmdstat_hget"]["calls"] <= 2
+    await store.aclose()
+
+
+def waiting_in(store: RedisStore) -> int:
+    """Tasks that have looked and wait now."""
+    assert store._opened is not None
+    return sum(len(waiting.event._waiters) for waiting in store._opened.feed._waiting.values())
+
+
+async def test_a_script_that_the_server_has_forgotten_is_sent_again(
+    store: RedisStore, valkey: Valkey
+) -> None:
+    await store.create(job())
+    valkey.ask("SCRIPT", "FLUSH")
+    async with anyio.create_task_group() as group:
+        for id in "abc":
+            group.start_soon(store.create, job(id))
+            group.start_soon(store.append_body, id, 1, 0, b"x")
+    assert [await store.get(id) for id in "abc"] == [job(id) for id in "abc"]
+
+
+async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
+    server = serve("--cluster-enabled", "yes")
+    server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
+    store = RedisStore(server.url)
+    first = job(keys=("k", "l"), replayable=True, attempts=2)
+    await store.create(first, request(), lease=0.0)
+    assert [there.id async for there in store.abandoned()] == ["a"]
+    assert await store.find("l") == first
+    assert await store.append_body("a", 1, 0, b"x" * WINDOW)
+    second = first.shared(1, ("m",))
+    assert await store.replace(second)
+    assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
+    assert await store.replace(finished(second), tail=b"y")
+    assert await body_of(store, "a") == b"x" * WINDOW + b"y"
+    assert await store.sweep(1060.0)
+    assert not await store.sweep(1120.0)
+    assert await keys_of(store) == set()
+    await store.aclose()
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
+    for number in range(40):
+        there = job(str(number), keys=(f"k{number}", f"l{number}"), replayable=True)
+        await store.create(there, request(), lease=60.0)
+        for window in range(3):
+            await store.append_body(there.id, 1, window * WINDOW, b"x" * WINDOW)
+        if number % 2:
+            await store.replace(there.tombstone(1000.0, 60.0))
+        else:
+            await store.replace(finished(there), tail=b"y")
+    assert await store.sweep(1059.0)
+    assert len(await keys_of(store)) == 1 + 20 * (1 + 2 + 4) + 20  # due, jobs, tombstones
+    await store.sweep(1060.0)
+    assert len(await keys_of(store)) == 1 + 20  # those deleted at 1000 are forgotten
+    assert not await store.sweep(1120.0)
+    assert await keys_of(store) == set()
+
+
+async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> None:
+    there = job(keys=("k",), replayable=True)
+    await store.create(there, request(), lease=60.0)
+    await store.append_body("a", 1, 0, b"x" * (WINDOW + 1))
+    every = {"job:a", "key:k", "body:a:0", "body:a:1"}
+    assert await keys_of(store) == {*every, "request:a", "due", "leases"}
+    assert [await tell(store, "TTL", key) for key in every] == [-1] * 4
+    await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0))
+    assert await keys_of(store) == {*every, "due"}
+    kept = [await tell(store, "TTL", key) for key in every]
+    assert all(DAY + 1400 < seconds <= DAY + 1500 for seconds in kept)
+    await store.sweep(2000.0)
+    assert DAY + 400 < await tell(store, "TTL", "job:a") <= DAY + 500
+
+
+async def test_what_the_server_has_dropped_is_forgotten(store: RedisStore) -> None:
+    for id in "ab":
+        await store.create(job(id, keys=(id,)), lease=0.0)
+        await store.replace(finished(job(id, keys=(id,))))
+        await tell(store, "DEL", f"job:{id}")
+    assert await store.find("a") is None
+    assert await store.create(job("c", keys=("a",))) == job("c", keys=("a",))
+    assert await store.sweep(1060.0)
+    await store.replace(job("c", keys=("a",)).tombstone(1000.0, 60.0))
+    assert not await store.sweep(1060.0)
+
+
+async def test_a_key_taken_over_by_another_job_stays_its_own(store: RedisStore) -> None:
+    await store.create(job("a", keys=("k",)))
+    await store.create(job("b"))
+    await store.replace(job("b").shared(1, ("k",)))
+    await store.replace(job("a", keys=("k",)).tombstone(1000.0, 60.0))
+    found = await store.find("k")
+    assert found is not None
+    assert found.id == "b"
+
+
+async def test_a_chunk_that_overlaps_brings_the_rest(store: RedisStore) -> None:
+    await store.create(job())
+    assert await store.append_body("a", 1, 0, b"one")
+    assert await store.append_body("a", 1, 0, b"onetwo")
+    assert await store.append_body("a", 1, 6, b"")
+    assert not await store.append_body("a", 2, 6, b"")
+    assert await body_of(store, "a") == b"onetwo"
+
+
+async def test_a_body_that_the_server_has_lost_is_an_error(store: RedisStore) -> None:
+    await store.create(job())
+    with pytest.raises(StoreError, match="lost a part"):
+        await store.append_body("a", 1, 1, b"x")
+    await store.append_body("a", 1, 0, b"x" * WINDOW * 2)
+    await tell(store, "DEL", "body:a:1")
+    with pytest.raises(StoreError, match="dropped"):
+        await body_of(store, "a")
+
+
+async def test_unreadable_records_do_not_keep_the_others(store: RedisStore) -> None:
+    ids = [str(number) for number in range(BATCH + 2)]
+    good, bad = ids[BATCH:], ids[:BATCH]
+
+    async def spoil(id: str) -> None:
+        await tell(store, "HSET", f"job:{id}", "record", b'{"format": 0}')
+
+    for id in ids:
+        await store.create(job(id), lease=0.0)
+    for id in bad:
+        await spoil(id)
+    seen = []
+
+    async def look() -> None:
+        async for there in store.abandoned():
+            seen.append(there.id)
+
+    with pytest.raises(StoreError, match="format 0"):
+        await look()
+    assert seen == good
+    for number, id in enumerate(ids):
+        await store.replace(finished(job(id), now=float(number)))
+    for id in bad:
+        await spoil(id)
+    with pytest.raises(StoreError, match="format 0"), anyio.fail_after(PATIENCE):
+        await store.sweep(1060.0)
+    buried = [await store.get(id) for id in good]
+    assert [there is not None and there.gone for there in buried] == [True, True]
+
+
+async def test_leases_that_end_in_the_same_moment(store: RedisStore) -> None:
+    ids = {str(number): 1 for number in range(2 * PAGE + 1)}
+    for id in ids:
+        await store.create(job(id))
+    assert set(await store.renew(ids, 0.0)) == ids.keys()
+    seen = [there.id async for there in store.abandoned()]
+    assert sorted(seen) == sorted(ids)
+
+
+async def test_many_leases_are_renewed_in_batches(store: RedisStore) -> None:
+    ids = {str(number): 1 for number in range(BATCH + 1)}
+    async with anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(store.create, job(id))
+    assert await store.renew(ids, 60.0) == dict.fromkeys(ids, State.RUNNING)
+
+
+@pytest.mark.parametrize("id", ["", "a b\r\n", "ü", "\x00", "\ud800", "*", "{x}:y"])
+async def test_any_string_is_an_id_and_a_key(store: RedisStore, id: str) -> None:
+    assert await store.get(id) is None
+    await store.create(job(id, keys=(id,)))
+    assert await store.find(id) == job(id, keys=(id,))
+    assert await store.get(id) == job(id, keys=(id,))
+
+
+# --- waiting ---------------------------------------------------------------------------------
+
+
+async def test_a_change_between_the_look_and_the_wait_is_not_missed(
+    store: RedisStore, valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another = RedisStore(valkey.url, prefix=prefix)
+    for id in "ab":
+        await store.create(job(id))
+    looks = []
+    look = store._get
+
+    async def look_and_linger(line: Any, id: str) -> Any:
+        there = await look(line, id)
+        looks.append(there)
+        if len(looks) == 1:
+            await another.replace(job().cancelling())
+            await anyio.sleep(0.1)  # the news come before it waits for them
+        return there
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "b", 1)  # so that the subscription stands
+        await until(lambda: waiting_in(store) == 1)
+        monkeypatch.setattr(store, "_get", look_and_linger)
+        with anyio.fail_after(PATIENCE):
+            assert await store.changed("a", 1) == job().cancelling()
+        group.cancel_scope.cancel()
+    assert looks == [job(), job().cancelling()]
+    await another.aclose()
+
+
+async def test_a_tombstone_that_is_forgotten_wakes_who_waits(store: RedisStore) -> None:
+    tombstone = job().tombstone(1000.0, 60.0)
+    await store.create(job())
+    await store.replace(tombstone)
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            assert await store.changed("a", tombstone.version) is None
+
+        group.start_soon(watch)
+        await until(lambda: waiting_in(store) == 1)
+        await store.sweep(1060.0)
+
+
+async def test_two_thousand_wait(store: RedisStore) -> None:
+    ids = [str(number) for number in range(2000)]
+    woken = []
+
+    async def watch(id: str) -> None:
+        newest = await store.changed(id, 1)
+        assert newest is not None
+        woken.append(newest.id)
+
+    async with anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(store.create, job(id))
+    async with anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(watch, id)
+        await until(lambda: waiting_in(store) == 2000)
+        async with anyio.create_task_group() as changes:
+            for id in ids:
+                changes.start_soon(store.replace, job(id).cancelling())
+    assert sorted(woken) == sorted(ids)
+
+
+async def test_the_subscription_ends_when_nobody_waits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEEPALIVE", 0.02)
+    server = serve()
+    store = RedisStore(server.url)
+    await store.create(job())
+    assert clients(server, "pubsub") == 0
+    for version in (1, 2):
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.changed, "a", version)
+            await until(lambda: waiting_in(store) == 1)
+            await anyio.sleep(0.1)  # several looks
+            assert clients(server, "pubsub") == 1
+            there = await store.get("a")
+            assert there is not None
+            await store.replace(there.with_progress(Progress(0.5)))
+        await until(lambda: clients(server, "pubsub") == 0)
+    await store.aclose()
+
+
+async def test_a_subscription_that_has_gone_dead_is_opened_anew(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a firewall that forgets connections: no end is seen, and nothing comes."""
+    monkeypatch.setattr(module, "KEEPALIVE", 0.05)
+    server = serve()
+    store = RedisStore(server.url, timeout=0.2)
+    await store.create(job())
+
+    def subscriber() -> str:
+        listed = str(server.ask("CLIENT", "LIST", "TYPE", "pubsub"))
+        return listed.partition(" ")[0]
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "a", 1)
+        await until(lambda: waiting_in(store) == 1)
+        before = subscriber()
+        server.hang()
+        await anyio.sleep(0.5)
+        server.go_on()
+        await until(lambda: "id=" in subscriber() and subscriber() != before)
+        await until_done(partial(store.replace, job().cancelling()))
+    await store.aclose()
+
+
+async def until_done(call: Callable[[], Any]) -> Any:
+    """Ask again until there is an answer, as callers do."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            try:
+                return await call()
+            except StoreError:
+                await anyio.sleep(0.01)
+
+
+async def test_closing_tells_those_who_wait(store: RedisStore) -> None:
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            with pytest.raises(StoreError, match="closed"):
+                await store.changed("a", 1)
+
+        group.start_soon(watch)
+        await until(lambda: waiting_in(store) == 1)
+        await store.aclose()
+    assert await store.get("a") == job()
+
+
+# --- connections -----------------------------------------------------------------------------
+
+
+async def test_closing_leaves_no_connection_and_no_task(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    before = asyncio.all_tasks()
+    await store.aclose()  # never opened
+    await store.create(job())
+    with anyio.move_on_after(0.05):
+        await store.changed("a", 1)
+    assert (clients(server), clients(server, "pubsub")) == (1, 1)
+    await store.aclose()
+    await until(lambda: clients(server) + clients(server, "pubsub") == 0)
+    assert asyncio.all_tasks() == before
+    await store.aclose()
+
+
+def test_the_end_of_the_event_loop_closes_the_connections(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+
+    async def use() -> None:
+        await store.create(job())
+        with anyio.move_on_after(0.05):
+            await store.changed("a", 1)
+
+    for _ in range(3):
+        anyio.run(use)
+        anyio.run(partial(until, lambda: clients(server) + clients(server, "pubsub") == 0))
+
+
+def test_every_event_loop_has_connections_of_its_own(valkey: Valkey, prefix: str) -> None:
+    store = RedisStore(valkey.url, prefix=prefix)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(store.create(job())) == job()
+        assert second.run(store.get("a")) == job()
+        assert first.run(store.get("a")) == job()
+
+
+async def test_somebody_who_cancels_every_task_does_not_break_it(store: RedisStore) -> None:
+    await store.create(job())
+    assert store._opened is not None
+    store._opened._task.cancel()
+    with pytest.raises(StoreError, match="closed"):
+        await store.get("a")  # it was on its way
+    assert await store.get("a") == job()
+
+
+async def test_it_does_not_hold_on_to_the_context_of_its_first_caller(store: RedisStore) -> None:
+    class Span:
+        pass
+
+    current: ContextVar[Span] = ContextVar("current")
+
+    async def call() -> weakref.ref[Span]:
+        span = Span()
+        current.set(span)
+        await store.create(job())
+        with anyio.move_on_after(0.05):
+            await store.changed("a", 1)
+        return weakref.ref(span)
+
+    span = await asyncio.create_task(call())
+    await anyio.lowlevel.checkpoint()  # the event loop lets go of the task itself
+    gc.collect()
+    assert span() is None
+
+
+async def test_answers_are_not_mistaken_when_calls_are_cancelled(store: RedisStore) -> None:
+    chance = random.Random(1)
+    ids = [str(number) for number in range(50)]
+    for id in ids:
+        await store.create(job(id))
+        await store.append_body(id, 1, 0, id.encode() * 1000)
+
+    async def ask() -> None:
+        for _ in range(40):
+            id = chance.choice(ids)
+            with anyio.move_on_after(chance.random() * 0.004):
+                assert await store.get(id) == job(id)
+                assert await body_of(store, id) == id.encode() * 1000
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(ask)
+    assert [await store.get(id) for id in ids] == [job(id) for id in ids]
+
+
+async def test_connections_that_were_killed_are_opened_anew(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "a", 1)
+        await until(lambda: waiting_in(store) == 1)
+        for kind in ("normal", "pubsub"):
+            server.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        await anyio.sleep(0.01)
+        assert await store.replace(job().cancelling())  # perhaps while it does not listen
+    await store.aclose()
+
+
+async def test_a_demoted_server_is_left(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url)
+    await store.create(job())
+    connection = (await store._line().ask("CLIENT", "ID"),)
+    server.ask("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(StoreError, match="read only"):
+        await store.create(job("b"))
+    server.ask("REPLICAOF", "NO", "ONE")
+    assert await store.create(job("b")) == job("b")
+    assert (await store._line().ask("CLIENT", "ID"),) != connection
+    await store.aclose()
+
+
+# --- a server in trouble ---------------------------------------------------------------------
+
+
+async def test_a_server_that_is_not_there() -> None:
+    store = RedisStore("redis://u:secret@127.0.0.1:1/0", timeout=2.0)
+    for call in (partial(store.get, "a"), partial(store.changed, "a", 0)):
+        with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:1, ") as raised:
+            await call()
+        assert "secret" not in "".join(traceback.format_exception(raised.value))
+        assert raised.value.__cause__ is not None
+    await store.aclose()
+
+
+async def test_a_server_that_hangs(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url, timeout=1.0)
+    await store.create(job())
+    server.hang()
+    took = []
+
+    async def ask(delay: float) -> None:
+        await anyio.sleep(delay)
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="no answer for 1 seconds"):
+            await store.get("a")
+        took.append(time.monotonic() - began)
+
+    async with anyio.create_task_group() as group:
+        for delay in (0.0, 0.05, 0.1, 0.5, 1.3):  # the first is sent, others queue behind it
+            group.start_soon(ask, delay)
+    assert len(took) == 5
+    assert max(took) < 1.75
+    server.go_on()
+    assert await until_done(partial(store.get, "a")) == job()
+    server.hang()
+    began = time.monotonic()
+    await store.aclose()
+    assert time.monotonic() - began < 1.0
+    server.go_on()
+
+
+async def test_nothing_acknowledged_is_lost_when_the_server_dies(serve: Serve) -> None:
+    server = serve("--appendonly", "yes", "--appendfsync", "always")
+    store = RedisStore(server.url)
+    created, replaced, failed = [], [], []
+
+    async def accept(worker: int) -> None:
+        for number in range(1000):
+            there = job(f"{worker}-{number}", keys=(f"k-{worker}-{number}",))
+            try:
+                await store.create(there, lease=60.0)
+                created.append(there)
+                assert await store.replace(finished(there), tail=b"x" * 100)
+                replaced.append(there)
+            except StoreError:
+                failed.append(there)
+                return
+
+    async with anyio.create_task_group() as group:
+        for worker in range(16):
+            group.start_soon(accept, worker)
+        await until(lambda: len(replaced) > 300)
+        await anyio.to_thread.run_sync(server.kill)
+    assert len(failed) == 16
+    with pytest.raises(StoreError):
+        await store.get("0-0")
+    server.start()
+    for there in created:
+        found = await store.get(there.id)
+        assert found is not None
+    for there in replaced:
+        assert await store.get(there.id) == finished(there)
+        assert await body_of(store, there.id) == b"x" * 100
+    assert await store.create(job("new")) == job("new")
+    await store.aclose()
+
+
+async def test_who_waits_survives_a_restart_and_a_slow_start(serve: Serve) -> None:
+    server = serve("--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "50")
+    store = RedisStore(server.url)
+    woken = []
+
+    async def watch(id: str) -> None:
+        newest = await store.changed(id, 1)
+        assert newest is not None
+        woken.append(newest.id)
+
+    ids = [str(number) for number in range(100)]
+    for id in ids:
+        await store.create(job(id))
+    server.ask("EVAL", "for i = 1, 12000 do redis.call('SET', 'x', i) end", 0)  # a long journal
+    async with anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(watch, id)
+        await until(lambda: waiting_in(store) == 100)
+        server.kill()
+        await anyio.sleep(0.3)  # some tries fail
+        await anyio.to_thread.run_sync(server.start)
+        assert woken == []
+        for id in ids:
+            await until_done(partial(store.replace, job(id).cancelling()))
+    assert sorted(woken) == sorted(ids)
+    await store.aclose()
+
+
+async def test_a_change_that_came_while_the_server_was_away_is_not_missed(serve: Serve) -> None:
+    """It is made over another connection, before this one listens again."""
+    server = serve("--appendonly", "yes", "--appendfsync", "always")
+    store, another = RedisStore(server.url), RedisStore(server.url)
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "a", 1)
+        await until(lambda: waiting_in(store) == 1)
+        server.kill()
+        await anyio.sleep(0.05)  # it has noticed, and will try again in a quarter of a second
+        server.start()
+        assert await another.replace(job().cancelling())
+    await store.aclose()
+    await another.aclose()
+
+
+async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serve) -> None:
+    server = serve("--maxmemory-policy", "noeviction")
+    store = RedisStore(server.url)
+    queued = job(state=State.QUEUED, attempt=0, replayable=True, attempts=2, keys=("k",))
+    await store.create(queued, request(b"x" * 1000), lease=0.0)
+    await store.create(job("old"))
+    await store.replace(finished(job("old")))
+    server.ask("CONFIG", "SET", "maxmemory", "1mb")
+    with pytest.raises(StoreFull, match="is full"):
+        await store.create(job("new", keys=("l",)), request(), lease=60.0)
+    assert await store.get("new") is None
+    assert await store.find("l") is None
+    running = queued.start(1001.0)
+    assert [there async for there in store.abandoned()] == [queued]
+    assert await store.replace(running, lease=60.0)
+    assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
+    for number in range(10):
+        assert await store.append_body("a", 1, number * WINDOW, b"y" * WINDOW)
+    assert await store.replace(finished(running), tail=b"z" * 100_000)
+    assert len(await body_of(store, "a")) == 10 * WINDOW + 100_000
+    assert await store.find("k") == finished(running)
+    assert await store.sweep(1060.0)
+    assert not await store.sweep(1120.0)
+    server.ask("CONFIG", "SET", "maxmemory", 0)
+    assert await store.create(job("new")) == job("new")
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), 1),
+        (("--maxmemory", "100mb", "--maxmemory-policy", "noeviction"), 0),
+        (("--maxmemory", "0", "--maxmemory-policy", "allkeys-lru"), 0),
+    ],
+)
+async def test_a_server_that_evicts_is_warned_of(
+    serve: Serve, caplog: pytest.LogCaptureFixture, options: tuple[str, ...], warned: int
+) -> None:
+    store = RedisStore(serve(*options).url)
+    with caplog.at_level(logging.WARNING, "raincheck"):
+        for id in "abc":
+            await store.get(id)
+    assert len(caplog.records) == warned
+    assert all("maxmemory-policy" in record.message for record in caplog.records)
+    await store.aclose()
+
+
+async def test_passwords_are_used_and_never_told(serve: Serve) -> None:
+    server = serve("--requirepass", "s3cret/ü")
+    right = RedisStore(f"redis://:s3cret%2F%C3%BC@127.0.0.1:{server.port}/0")
+    assert await right.create(job()) == job()
+    with anyio.move_on_after(0.05):
+        await right.changed("a", 1)
+    await right.aclose()
+    for credentials in (":wr0ng@", "somebody:wr0ng@", ""):
+        store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0")
+        for call in (partial(store.get, "a"), partial(store.changed, "a", 0)):
+            with pytest.raises(StoreError, match=r"(?i)(password|authentication)") as raised:
+                await call()
+            assert "wr0ng" not in "".join(traceback.format_exception(raised.value))
+        assert "wr0ng" not in repr(store)
+        await store.aclose()
+
+
+async def test_a_socket_file_will_do(serve: Serve, tmp_path: Path) -> None:
+    serve("--unixsocket", str(tmp_path / "valkey.sock"))
+    store = RedisStore(f"unix://{tmp_path}/valkey.sock?db=3")
+    assert await store.create(job()) == job()
+    await store.aclose()
