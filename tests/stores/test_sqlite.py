@@ -1,0 +1,704 @@
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+from raincheck import ConfigurationError
+from raincheck.errors import StoreError, StoreFull
+from raincheck.job import Progress, State
+from raincheck.messages import CapturedResponse
+from raincheck.stores import sqlite
+from raincheck.stores.base import Store
+from raincheck.stores.sqlite import SQLiteStore
+from raincheck.testing import body_of, finished, job, request
+from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, SharedStoreContract, child, children
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def opening(path: Path) -> str:
+    return f"from raincheck.stores.sqlite import SQLiteStore\nstore = SQLiteStore({str(path)!r})"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    yield store
+    await store.aclose()
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def beside(path: Path) -> list[str]:
+    """The names of the files in its directory."""
+    return [file.name for file in path.parent.iterdir()]
+
+
+def size_of(path: Path) -> int:
+    """Of the file, when it has taken in its log."""
+    look(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+def open_files() -> list[Path]:
+    return [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+
+
+def look(path: Path, sql: str, *parameters: object) -> list[Any]:
+    """What another program sees in the file, or does to it."""
+    with closing(sqlite3.connect(path, timeout=0.0)) as db, db:
+        return db.execute(sql, parameters).fetchall()
+
+
+class TestSQLiteStore(SharedStoreContract):
+    @pytest.fixture(autouse=True)
+    def _at(self, path: Path) -> None:
+        self.path = path
+
+    async def overwrite(self, store: Store, id: str, record: bytes) -> None:
+        look(self.path, "UPDATE jobs SET record = ? WHERE id = ?", record.decode(), id)
+
+
+# --- crashes ---------------------------------------------------------------------------------
+
+ANSWER = b"x" * 300_000  # two rows of a body
+
+
+async def works_at_full_speed(store: Store, parent: Parent) -> None:
+    """Accept and finish jobs until somebody kills the process; tell of each that is kept."""
+    life = await parent.hear()
+
+    async def work(worker: int) -> None:
+        number = 0
+        while True:
+            accepted = job(f"{life}-{worker}-{number}", keys=(f"key-{life}-{worker}-{number}",))
+            await store.create(accepted, lease=60.0)
+            parent.say(accepted.id)
+            if number % 10 == 0:
+                response = CapturedResponse(200, (), len(ANSWER))
+                done = accepted.finish(
+                    State.SUCCEEDED, 1.0, ttl=1.0, tombstone_ttl=1.0, response=response
+                )
+                assert await store.replace(done, tail=ANSWER)
+                parent.say(f"finished {accepted.id}")
+            number += 1
+
+    async with anyio.create_task_group() as group:
+        for worker in range(16):
+            group.start_soon(work, worker)
+
+
+async def test_what_was_acknowledged_outlives_a_crash(path: Path, opening: str) -> None:
+    told: list[str] = []
+    for life in range(4):
+        async with child(opening, works_at_full_speed) as worker:
+            await worker.say(life)
+            enough = len(told) + random.randint(1, 400)
+            while len(told) < enough:
+                told.append(await worker.hear())
+            await worker.kill()
+            while True:  # what it still said
+                try:
+                    told.append(await worker.hear())
+                except EOFError:
+                    break
+        assert look(path, "PRAGMA integrity_check") == [("ok",)]
+        store = SQLiteStore(path)
+        for word in told:
+            id = word.removeprefix("finished ")
+            there = await store.get(id)
+            assert there is not None
+            assert await store.find(f"key-{id}") == there
+            if word != id:
+                assert there.finished
+            body = await body_of(store, id)
+            assert body == (ANSWER if there.finished else b"")
+        await store.aclose()
+        assert beside(path) == ["jobs.db"]
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+async def opens_new_files(store: Store, parent: Parent) -> None:
+    """Each at the moment that all have agreed upon."""
+    me, start, paths = await parent.hear()
+    for number, path in enumerate(paths):
+        another = SQLiteStore(path)
+        await anyio.sleep(max(0.0, start + number * 0.02 - time.monotonic()))
+        assert await another.create(job(me)) == job(me)
+        await another.aclose()
+
+
+async def test_several_processes_make_a_file_at_once(path: Path, opening: str) -> None:
+    paths = [str(path.with_name(f"new-{number}.db")) for number in range(20)]
+    async with children(opening, opens_new_files, 5) as family:
+        start = time.monotonic() + 0.1
+        for number, child in enumerate(family):
+            await child.say((str(number), start, paths))
+    for new in paths:
+        assert sorted(look(Path(new), "SELECT id FROM jobs")) == [(str(id),) for id in range(5)]
+
+
+@pytest.mark.parametrize("path", [":memory:", ""])
+def test_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"MemoryStore\(\)"):
+        SQLiteStore(path)
+
+
+@pytest.mark.parametrize("synchronous", ["OFF", "full", True])
+def test_an_unknown_synchronous_is_refused(synchronous: Literal["FULL"]) -> None:
+    with pytest.raises(ConfigurationError, match="synchronous"):
+        SQLiteStore("jobs.db", synchronous=synchronous)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan"), "5"])
+def test_an_impossible_timeout_is_refused(timeout: float) -> None:
+    with pytest.raises(ConfigurationError, match="timeout"):
+        SQLiteStore("jobs.db", timeout=timeout)
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "missing" / "jobs.db")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"missing/jobs\.db: .*its directory has to exist"):
+            await store.create(job())
+    (tmp_path / "missing").mkdir()
+    assert await store.create(job()) == job()
+    await store.aclose()
+
+
+async def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    await anyio.Path(path).write_bytes(b"no database" * 1000)
+    store = SQLiteStore(path)
+    with pytest.raises(StoreError, match=r"jobs\.db: file is not a database"):
+        await store.get("a")
+    await store.aclose()
+    assert content(path) == b"no database" * 1000
+
+
+@pytest.mark.parametrize(
+    "theirs", ["CREATE TABLE t (x)", "PRAGMA application_id = 7", "PRAGMA user_version = 7"]
+)
+async def test_the_database_of_another_application_is_refused_and_left_alone(
+    path: Path, theirs: str
+) -> None:
+    look(path, theirs)
+    before = content(path)
+    store = SQLiteStore(path)
+    with pytest.raises(StoreError, match=r"jobs\.db: this is the database of another application"):
+        await store.create(job())
+    await store.aclose()
+    assert content(path) == before
+    assert beside(path) == ["jobs.db"]
+
+
+async def test_another_schema_is_refused(path: Path, store: SQLiteStore) -> None:
+    await store.create(job())
+    await store.aclose()
+    look(path, "PRAGMA user_version = 2")
+    with pytest.raises(StoreError, match="schema 2, and this version of raincheck knows 1"):
+        await store.get("a")
+    look(path, "PRAGMA user_version = 1")
+    assert await store.get("a") == job()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_accepted_into_a_file_that_is_gone(
+    path: Path, store: SQLiteStore, replaced: bool
+) -> None:
+    await store.create(job())
+    path.rename(path.with_name("elsewhere.db"))  # noqa: ASYNC240
+    another = SQLiteStore(path)
+    if replaced:
+        await another.create(job("b"))
+    with pytest.raises(StoreError, match=r"jobs\.db: the file was moved or deleted"):
+        await store.create(job("c"))
+    await store.aclose()
+    assert await store.create(job("c")) == job("c")
+    assert (await another.get("b") is not None) == replaced
+    assert await another.get("c") == job("c")
+    await another.aclose()
+
+
+async def test_a_damaged_file_is_told_to_everybody(path: Path, store: SQLiteStore) -> None:
+    await store.create(job(replayable=True), request())
+    look(path, "DROP TABLE requests")
+    with pytest.raises(StoreError, match=r"jobs\.db: no such table: requests"):
+        await store.request("a")
+    told = []
+
+    async def wait() -> None:
+        with pytest.raises(StoreError, match=r"jobs\.db: no such table: jobs"):
+            await store.changed("a", 1)
+        told.append("a")
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(wait)
+        await anyio.sleep(0.05)
+        look(path, "DROP TABLE jobs")
+    assert told == ["a"] * 3
+
+
+async def test_a_file_that_somebody_reads_in_the_old_way_is_waited_for(path: Path) -> None:
+    """He has to let go before there can be a write-ahead log."""
+    store = SQLiteStore(path, timeout=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        assert db.execute("SELECT * FROM sqlite_master").fetchall() == []
+        with pytest.raises(StoreError, match=r"jobs\.db: database is locked"):
+            await store.create(job())
+    assert await store.create(job()) == job()
+    await store.aclose()
+
+
+async def test_a_relative_path_is_that_of_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SQLiteStore("jobs.db")
+    monkeypatch.chdir("/")
+    await store.create(job())
+    await store.aclose()
+    assert (tmp_path / "jobs.db").exists()
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("NORMAL", 1), ("FULL", 2)])
+async def test_how_much_is_synchronous(
+    path: Path, synchronous: Literal["NORMAL", "FULL"], level: int
+) -> None:
+    store = SQLiteStore(path, synchronous=synchronous)
+    await store.create(job())
+    assert store._use is not None
+    assert store._use.file._writer is not None
+    assert [*store._use.file._writer.execute("PRAGMA synchronous")] == [(level,)]
+    await store.aclose()
+
+
+async def test_what_is_dropped_leaves_no_rows(path: Path, store: SQLiteStore) -> None:
+    def rows() -> list[int]:
+        tables = ("jobs", "keys", "requests", "bodies")
+        return [look(path, f"SELECT count(*) FROM {table}")[0][0] for table in tables]
+
+    first = job(attempts=2, replayable=True, keys=("k",))
+    await store.create(first, request())
+    await store.append_body("a", 1, 0, bytes(MEBIBYTE))
+    assert rows() == [1, 1, 1, 4]
+    assert await store.replace(first.requeue())
+    assert rows() == [1, 1, 1, 0]
+    last = first.requeue().start(1001.0)
+    assert await store.replace(last)
+    await store.append_body("a", last.attempt, 0, bytes(MEBIBYTE))
+    done = finished(last)
+    assert await store.replace(done, tail=b"x")
+    assert rows() == [1, 1, 0, 5]
+    await store.sweep(1060.0)
+    assert rows() == [1, 0, 0, 0]
+    await store.sweep(1120.0)
+    assert rows() == [0, 0, 0, 0]
+
+
+async def test_the_file_shrinks_when_most_of_it_is_empty(path: Path, store: SQLiteStore) -> None:
+    for id in "abc":
+        await store.create(job(id))
+        await store.append_body(id, 1, 0, bytes(2 * MEBIBYTE))
+        await store.replace(finished(job(id)))
+    assert size_of(path) > 6 * MEBIBYTE
+    await store.sweep(1060.0)
+    assert size_of(path) < MEBIBYTE
+    assert look(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_a_file_that_cannot_shrink_is_swept(path: Path, store: SQLiteStore) -> None:
+    await store.create(job())
+    await store.aclose()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA auto_vacuum = NONE")
+        db.execute("VACUUM")
+    await store.append_body("a", 1, 0, bytes(2 * MEBIBYTE))
+    await store.replace(finished(job()))
+    with anyio.fail_after(PATIENCE):
+        await store.sweep(1060.0)
+
+
+# --- changes ---------------------------------------------------------------------------------
+
+
+async def test_changes_share_a_transaction(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    commit = sqlite._File._commit
+
+    def counted(self: sqlite._File, calls: list[Any]) -> list[str]:
+        sizes.append(len(calls))
+        return commit(self, calls)
+
+    monkeypatch.setattr(sqlite._File, "_commit", counted)
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(store.create, job(str(number)))
+    assert sizes == [1, 199]  # the first does not wait for others, and they wait for it
+
+
+async def test_a_change_that_fails_spoils_no_other(store: SQLiteStore) -> None:
+    await store.create(job("before", keys=("k",)))
+    failed = []
+
+    async def fail() -> None:
+        try:
+            await store.create(job("not to be written", created_at=object()))
+        except TypeError as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(store.create, job(str(number), keys=(f"key-{number}",)))
+            if number % 5 == 0:
+                group.start_soon(fail)
+        group.start_soon(store.replace, job("before", keys=("k",)).cancelling())
+    assert len(failed) == 4
+    assert await store.get("not to be written") is None
+    assert [await store.find(f"key-{id}") for id in range(20)] == [
+        job(str(id), keys=(f"key-{id}",)) for id in range(20)
+    ]
+    assert await store.get("before") == job("before", keys=("k",)).cancelling()
+
+
+async def test_a_full_disk_refuses_what_is_too_large_and_nothing_else(store: SQLiteStore) -> None:
+    await store.create(job())
+    assert store._use is not None
+    db = store._use.file._writer
+    assert db is not None
+    ((pages,),) = db.execute("PRAGMA page_count")
+    db.execute(f"PRAGMA max_page_count = {pages + 20}")
+    refused = []
+
+    async def create(id: str, size: int) -> None:
+        try:
+            await store.create(job(id, replayable=True), request(bytes(size)))
+        except StoreFull as error:
+            refused.append((id, str(error)))
+
+    async with anyio.create_task_group() as group:
+        for id, size in (("first", 1), ("small", 1), ("large", MEBIBYTE), ("last", 1)):
+            group.start_soon(create, id, size)
+    ((id, message),) = refused
+    assert id == "large"
+    assert message.endswith("jobs.db: the disk is full")
+    assert [id for id in ("first", "small", "large", "last") if await store.get(id)] == [
+        "first",
+        "small",
+        "last",
+    ]
+    db.execute("PRAGMA max_page_count = 1000000")
+    await create("large", MEBIBYTE)
+    assert await store.request("large") == request(bytes(MEBIBYTE))
+
+
+async def test_who_reads_waits_for_nobody_who_writes(path: Path, store: SQLiteStore) -> None:
+    await store.create(job(keys=("k",)))
+    await store.append_body("a", 1, 0, bytes(MEBIBYTE))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.create, job("b"))
+            await anyio.sleep(0.01)
+            with anyio.fail_after(3):  # less than a change would wait
+                assert await store.get("a") == job(keys=("k",))
+                assert await store.find("k") == job(keys=("k",))
+                assert len(await body_of(store, "a")) == MEBIBYTE
+                assert await store.get("b") is None
+            db.execute("ROLLBACK")
+    assert await store.get("b") == job("b")
+
+
+async def test_who_writes_waits_only_so_long(path: Path) -> None:
+    store = SQLiteStore(path, timeout=0.05)
+    await store.create(job())
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"jobs\.db: database is locked; another process"):
+            await store.create(job("b"))
+    assert await store.create(job("b")) == job("b")
+    await store.aclose()
+
+
+async def test_changes_by_others_are_seen_between_ones_own(path: Path, store: SQLiteStore) -> None:
+    """The thread that writes also looks, and finds time for it."""
+    another = SQLiteStore(path)
+    await store.create(job("waited for"))
+
+    async def write() -> None:
+        number = 0
+        while True:
+            await store.create(job(str(number)))
+            number += 1
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(write)
+            there = job("waited for")
+            for version in range(1, 20):
+                async with anyio.create_task_group() as pair:
+                    pair.start_soon(store.changed, "waited for", version)
+                    await anyio.lowlevel.checkpoint()
+                    there = there.with_progress(Progress(0.5))
+                    assert await another.replace(there)
+            group.cancel_scope.cancel()
+    await another.aclose()
+
+
+async def test_a_body_that_is_dropped_while_it_is_read_ends(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create(job())
+    await store.append_body("a", 1, 0, bytes(MEBIBYTE))
+    read = store._read_large
+
+    async def late(sql: str, *parameters: object) -> list[Any]:
+        await store.replace(job().tombstone(1000.0, 60.0))
+        return await read(sql, *parameters)
+
+    monkeypatch.setattr(store, "_read_large", late)
+    assert await body_of(store, "a") == b""
+
+
+async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore) -> None:
+    await store.create(job())
+    assert store._use is not None
+    file = store._use.file
+
+    class Crowd(dict[str, Any]):
+        """Nobody is here yet, and while it is counted, another process changes the job."""
+
+        def __iter__(self) -> Any:
+            look(path, "UPDATE jobs SET version = 2")
+            return iter(())
+
+        def keys(self) -> Any:
+            return iter(self)
+
+    assert file.look(Crowd(somebody=None)) == []
+    file._look_at = 0.0
+    with store._use.waiting("a", 1):
+        assert file.look(store._use._waiting) == ["a"]
+
+
+async def test_a_sweep_takes_small_steps(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        await store.create(job(str(number)))
+        await store.append_body(str(number), 1, 0, bytes(MEBIBYTE))
+        await store.replace(finished(job(str(number))))
+    monkeypatch.setattr(sqlite, "SWEPT", 10)
+    swept = []
+    sweep = sqlite._Changes.sweep
+
+    def counted(self: sqlite._Changes, now: float) -> bool:
+        before = self._db.total_changes
+        found = sweep(self, now)
+        swept.append(self._db.total_changes - before)
+        return found
+
+    monkeypatch.setattr(sqlite._Changes, "sweep", counted)
+    await store.sweep(1060.0)
+    assert swept == [10] * 3 + [0]  # two jobs, each a row and four of its body
+
+
+# --- threads and processes -------------------------------------------------------------------
+
+
+async def test_a_closed_store_leaves_nothing_behind(path: Path, store: SQLiteStore) -> None:
+    await store.create(job(replayable=True), request())
+    await store.request("a")
+    with anyio.move_on_after(0.05):
+        await store.changed("a", 1)
+
+    def threads() -> list[str]:
+        return [each.name for each in threading.enumerate() if "raincheck" in each.name]
+
+    assert len(threads()) == 2
+    await store.aclose()
+    assert threads() == []
+    assert [file for file in open_files() if file.name.startswith(path.name)] == []
+
+
+async def test_who_waits_goes_on_when_the_store_is_closed(store: SQLiteStore) -> None:
+    await store.create(job())
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.changed, "a", 1)
+            await anyio.wait_all_tasks_blocked()
+            await store.aclose()
+            await store.replace(job().cancelling())
+
+
+async def test_what_is_under_way_is_done_before_a_store_is_closed(store: SQLiteStore) -> None:
+    await store.create(job(replayable=True), request())
+    done = []
+
+    async def create(id: str) -> None:
+        await store.create(job(id))
+        done.append(id)
+
+    async def read() -> None:
+        assert await store.request("a") == request()
+        done.append("a")
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(create, str(number))
+        group.start_soon(read)
+        await anyio.lowlevel.checkpoint()
+        group.start_soon(store.aclose)
+    assert len(done) == 21
+
+
+def test_one_store_on_several_kinds_of_event_loop(path: Path) -> None:
+    store = SQLiteStore(path)
+
+    async def use(id: str) -> None:
+        await store.create(job(id))
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.changed, id, 1)
+            await anyio.wait_all_tasks_blocked()
+            await store.replace(job(id).cancelling())
+
+    for number, backend in enumerate(("asyncio", "trio", "asyncio")):
+        anyio.run(use, str(number), backend=backend)
+    anyio.run(store.aclose, backend="trio")
+
+
+SCRIPT = """
+import anyio, os, sys
+from raincheck.stores.sqlite import SQLiteStore
+from raincheck.testing import job
+
+store = SQLiteStore(sys.argv[1])
+"""
+
+
+def run(path: Path, script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT + script, path],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("asyncio.run(use())", id="plain"),
+        pytest.param(
+            "loop = asyncio.new_event_loop()\n"
+            "loop.run_until_complete(use())\n"
+            "waiting = loop.create_task(store.changed('a', 1))\n"
+            "loop.run_until_complete(asyncio.sleep(0.1))\n"
+            "os.write(1, b'')",
+            id="with a task that waits",
+        ),
+    ],
+)
+def test_the_interpreter_ends_although_nobody_closed_the_store(path: Path, end: str) -> None:
+    run(path, "import asyncio\nasync def use(): await store.create(job())\n" + end)
+    assert look(path, "SELECT id FROM jobs") == [("a",)]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_what_a_parent_has_opened_is_not_used(store: SQLiteStore, closed: bool) -> None:
+    """As in a forked child, but seen from within."""
+    await store.create(job())
+    assert store._use is not None
+    inherited = store._use.file
+    inherited._pid += 1
+    if closed:
+        await store.aclose()
+    assert await store.get("a") == job()
+    assert store._use is not None
+    assert store._use.file is not inherited
+    inherited.close()
+
+
+def test_a_forked_child_opens_the_file_anew(path: Path) -> None:
+    """And holds its locks: else the parent would think itself the last, and remove the log."""
+    run(
+        path,
+        """
+read, write = os.pipe()
+anyio.run(store.create, job("parent"))
+if os.fork() == 0:
+    anyio.run(store.create, job("child"))
+    os.read(read, 1)
+    anyio.run(store.create, job("orphan"))
+    os._exit(0)
+anyio.run(store.create, job("parent again"))
+anyio.run(store.aclose)
+os.write(write, b"x")
+os.wait()
+""",
+    )
+    assert {id for (id,) in look(path, "SELECT id FROM jobs")} == {
+        "parent",
+        "parent again",
+        "child",
+        "orphan",
+    }
+    assert look(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_child_that_was_forked_in_the_middle_is_told_so(path: Path) -> None:
+    told = run(
+        path,
+        """
+import sqlite3, threading
+
+async def middle():
+    await store.get("a")
+    db = sqlite3.connect(sys.argv[1], isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.create, job())
+        await anyio.sleep(0.1)
+        child = os.fork()
+        if child == 0:
+            try:
+                await store.get("a")
+            except Exception as error:
+                os.write(1, repr(error).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        db.execute("ROLLBACK")
+    await store.aclose()
+
+anyio.run(middle)
+""",
+    )
+    assert told.startswith("StoreError(")
+    assert "forked" in told
