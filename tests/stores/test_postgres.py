@@ -1,0 +1,934 @@
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+import asyncpg  # type: ignore[import-untyped]  # it brings no types
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+
+import raincheck.stores.postgres as module
+from raincheck import ConfigurationError
+from raincheck.errors import StoreError, StoreFull
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedResponse
+from raincheck.records import dump
+from raincheck.stores.base import Store
+from raincheck.stores.postgres import MIGRATIONS, PAGE, PIECE, PostgresStore
+from raincheck.testing import body_of, finished, job, request
+from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.shared import PATIENCE, SharedStoreContract, changes_jobs, child
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def schema() -> str:
+    """Of one test: the server is the same for all."""
+    return f'test "{uuid4().hex}'
+
+
+@pytest.fixture
+def opening(postgres: Postgres, schema: str) -> str:
+    return (
+        "from raincheck.stores.postgres import PostgresStore\n"
+        f"store = PostgresStore({postgres.url!r}, schema={schema!r}, connections=4)"
+    )
+
+
+Open = Callable[..., PostgresStore]
+
+
+@pytest.fixture
+async def open_store(postgres: Postgres, schema: str) -> AsyncIterator[Open]:
+    """Makes stores with other settings, all in the schema of the test."""
+    stores = []
+
+    def make(url: str = postgres.url, **settings: Any) -> PostgresStore:
+        stores.append(PostgresStore(url, **{"schema": schema, **settings}))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.fixture
+def store(open_store: Open) -> PostgresStore:
+    return open_store()
+
+
+LOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what happens elsewhere."""
+    with anyio.fail_after(PATIENCE):
+        while not true():  # noqa: ASYNC110 # there is no event of it
+            await anyio.sleep(0.02)
+
+
+@asynccontextmanager
+async def connected(postgres: Postgres, schema: str) -> AsyncIterator[Any]:
+    """A connection that can hold locks; names without a schema are those of the test's tables."""
+    connection = await asyncpg.connect(
+        postgres.url, server_settings={"search_path": f'"{schema.replace(chr(34), chr(34) * 2)}"'}
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+class TestPostgresStore(SharedStoreContract):
+    async def overwrite(self, store: Store, id: str, record: bytes) -> None:
+        assert isinstance(store, PostgresStore)
+        await store._rows(
+            "UPDATE raincheck.jobs SET record = $2 WHERE id = $1", id, record.decode()
+        )
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dsn", "settings", "names"),
+    [
+        ("mysql://host/database", {}, "dsn"),
+        ("host=localhost", {}, "dsn"),
+        ("postgresql://user:se/c@ret@host/database", {}, "dsn"),
+        ("postgresql://user:se?c@host/database", {}, "dsn"),
+        ("postgresql://user:se#c@host/database", {}, "dsn"),
+        ("postgresql://host/database", {"schema": ""}, "schema"),
+        ("postgresql://host/database", {"schema": "ü" * 32}, "schema"),
+        ("postgresql://host/database", {"schema": "a\0"}, "schema"),
+        ("postgresql://host/database", {"timeout": 0}, "timeout"),
+        ("postgresql://host/database", {"timeout": float("inf")}, "timeout"),
+        ("postgresql://host/database", {"connections": 0}, "connections"),
+        ("postgresql://host/database", {"connections": 1.5}, "connections"),
+        ("postgresql://host/database", {"listen": "host"}, "listen"),
+    ],
+)
+def test_an_impossible_setting_names_itself(dsn: str, settings: dict[str, Any], names: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{names}") as raised:
+        PostgresStore(dsn, **settings)
+    assert "se" not in str(raised.value).split()
+    assert "ret" not in str(raised.value)
+
+
+def test_on_trio_it_says_what_to_use_instead() -> None:
+    store = PostgresStore("postgresql://host/database")
+    with pytest.raises(ConfigurationError, match="SQLiteStore"):
+        anyio.run(store.get, "a", backend="trio")
+
+
+async def test_a_port_that_is_none_is_an_error(open_store: Open) -> None:
+    with pytest.raises(ConfigurationError, match="dsn"):
+        await open_store("postgresql://user:secret@127.0.0.1:port/database").get("a")
+
+
+def chain(error: BaseException | None) -> str:
+    """What an error and those behind it say."""
+    said = ""
+    while error is not None:
+        said += f"{error!r} {error}\n"
+        error = error.__cause__ or error.__context__
+    return said
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_not_there_is_named_without_the_password(open_store: Open) -> None:
+    store = open_store("postgresql://user:secret@127.0.0.1:9/database")
+    for call in (store.get("a"), store.changed("a", 0)):
+        with pytest.raises(StoreError, match=r"^127\.0\.0\.1:9/database: ") as raised:
+            await call
+        assert "secret" not in chain(raised.value)
+
+
+async def test_nobody_tries_for_ever_to_reach_a_server(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = []
+
+    async def refuse(stream: SocketStream) -> None:
+        accepted.append(stream)
+        await stream.aclose()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, refuse)
+        store = open_store()
+        await store.create(job())
+        monkeypatch.setattr(store, "_dsn", f"postgresql://127.0.0.1:{port}/postgres")
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await store.changed("a", 1)
+        tried = len(accepted)
+        assert tried
+        await anyio.sleep(0.3)
+        assert len(accepted) == tried
+        group.cancel_scope.cancel()
+
+
+async def test_a_wrong_password_is_an_error_that_does_not_show_it(
+    postgres: Postgres, open_store: Open
+) -> None:
+    role = f"locked{uuid4().hex}"
+    postgres.ask(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
+    url = postgres.url_of(role).replace("@", ":{}@")
+    with pytest.raises(StoreError, match="password authentication failed") as raised:
+        await open_store(url.format("wrong-one")).get("a")
+    assert "wrong-one" not in chain(raised.value)
+    with pytest.raises(StoreError, match="CREATE SCHEMA"):  # it was let in
+        await open_store(url.format("right")).get("a")
+
+
+async def test_a_role_that_may_not_create_the_schema_is_told_the_cure(
+    postgres: Postgres, open_store: Open
+) -> None:
+    role = f"role {uuid4().hex}"
+    postgres.ask(f'CREATE ROLE "{role}" LOGIN')
+    store = open_store(postgres.url_of(role.replace(" ", "%20")), schema="Not mine")
+    with pytest.raises(StoreError) as raised:
+        await store.get("a")
+    cure = f'CREATE SCHEMA "Not mine" AUTHORIZATION "{role}"'
+    assert str(raised.value).endswith(cure)
+    postgres.ask(cure)
+    assert await store.create(job()) == job()
+
+
+async def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
+    store = open_store()
+    await store.create(job())
+    newer = len(MIGRATIONS) + 1
+    await store._rows("UPDATE raincheck.version SET number = $1", newer)
+    with pytest.raises(StoreError, match=f"version {newer}.*knows {len(MIGRATIONS)}"):
+        await open_store().get("a")
+    await store._rows("UPDATE raincheck.version SET number = $1", len(MIGRATIONS))
+    assert await open_store().get("a") == job()
+
+
+async def test_older_tables_are_brought_up_to_date(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_store().create(job())
+    later = "ALTER TABLE raincheck.jobs ADD later integer"
+    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, later))
+    store = open_store()
+    assert await store.get("a") == job()
+    assert await store._value("SELECT number FROM raincheck.version") == len(MIGRATIONS) + 1
+    assert await store._value("SELECT count(later) FROM raincheck.jobs") == 0
+
+
+async def test_many_may_open_it_first(open_store: Open) -> None:
+    async with anyio.create_task_group() as group:
+        for _ in range(12):
+            group.start_soon(open_store().get, "a")
+
+
+async def test_what_is_no_text_is_no_id(store: PostgresStore) -> None:
+    assert await store.get("a\0") is None
+
+
+# --- connections -------------------------------------------------------------------------------
+
+
+async def test_calls_wait_for_a_connection_and_give_up_in_time(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(connections=2, timeout=1.5)
+    await open_store().create(job())
+    failed = []
+
+    async def renew() -> None:
+        with pytest.raises(StoreError, match=r"did not answer within 1\.5 seconds"):
+            await store.renew({"a": 1}, 60.0)
+        failed.append(1)
+
+    async with connected(postgres, schema) as other, other.transaction():
+        await other.execute("SELECT FROM jobs FOR UPDATE")
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(renew)
+            await until(lambda: postgres.ask(LOCKED) == "2")
+        assert len(failed) == 5
+        await until(lambda: postgres.ask(LOCKED) == "0")  # nor does the server wait for ever
+    assert await store.create(job("b")) == job("b")
+    assert await store.get("b") == job("b")
+
+
+async def test_a_call_cancelled_in_the_middle_leaves_room_for_others(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(connections=1)
+    await store.create(job())
+    async with connected(postgres, schema) as other:
+        for _ in range(3):
+            async with other.transaction():
+                await other.execute("SELECT FROM jobs FOR UPDATE")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(store.renew, {"a": 1}, 60.0)
+                    await until(lambda: postgres.ask(LOCKED) == "1")
+                    group.cancel_scope.cancel()
+                assert await store.get("a") == job()
+            await until(lambda: postgres.ask(LOCKED) == "0")
+    assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
+
+
+async def test_a_sweep_cancelled_in_the_middle_changes_nothing(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(connections=1)
+    done = finished(job(keys=("k",)))
+    await store.create(job(keys=("k",)))
+    await store.replace(done)
+    async with connected(postgres, schema) as other, other.transaction():
+        await other.execute("LOCK keys")
+        with anyio.move_on_after(0.2):
+            await store.sweep(1060.0)
+        assert await store.get("a") == done
+    assert await store.sweep(1060.0)
+    there = await store.get("a")
+    assert there is not None
+    assert there.gone
+
+
+async def test_connections_that_are_ended_while_idle_are_replaced(
+    postgres: Postgres, open_store: Open
+) -> None:
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}")
+    await store.create(job())
+    for _ in range(3):
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(store.get, "a")
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name"
+        assert postgres.ask(f"{ended} = '{name}'")
+        await anyio.sleep(0.05)
+        assert await store.get("a") == job()
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}")
+    pids = f"SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'"
+    await store.get("a")
+    first = postgres.ask(pids)
+    await store.get("a")
+    assert postgres.ask(pids) == first
+    monkeypatch.setattr(module, "IDLE", -1.0)
+    await store.get("a")
+    assert first not in postgres.ask(pids)
+
+
+async def test_closing_leaves_nothing_open(postgres: Postgres, open_store: Open) -> None:
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}")
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(store.get, "a")
+        with anyio.move_on_after(0.1):
+            await store.changed("a", 1)
+    opened = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+    assert int(postgres.ask(opened)) > 1
+    await store.aclose()
+    await until(lambda: postgres.ask(opened) == "0")
+
+
+async def test_a_connection_in_use_when_the_store_is_closed_is_closed_after_it(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}")
+    await store.create(job())
+    renewed = []
+
+    async def renew() -> None:
+        renewed.append(await store.renew({"a": 1}, 60.0))
+
+    async with anyio.create_task_group() as group:
+        async with connected(postgres, schema) as other, other.transaction():
+            await other.execute("SELECT FROM jobs FOR UPDATE")
+            group.start_soon(renew)
+            await until(lambda: postgres.ask(LOCKED) == "1")
+            await store.aclose()
+        await until(lambda: bool(renewed))
+    opened = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+    await until(lambda: postgres.ask(opened) == "0")
+
+
+async def test_a_statement_that_another_connection_prepared_names_the_cure(
+    open_store: Open,
+) -> None:
+    store = open_store(connections=1)
+    await store.get("a")
+    await store._rows("DEALLOCATE ALL")  # as if the next one went to another connection
+    with pytest.raises(StoreError, match="`listen`"):
+        await store.get("a")
+    assert await store.get("a") is None
+
+
+# --- a server in trouble -----------------------------------------------------------------------
+
+
+async def test_what_was_acknowledged_survives_a_crash_of_the_server(
+    postgres: Postgres, store: PostgresStore
+) -> None:
+    acknowledged, failed, enough = [], [], anyio.Event()
+
+    async def work(worker: int) -> None:
+        for number in count():
+            id = f"{worker}-{number}"
+            try:
+                await store.create(job(id, keys=(f"key-{id}",)))
+                assert await store.replace(finished(job(id, keys=(f"key-{id}",))), tail=b"x")
+                acknowledged.append(id)
+            except StoreError:
+                failed.append(id)
+                await anyio.sleep(0.02)
+            if enough.is_set():
+                return
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for worker in range(8):
+                group.start_soon(work, worker)
+            await until(lambda: len(acknowledged) >= 50)
+            await anyio.to_thread.run_sync(postgres.kill)
+            before = len(acknowledged)
+            await anyio.to_thread.run_sync(postgres.start)
+            await until(lambda: len(acknowledged) >= before + 50)
+            enough.set()
+    assert failed
+    for id in acknowledged:
+        assert await store.get(id) == finished(job(id, keys=(f"key-{id}",)))
+        assert await store.find(f"key-{id}") is not None
+        assert await body_of(store, id) == b"x"
+
+
+async def test_who_waits_when_the_server_restarts_hears_of_what_comes_after(
+    postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 3600.0)
+    store, another = open_store(timeout=PATIENCE), open_store()
+    await store.create(job())
+    await store.create(job("b"))
+    seen = []
+
+    async def watch(id: str) -> None:
+        seen.append(await store.changed(id, 1))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for id in ("a", "b", "a"):
+                group.start_soon(watch, id)
+            await anyio.sleep(0.1)
+            postgres.kill()
+            postgres.start()
+            while not seen:
+                try:
+                    assert await another.replace(job().cancelling())
+                    assert await another.replace(job("b").cancelling())
+                    break
+                except StoreError:
+                    await anyio.sleep(0.05)
+    assert [job and job.version for job in seen] == [2, 2, 2]
+
+
+async def test_a_server_that_hangs_fails_calls_in_time(
+    postgres: Postgres, open_store: Open
+) -> None:
+    store = open_store(timeout=1.0)
+    await open_store().create(job())
+    failed = []
+
+    async def fail(call: Callable[[], Any]) -> None:
+        with pytest.raises(StoreError, match="did not answer within 1 seconds"):
+            await call()
+        failed.append(call)
+
+    calls: list[Callable[[], Any]] = [
+        lambda: store.get("a"),
+        lambda: store.create(job("b")),
+        lambda: store.replace(job().cancelling()),
+        lambda: store.append_body("a", 1, 0, b"x"),
+        lambda: store.renew({"a": 1}, 60.0),
+        lambda: store.sweep(0.0),
+        lambda: store.changed("a", 1),
+    ]
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail, calls.pop())
+            await anyio.sleep(0.1)  # it waits already
+            pids = postgres.hang()
+            try:
+                started = anyio.current_time()
+                async with anyio.create_task_group() as others:
+                    for call in calls * 5:
+                        others.start_soon(fail, call)
+                assert anyio.current_time() - started < 10.0
+                await until(lambda: len(failed) == 31)
+            finally:
+                postgres.go_on(pids)
+        there = await store.get("a")
+        assert there is not None
+        assert there in (job(), job().cancelling())
+
+
+async def test_a_full_disk_refuses_new_jobs(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    await store.create(job())
+    async with connected(postgres, schema) as other:
+        await other.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'no space left' USING ERRCODE = 'disk_full'; END $$;"
+            "CREATE TRIGGER refuse BEFORE INSERT ON keys FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    with pytest.raises(StoreFull, match="no space left"):
+        await store.create(job("b", keys=("k",)))
+    assert await store.get("b") is None
+
+
+async def test_what_can_never_be_inserted_is_not_tried_for_ever(store: PostgresStore) -> None:
+    await store.get("a")
+    await store._rows("INSERT INTO raincheck.requests VALUES ('a', 'left over, who knows how')")
+    with pytest.raises(StoreError, match="others were faster"):
+        await store.create(job(replayable=True), request())
+    assert await store.get("a") is None
+
+
+# --- races -------------------------------------------------------------------------------------
+
+
+# What the server, or the role, has for its default. Without `listen` the store leaves it at that.
+ISOLATIONS = pytest.mark.parametrize(
+    ("isolation", "listen"), [("read%20committed", True), ("repeatable%20read", False)]
+)
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("mine", [job("mine", keys=("l", "k")), job("theirs", route="mine")])
+async def test_a_creator_waits_for_another_and_sees_what_it_did(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, mine: Job
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    theirs = job("theirs", keys=("k", "l"))
+    await store.get("a")
+    for outcome in ("rollback", "commit"):
+        there: list[Job] = []
+
+        async def create(there: list[Job] = there) -> None:
+            there.append(await store.create(mine))
+
+        async with connected(postgres, schema) as other, anyio.create_task_group() as group:
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute("DELETE FROM jobs; DELETE FROM keys")
+            await other.execute(
+                "INSERT INTO jobs (id, version, attempt, gone, record) "
+                "VALUES ('theirs', 1, 1, false, $1)",
+                dump(theirs).decode(),
+            )
+            await other.execute("INSERT INTO keys VALUES ('k', 'theirs')")
+            group.start_soon(create)
+            await until(lambda: postgres.ask(LOCKED) == "1")
+            assert await store.get(mine.id) is None
+            # All go in one order, so that nobody has this key already.
+            await other.execute("SET LOCAL lock_timeout = '1s'")
+            await other.execute("INSERT INTO keys VALUES ('l', 'theirs')")
+            await getattr(transaction, outcome)()
+        if outcome == "rollback":
+            assert there == [mine]
+            assert await store.replace(mine._replace(keys=()).tombstone(0.0, 0.0))
+            await store.sweep(0.0)
+        else:
+            assert there == [theirs]
+            assert await store.find("l") == theirs
+            assert mine.id == "theirs" or await store.get("mine") is None
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+async def test_each_key_is_that_of_one_creator(
+    postgres: Postgres, open_store: Open, isolation: str
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation.replace(' ', '%20')}"
+    stores = [open_store(url), open_store(url)]
+    keys = [f"key-{number}" for number in range(30)]
+    won: list[Job] = []
+
+    async def create(number: int, some: list[str]) -> None:
+        mine = job(str(number), keys=tuple(some))
+        there = await stores[number % 2].create(mine)
+        assert there == mine or set(there.keys) & set(some)
+        if there == mine:
+            won.append(mine)
+
+    dice = random.Random(1)
+    async with anyio.create_task_group() as group:
+        for number in range(120):
+            group.start_soon(create, number, dice.sample(keys, 4))
+    taken = [key for winner in won for key in winner.keys]
+    assert len(taken) == len(set(taken))
+    for winner in won:
+        for key in winner.keys:
+            assert await stores[0].find(key) == winner
+
+
+@ISOLATIONS
+async def test_a_replacer_waits_for_another_and_loses(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    await store.create(job(keys=("k",)))
+    outcomes = []
+
+    async def replace() -> None:
+        outcomes.append(await store.replace(finished(job()), tail=b"x"))
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute("UPDATE jobs SET version = 2")
+        group.start_soon(replace)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+    assert outcomes == [False]
+    assert await store.get("a") == job(keys=("k",))
+    assert await store.find("k") is not None
+    assert await body_of(store, "a") == b""
+
+
+async def test_replacers_win_once_where_transactions_are_serializable(
+    postgres: Postgres, open_store: Open
+) -> None:
+    store = open_store(f"{postgres.url}?default_transaction_isolation=serializable")
+    await store.create(job())
+    outcomes = []
+
+    async def replace(number: int) -> None:
+        outcomes.append(await store.replace(job().with_progress(Progress(0.0, str(number)))))
+
+    async with anyio.create_task_group() as group:
+        for number in range(50):
+            group.start_soon(replace, number)
+    assert sorted(outcomes) == [False] * 49 + [True]
+
+
+async def test_a_key_given_twice_is_one(store: PostgresStore) -> None:
+    twice = job(keys=("k", "k"))
+    assert await store.create(twice) == twice
+    assert await store.find("k") == twice
+
+
+async def test_a_key_passes_to_who_replaces_with_it(store: PostgresStore) -> None:
+    await store.create(job("a", keys=("k", "l")))
+    await store.create(job("b"))
+    assert await store.replace(job("b").shared(1, ("k",)))
+    found = await store.find("k")
+    assert found is not None
+    assert found.id == "b"
+    assert await store.replace(job("a", keys=("k", "l")).tombstone(1000.0, 60.0))
+    assert await store.find("k") == found
+    assert await store.find("l") is None
+
+
+async def test_a_chunk_waits_for_who_replaces_its_job(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    await store.create(job())
+    kept = []
+
+    async def append() -> None:
+        kept.append(await store.append_body("a", 1, 0, b"stale"))
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute("UPDATE jobs SET attempt = 2, version = 2")
+        group.start_soon(append)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+    assert kept == [False]
+    assert await store._value("SELECT count(*) FROM raincheck.chunks") == 0
+
+
+async def test_a_chunk_that_is_out_of_place_is_left_out(store: PostgresStore) -> None:
+    await store.create(job())
+    whole = bytes(range(256)) * 4 * 1024
+    for start, end in (
+        (0, PIECE + 1),
+        (0, 5),
+        (5, PIECE),
+        (PIECE + 2, PIECE + 9),
+        (PIECE + 1, 3 * PIECE),
+        (PIECE, 4 * PIECE),
+    ):
+        assert await store.append_body("a", 1, start, whole[start:end])
+    assert await body_of(store, "a") == whole[: 3 * PIECE]
+
+
+async def test_a_body_that_is_dropped_while_it_is_read_is_an_error(store: PostgresStore) -> None:
+    for id in "ab":
+        await store.create(job(id))
+        await store.append_body(id, 1, 0, bytes((PAGE + 1) * PIECE))
+    for id in "ab":
+        reader = store.read_body(id)
+        await anext(reader)
+        assert await store.replace(job(id).tombstone(1000.0, 0.0 if id == "b" else 60.0))
+        await store.sweep(1000.0)
+        with pytest.raises(StoreError, match="dropped while it was read"):
+            await body_after(reader)
+
+
+async def body_after(reader: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in reader])
+
+
+async def test_a_body_of_whole_pages_ends(store: PostgresStore) -> None:
+    await store.create(job())
+    await store.append_body("a", 1, 0, bytes(2 * PAGE * PIECE))
+    assert await body_of(store, "a") == bytes(2 * PAGE * PIECE)
+    assert await body_of(store, "a", 2 * PAGE * PIECE) == b""
+    assert len(await body_of(store, "a", PIECE - 1)) == 2 * PAGE * PIECE - PIECE + 1
+
+
+# --- changes -----------------------------------------------------------------------------------
+
+
+async def test_a_change_is_told_at_once(
+    store: PostgresStore, open_store: Open, opening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 3600.0)  # so that who is not told waits for long
+    another = open_store()
+    for id in "abc":
+        await store.create(job(id))
+
+    async def watch(id: str) -> None:
+        assert await store.changed(id, 1) is not None
+
+    with anyio.fail_after(PATIENCE):
+        async with child(opening, changes_jobs) as other, anyio.create_task_group() as group:
+            for id in "abc":
+                group.start_soon(watch, id)
+            await anyio.sleep(0.2)
+            await store.replace(job("a").cancelling())
+            await another.replace(job("b").cancelling())
+            await other.say(["c"])
+            await other.say(None)
+        async with anyio.create_task_group() as group:
+            done = job("a").cancelling().finish(State.FAILED, 1000.0, ttl=0.0, tombstone_ttl=60.0)
+            assert await store.replace(done)
+            group.start_soon(watch, "a")
+            await anyio.sleep(0.05)
+            await another.sweep(1000.0)
+
+
+UNTOLD = "UPDATE raincheck.jobs SET version = 2, record = $1 WHERE id = 'a'"
+
+
+@pytest.mark.parametrize("listen", [True, False])
+async def test_a_change_that_nobody_told_of_is_seen(open_store: Open, listen: bool) -> None:
+    store = open_store(listen=listen)
+    await store.create(job())
+    await store.create(job("b"))
+    seen = []
+
+    async def watch(id: str) -> None:
+        seen.append(await store.changed(id, 1))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, "a")
+            group.start_soon(watch, "b")
+            await anyio.sleep(0.1)
+            second = job().with_progress(Progress(0.5))
+            await store._rows(UNTOLD, dump(second).decode())
+            await store._rows("DELETE FROM raincheck.jobs WHERE id = 'b'")
+    assert sorted(seen, key=str) == [second, None]
+
+
+async def test_a_look_is_not_put_off_by_other_changes(open_store: Open) -> None:
+    store = open_store(listen=True)
+    for id in "ab":
+        await store.create(job(id))
+    busy = job("b")
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                await store.changed("a", 1)
+                group.cancel_scope.cancel()
+
+            async def follow() -> None:
+                version = 1
+                while newest := await store.changed("b", version):
+                    version = newest.version
+
+            group.start_soon(watch)
+            group.start_soon(follow)
+            await anyio.sleep(0.1)
+            await store._rows(UNTOLD, dump(job().with_progress(Progress(0.5))).decode())
+            while True:
+                busy = busy.with_progress(Progress(0.5))
+                assert await store.replace(busy)
+
+
+async def test_many_may_wait(
+    postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 3600.0)
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}", connections=4)
+    ids = [f"job-{number}" for number in range(100)]
+    woken = []
+
+    async def watch(id: str) -> None:
+        newest = await store.changed(id, 1)
+        assert newest is not None
+        woken.append(newest.id)
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for id in ids:
+                group.start_soon(store.create, job(id))
+        async with anyio.create_task_group() as group:
+            for id in ids * 20:
+                group.start_soon(watch, id)
+            await anyio.sleep(0.2)
+            assert woken == []
+            opened = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+            assert int(postgres.ask(opened)) <= 5
+            for id in ids:
+                await store.replace(job(id).cancelling())
+    assert sorted(woken) == sorted(ids * 20)
+
+
+async def test_who_waits_for_an_unreadable_record_is_told(store: PostgresStore) -> None:
+    for id in "ab":
+        await store.create(job(id))
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "b", 1)
+        await store._rows("""UPDATE raincheck.jobs SET record = '{"format": 0}' WHERE id = 'a'""")
+        with pytest.raises(StoreError, match="format 0"):
+            await store.changed("a", 0)
+        assert await store.replace(job("b").cancelling())
+
+
+async def test_closing_fails_those_who_wait(store: PostgresStore) -> None:
+    await store.create(job())
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            with pytest.raises(StoreError, match="closed"):
+                await store.changed("a", 1)
+
+        group.start_soon(watch)
+        await anyio.sleep(0.1)
+        await store.aclose()
+    assert await store.get("a") == job()
+
+
+async def test_nobody_listens_for_long_when_nobody_waits(
+    postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 0.05)
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}")
+    await store.create(job())
+    listening = (
+        "SELECT count(*) FROM pg_stat_activity "
+        f"WHERE application_name = '{name}' AND query LIKE '%known%'"
+    )
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.changed, "a", 1)
+        await until(lambda: postgres.ask(listening) == "1")
+        group.cancel_scope.cancel()
+    monkeypatch.setattr(module, "IDLE", 0.1)
+    with anyio.fail_after(PATIENCE):
+        await until(lambda: postgres.ask(listening) == "0")
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.changed, "a", 1)
+            await anyio.sleep(0.05)
+            assert await store.replace(job().cancelling())
+
+
+# --- sweeping ----------------------------------------------------------------------------------
+
+
+async def test_a_sweep_goes_in_steps(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module, "BATCH_BYTES", 15)
+    response = CapturedResponse(200, (), 10)
+    for number in range(10):
+        await store.create(job(str(number), replayable=True, keys=(f"k{number}",)), request())
+        done = job(str(number), keys=(f"k{number}",)).finish(
+            State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response
+        )
+        assert await store.replace(done, tail=bytes(10))
+    assert await store.sweep(1060.0)
+    for table, left in (("jobs", 10), ("keys", 0), ("requests", 0), ("chunks", 0)):
+        assert await store._value(f"SELECT count(*) FROM raincheck.{table}") == left
+    assert not await store.sweep(1120.0)
+
+
+async def test_a_sweep_passes_over_what_others_are_changing(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    for id in "ab":
+        await store.create(job(id))
+        await store.replace(finished(job(id)))
+    for now, left in ((1060.0, [True, True]), (1120.0, [False, False])):
+        async with connected(postgres, schema) as other, other.transaction():
+            await other.execute("SELECT FROM jobs WHERE id = 'a' FOR UPDATE")
+            assert await store.sweep(now)
+            there = await store.get("a")
+            assert there is not None
+            assert there.gone == (now == 1120.0)
+        assert await store.sweep(now) == (now == 1060.0)
+        assert [await store.get(id) is not None for id in "ab"] == left
+
+
+async def test_another_attempt_drops_what_the_first_has_written(store: PostgresStore) -> None:
+    await store.create(job())
+    assert await store.append_body("a", 1, 0, b"x")
+    assert await store.replace(job(version=2, attempt=2))
+    assert await store._value("SELECT count(*) FROM raincheck.chunks") == 0
+
+
+async def test_what_was_left_over_goes_with_the_tombstone(store: PostgresStore) -> None:
+    await store.create(job())
+    assert await store.replace(job().tombstone(1000.0, 60.0))
+    await store._rows("INSERT INTO raincheck.chunks VALUES ('a', 1, 0, 'x')")
+    assert await body_of(store, "a") == b""
+    assert not await store.sweep(1060.0)
+    assert await store._value("SELECT count(*) FROM raincheck.chunks") == 0
+
+
+async def test_abandoned_jobs_come_in_order_however_many(store: PostgresStore) -> None:
+    for number in range(120):
+        await store.create(job(f"{number:03}"), lease=0.0)
+    assert [job.id async for job in store.abandoned()] == [f"{number:03}" for number in range(120)]
