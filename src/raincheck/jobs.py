@@ -668,11 +668,14 @@ class Jobs:
             IllegalTransition: somebody else was faster.
         """
         if not self._in_place:
+            job = await self._ledger.hold(job)
+            await self._bring(job)
             # Most likely the queue is just long, and must not grow each time by all that waits.
+            # Of the changes of hands each run has three: it begins, is taken back and is brought.
             assert self._lease is not None
-            called = max(0, job.attempt - 2 * job.runs)
-            lease = self._lease * min(2**called, _MOST_LEASES)
-            await self._bring(await self._ledger.hold(job, lease))
+            calls = max(0, job.attempt - 3 * job.runs - 1)
+            lease = self._lease * min(2**calls, _MOST_LEASES)
+            await self.store.renew({job.id: job.attempt}, lease)
             return
         waiting = self._place(job)
         try:

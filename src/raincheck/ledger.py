@@ -65,19 +65,15 @@ class Ledger:
 
         return await self.patiently(partial(self._advance, job, start, lease=self._lease))
 
-    async def hold(self, job: Job, lease: float | None = None) -> Job:
+    async def hold(self, job: Job) -> Job:
         """Let it wait here.
-
-        Args:
-            job: the version known here.
-            lease: seconds until it counts as abandoned; None for those of every lease.
 
         Raises:
             IllegalTransition: it does not wait any more, or somebody else was faster.
             StoreError: whatever the store raises.
         """
         held = job.held_by(self._holder)
-        if not await self._store.replace(held, lease=self._lease if lease is None else lease):
+        if not await self._store.replace(held, lease=self._lease):
             raise LeaseLost("somebody else was faster")
         return held
 

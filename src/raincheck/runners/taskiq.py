@@ -161,31 +161,31 @@ class TaskiqRunner(Runner):
         self._listen_on(broker)
         life = _Life(app)
         await life.begin()
+        self._life = life
         if self._attempt is None:
-            await life.end()
             raise ConfigurationError(
                 f"TaskiqRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
                 "this runner"
             )
-        self._life = life
 
     async def _leave(self, state: TaskiqState) -> None:
-        if self._life is not None:
-            await self._life.end()
+        life, self._life = self._life, None
+        if life is not None:
+            await life.end()
 
     def _listen_on(self, broker: AsyncBroker) -> None:
         """Let a worker outlive its broker's end.
 
         taskiq's worker does not: it ends itself, and with it what runs, once listening fails.
         """
-        listen = broker.listen
+        listen = type(broker).listen  # not one that an earlier life of the broker has put here
 
         async def listening() -> AsyncGenerator[bytes | AckableMessage, None]:
             if not (start := self._started(broker)).done():
                 start.set_result(None)
             while True:
                 try:
-                    async with aclosing(listen()) as messages:
+                    async with aclosing(listen(broker)) as messages:
                         async for message in messages:
                             yield message
                     logger.warning("the broker says no more; listening again")

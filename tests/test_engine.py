@@ -1,0 +1,383 @@
+"""Jobs that an engine runs: a web process and two workers over one store, on virtual time.
+
+The engine is a list of ids in memory, which may be lost, late or doubled: a simulation. Real
+engines, brokers and processes are in `tests/e2e/test_distributed.py` and `benchmarks/fleet.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, ClassVar
+
+import anyio
+import httpx
+import pytest
+from starlette.requests import Request
+
+from raincheck import Limits, LongRunningMiddleware, MemoryStore
+from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import Gate, app_of, running, settled, slow_route
+from tests.test_recovery import Line
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 12.0
+
+
+class Broker:
+    """What the processes of a fleet share.
+
+    Attributes:
+        ids: that wait.
+        brought: every id that it was given.
+        up: whether it takes any.
+        hangs: whether it leaves those who ask without an answer.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.brought: list[str] = []
+        self.up = True
+        self.hangs = False
+
+    async def give(self, id: str) -> None:
+        if self.hangs:
+            self.ids.append(id)  # it has arrived all the same
+            await anyio.sleep_forever()
+        if not self.up:
+            raise ConnectionError("it is not there")
+        self.ids.append(id)
+        self.brought.append(id)
+
+
+class Engine(Runner):
+    """One process's side of the broker; a worker takes up to `slots` jobs at a time."""
+
+    in_place: ClassVar[bool] = False
+
+    def __init__(self, broker: Broker, slots: int = 0) -> None:
+        self._broker = broker
+        self._slots = slots
+        self.stopping = False
+        self._spawn: Callable[[Attempt, str], None]
+
+    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
+        self._attempt, self._stop, self._spawn = attempt, stop, spawn
+
+    async def open(self) -> None:
+        self.stopping = False
+        for _ in range(self._slots):
+            self._spawn(self._work, "")
+
+    async def submit(self, id: str, queue: str | None = None) -> None:
+        await self._broker.give(id)
+
+    async def cancel(self, id: str) -> None:
+        self._stop(id)
+
+    async def _work(self, _: str) -> None:
+        while not self.stopping:
+            if self._broker.ids:
+                await self._attempt(self._broker.ids.pop(0))
+            else:
+                await anyio.sleep(0.1)
+
+
+class Fleet:
+    """A web process and two workers, "a" and "b".
+
+    Attributes:
+        web: a client.
+        broker: between them.
+        lines: each one's line to the store.
+        gates: where the handlers of each wait.
+        runs: which of them ran a handler, in order.
+    """
+
+    def __init__(self, stack: AsyncExitStack, slots: int, limits: dict[str, Any]) -> None:
+        self.broker = Broker()
+        self.store = MemoryStore()
+        self.lines = {name: Line(self.store) for name in ("web", "a", "b")}
+        self.gates = {name: Gate() for name in "ab"}
+        self.runs: list[str] = []
+        self.apps: dict[str, LongRunningMiddleware] = {}
+        self._stack = stack
+        self._slots = slots
+        self._limits = limits
+        self._open: dict[str, AsyncExitStack] = {}
+        self._engines: dict[str, Engine] = {}
+        self.web: httpx.AsyncClient
+
+    async def start(self, name: str) -> httpx.AsyncClient:
+        async def answer(request: Request) -> Any:
+            self.runs.append(name)
+            await self.gates[name].wait()
+            return {"by": name, "body": (await request.body()).decode()}
+
+        engine = self._engines[name] = Engine(self.broker, 0 if name == "web" else self._slots)
+        jobs = virtual_jobs(
+            store=self.lines[name],
+            runner=engine,
+            limits=Limits(lease=LEASE, store_timeout=2, **self._limits),
+        )
+        self.apps[name] = app_of(
+            slow_route(answer, "/fail"),
+            slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
+            slow_route(answer, "/one", max_running=1, max_queued=0),
+            jobs=jobs,
+        )
+        inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
+        return await inner.enter_async_context(running(self.apps[name]))
+
+    async def stop(self, name: str) -> None:
+        self._engines[name].stopping = True  # as engines do before their workers drain
+        await self._open[name].aclose()
+
+    async def state(self, response: httpx.Response) -> str:
+        document = await self.web.get(response.headers["location"] + "/status")
+        state: str = document.json()["status"]
+        return state
+
+
+@asynccontextmanager
+async def fleet(*workers: str, slots: int = 5, **limits: Any) -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as stack:
+        one = Fleet(stack, slots, limits)
+        one.web = await one.start("web")
+        for name in workers:
+            await one.start(name)
+        yield one
+        for line in one.lines.values():
+            line.mend()
+        for gate in one.gates.values():
+            gate.open()
+        await anyio.sleep(1)
+
+
+def refused(response: httpx.Response) -> bool:
+    return response.status_code == 503 and response.headers["retry-after"] == "5"
+
+
+# --- acceptance --------------------------------------------------------------------------------
+
+
+async def test_a_job_runs_in_a_worker_and_its_response_is_read_at_the_web() -> None:
+    async with fleet("a") as one:
+        accepted = await one.web.post("/fail", content=b"x")
+        assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
+        await anyio.sleep(1)
+        assert await one.state(accepted) == "running"
+        one.gates["a"].open()
+        response = await follow(one.web, accepted)
+        assert response.json() == {"by": "a", "body": "x"}
+        assert one.runs == ["a"]
+
+
+async def test_a_job_that_the_broker_does_not_take_is_refused_and_withdrawn() -> None:
+    async with fleet("a") as one:
+        one.broker.up = False
+        key = {"idempotency-key": "k"}
+        assert refused(await one.web.post("/fail", headers=key))
+        one.broker.up = True
+        await settled()
+        accepted = await one.web.post("/fail", headers=key)
+        assert (accepted.status_code, "idempotency-replayed" in accepted.headers) == (202, False)
+        one.gates["a"].open()
+        assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a"]
+
+
+async def test_one_that_it_takes_too_late_does_not_run() -> None:
+    async with fleet("a") as one:
+        one.broker.hangs = True
+        assert refused(await one.web.post("/fail"))
+        one.gates["a"].open()
+        await anyio.sleep(2 * LEASE)
+        assert (one.broker.ids, one.runs) == ([], [])
+        assert [job async for job in one.store.abandoned()] == []
+
+
+# --- what an engine may do to a job ------------------------------------------------------------
+
+
+async def test_law_1_a_job_that_the_broker_has_lost_is_brought_again() -> None:
+    async with fleet() as one:
+        accepted = await one.web.post("/fail")
+        one.broker.ids.clear()
+        await one.start("a")
+        one.gates["a"].open()
+        assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a"]
+
+
+async def test_a_worker_finds_it_when_the_web_is_gone() -> None:
+    async with fleet("a") as one:
+        one.broker.up = True
+        accepted = await one.web.post("/fail")
+        one.broker.ids.clear()
+        one.lines["web"].cut()
+        one.gates["a"].open()
+        await anyio.sleep(2 * LEASE)
+        assert one.runs == ["a"]
+        one.lines["web"].mend()
+        assert (await follow(one.web, accepted)).status_code == 200
+
+
+async def test_law_4_a_job_that_is_brought_again_and_again_runs_once() -> None:
+    async with fleet("a", "b") as one:
+        accepted = await one.web.post("/rerun")
+        id = accepted.json()["job_id"]
+        for _ in range(5):
+            one.broker.ids.append(id)
+            await anyio.sleep(0.3)
+        (by,) = one.runs
+        one.gates[by].open()
+        response = await follow(one.web, accepted)
+        one.broker.ids.append(id)
+        await anyio.sleep(1)
+        assert one.runs == [by]
+        assert (await one.web.get(accepted.headers["location"])).content == response.content
+
+
+async def test_a_job_nobody_knows_is_nothing() -> None:
+    async with fleet("a") as one:
+        one.broker.ids.append("unknown")
+        await anyio.sleep(1)
+        assert one.runs == []
+
+
+async def test_a_job_that_waits_long_is_brought_ever_more_rarely() -> None:
+    async with fleet() as one:
+        accepted = await one.web.post("/fail")
+        await anyio.sleep(100 * LEASE)
+        # After 1, 2, 4, 8, 16 leases and then each 16: else a backlog would feed itself.
+        assert 5 <= len(one.broker.brought) <= 12
+        await one.start("a")
+        one.gates["a"].open()
+        assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a"]
+
+
+async def test_however_long_the_broker_was_away_jobs_are_brought_soon_after() -> None:
+    async with fleet("a") as one:
+        one.gates["a"].open()
+        waiting = [await one.web.post("/fail") for _ in range(3)]
+        one.broker.ids.clear()
+        one.broker.up = False
+        await anyio.sleep(20 * LEASE)
+        assert one.runs == []
+        one.broker.up = True
+        await anyio.sleep(1.5 * LEASE)
+        assert one.runs == ["a"] * 3
+        assert {await one.state(accepted) for accepted in waiting} == {"succeeded"}
+
+
+async def test_a_job_for_which_a_worker_has_no_room_is_brought_again() -> None:
+    async with fleet("a") as one:
+        both = [await one.web.post("/one") for _ in range(2)]
+        await anyio.sleep(1)
+        assert (one.runs, one.broker.ids) == (["a"], [])
+        assert {await one.state(accepted) for accepted in both} == {"running", "queued"}
+        one.gates["a"].open()
+        for accepted in both:
+            assert (await follow(one.web, accepted)).status_code == 200
+
+
+async def test_a_cancel_reaches_a_job_that_waits_in_the_broker() -> None:
+    async with fleet() as one:
+        accepted = await one.web.post("/fail")
+        answer = await one.web.post(accepted.headers["location"] + "/cancel")
+        assert answer.json()["status"] == "cancelled"
+        await one.start("a")
+        await anyio.sleep(2 * LEASE)
+        assert one.runs == []
+
+
+async def test_a_cancel_reaches_a_job_that_waits_in_a_worker() -> None:
+    async with fleet("a", max_running=1) as one:
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(1)
+        answer = await one.web.post(waiting.headers["location"] + "/cancel")
+        assert answer.json()["status"] == "cancelled"
+        one.gates["a"].open()
+        await anyio.sleep(1)
+        assert one.runs == ["a"]
+
+
+async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:
+    async with fleet("a") as one:
+        accepted = await one.web.post("/fail")
+        await anyio.sleep(1)
+        answer = await one.web.post(accepted.headers["location"] + "/cancel")
+        assert answer.json()["status"] == "cancelling"
+        await anyio.sleep(1)
+        assert await one.state(accepted) == "cancelled"
+        assert one.gates["a"].cleaned_up == 1
+
+
+# --- workers that die, hang and stop -----------------------------------------------------------
+
+
+async def test_another_worker_runs_the_job_of_one_that_died() -> None:
+    async with fleet("a") as one:
+        accepted = await one.web.post("/rerun", content=b"x")
+        await anyio.sleep(1)
+        one.lines["a"].cut()
+        await one.start("b")
+        one.gates["b"].open()
+        assert (await follow(one.web, accepted)).json() == {"by": "b", "body": "x"}
+        assert one.runs == ["a", "b"]
+        one.gates["a"].open()  # it was only paused, and comes back with an outcome of its own
+        one.lines["a"].mend()
+        await anyio.sleep(60)
+        assert (await one.web.get(accepted.headers["location"])).json()["by"] == "b"
+
+
+async def test_a_job_that_may_run_once_is_interrupted_with_its_worker() -> None:
+    async with fleet("a") as one:
+        accepted = await one.web.post("/fail")
+        await anyio.sleep(1)
+        one.lines["a"].cut()
+        await one.start("b")
+        response = await follow(one.web, accepted)
+        assert response.json()["type"] == "urn:raincheck:problem:interrupted"
+        assert one.runs == ["a"]
+
+
+async def test_a_job_that_waits_in_a_worker_that_hangs_runs_elsewhere() -> None:
+    async with fleet("a", max_running=1) as one:
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(1)
+        assert one.broker.ids == []
+        one.lines["a"].cut()
+        await one.start("b")
+        one.gates["b"].open()
+        assert (await follow(one.web, waiting)).json()["by"] == "b"
+
+
+async def test_law_12_a_worker_that_stops_gives_back_what_it_does_not_finish() -> None:
+    async with fleet("a", "b", max_running=1, drain_timeout=1, cancel_grace=1) as one:
+        one.gates["b"].open()
+        await one.stop("b")
+        accepted = [await one.web.post("/rerun", content=b"0")]
+        await anyio.sleep(1)
+        accepted += [await one.web.post("/rerun", content=b"%d" % n) for n in (1, 2)]
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(1)
+        assert one.runs == ["a"]
+        await one.stop("a")
+        assert one.gates["a"].cleaned_up == 1
+        await one.start("b")
+        start = anyio.current_time()
+        for number, each in enumerate(accepted):
+            response = await follow(one.web, each)
+            assert response.json() == {"by": "b", "body": str(number)}
+        assert (await follow(one.web, waiting)).json()["by"] == "b"  # it had not begun
+        assert anyio.current_time() - start < LEASE
