@@ -76,6 +76,15 @@ PRINTED = {
         rf"GET /export\?seconds=1, Prefer: respond-async: 202 /jobs/{ID} 200 slept 1\.0 s\n",
         r"GET /export\?seconds=1, Prefer: respond-async, wait=5: 200 slept 1\.0 s\n",
     ],
+    "durable.py": [
+        rf"POST /reports: 202, see /jobs/{ID}\n",
+        r"  running 50% page 2 of 4 by process (\d+)\n",
+        r"kill -9 \d+\n",
+        r"  running 25% page 1 of 4 by process (\d+)\n",
+        r"  running 75% page 3 of 4 by process (\d+)\n",
+        r"  succeeded 100% page 4 of 4 by process (\d+)\n",
+        rf'GET /jobs/{ID}: 200 {{"pages":4}}\n',
+    ],
 }
 
 
@@ -173,3 +182,13 @@ def blocks(language: str) -> list[str]:
     return [
         text for kind, text in re.findall(r"```(\w*)\n(.*?)```", readme, re.S) if kind == language
     ]
+
+
+def test_the_durable_job_is_finished_by_another_process(
+    runs: dict[str, subprocess.CompletedProcess[str]],
+) -> None:
+    printed = runs["durable.py"].stdout
+    killed = re.findall(r"kill -9 (\d+)", printed)
+    by = re.findall(r"page (\d) of 4 by process (\d+)", printed)
+    assert {process for page, process in by if page == "4"}.isdisjoint(killed)
+    assert {process for page, process in by if page == "2"} > set(killed)
