@@ -184,6 +184,18 @@ def shared(bench: Bench, stores: list[str]) -> Rows:
         yield from trips(bench, store)
 
 
+def side_by_side(bench: Bench, stores: list[str]) -> Rows:
+    """What the stores that outlive the process cost, against memory."""
+    for store in stores:
+        ours, theirs = raincheck(store), raincheck()
+        yield from bench.compare(_orders("stores", f"accepted jobs, {store}", ours, theirs))
+        for title, job, status in (("pending", "/never", 202), ("finished, 1 KB", "/reports", 200)):
+            title = f"status polls, {title}, {store}"
+            yield from bench.compare(
+                Comparison("stores", title, ours, theirs, status=status, job=job)
+            )
+
+
 def measures(bench: Bench, stores: list[str]) -> dict[str, Callable[[], Rows]]:
     """All measures by name, in the order of the table."""
     beside = [store for store in stores if store in ("redis", "postgres")]
@@ -199,6 +211,7 @@ def measures(bench: Bench, stores: list[str]) -> dict[str, Callable[[], Rows]]:
         "crowd": partial(crowd, bench, stores),
         "sqlite": partial(sqlite, bench) if "sqlite" in stores else lambda: iter(()),
         "shared": partial(shared, bench, beside),
+        "stores": partial(side_by_side, bench, [s for s in stores if s != "memory"]),
     }
     return found
 

@@ -76,6 +76,8 @@ class MemoryStore(Store):
         for key in job.keys:
             if key in self._keys:
                 return self._jobs[self._keys[key]]
+        if not job.replayable:
+            request = None
         cost = RECORD_COST if request is None else RECORD_COST + _cost(request)
         if self._bytes + cost > self._max_bytes:
             raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")

@@ -242,11 +242,10 @@ class SQLiteStore(Store):
 
     async def aclose(self) -> None:
         use, self._use = self._use, None
-        if use is None or use.file.inherited():
-            return
-        if use.token != current_token():
-            use = _Use(use.file)
-        await use.close()
+        if use is not None and use.file.inherited():
+            use.file.disinherit()
+        elif use is not None:
+            await (use if use.token == current_token() else _Use(use.file)).close()
 
     def _here(self) -> _Use:
         """The use of the file from this event loop."""
