@@ -147,8 +147,8 @@ def count(bench: Bench, many: int = 2000) -> Rows:
         spent = running.server.processor_seconds(), _working_seconds(worker)
         submit(many)
         costs = {
-            "web process": running.server.processor_seconds() - spent[0],
-            "worker process": _working_seconds(worker) - spent[1],
+            "web process to accept a job": running.server.processor_seconds() - spent[0],
+            "worker process to run one": _working_seconds(worker) - spent[1],
         }
         after = {name: server.figures() for name, server in servers.items()}
 
@@ -159,6 +159,12 @@ def count(bench: Bench, many: int = 2000) -> Rows:
         with servers["store"].heard() as polled:
             running.server.ask("GET", url)
             time.sleep(0.2)
+        busy = servers["store"].figures()["used_cpu"], running.server.processor_seconds()
+        bench.load.press(
+            running.server, [spell("GET", url)], status=200, clients=8, seconds=120.0, most=many
+        )
+        costs["store's processor for a poll"] = servers["store"].figures()["used_cpu"] - busy[0]
+        costs["web process for a poll"] = running.server.processor_seconds() - busy[1]
     for name, heard in (("store", to_store), ("broker", to_broker)):
         told = ", ".join(f"{command} {calls / few:.2f}" for command, calls in sorted(heard.items()))
         calls = sum(heard.values()) / few
@@ -167,8 +173,7 @@ def count(bench: Bench, many: int = 2000) -> Rows:
             change = (after[name][key] - before[name][key]) / many * scale
             yield Row("count", f"{name}: {unit} per job", [change], form=".0f")
     for name, seconds in costs.items():
-        title = f"{name}: processor time, µs per job"
-        yield Row("count", title, [seconds / many * 1e6], form=".0f")
+        yield Row("count", f"{name}: µs", [seconds / many * 1e6], form=".0f")
     told = ", ".join(sorted(polled))
     calls = float(sum(polled.values()))
     yield Row("count", f"store: commands per poll of a finished job ({told})", [calls], form=".0f")

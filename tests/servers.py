@@ -11,6 +11,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 60.0
@@ -72,7 +73,8 @@ class Server(ABC):
         """End it at once, with all that it has started, as a crash does (SIGKILL)."""
         process, self._process = self._process, None
         if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -99,17 +101,18 @@ class RabbitMQ(Server):
 
     Args:
         folder: for what it keeps.
-        settings: lines of its `rabbitmq.conf`.
+        settings: of the server, as Erlang writes them.
     """
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
         super().__init__(folder)
         if not (RABBITMQ / "rabbitmq-server").exists():
             raise Missing("no RabbitMQ; it comes with: apt-get install rabbitmq-server")
         self._names = free_port()
         self._distribution = free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
-        (folder / "rabbitmq.conf").write_text("\n".join([*settings, ""]))
+        (folder / "rabbitmq.conf").write_text("")
+        (folder / "advanced.config").write_text(f"[{{rabbit, [{settings}]}}].")
         (folder / "plugins").write_text("[].")
 
     @property
@@ -132,6 +135,7 @@ class RabbitMQ(Server):
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
         }
 

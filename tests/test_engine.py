@@ -190,13 +190,42 @@ async def test_a_job_that_the_broker_does_not_take_is_refused_and_withdrawn() ->
         assert one.runs == ["a"]
 
 
-async def test_one_that_it_takes_too_late_does_not_run() -> None:
-    async with fleet("a") as one:
+async def test_one_that_it_takes_without_an_answer_does_not_run_later() -> None:
+    async with fleet() as one:
         one.broker.hangs = True
         assert refused(await one.web.post("/fail"))
+        assert len(one.broker.ids) == 1
+        await one.start("a")
         one.gates["a"].open()
         await anyio.sleep(2 * LEASE)
         assert (one.broker.ids, one.runs) == ([], [])
+        assert [job async for job in one.store.abandoned()] == []
+
+
+async def test_one_that_runs_by_then_is_accepted() -> None:
+    async with fleet("a") as one:
+        one.broker.hangs = True
+        accepted = await one.web.post("/fail")
+        assert accepted.status_code == 202
+        one.gates["a"].open()
+        assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a"]
+
+
+async def test_one_that_neither_the_broker_nor_the_store_answers_for_is_refused() -> None:
+    async with fleet("a") as one:
+        one.broker.up = False
+        original = one.broker.give
+
+        async def give(id: str) -> None:
+            one.lines["web"].cut()
+            await original(id)
+
+        one.broker.give = give  # type: ignore[method-assign] # the store goes with the broker
+        assert refused(await one.web.post("/fail"))
+        one.lines["web"].mend()
+        await anyio.sleep(2 * LEASE)
+        assert one.runs == []
         assert [job async for job in one.store.abandoned()] == []
 
 
@@ -320,6 +349,23 @@ async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:
         assert one.gates["a"].cleaned_up == 1
 
 
+# --- limits ------------------------------------------------------------------------------------
+
+
+async def test_max_running_holds_in_each_worker() -> None:
+    async with fleet("a", "b", slots=3, max_running=2) as one:
+        for _ in range(10):
+            await one.web.post("/fail")
+        await anyio.sleep(5)
+        assert sorted(one.runs) == ["a", "a", "b", "b"]
+
+
+async def test_what_waits_is_not_bounded_at_the_web() -> None:
+    async with fleet(max_running=1, max_queued=0) as one:
+        accepted = [await one.web.post("/one") for _ in range(20)]
+        assert {response.status_code for response in accepted} == {202}
+
+
 # --- workers that die, hang and stop -----------------------------------------------------------
 
 
@@ -374,6 +420,8 @@ async def test_law_12_a_worker_that_stops_gives_back_what_it_does_not_finish() -
         assert one.runs == ["a"]
         await one.stop("a")
         assert one.gates["a"].cleaned_up == 1
+        given_back = {each.json()["job_id"] for each in (*accepted, waiting)}
+        assert set(one.broker.ids) == given_back
         await one.start("b")
         start = anyio.current_time()
         for number, each in enumerate(accepted):

@@ -2,12 +2,15 @@
 
 Each scenario is run again and again, with n one larger each time, until n is more than the calls
 that it makes. Whatever fails: the client is told so by a 5xx, or its 202 is true and the job ends
-in a state that can be read; and in the end nothing is left, no task, no place and no record.
+with the handler's own outcome; and in the end nothing is left, no task, no place and no record.
+
+All of it on a store of one process, and on one that is shared: there leases are renewed, abandoned
+jobs looked for, and calls bounded, so that a call may hang for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +23,38 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck import Job, Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy, report
+from raincheck import (
+    Job,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    State,
+    current_job,
+    report,
+)
+from raincheck.errors import StoreError
+from raincheck.messages import CapturedRequest
+from raincheck.recording import PIECE
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-from tests.support import RawRequest, settled, slow_route
+from tests.support import RawRequest, settled, slow_route, unfinished
 
 pytestmark = pytest.mark.anyio
 
-HOUR = 3600.0
+POLL = 30.0
+STORE_TIMEOUT = 3.0
+LEASE = 60.0
 
-LIMITS = Limits(max_running=1, max_queued=1, drain_timeout=5, tombstone_ttl=30)
+LIMITS = Limits(
+    max_running=1,
+    max_queued=1,
+    drain_timeout=5,
+    tombstone_ttl=30,
+    lease=LEASE,
+    store_timeout=STORE_TIMEOUT,
+)
 """A single place to run and to wait: one that leaks is missed at once."""
 
 
@@ -51,9 +76,9 @@ class TrickyStore(MemoryStore):
         self._before = before
         self._after = after
 
-    async def create(self, job: Job) -> Job:
+    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
         await self._before("create")
-        there = await super().create(job)
+        there = await super().create(job, *more, **settings)
         await self._after("create")
         return there
 
@@ -63,16 +88,29 @@ class TrickyStore(MemoryStore):
         await self._after("get")
         return job
 
-    async def replace(self, job: Job) -> bool:
+    async def find(self, key: str) -> Job | None:
+        await self._before("find")
+        job = await super().find(key)
+        await self._after("find")
+        return job
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        await self._before("request")
+        request = await super().request(id)
+        await self._after("request")
+        return request
+
+    async def replace(self, job: Job, **settings: Any) -> bool:
         await self._before("replace")
-        replaced = await super().replace(job)
+        replaced = await super().replace(job, **settings)
         await self._after("replace")
         return replaced
 
-    async def append_body(self, id: str, chunk: bytes) -> None:
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         await self._before("append_body")
-        await super().append_body(id, chunk)
+        kept = await super().append_body(id, attempt, offset, chunk)
         await self._after("append_body")
+        return kept
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         for chunk in [chunk async for chunk in super().read_body(id, offset)]:
@@ -85,10 +123,17 @@ class TrickyStore(MemoryStore):
         await self._after("changed")
         return job
 
-    async def unfinished(self) -> AsyncIterator[Job]:
-        await self._before("unfinished")
-        async for job in super().unfinished():
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        await self._before("renew")
+        held = await super().renew(attempts, lease)
+        await self._after("renew")
+        return held
+
+    async def abandoned(self) -> AsyncIterator[Job]:
+        await self._before("abandoned")
+        for job in [job async for job in super().abandoned()]:
             yield job
+            await self._before("abandoned")
 
     async def sweep(self, now: float) -> bool:
         await self._before("sweep")
@@ -97,18 +142,29 @@ class TrickyStore(MemoryStore):
         return left
 
 
+class TrickySharedStore(TrickyStore):
+    """The same, as if other processes saw it too."""
+
+    shared = True
+
+
+STORES = pytest.mark.parametrize("store_type", [TrickyStore, TrickySharedStore])
+
+StoreType = type[TrickyStore]
+
+
 class Nth:
     """Fails or hangs at the n-th call, and only there.
 
     Args:
         n: which call, from 1.
-        hangs: seconds that it takes, instead of failing.
+        hangs: for ever, instead of failing.
 
     Attributes:
         armed: whether calls count.
     """
 
-    def __init__(self, n: int, hangs: float | None = None) -> None:
+    def __init__(self, n: int, *, hangs: bool = False) -> None:
         self._n = n
         self._hangs = hangs
         self.calls: list[str] = []
@@ -119,9 +175,9 @@ class Nth:
             return
         self.calls.append(name)
         if len(self.calls) == self._n:
-            if self._hangs is None:
+            if not self._hangs:
                 raise OSError("the disk is away")
-            await anyio.sleep(self._hangs)
+            await anyio.sleep_forever()
 
     @property
     def came(self) -> bool:
@@ -160,7 +216,10 @@ async def ask(app: ASGIApp, path: str, method: str = "GET", **headers: str) -> A
     request.feed(b"body")
     try:
         await request.run(app)
-    except OSError:  # a server logs it and answers 500, or cuts a response that has begun
+    except (
+        OSError,
+        StoreError,
+    ):  # a server logs it and answers 500, or cuts a response that has begun
         return Answer(500, {}, b"", broken=bool(request.sent))
     return answer_to(request)
 
@@ -171,34 +230,49 @@ def answer_to(request: RawRequest) -> Answer:
     return Answer(request.status, dict(request.sent[0]["headers"]), request.body)
 
 
+# What a job without a response says of itself is its outcome, and no failure to ask.
+OUTCOMES = [b":problem:crashed", b":problem:timeout", b":problem:interrupted"]
+
+
 class Client:
-    """Asks again when it is told of a failure, as clients do, and remembers that it was told."""
+    """Asks again when it is told of a failure, as clients do.
+
+    Attributes:
+        failures: how often it was told.
+        longest: seconds that an answer took beyond those that it was asked to wait for.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.failures = 0
+        self.longest = 0.0
 
-    async def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+    async def ask(
+        self, path: str, method: str = "GET", *, key: str = "", wait: float = 0.0
+    ) -> Answer:
+        headers = {"idempotency_key": key} if key else {}
+        if wait:
+            headers["prefer"] = f"wait={wait:g}"
         for _ in range(3):
+            start = anyio.current_time()
             answer = await ask(self._app, path, method, **headers)
-            # What a job without a response says of itself is its outcome, and no failure to ask.
-            outcome = b":problem:crashed" in answer.body or b":problem:timeout" in answer.body
-            if answer.status < 500 or answer.stored or outcome:
+            self.longest = max(self.longest, anyio.current_time() - start - wait)
+            if answer.status < 500 or answer.stored or any(o in answer.body for o in OUTCOMES):
                 return answer
             self.failures += 1
             await anyio.sleep(5)
         raise AssertionError(f"{method} {path} failed three times")
 
-    async def submit(self, path: str) -> str:
+    async def submit(self, path: str, key: str = "") -> str:
         """The status URL of a job."""
-        answer = await self.ask(path, "POST")
+        answer = await self.ask(path, "POST", key=key)
         assert answer.status == 202
         return answer.headers[b"location"].decode()
 
     async def follow(self, url: str) -> Answer:
         """What the status URL becomes."""
         for _ in range(200):
-            answer = await self.ask(url, prefer="wait=30")
+            answer = await self.ask(url, wait=POLL)
             if answer.status != 202:
                 return answer
         raise AssertionError("the job has not ended")
@@ -212,49 +286,73 @@ class Client:
 # --- scenarios -----------------------------------------------------------------------------------
 
 
+BODY = b"0" * PIECE + b"1" * PIECE + b"23"
+"""Two pieces that are kept while the handler runs, and a tail that comes with the outcome."""
+
+
 class InParts(Response):
     """A body of several messages, and no generator that a failing `send` would leave open."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        for number in range(4):
-            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": True})
+        for part in (b"0" * PIECE, b"1" * PIECE, b"2", b"3"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body"})
 
 
-async def work(request: Request) -> Response:
-    report(0.5, "half of it")
-    await request.body()
-    await anyio.sleep(1)
-    return InParts()
+class House:
+    """An app with routes for all scenarios.
 
+    Attributes:
+        app: the app.
+        jobs: its jobs.
+        ran: the ids of the jobs whose handlers were entered, in order.
+    """
 
-async def never(request: Request) -> None:
-    await anyio.sleep_forever()
-
-
-def house(jobs: Jobs, ttl: float = 60.0) -> LongRunningMiddleware:
-    """An app with routes for all scenarios."""
-    inner = Starlette(
-        routes=[
-            slow_route(work, "/work", ttl=ttl),
-            slow_route(work, "/brief", ttl=60),
-            slow_route(work, "/held", ttl=ttl, hold=True),
-            slow_route(work, "/in-time", ttl=ttl, wait=10),
-            slow_route(never, "/never", ttl=ttl),
-            slow_route(never, "/late", ttl=ttl, timeout=5),
-            Route("/ruled", work, methods=["POST"]),
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.ran: list[str] = []
+        routes = [
+            slow_route(self.work, "/work", ttl=60),
+            slow_route(self.work, "/held", ttl=60, hold=True),
+            slow_route(self.work, "/in-time", ttl=60, wait=10),
+            slow_route(self.work, "/again", ttl=60, on_interrupt="rerun"),
+            slow_route(self.work_long, "/shared", ttl=60, coalesce=True),
+            slow_route(self.never, "/never", ttl=60),
+            slow_route(self.never, "/late", ttl=60, timeout=5),
+            Route("/ruled", self.work, methods=["POST"]),
         ]
-    )
-    return LongRunningMiddleware(inner, routes={"POST /ruled": Policy(ttl=ttl)}, jobs=jobs)
+        self.app = LongRunningMiddleware(Starlette(routes=routes), routes=RULES, jobs=jobs)
+
+    def _enter(self) -> None:
+        job = current_job()
+        assert job is not None
+        self.ran.append(job.id)
+
+    async def work(self, request: Request) -> Response:
+        self._enter()
+        report(0.5, "half of it")
+        assert await request.body() == b"body"
+        await anyio.sleep(1)
+        return InParts()
+
+    async def work_long(self, request: Request) -> Response:
+        await anyio.sleep(20)
+        return await self.work(request)
+
+    async def never(self, request: Request) -> None:
+        self._enter()
+        await anyio.sleep_forever()
+
+
+RULE = "POST /ruled"
+RULES = {RULE: Policy(ttl=60)}
 
 
 def check_end(answer: Answer) -> None:
-    """The job ended with its response, or with a problem that says that it has none."""
-    if answer.status == 200:
-        assert answer.body == b"0123"
-    else:
-        assert answer.status == 500
+    """The job ended with its response, the whole of it."""
+    assert (answer.status, answer.stored) == (200, True)
+    assert answer.body == BODY
 
 
 async def run_and_poll(client: Client, path: str) -> None:
@@ -277,13 +375,13 @@ async def finish_by_rule(client: Client) -> None:
 
 async def answer_in_time(client: Client) -> None:
     """A response within its grace, of which the client never learns that it was a job's."""
-    answer = await client.ask("/in-time", "POST")
+    answer = await client.ask("/in-time", "POST", wait=10)
     if answer.status == 202:
         url = answer.headers[b"location"].decode()
         check_end(await client.follow(url))
         await client.delete(url)
     else:
-        check_end(answer)
+        assert (answer.status, answer.body) == (200, BODY)
 
 
 async def time_out(client: Client) -> None:
@@ -339,76 +437,176 @@ async def cancel_waiting(client: Client) -> None:
         await client.delete(url)
 
 
+async def finish_what_may_run_again(client: Client) -> None:
+    """The same with a captured request that is kept while it runs, on a store that is shared."""
+    await run_and_poll(client, "/again")
+
+
+async def ask_again_under_a_key(client: Client) -> None:
+    """As a client does that has lost the answer: one job."""
+    urls = {await client.submit("/work", "k") for _ in range(2)}
+    (url,) = urls
+    check_end(await client.follow(url))
+    assert await client.submit("/work", "k") == url
+    await client.delete(url)
+
+
+async def share_a_run(client: Client) -> None:
+    """Two that ask for the same at once."""
+    urls = {await client.submit("/shared") for _ in range(2)}
+    (url,) = urls
+    check_end(await client.follow(url))
+    await client.delete(url)
+
+
 SCENARIOS = [
-    *(finish, finish_by_rule, answer_in_time, time_out, cancel_running, delete_running),
-    *(delete_waiting, cancel_waiting, wait_for_a_turn, hold_for_a_turn),
+    *(finish, finish_by_rule, finish_what_may_run_again, answer_in_time, time_out),
+    *(cancel_running, delete_running, delete_waiting, cancel_waiting),
+    *(wait_for_a_turn, hold_for_a_turn, ask_again_under_a_key, share_a_run),
 ]
 
 Scenario = Callable[[Client], Awaitable[None]]
 
 
-async def play(scenario: Scenario, trick: Nth, store: TrickyStore, ttl: float = 60.0) -> None:
-    """Run a scenario on a new app, and check that nothing is left of it."""
-    jobs = virtual_jobs(store=store, limits=LIMITS)
-    app = house(jobs, ttl)
+async def leave_jobs(store: MemoryStore) -> None:
+    """What a process that has died leaves to others."""
+    request = CapturedRequest("POST", "/ruled", b"/ruled", b"", (), b"body")
+    queued = Job("waited", RULE, State.QUEUED, 1000.0, replayable=True, holder="the dead")
+    for id in ("waited", "more"):
+        await store.create(queued._replace(id=id), request, lease=0.0)
+    for id, attempts in (("last", 1), ("again", 2), ("stopping", 3)):
+        job = queued._replace(id=id, attempts=attempts)
+        await store.create(job, request, lease=0.0)
+        await store.replace(job.start(1001.0, "the dead"))
+    running = await store.get("stopping")
+    assert running is not None
+    await store.replace(running.cancelling())
+
+
+async def take_over(client: Client) -> None:
+    """A process that finds what another one has left, more than it has room for."""
+
+    async def see_the_end_of(id: str, status: int) -> None:
+        answer = await client.follow(f"/jobs/{id}")
+        assert answer.status == status
+        if status == 200:
+            check_end(answer)
+        problem = {200: b"", 503: b":problem:interrupted", 410: b":problem:cancelled"}[status]
+        assert problem in answer.body
+        await client.delete(f"/jobs/{id}")
+
+    ends = {"waited": 200, "more": 200, "again": 200, "last": 503, "stopping": 410}
+    async with anyio.create_task_group() as group:
+        for id, status in ends.items():
+            group.start_soon(see_the_end_of, id, status)
+
+
+async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[float, float]:
+    """Run a scenario on a new app, and check that nothing is left of it.
+
+    Returns:
+        The seconds that it took, and those of its slowest answer.
+    """
+    house = House(virtual_jobs(store=store, limits=LIMITS))
+    client = Client(house.app)
+    trick.armed = False
+    if scenario is take_over:
+        await leave_jobs(store)
+    trick.armed = True
     before = len(anyio.get_running_tasks())
-    async with lifespan(app):
-        await scenario(Client(app))
-        await anyio.sleep(2 * HOUR)  # what hangs has come back, tombstones are forgotten
+    async with lifespan(house.app):
+        start = anyio.current_time()
+        await scenario(client)
+        took = anyio.current_time() - start
+        await anyio.sleep(200)  # tombstones are forgotten
         trick.armed = False
         await anyio.sleep(100)
-        await check_nothing_is_left(app, jobs, store)
+        await check_nothing_is_left(house, store)
     await settled()
     assert len(anyio.get_running_tasks()) == before
+    assert len(set(house.ran)) == len(house.ran)  # law 4: in place each of them runs once
+    return took, client.longest
 
 
-async def check_nothing_is_left(app: ASGIApp, jobs: Jobs, store: MemoryStore) -> None:
+async def check_nothing_is_left(house: House, store: MemoryStore) -> None:
     """Neither a record nor a place is taken; and the places are there for others."""
-    now = jobs.statistics()
+    now = house.jobs.statistics()
     assert (now.running, now.queued) == (0, 0)
     assert len(store) == 0
     assert store.size == 0
-    answers = [await ask(app, "/brief", "POST") for _ in range(3)]
+    assert (store._requests, store._bodies, store._leases, store._keys) == ({}, {}, {}, {})
+    answers = [await ask(house.app, "/work", "POST") for _ in range(3)]
     assert [answer.status for answer in answers] == [202, 202, 503]
     await anyio.sleep(200)  # they have run and expired, and are forgotten
     assert len(store) == 0
 
 
-async def each_n(scenario: Scenario, play: Callable[[Nth], Awaitable[None]], **trick: Any) -> None:
-    """Play with n = 1, 2, ... until there is no n-th call."""
+async def each_n(
+    scenario: Scenario, store_of: Callable[[Nth], TrickyStore], *, hangs: bool = False
+) -> list[tuple[float, float]]:
+    """Play with n = 1, 2, ... until there is no n-th call; what each took, the last undisturbed."""
     n = 0
     came = True
+    took = []
     while came:
         n += 1
-        nth = Nth(n, **trick)
+        nth = Nth(n, hangs=hangs)
         try:
-            await play(nth)
+            took.append(await play(scenario, nth, store_of(nth)))
         except Exception as error:
             error.add_note(f"{scenario.__name__}, {nth}")
             raise
         came = nth.came
     assert n > 10
+    return took
 
 
+@STORES
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_a_store_call_that_fails_costs_an_answer_at_most(scenario: Scenario) -> None:
-    await each_n(scenario, lambda nth: play(scenario, nth, TrickyStore(nth)))
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_a_lost_acknowledgement_costs_an_answer_at_most(scenario: Scenario) -> None:
-    """The store did what it was asked, and then could not say so."""
-    await each_n(scenario, lambda nth: play(scenario, nth, TrickyStore(after=nth)))
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_a_store_call_that_hangs_for_an_hour_costs_an_hour_at_most(
-    scenario: Scenario,
+async def test_a_store_call_that_fails_costs_an_answer_at_most(
+    scenario: Scenario, store_type: StoreType
 ) -> None:
-    """Nothing bounds a call to the store: who asked waits as long as it takes, and goes on."""
-    await each_n(
-        scenario, lambda nth: play(scenario, nth, TrickyStore(nth), ttl=3 * HOUR), hangs=HOUR
-    )
+    await each_n(scenario, store_type)
+
+
+@STORES
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_lost_acknowledgement_costs_an_answer_at_most(
+    scenario: Scenario, store_type: StoreType
+) -> None:
+    """The store did what it was asked, and then could not say so."""
+    await each_n(scenario, lambda nth: store_type(after=nth))
+
+
+@pytest.mark.parametrize("acknowledges", [True, False])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_shared_stores_call_that_hangs_for_ever_costs_an_answer_at_most(
+    scenario: Scenario, acknowledges: bool
+) -> None:
+    """It counts as failed after `store_timeout`, whether the store had done it or not."""
+
+    def store_of(nth: Nth) -> TrickyStore:
+        return TrickySharedStore(nth) if acknowledges else TrickySharedStore(after=nth)
+
+    *disturbed, (undisturbed, _) = await each_n(scenario, store_of, hangs=True)
+    for took, longest in disturbed:
+        assert longest <= STORE_TIMEOUT + 1  # nobody waits for an answer for longer
+        assert took <= undisturbed + POLL + 1
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("acknowledges", [True, False])
+async def test_what_a_dead_process_left_is_taken_over_whatever_call_fails(
+    acknowledges: bool, hangs: bool
+) -> None:
+    def store_of(nth: Nth) -> TrickyStore:
+        return TrickySharedStore(nth) if acknowledges else TrickySharedStore(after=nth)
+
+    *disturbed, (undisturbed, _) = await each_n(take_over, store_of, hangs=hangs)
+    for took, longest in disturbed:
+        assert longest <= STORE_TIMEOUT + 1
+        # Who does not know whether it has a job now finds it again when that lease has ended.
+        assert took <= undisturbed + LEASE * 4 / 3
 
 
 # --- cancellation --------------------------------------------------------------------------------
@@ -458,10 +656,11 @@ async def cancelled_after(steps: int, app: ASGIApp, request: RawRequest) -> bool
     return scope.cancelled_caught
 
 
-@pytest.mark.parametrize("path", ["/work", "/held", "/in-time", "/ruled"])
+@STORES
+@pytest.mark.parametrize("path", ["/work", "/held", "/in-time", "/again", "/ruled"])
 @pytest.mark.parametrize("queued", [False, True])
 async def test_a_request_may_be_cancelled_at_every_step_of_its_acceptance(
-    path: str, queued: bool
+    path: str, queued: bool, store_type: StoreType
 ) -> None:
     """Either nothing is stored, or the job is there and ends; nothing leaks in any case."""
     steps = 0
@@ -469,25 +668,25 @@ async def test_a_request_may_be_cancelled_at_every_step_of_its_acceptance(
     seen = set()
     while cancelled and steps < MOST_STEPS:
         steps += 1
-        store = TrickyStore(step, step)
-        jobs = virtual_jobs(store=store, limits=LIMITS)
-        app = house(jobs)
+        store = store_type(step, step)
+        house = House(virtual_jobs(store=store, limits=LIMITS))
+        app = house.app
         tasks = len(anyio.get_running_tasks())
         async with lifespan(app):
             if queued:
                 await ask(app, "/work", "POST")
             request = SteppingRequest(path)
-            for more in (True, True, False):
-                request.feed(b"12", more=more)
+            for part, more in ((b"bo", True), (b"d", True), (b"y", False)):
+                request.feed(part, more=more)
             cancelled = await cancelled_after(steps, app, request)
             await anyio.sleep(30)
             if request.status == 202:
                 url = dict(request.sent[0]["headers"])[b"location"].decode()
-                assert (await ask(app, url)).stored
-            assert [job async for job in store.unfinished()] == []
+                check_end(await ask(app, url))
+            assert unfinished(store) == []
             seen.add(len(store) - queued)
             await anyio.sleep(200)
-            await check_nothing_is_left(app, jobs, store)
+            await check_nothing_is_left(house, store)
         await settled()
         assert len(anyio.get_running_tasks()) == tasks
     assert steps > 10

@@ -383,11 +383,22 @@ class Jobs:
         try:
             await self._bring(job)
         except BaseException as error:
-            self.tasks.spawn(partial(self._undo, job))
-            if isinstance(error, Exception):
+            if not isinstance(error, Exception):
+                self.tasks.spawn(partial(self._undo, job))
+                raise
+            if await self._withdrawn(job):
                 logger.error("the runner took no job", exc_info=error)
                 raise RunnerUnavailable("It does not answer.", retry_after=5) from error
-            raise
+
+    async def _withdrawn(self, job: Job) -> bool:
+        """Take back a new job; False if somebody has begun it, and only the answer was lost."""
+        try:
+            withdrawn = await self.store.replace(job.tombstone(self.clock(), 0.0))
+        except Exception:  # it may come to that later
+            self.tasks.spawn(partial(self._undo, job))
+            return True
+        self._keep_sweeping()
+        return withdrawn
 
     async def _bring(self, job: Job) -> None:
         """Tell the engine of a job, in time. Raises whatever it raises."""

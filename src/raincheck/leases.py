@@ -20,6 +20,10 @@ BEAT = 0.5
 # How often in the time of a lease abandoned jobs are looked for.
 _LOOKS = 3
 
+# How many abandoned jobs are taken over at once. One after the other each would wait for the store
+# alone; a process that died may have left hundreds.
+_TOGETHER = 16
+
 
 class Leases:
     """Keeps the leases of the jobs of one process, on a store that it shares with others.
@@ -82,8 +86,20 @@ class Leases:
         """Look for abandoned jobs, at once and from time to time; for ever."""
         while True:
             try:
-                async for job in self._store.abandoned():
-                    await self._abandoned(job)
+                await self._look()
             except Exception:
                 logger.exception("abandoned jobs could not be looked for; trying again")
             await anyio.sleep(self._lease / _LOOKS)
+
+    async def _look(self) -> None:
+        room = anyio.Semaphore(_TOGETHER)
+        async with anyio.create_task_group() as group:
+            async for job in self._store.abandoned():
+                await room.acquire()
+                group.start_soon(self._take, job, room)
+
+    async def _take(self, job: Job, room: anyio.Semaphore) -> None:
+        try:
+            await self._abandoned(job)
+        finally:
+            room.release()

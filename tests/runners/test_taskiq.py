@@ -184,6 +184,26 @@ def app_with(runner: Runner, **settings: Any) -> LongRunningMiddleware:
     return LongRunningMiddleware(Starlette(routes=routes), jobs=jobs)
 
 
+def test_no_live_request_can_wait_in_another_process() -> None:
+    jobs = Jobs(store=SharedMemory(), runner=TaskiqRunner(Broker()))
+    rules = {"POST /videos": Policy(hold=True)}
+    with pytest.raises(ConfigurationError, match="POST /videos: hold=True"):
+        LongRunningMiddleware(bare, routes=rules, jobs=jobs)
+
+
+async def test_a_broker_has_one_runner(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker()
+    runner = TaskiqRunner(broker, queues={"videos": broker})
+    assert caplog.text == ""
+    bound(runner, nothing)
+    await runner.open()
+    for queue in (None, "videos"):
+        await runner.submit("a", queue)
+    assert (broker.log, broker.messages.qsize()) == (["startup"], 2)
+    TaskiqRunner(broker)
+    assert "another TaskiqRunner" in caplog.text
+
+
 async def test_an_unknown_queue_fails_the_start_up() -> None:
     app = app_with(TaskiqRunner(Broker(), queues={"mail": Broker()}), queue="videos")
     with pytest.raises(BaseExceptionGroup) as caught:

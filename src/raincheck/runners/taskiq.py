@@ -43,7 +43,7 @@ class TaskiqRunner(Runner):
     drain of `Limits` begins: what has not ended after `drain_timeout` is interrupted.
 
     Args:
-        broker: where jobs go whose policy names no queue.
+        broker: where jobs go whose policy names no queue. A broker has one runner.
         queues: the brokers of the queues that policies name; each has its own workers.
         app: where a worker finds the outermost app, e.g. `"myapp:app"`. Default None: the
             middleware is the outermost app. Needed if it was added inside another one, such as by
@@ -73,14 +73,17 @@ class TaskiqRunner(Runner):
         self._where = app
         self._brokers: dict[str | None, AsyncBroker] = {None: broker}
         self._brokers.update(queues or {})
-        self._tasks: dict[str | None, Any] = {}
+        self._tasks: dict[AsyncBroker, Any] = {}
         self._starts: dict[AsyncBroker, asyncio.Future[None]] = {}
         self._life: _Life | None = None
         for name, each in self._brokers.items():
             if not isinstance(each, AsyncBroker):
                 named = "broker" if name is None else f"queues[{name!r}]"
                 raise ConfigurationError(f"TaskiqRunner({named}={each!r}): it is no taskiq broker")
-            self._tasks[name] = each.register_task(self._task(), TASK)
+        for each in set(self._brokers.values()):
+            if TASK in each.local_task_registry:
+                logger.warning("a broker has another TaskiqRunner, whose jobs do not run any more")
+            self._tasks[each] = each.register_task(self._task(), TASK)
             each.add_event_handler(TaskiqEvents.WORKER_STARTUP, partial(self._enter, each))
             each.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._leave)
 
@@ -99,7 +102,7 @@ class TaskiqRunner(Runner):
 
     async def open(self) -> None:
         self._starts = {each: start for each, start in self._starts.items() if _of_now(start)}
-        starts = [self._started(broker) for broker in self._brokers.values() if not _ours(broker)]
+        starts = [self._started(broker) for broker in self._tasks if not _ours(broker)]
         done, late = await asyncio.wait(starts, timeout=_PATIENCE) if starts else ((), ())
         for start in done:
             if error := start.exception():
@@ -110,8 +113,9 @@ class TaskiqRunner(Runner):
     async def submit(self, id: str, queue: str | None = None) -> None:
         if queue is not None:
             self.check(queue)
-        await asyncio.shield(self._started(self._brokers[queue]))
-        await self._tasks[queue].kiq(id)
+        broker = self._brokers[queue]
+        await asyncio.shield(self._started(broker))
+        await self._tasks[broker].kiq(id)
 
     async def cancel(self, id: str) -> None:
         self._stop(id)

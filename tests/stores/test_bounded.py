@@ -1,0 +1,324 @@
+"""A store whose calls end in time, whatever the one inside it does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import pytest
+
+from raincheck import Job, MemoryStore, State
+from raincheck.errors import StoreError
+from raincheck.messages import CapturedRequest
+from raincheck.stores.base import Store
+from raincheck.stores.bounded import BoundedStore
+from raincheck.testing import StoreContract, job, request
+
+pytestmark = pytest.mark.anyio
+
+TIMEOUT = 10.0
+JUST_IN_TIME = TIMEOUT - 2**-10
+
+
+class TestBoundedStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> BoundedStore:
+        return BoundedStore(MemoryStore(), TIMEOUT)
+
+
+class Delayed(Store):
+    """Takes its time for every call, and for every chunk or job of those that give several.
+
+    Args:
+        before: awaited in each call.
+
+    Attributes:
+        calls: what was called, with what.
+        open: how many iterators have begun and not ended.
+    """
+
+    shared = True
+
+    def __init__(self, before: Callable[[], Awaitable[object]]) -> None:
+        self._before = before
+        self.calls: list[tuple[Any, ...]] = []
+        self.open = 0
+
+    async def _called(self, *call: Any) -> None:
+        self.calls.append(call)
+        await self._before()
+
+    async def _several(self, of: list[Any]) -> AsyncIterator[Any]:
+        self.open += 1
+        try:
+            for one in of:
+                await self._before()
+                yield one
+            await self._before()
+        finally:
+            self.open -= 1
+
+    async def create(
+        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+    ) -> Job:
+        await self._called("create", job, request, lease)
+        return job
+
+    async def get(self, id: str) -> Job | None:
+        await self._called("get", id)
+        return job(id)
+
+    async def find(self, key: str) -> Job | None:
+        await self._called("find", key)
+        return job("of " + key)
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        await self._called("request", id)
+        return request(id.encode())
+
+    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+        await self._called("replace", job, tail, lease)
+        return True
+
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        await self._called("append_body", id, attempt, offset, chunk)
+        return True
+
+    def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        self.calls.append(("read_body", id, offset))
+        return self._several([b"one", b"two", b"three"])
+
+    async def changed(self, id: str, after_version: int) -> Job | None:
+        await self._called("changed", id, after_version)
+        return job(id)
+
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        await self._called("renew", attempts, lease)
+        return {"a": State.RUNNING}
+
+    def abandoned(self) -> AsyncIterator[Job]:
+        self.calls.append(("abandoned",))
+        return self._several([job("a"), job("b"), job("c")])
+
+    async def sweep(self, now: float) -> bool:
+        await self._called("sweep", now)
+        return True
+
+    async def aclose(self) -> None:
+        await self._called("aclose")
+
+
+async def hang() -> None:
+    await anyio.sleep_forever()
+
+
+async def all_of(iterator: AsyncIterator[Any]) -> list[Any]:
+    return [one async for one in iterator]
+
+
+Call = Callable[[Store], Coroutine[Any, Any, Any]]
+
+# The call, how the store inside must see it, and what must come back.
+BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
+    "create": (
+        lambda store: store.create(job(), request(), lease=5.0),
+        (job(), request(), 5.0),
+        job(),
+    ),
+    "get": (lambda store: store.get("a"), ("a",), job("a")),
+    "find": (lambda store: store.find("k"), ("k",), job("of k")),
+    "request": (lambda store: store.request("a"), ("a",), request(b"a")),
+    "replace": (
+        lambda store: store.replace(job(), tail=b"end", lease=5.0),
+        (job(), b"end", 5.0),
+        True,
+    ),
+    "append_body": (lambda store: store.append_body("a", 2, 7, b"x"), ("a", 2, 7, b"x"), True),
+    "read_body": (
+        lambda store: all_of(store.read_body("a", 3)),
+        ("a", 3),
+        [b"one", b"two", b"three"],
+    ),
+    "renew": (
+        lambda store: store.renew({"a": 1, "b": 2}, 5.0),
+        ({"a": 1, "b": 2}, 5.0),
+        {"a": State.RUNNING},
+    ),
+    "abandoned": (
+        lambda store: all_of(store.abandoned()),
+        (),
+        [job("a"), job("b"), job("c")],
+    ),
+    "sweep": (lambda store: store.sweep(1000.0), (1000.0,), True),
+    "aclose": (lambda store: store.aclose(), (), None),
+}
+SEVERAL = ["read_body", "abandoned"]
+
+every_call = pytest.mark.parametrize("name", BOUNDED)
+
+
+def test_every_method_of_the_port_is_bounded_here_but_one() -> None:
+    assert {*BOUNDED, "changed"} == Store.__abstractmethods__
+    for name in Store.__abstractmethods__:
+        asked = inspect.signature(getattr(Store, name)).parameters
+        assert list(inspect.signature(getattr(BoundedStore, name)).parameters) == list(asked)
+
+
+@every_call
+async def test_a_call_that_hangs_fails_in_time_and_says_for_how_long(name: str) -> None:
+    inside = Delayed(hang)
+    call, arguments, _ = BOUNDED[name]
+    start = anyio.current_time()
+    with pytest.raises(StoreError, match=r"not answered for 10 seconds"):
+        await call(BoundedStore(inside, TIMEOUT))
+    assert anyio.current_time() - start == pytest.approx(TIMEOUT, abs=0.1)
+    assert inside.calls == [(name, *arguments)]
+    assert inside.open == 0
+
+
+@every_call
+async def test_a_call_just_in_time_comes_through_as_it_is(name: str) -> None:
+    inside = Delayed(lambda: anyio.sleep(JUST_IN_TIME))
+    call, arguments, result = BOUNDED[name]
+    assert await call(BoundedStore(inside, TIMEOUT)) == result
+    assert inside.calls == [(name, *arguments)]
+    assert inside.open == 0
+
+
+async def test_waiting_for_a_change_may_take_as_long_as_it_likes() -> None:
+    inside = Delayed(lambda: anyio.sleep(1000 * TIMEOUT))
+    assert await BoundedStore(inside, TIMEOUT).changed("a", 3) == job("a")
+    assert inside.calls == [("changed", "a", 3)]
+
+
+@every_call
+async def test_what_a_store_raises_comes_through_as_it_is(name: str) -> None:
+    error = OSError("the disk is away")
+
+    async def fail() -> None:
+        raise error
+
+    inside = Delayed(fail)
+    with pytest.raises(OSError, match="the disk is away") as raised:
+        await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
+    assert raised.value is error
+    assert inside.open == 0
+
+
+@every_call
+async def test_a_stores_own_timeout_is_a_store_that_has_not_answered(name: str) -> None:
+    """As asyncpg and sockets raise it; above the port a timeout is nobody's but the caller's."""
+    error = TimeoutError("connection timed out")
+
+    async def time_out() -> None:
+        raise error
+
+    inside = Delayed(time_out)
+    with pytest.raises(StoreError) as raised:
+        await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
+    assert raised.value.__cause__ is error
+    assert inside.open == 0
+
+
+@every_call
+async def test_the_callers_own_deadline_stays_the_callers(name: str) -> None:
+    inside = Delayed(hang)
+    start = anyio.current_time()
+    with pytest.raises(TimeoutError), anyio.fail_after(TIMEOUT / 2):
+        await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
+    assert anyio.current_time() - start == pytest.approx(TIMEOUT / 2, abs=0.1)
+    assert inside.open == 0
+
+
+@every_call
+async def test_a_caller_that_is_cancelled_leaves_nothing_open(name: str) -> None:
+    inside = Delayed(hang)
+    async with anyio.create_task_group() as group:
+        group.start_soon(BOUNDED[name][0], BoundedStore(inside, TIMEOUT))
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    assert inside.open == 0
+
+
+# --- iterators ---------------------------------------------------------------------------------
+
+
+def iterate(store: Store, name: str) -> AsyncIterator[Any]:
+    return store.read_body("a") if name == "read_body" else store.abandoned()
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+async def test_each_of_several_has_its_own_time_and_the_reader_any(name: str) -> None:
+    inside = Delayed(lambda: anyio.sleep(JUST_IN_TIME))
+    seen = []
+    async for one in iterate(BoundedStore(inside, TIMEOUT), name):
+        seen.append(one)
+        await anyio.sleep(100 * TIMEOUT)  # a client that reads slowly
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+async def test_the_one_of_several_that_hangs_fails_in_time(name: str, after: int) -> None:
+    calls = 0
+
+    async def hang_then() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            await anyio.sleep_forever()
+
+    inside = Delayed(hang_then)
+    seen = []
+    start = anyio.current_time()
+    with pytest.raises(StoreError, match="not answered"):  # noqa: PT012 - it is the loop that is told
+        async for one in iterate(BoundedStore(inside, TIMEOUT), name):
+            seen.append(one)
+    assert anyio.current_time() - start == pytest.approx(TIMEOUT, abs=0.1)
+    assert len(seen) == after
+    assert inside.open == 0
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+async def test_a_reader_that_stops_closes_the_iterator_inside(name: str) -> None:
+    inside = Delayed(anyio.lowlevel.checkpoint)
+    iterator: Any = iterate(BoundedStore(inside, TIMEOUT), name)
+    async with aclosing(iterator):
+        await anext(iterator)
+        assert inside.open == 1
+    assert inside.open == 0
+    with pytest.raises(StopAsyncIteration):
+        await anext(iterator)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+async def test_nothing_is_asked_before_the_first_is_wanted(name: str) -> None:
+    inside = Delayed(hang)
+    iterator: Any = iterate(BoundedStore(inside, TIMEOUT), name)
+    await iterator.aclose()
+    assert inside.open == 0
+
+
+async def test_an_iterator_of_any_kind_will_do() -> None:
+    """The port asks for an `AsyncIterator`, which may have nothing to close."""
+
+    class Chunks:
+        def __init__(self) -> None:
+            self.left = [b"one", b"two"]
+
+        def __aiter__(self) -> Chunks:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
+
+    class Plain(MemoryStore):
+        def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+            return Chunks()
+
+    assert await all_of(BoundedStore(Plain(), TIMEOUT).read_body("a")) == [b"one", b"two"]
