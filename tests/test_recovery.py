@@ -16,8 +16,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
 from raincheck.messages import CapturedRequest
@@ -96,6 +97,21 @@ class Line(Store):
         await self._over(self._store.aclose)
 
 
+class Streamed(Response):
+    """A response that waits at a gate between its two pieces."""
+
+    def __init__(self, piece: bytes, gate: Gate) -> None:
+        super().__init__()
+        self._piece = piece
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self._piece, "more_body": True})
+        await self._gate.wait()
+        await send({"type": "http.response.body", "body": self._piece})
+
+
 class Two:
     """Two apps with the same routes over one store.
 
@@ -126,13 +142,8 @@ class Two:
             return {"by": name, "body": (await request.body()).decode()}
 
         async def streamed(request: Request) -> Response:
-            async def pieces() -> AsyncIterator[bytes]:
-                self.runs.append(name)
-                yield name.encode() * 70_000
-                await self.gates[name].wait()
-                yield name.encode() * 70_000
-
-            return StreamingResponse(pieces())
+            self.runs.append(name)
+            return Streamed(name.encode() * 70_000, self.gates[name])
 
         jobs = virtual_jobs(
             store=self.lines[name], limits=Limits(lease=LEASE, store_timeout=2, **limits)
