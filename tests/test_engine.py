@@ -121,7 +121,7 @@ class Fleet:
         jobs = virtual_jobs(
             store=self.lines[name],
             runner=engine,
-            limits=Limits(lease=LEASE, store_timeout=2, **self._limits),
+            limits=Limits(**{"lease": LEASE, "store_timeout": 2, **self._limits}),
         )
         self.apps[name] = app_of(
             slow_route(answer, "/fail"),
@@ -210,6 +210,16 @@ async def test_one_that_runs_by_then_is_accepted() -> None:
         one.gates["a"].open()
         assert (await follow(one.web, accepted)).status_code == 200
         assert one.runs == ["a"]
+
+
+async def test_one_that_is_found_abandoned_by_then_is_refused_all_the_same() -> None:
+    async with fleet(lease=1.0) as one:
+        one.broker.hangs = True
+        assert refused(await one.web.post("/fail"))
+        one.broker.hangs = False
+        one.broker.ids.clear()
+        await anyio.sleep(LEASE)
+        assert one.broker.ids == []
 
 
 async def test_one_that_neither_the_broker_nor_the_store_answers_for_is_refused() -> None:

@@ -393,7 +393,7 @@ class Jobs:
     async def _withdrawn(self, job: Job) -> bool:
         """Take back a new job; False if somebody has begun it, and only the answer was lost."""
         try:
-            withdrawn = await self.store.replace(job.tombstone(self.clock(), 0.0))
+            withdrawn = await self._ledger.take_back(job)
         except Exception:  # it may come to that later
             self.tasks.spawn(partial(self._undo, job))
             return True

@@ -174,6 +174,22 @@ class Ledger:
         ttl = self._tombstone_ttl if remember else 0.0
         await self._advance(job, lambda job: job if job.gone else job.tombstone(now, ttl))
 
+    async def take_back(self, job: Job) -> bool:
+        """Bury a new job of which nobody knows, unless it has begun.
+
+        Returns:
+            Whether it is buried.
+
+        Raises:
+            StoreError: whatever the store raises.
+        """
+        now = self._clock()
+
+        def bury(job: Job) -> Job:
+            return job.tombstone(now, 0.0) if job.state is State.QUEUED else job
+
+        return (await self._advance(job, bury)).state is State.QUEUED
+
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the store until it answers: an accepted job must come to its end (law 1)."""
         delay = _FIRST_RETRY

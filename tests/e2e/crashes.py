@@ -133,6 +133,7 @@ class Crashes:
         self._jobs = jobs
         self._kills = kills
         self._patience = patience
+        self._not_beyond = 0  # more jobs than these: the strikes are to come while they come
         self._number = 0
         self._asking = 0
         self._accepted: list[Accepted] = []
@@ -173,7 +174,10 @@ class Crashes:
 
     async def _submit_some(self) -> None:
         async with Line(self._deployment.port) as line:
-            while len(self._accepted) + self._asking < self._jobs:
+            while True:
+                await until(lambda: len(self._accepted) <= self._not_beyond)
+                if len(self._accepted) + self._asking >= self._jobs:
+                    return
                 self._asking += 1
                 try:
                     await self._submit(line)
@@ -218,6 +222,7 @@ class Crashes:
 
     async def _strike_often(self) -> None:
         for moment in sorted(self._chance.randrange(self._jobs) for _ in range(self._kills)):
+            self._not_beyond = moment + 2 * self._jobs // self._kills
             if self._chance.random() < 0.2:  # whatever it is doing: it may still be starting
                 await asyncio.sleep(self._chance.uniform(0.0, 1.5))
             else:
@@ -227,6 +232,7 @@ class Crashes:
             self.figures.moments[when] += 1
             self._answered = False
             self._strikes.append(await self._strike(self._chance))
+        self._not_beyond = self._jobs
 
     def _has_come(self, moment: int) -> bool:
         return self._over or (len(self._accepted) >= moment and self._answered)
