@@ -10,6 +10,7 @@ jobs looked for, and calls bounded, so that a call may hang for ever.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,12 @@ LIMITS = Limits(
     store_timeout=STORE_TIMEOUT,
 )
 """A single place to run and to wait: one that leaks is missed at once."""
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Every call that fails is logged with its trace, thousands of times."""
+    caplog.set_level(logging.CRITICAL, "raincheck")
 
 
 # --- stores ------------------------------------------------------------------------------------

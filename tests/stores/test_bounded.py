@@ -274,7 +274,7 @@ async def test_the_one_of_several_that_hangs_fails_in_time(name: str, after: int
     inside = Delayed(hang_then)
     seen = []
     start = anyio.current_time()
-    with pytest.raises(StoreError, match="not answered"), anyio.fail_after(1000):
+    with pytest.raises(StoreError, match="not answered"), anyio.fail_after(1000):  # noqa: PT012
         async for one in iterate(BoundedStore(inside, TIMEOUT), name):
             seen.append(one)
     assert anyio.current_time() - start == pytest.approx(TIMEOUT, abs=0.1)
