@@ -9,8 +9,8 @@ and PostgreSQL as it comes (`fsync` on). Clients submit as fast as they are answ
 before the last kills; half of them with an Idempotency-Key, which they send again if the connection
 breaks. Meanwhile the server is killed at random moments, and started again: of several workers
 every other time just one, which uvicorn replaces. With `--restart-store` it is the store's server
-that is killed or stopped, and started again up to three seconds later. Routes are re-run, run once, re-run with few at a time, or
-streamed (see `tests/e2e/durable_app.py`). A lease lasts two seconds.
+that is killed or stopped, and started again up to three seconds later. Routes are re-run, run once,
+re-run with few at a time, or streamed (see `tests/e2e/durable_app.py`). A lease lasts two seconds.
 
 Half of the jobs are followed while this goes on, the others afterwards. Then the server is killed
 once more, and every job is asked for again. The run fails (exit status 1) unless
