@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
+from raincheck.policy import PolicySettings
+from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import (
@@ -240,6 +244,88 @@ def test_jobs_serve_one_middleware() -> None:
     LongRunningMiddleware(opaque("ok"), jobs=jobs)
     with pytest.raises(ConfigurationError, match="another"):
         LongRunningMiddleware(opaque("ok"), jobs=jobs)
+
+
+class Elsewhere(Runner):
+    """Runs jobs in other processes, in one queue."""
+
+    in_place = False
+
+    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
+        """Nothing runs here."""
+
+    def check(self, queue: str) -> None:
+        if queue != "videos":
+            raise ConfigurationError(f"queue={queue!r}: there is only 'videos'")
+
+    async def submit(self, id: str, queue: str | None = None) -> None:
+        """Somebody takes it."""
+
+    async def cancel(self, id: str) -> None:
+        """Nothing runs here."""
+
+
+class Everywhere(MemoryStore):
+    """As if other processes saw it too."""
+
+    shared = True
+
+
+class Own(MemoryStore):
+    """One of this process alone."""
+
+
+@pytest.mark.parametrize(
+    ("store", "name"), [(None, "MemoryStore"), (MemoryStore(), "MemoryStore"), (Own(), "Own")]
+)
+def test_a_runner_elsewhere_needs_a_store_that_is_seen_there(
+    store: MemoryStore | None, name: str
+) -> None:
+    message = f"runner=.*cannot see those of {name}; give store="
+    with pytest.raises(ConfigurationError, match=message):
+        Jobs(store=store, runner=Elsewhere())
+    with pytest.raises(ConfigurationError, match=message):
+        LongRunningMiddleware(opaque("ok"), store=store, runner=Elsewhere())
+    LongRunningMiddleware(opaque("ok"), store=Everywhere(), runner=Elsewhere())
+
+
+async def starting() -> Message:
+    return {"type": "lifespan.startup"}
+
+
+async def ignore(message: Message) -> None:
+    """Whoever starts the app hears of the error as well."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "cure"),
+    [
+        ({"hold": True}, "hold=True keeps a live request waiting, and runner=... .*take one"),
+        ({"queue": "photos"}, "queue='photos': there is only 'videos'"),
+    ],
+)
+async def test_a_policy_that_a_runner_cannot_keep_is_refused_by_the_routes_name(
+    settings: PolicySettings, cure: str
+) -> None:
+    def jobs() -> Jobs:
+        return Jobs(store=Everywhere(), runner=Elsewhere())
+
+    rules = {"GET /good": Policy(queue="videos"), "POST /videos": Policy(**settings)}
+    with pytest.raises(ConfigurationError, match=f"^POST /videos: {cure}"):
+        LongRunningMiddleware(opaque("ok"), routes=rules, jobs=jobs())
+    # A decorated endpoint is known when the app is complete, whoever set it.
+    decorated = LongRunningMiddleware(
+        Starlette(routes=[gated(Gate(), **settings)]), jobs=jobs(), policy=Policy(queue="videos")
+    )
+    inherited = LongRunningMiddleware(
+        Starlette(routes=[gated(Gate())]), jobs=jobs(), policy=Policy(**settings)
+    )
+    for app in decorated, inherited:
+        with pytest.raises(ConfigurationError, match=f"endpoint: {cure}"):
+            await app({"type": "lifespan"}, starting, ignore)
+    app = LongRunningMiddleware(Starlette(routes=[gated(Gate(), queue="videos")]), jobs=jobs())
+    async with lifespan(app):
+        pass
 
 
 async def test_a_large_prefer_header_is_no_attack() -> None:
