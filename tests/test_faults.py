@@ -247,12 +247,14 @@ class Client:
     Attributes:
         failures: how often it was told.
         longest: seconds that an answer took beyond those that it was asked to wait for.
+        told: the ids of the jobs that it knows of.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.failures = 0
         self.longest = 0.0
+        self.told: set[str] = set()
 
     async def ask(
         self, path: str, method: str = "GET", *, key: str = "", wait: float = 0.0
@@ -274,7 +276,9 @@ class Client:
         """The status URL of a job."""
         answer = await self.ask(path, "POST", key=key)
         assert answer.status == 202
-        return answer.headers[b"location"].decode()
+        url = answer.headers[b"location"].decode()
+        self.told.add(url.rpartition("/")[2])
+        return url
 
     async def follow(self, url: str) -> Answer:
         """What the status URL becomes."""
@@ -494,6 +498,7 @@ async def take_over(client: Client) -> None:
     """A process that finds what another one has left, more than it has room for."""
 
     async def see_the_end_of(id: str, status: int) -> None:
+        client.told.add(id)
         answer = await client.follow(f"/jobs/{id}")
         assert answer.status == status
         if status == 200:
@@ -523,11 +528,14 @@ async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[floa
     before = len(anyio.get_running_tasks())
     async with lifespan(house.app):
         start = anyio.current_time()
-        await scenario(client)
+        with anyio.fail_after(3600):
+            await scenario(client)
         took = anyio.current_time() - start
         await anyio.sleep(200)  # tombstones are forgotten
         trick.armed = False
         await anyio.sleep(100)
+        if scenario is not answer_in_time:  # who is told of an error there knows of no job
+            assert set(house.ran) <= client.told  # what was refused does not run
         await check_nothing_is_left(house, store)
     await settled()
     assert len(anyio.get_running_tasks()) == before
