@@ -565,3 +565,24 @@ async def test_a_server_that_stops_waits_for_an_outcome_that_is_being_written() 
     job = await store.get(accepted.json()["job_id"])
     assert job is not None
     assert job.state is State.SUCCEEDED
+
+
+async def test_a_job_may_begin_while_another_that_waits_is_left_to_others() -> None:
+    """The server stops: when the first has been let go of, the second does not wait any more."""
+
+    async def answer(request: Request) -> Any:
+        await anyio.sleep(10)
+        return {}
+
+    store = SlowStore()
+    jobs = virtual_jobs(store=store, limits=Limits(drain_timeout=0))
+    route = slow_route(answer, max_running=1, on_interrupt="rerun")
+    async with running(app_of(route, jobs=jobs)) as client:
+        accepted = [(await client.post("/slow")).json() for _ in range(3)]
+        await anyio.sleep(10.5)  # the first one's outcome is being written
+    found = [await store.get(document["job_id"]) for document in accepted]
+    assert [(job.state, job.holder) for job in found if job is not None] == [
+        (State.SUCCEEDED, None),
+        (State.QUEUED, None),
+        (State.QUEUED, None),
+    ]

@@ -239,8 +239,9 @@ class Jobs:
         with anyio.move_on_after(seconds(self.limits.drain_timeout)):
             await self._until_idle()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
-            for waiting in list(self._waiting.values()):
-                await self._interrupt_waiting(waiting)
+            for id, waiting in list(self._waiting.items()):
+                if self._waiting.get(id) is waiting:  # its turn has not come meanwhile
+                    await self._interrupt_waiting(waiting)
         for handoff in list(self._running.values()):
             handoff.stop(Reason.INTERRUPTED)
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
