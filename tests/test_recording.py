@@ -207,7 +207,7 @@ async def test_a_piece_beyond_the_bound_is_not_kept() -> None:
         pytest.param([PIECE, PIECE, PIECE], [PIECE] * 3, 0, id="each message a piece"),
         pytest.param([5 * PIECE], [5 * PIECE], 0, id="not cut up"),
         pytest.param([PIECE, 0, 0, 1, 0], [PIECE], 1, id="empty messages"),
-        pytest.param([1000] * 200, [66_000] * 3, 2000, id="many small ones"),
+        pytest.param([1000] * 800, [263_000] * 3, 11_000, id="many small ones"),
     ],
 )
 async def test_small_messages_come_together_in_pieces(

@@ -8,8 +8,9 @@ from typing import Any
 from raincheck.messages import CapturedResponse, end_to_end, unsendable
 
 # Bytes that come together before the store is asked to keep them: a response of many small
-# messages is not as many calls. What is left at the end goes with the outcome.
-PIECE = 64 * 1024
+# messages is not as many calls. What is left at the end goes with the outcome. Joined, they leave
+# the memory that they came in to the next ones; to touch new memory takes longer than to copy.
+PIECE = 256 * 1024
 
 
 class ProtocolError(RuntimeError):
@@ -29,7 +30,17 @@ class Recorder:
         max_size: bytes of body.
     """
 
-    __slots__ = ("_headers", "_keep", "_method", "_piece", "_size", "_status", "_tail", "max_size")
+    __slots__ = (
+        "_gathered",
+        "_headers",
+        "_keep",
+        "_kept",
+        "_method",
+        "_piece",
+        "_size",
+        "_status",
+        "max_size",
+    )
 
     def __init__(
         self, keep: Callable[[int, bytes], Awaitable[None]], method: str, max_size: int
@@ -40,7 +51,8 @@ class Recorder:
         self._status: int | None = None
         self._headers: Any = ()
         self._size = 0
-        self._tail: bytes | bytearray = b""
+        self._kept = 0
+        self._gathered: list[bytes] = []
         self._piece: tuple[int, bytes] | None = None
 
     @property
@@ -51,7 +63,7 @@ class Recorder:
     @property
     def tail(self) -> bytes:
         """The end of the body, which nobody was asked to keep so far."""
-        return bytes(self._tail)
+        return b"".join(self._gathered)
 
     async def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
         """Take one message.
@@ -75,16 +87,13 @@ class Recorder:
         self._size += len(chunk)
         if self._size > self.max_size:
             raise TooLarge
-        if not self._tail:
-            self._tail = bytes(chunk)
-        elif chunk:
-            if not isinstance(self._tail, bytearray):
-                self._tail = bytearray(self._tail)
-            self._tail += chunk
+        if chunk:
+            self._gathered.append(bytes(chunk))
         if message.get("more_body", False):
-            if len(self._tail) >= PIECE:
-                self._piece = (self._size - len(self._tail), self.tail)
-                self._tail = b""
+            if self._size - self._kept >= PIECE:
+                self._piece = (self._kept, self.tail)
+                self._kept = self._size
+                self._gathered.clear()
                 await self._keep_piece(self._piece)
             return None
         response = CapturedResponse(self._status, self._headers, self._size)
