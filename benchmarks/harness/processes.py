@@ -99,6 +99,10 @@ class Child:
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def pause(self) -> None:
         """Let it do nothing until `resume()`, so that it disturbs nobody."""
         os.killpg(self._process.pid, signal.SIGSTOP)
