@@ -28,8 +28,20 @@ LAYERS = {
     "stores.bounded": 3,
     "stores.memory": 3,
     "stores.postgres": 3,
+    "stores._postgres_changes": 3,
+    "stores._postgres_schema": 3,
+    "stores._postgres_server": 3,
+    "stores._postgres_session": 3,
+    "stores._postgres_statements": 3,
     "stores.redis": 3,
+    "stores._redis_line": 3,
+    "stores._redis_scripts": 3,
     "stores.sqlite": 3,
+    "stores._sqlite_calls": 3,
+    "stores._sqlite_changes": 3,
+    "stores._sqlite_file": 3,
+    "stores._sqlite_loop": 3,
+    "stores._sqlite_opening": 3,
     "runners.local": 3,
     "runners.taskiq": 3,
     "dialects.plain": 3,
@@ -59,7 +71,7 @@ LAYERS = {
     "idempotency": 0,
 }
 
-ADAPTERS = 3  # they never import one another
+ADAPTERS = 3  # they never import one another, but for the rooms of their own, as `_redis_line`
 SATELLITES = 6  # nobody imports them
 
 CORE = {"starlette", "anyio", "cachetools"}
@@ -67,7 +79,12 @@ ONLY_INSIDE_FUNCTIONS = {"tasks": {"trio"}}
 EXTRAS = {
     "runners.taskiq": {"taskiq"},
     "stores.postgres": {"asyncpg"},
+    "stores._postgres_changes": {"asyncpg"},
+    "stores._postgres_schema": {"asyncpg"},
+    "stores._postgres_server": {"asyncpg"},
+    "stores._postgres_session": {"asyncpg"},
     "stores.redis": {"redis"},
+    "stores._redis_line": {"redis"},
 }
 
 
@@ -95,6 +112,12 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
     yield from visit(ast.parse(source), False)
 
 
+def adapter(room: str) -> str:
+    """The adapter that a room is of: `stores.redis` of `stores._redis_line`, and of itself."""
+    package, _, name = room.rpartition(".")
+    return f"{package}.{name.split('_')[1]}" if name.startswith("_") else room
+
+
 def violations(room: str, source: str) -> Iterator[str]:
     layer = LAYERS[room]
     for module, inside in imports(source):
@@ -114,6 +137,10 @@ def violations(room: str, source: str) -> Iterator[str]:
             yield f"{room} imports {module} and not the module that has it"
         elif LAYERS[other] > layer:
             yield f"{room} imports {other} from above"
+        elif adapter(other) == adapter(room):
+            continue
+        elif adapter(other) != other:
+            yield f"{room} imports {other}, a room of {adapter(other)}"
         elif LAYERS[other] == layer == ADAPTERS:
             yield f"{room} imports {other}, another adapter"
         elif LAYERS[other] == SATELLITES:
@@ -177,6 +204,9 @@ def test_the_package_root_imports_no_satellite() -> None:
         pytest.param("jobs", "from . import policy", id="relative"),
         pytest.param("jobs", "from .stores.memory import MemoryStore", id="relative, deeper"),
         pytest.param("stores.memory", "import raincheck.runners.local", id="between adapters"),
+        pytest.param("stores._redis_line", "import raincheck.stores.sqlite", id="from their rooms"),
+        pytest.param("stores.sqlite", "import raincheck.stores._redis_line", id="to their rooms"),
+        pytest.param("jobs", "import raincheck.stores._redis_line", id="to a room, from above"),
         pytest.param("errors", "import anyio", id="layer 0 beyond the standard library"),
         pytest.param("errors", "def f():\n    import starlette.types", id="the same, hidden"),
         pytest.param("jobs", "import fastapi.routing", id="an extra"),
@@ -196,6 +226,8 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
         ("jobs", "from raincheck.stores.memory import MemoryStore"),
         ("handoff", "import raincheck.marking, raincheck.stores.base"),
         ("stores.memory", "from cachetools import TLRUCache"),
+        ("stores.redis", "from raincheck.stores._redis_line import Line"),
+        ("stores._redis_line", "from raincheck.stores._redis_scripts import Script"),
         ("routing", "import starlette.routing, anyio.to_thread, json"),
         ("tasks", "class A:\n    def f(self):\n        import trio"),
         ("errors", "from __future__ import annotations\nimport collections.abc"),

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
+from raincheck.job import Bounds
 from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Store
 from raincheck.testing import follow
@@ -55,9 +56,16 @@ class Line(Store):
         return await call()
 
     async def create(
-        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+        self,
+        job: Job,
+        request: CapturedRequest | None = None,
+        *,
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Job:
-        return await self._over(lambda: self._store.create(job, request, lease=lease))
+        return await self._over(
+            lambda: self._store.create(job, request, lease=lease, bounds=bounds)
+        )
 
     async def get(self, id: str) -> Job | None:
         return await self._over(lambda: self._store.get(id))
@@ -68,8 +76,17 @@ class Line(Store):
     async def request(self, id: str) -> CapturedRequest | None:
         return await self._over(lambda: self._store.request(id))
 
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
-        return await self._over(lambda: self._store.replace(job, tail=tail, lease=lease))
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
+        return await self._over(
+            lambda: self._store.replace(job, tail=tail, lease=lease, bounds=bounds)
+        )
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         return await self._over(lambda: self._store.append_body(id, attempt, offset, chunk))
@@ -143,7 +160,7 @@ class Two:
 
         async def streamed(request: Request) -> Response:
             self.runs.append(name)
-            return Streamed(name.encode() * 70_000, self.gates[name])
+            return Streamed(name.encode() * 300_000, self.gates[name])
 
         jobs = virtual_jobs(
             store=self.lines[name], limits=Limits(lease=LEASE, store_timeout=2, **limits)
@@ -303,7 +320,7 @@ async def test_law_4_a_process_that_was_only_paused_cannot_overwrite_the_newer_o
         both.gates["a"].open()
         await anyio.sleep(60)
         response = await both.b.get(accepted.headers["location"])
-        assert response.content == b"b" * 140_000
+        assert response.content == b"b" * 600_000
         assert both.runs == ["a", "b"]
 
 
@@ -319,7 +336,7 @@ async def test_law_4_nor_write_into_the_newer_body() -> None:
         await anyio.sleep(60)
         assert both.gates["a"].cleaned_up == 1
         both.gates["b"].open()
-        assert (await follow(both.b, accepted)).content == b"b" * 140_000
+        assert (await follow(both.b, accepted)).content == b"b" * 600_000
 
 
 async def test_the_paused_process_stops_its_handler_when_it_hears() -> None:
@@ -519,7 +536,14 @@ class SlowStore(MemoryStore):
 
     shared = True
 
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
         await anyio.sleep(1)
         return await super().replace(job, tail=tail, lease=lease)
 

@@ -3,7 +3,8 @@
     RaincheckError
     ├── ConfigurationError (ValueError)     a setting that cannot work; names the field and the cure
     ├── IllegalTransition                   a job was asked for a move it may not make
-    │   └── LeaseLost                       another process has taken it over
+    │   ├── LeaseLost                       another process has taken it over
+    │   └── NoRoom                          as many are in that state as may be
     ├── StoreError                          a store could not do what it promises
     │   └── StoreFull                       no room for another job; nothing was evicted
     └── Refusal                             the request was not accepted; nothing was stored
@@ -96,6 +97,18 @@ class IllegalTransition(RaincheckError):
 
 class LeaseLost(IllegalTransition):
     """Another process runs the job now: what this one made of it does not count."""
+
+
+class NoRoom(IllegalTransition):
+    """As many jobs are in the state that this one would be in as may be (see `job.Bounds`).
+
+    Args:
+        owner: whether those of its owner are meant, not those of its whole route.
+    """
+
+    def __init__(self, *, owner: bool) -> None:
+        super().__init__(f"no room for another job of this {'owner' if owner else 'route'}")
+        self.owner = owner
 
 
 class StoreError(RaincheckError):

@@ -262,6 +262,21 @@ class Job(NamedTuple):
             raise IllegalTransition(f"a {self.state} job cannot become {state}")
 
 
+class Bounds(NamedTuple):
+    """How many jobs may be in the same state as one that comes to it, in all processes together.
+
+    A job that is `cancelling` counts as running: its handler has not stopped yet.
+
+    Attributes:
+        route: of its route; None: any number.
+        owner: of its owner on its route; None: any number. A job without an owner has no such
+            bound.
+    """
+
+    route: int | None = None
+    owner: int | None = None
+
+
 SHARED_RUN = "run-"
 """How the keys begin under which requests share a run; they end with it."""
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 
-from raincheck.errors import crashed
-from raincheck.job import SHARED_RUN, Job, Progress, State
+from raincheck.errors import NoRoom, crashed
+from raincheck.job import SHARED_RUN, Bounds, Job, Progress, State
 from raincheck.lifetime import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.runners.base import Attempt, Runner, Stop
@@ -85,6 +85,16 @@ def finished(job: Job, now: float = 1000.0, ttl: float = 60.0, tombstone_ttl: fl
     return job.finish(
         State.FAILED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, error=crashed("It broke.")
     )
+
+
+async def fits(store: Store, job: Job, bounds: Bounds | None) -> bool:
+    """Whether a store has room for a new job within these bounds; if so, it is there."""
+    try:
+        await store.create(job, bounds=bounds)
+    except NoRoom:
+        assert await store.get(job.id) is None
+        return False
+    return True
 
 
 async def body_of(store: Store, id: str, offset: int = 0) -> bytes:
@@ -213,6 +223,104 @@ class StoreContract:
         assert found is not None
         assert (found.id, found.clients, found.fingerprint) == ("a", 2, "f")
         assert (await store.create(job("b", keys=("key-1",)))).id == "a"
+
+    async def test_a_route_has_room_for_so_many(self, store: Store) -> None:
+        two = Bounds(route=2)
+        assert [await fits(store, job(id), two) for id in "abc"] == [True, True, False]
+        assert await fits(store, job("elsewhere", route="other"), two)
+        assert [await fits(store, job(id, state=State.QUEUED), two) for id in "def"] == [
+            *(True, True, False)
+        ]
+        assert await fits(store, job("g"), Bounds(route=3))
+        assert await fits(store, job("h"), None)
+        assert not await fits(store, job("i"), Bounds(route=4))
+
+    async def test_an_owner_has_room_for_so_many_on_each_route(self, store: Store) -> None:
+        one = Bounds(owner=1)
+        assert await fits(store, job("a", owner="ann"), one)
+        assert not await fits(store, job("b", owner="ann"), one)
+        assert await fits(store, job("b", owner="ann", route="other"), one)
+        assert await fits(store, job("c", owner="ann", state=State.QUEUED), one)
+        assert await fits(store, job("d", owner="bob"), one)
+        assert [await fits(store, job(id), one) for id in "ef"] == [True, True]
+
+    async def test_it_tells_which_bound_there_is_no_room_within(self, store: Store) -> None:
+        await store.create(job("a", owner="ann"))
+        told = []
+        for bounds in (Bounds(route=1, owner=1), Bounds(route=1, owner=2), Bounds(2, 1)):
+            try:
+                await store.create(job("b", owner="ann"), bounds=bounds)
+            except NoRoom as error:
+                told.append(error.owner)
+        assert told == [True, False, True]
+
+    async def test_a_job_gives_room_when_it_leaves_its_state(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        waits = job("a", state=State.QUEUED, owner="ann", attempts=2, replayable=True)
+        await store.create(waits, request())
+        runs = waits.start(1001.0)
+        assert await store.replace(runs, bounds=one)
+        assert await fits(store, job("b", state=State.QUEUED, owner="ann"), one)
+        assert not await fits(store, job("c", owner="ann"), one)
+        assert await store.replace(runs.requeue())
+        assert await fits(store, job("c", owner="ann"), one)
+        assert not await fits(store, job("d", owner="ann", state=State.QUEUED), Bounds(route=2))
+        await store.replace(job("b", state=State.QUEUED, owner="ann").tombstone(1000.0, 60.0))
+        assert await fits(store, job("d", owner="ann", state=State.QUEUED), Bounds(route=2))
+        assert await store.replace(finished(job("c", owner="ann")))
+        assert await fits(store, job("e", owner="ann"), one)
+        stopping = job("e", owner="ann").cancelling()
+        assert await store.replace(stopping)
+        assert not await fits(store, job("f", owner="ann"), one)
+        assert await store.replace(finished(stopping))
+        assert await fits(store, job("f", owner="ann"), one)
+        await store.sweep(2000.0)
+        assert not await fits(store, job("g", owner="ann"), one)
+
+    async def test_a_job_begins_only_if_there_is_room(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        await store.create(job("a", owner="ann"))
+        waits = job("b", state=State.QUEUED, owner="ann", attempts=2, replayable=True)
+        await store.create(waits, request())
+        try:
+            await store.replace(waits.start(1001.0), bounds=one)
+        except NoRoom:
+            assert await store.get("b") == waits
+            assert await store.request("b") == request()
+        else:
+            raise AssertionError("there was room")
+        assert await store.replace(finished(job("a", owner="ann")))
+        assert await store.replace(waits.start(1001.0), bounds=one)
+        assert not await store.replace(waits.start(1001.0), bounds=one)
+
+    async def test_a_job_that_stays_in_its_state_or_ends_needs_no_room(self, store: Store) -> None:
+        none = Bounds(route=0, owner=0)
+        await store.create(job(owner="ann"))
+        reported = job(owner="ann").with_progress(Progress(0.5))
+        assert await store.replace(reported, bounds=none)
+        stopping = reported.cancelling()
+        assert await store.replace(stopping, bounds=none)
+        assert await store.replace(finished(stopping), bounds=none)
+        assert await store.replace(finished(stopping).tombstone(1000.0, 60.0), bounds=none)
+
+    async def test_a_twin_is_found_though_there_is_no_room(self, store: Store) -> None:
+        one = Bounds(route=1)
+        await store.create(job(keys=("k",)), bounds=one)
+        assert (await store.create(job(), bounds=one)).id == "a"
+        assert (await store.create(job("b", keys=("k",)), bounds=one)).id == "a"
+
+    async def test_of_many_creators_as_many_win_as_there_is_room_for(self, store: Store) -> None:
+        fit = []
+
+        async def create(number: int) -> None:
+            owner = "ann" if number % 2 else "bob"
+            waits = job(str(number), state=State.QUEUED, owner=owner)
+            fit.append(await fits(store, waits, Bounds(route=20, owner=12)))
+
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(create, number)
+        assert sum(fit) == 20
 
     async def test_replace_takes_the_next_version_only(self, store: Store) -> None:
         await store.create(job())

@@ -40,10 +40,10 @@ import pytest
 from sniffio import current_async_library
 
 from raincheck.errors import StoreError
-from raincheck.job import Job, Progress, State
+from raincheck.job import Bounds, Job, Progress, State
 from raincheck.records import FORMAT, dump
 from raincheck.stores.base import Store
-from raincheck.testing import StoreContract, body_of, finished, job, request
+from raincheck.testing import StoreContract, body_of, finished, fits, job, request
 
 PATIENCE = 60.0
 """Seconds until a test gives up: processes have to start, on a machine that may be busy."""
@@ -198,6 +198,20 @@ async def creates_under_one_key(store: Store, parent: Parent) -> None:
     parent.say(there)
 
 
+async def creates_within_bounds(store: Store, parent: Parent) -> None:
+    me = await parent.hear()
+    fit = []
+
+    async def create(number: int) -> None:
+        waits = job(f"{me}-{number}", state=State.QUEUED, owner=f"owner-{number % 2}")
+        fit.append(await fits(store, waits, Bounds(route=20, owner=12)))
+
+    async with anyio.create_task_group() as group:
+        for number in range(CROWD):
+            group.start_soon(create, number)
+    parent.say(sum(fit))
+
+
 async def counts(store: Store, parent: Parent) -> None:
     for _ in range(await parent.hear()):
         while True:
@@ -329,6 +343,14 @@ class SharedStoreContract(StoreContract, ABC):
         ids = {f"{child}-{number}" for child in range(3) for number in range(CROWD)}
         assert [id for id in ids if await store.get(id)] == [found.id]
         assert [id for id in ids if await store.find(f"own-{id}")] == [found.id]
+
+    async def test_of_creators_in_several_processes_as_many_win_as_there_is_room_for(
+        self, store: Store, opening: str
+    ) -> None:
+        async with children(opening, creates_within_bounds, 3) as family:
+            for number, child in enumerate(family):
+                await child.say(number)
+            assert sum([await child.hear() for child in family]) == 20
 
     async def test_no_change_of_several_processes_is_lost(self, store: Store, opening: str) -> None:
         await store.create(job())

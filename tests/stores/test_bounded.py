@@ -12,6 +12,7 @@ import pytest
 
 from raincheck import Job, MemoryStore, State
 from raincheck.errors import StoreError
+from raincheck.job import Bounds
 from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
@@ -62,9 +63,14 @@ class Delayed(Store):
             self.open -= 1
 
     async def create(
-        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+        self,
+        job: Job,
+        request: CapturedRequest | None = None,
+        *,
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Job:
-        await self._called("create", job, request, lease)
+        await self._called("create", job, request, lease, bounds)
         return job
 
     async def get(self, id: str) -> Job | None:
@@ -79,8 +85,15 @@ class Delayed(Store):
         await self._called("request", id)
         return request(id.encode())
 
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
-        await self._called("replace", job, tail, lease)
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
+        await self._called("replace", job, tail, lease, bounds)
         return True
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
@@ -124,16 +137,16 @@ Call = Callable[[Store], Coroutine[Any, Any, Any]]
 # The call, how the store inside must see it, and what must come back.
 BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
     "create": (
-        lambda store: store.create(job(), request(), lease=5.0),
-        (job(), request(), 5.0),
+        lambda store: store.create(job(), request(), lease=5.0, bounds=Bounds(3, 2)),
+        (job(), request(), 5.0, Bounds(3, 2)),
         job(),
     ),
     "get": (lambda store: store.get("a"), ("a",), job("a")),
     "find": (lambda store: store.find("k"), ("k",), job("of k")),
     "request": (lambda store: store.request("a"), ("a",), request(b"a")),
     "replace": (
-        lambda store: store.replace(job(), tail=b"end", lease=5.0),
-        (job(), b"end", 5.0),
+        lambda store: store.replace(job(), tail=b"end", lease=5.0, bounds=Bounds(3, 2)),
+        (job(), b"end", 5.0, Bounds(3, 2)),
         True,
     ),
     "append_body": (lambda store: store.append_body("a", 2, 7, b"x"), ("a", 2, 7, b"x"), True),

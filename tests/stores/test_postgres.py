@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -13,15 +13,18 @@ import asyncpg  # type: ignore[import-untyped]  # it brings no types
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
-import raincheck.stores.postgres as module
 from raincheck import ConfigurationError
-from raincheck.errors import StoreError, StoreFull
-from raincheck.job import Job, Progress, State
+from raincheck.errors import NoRoom, StoreError, StoreFull
+from raincheck.job import Bounds, Job, Progress, State
 from raincheck.messages import CapturedResponse
 from raincheck.records import dump
+from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
+from raincheck.stores import postgres as module
+from raincheck.stores._postgres_schema import MIGRATIONS
+from raincheck.stores._postgres_statements import PIECE, digest
 from raincheck.stores.base import Store
-from raincheck.stores.postgres import MIGRATIONS, PAGE, PIECE, PostgresStore
-from raincheck.testing import body_of, finished, job, request
+from raincheck.stores.postgres import PAGE, PostgresStore
+from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
 from tests.stores.shared import PATIENCE, SharedStoreContract, changes_jobs, child
 
@@ -173,7 +176,7 @@ async def test_nobody_tries_for_ever_to_reach_a_server(
         group.start_soon(listener.serve, refuse)
         store = open_store()
         await store.create(job())
-        monkeypatch.setattr(store, "_dsn", f"postgresql://127.0.0.1:{port}/postgres")
+        monkeypatch.setattr(store._server, "dsn", f"postgresql://127.0.0.1:{port}/postgres")
         for _ in range(2):
             with pytest.raises(StoreError):
                 await store.changed("a", 1)
@@ -227,7 +230,7 @@ async def test_older_tables_are_brought_up_to_date(
 ) -> None:
     await open_store().create(job())
     later = "ALTER TABLE raincheck.jobs ADD later integer"
-    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, later))
+    monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*MIGRATIONS, later))
     store = open_store()
     assert await store.get("a") == job()
     assert await store._value("SELECT number FROM raincheck.version") == len(MIGRATIONS) + 1
@@ -333,7 +336,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
     first = postgres.ask(pids)
     await store.get("a")
     assert postgres.ask(pids) == first
-    monkeypatch.setattr(module, "IDLE", -1.0)
+    monkeypatch.setattr(_postgres_session, "IDLE", -1.0)
     await store.get("a")
     assert first not in postgres.ask(pids)
 
@@ -427,7 +430,7 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_server(
 async def test_who_waits_when_the_server_restarts_hears_of_what_comes_after(
     postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK", 3600.0)
+    monkeypatch.setattr(_postgres_changes, "LOOK", 3600.0)
     store, another = open_store(timeout=PATIENCE), open_store()
     await store.create(job())
     await store.create(job("b"))
@@ -456,7 +459,9 @@ async def test_who_waits_when_the_server_restarts_hears_of_what_comes_after(
 async def test_a_server_that_hangs_fails_calls_in_time(
     postgres: Postgres, open_store: Open
 ) -> None:
-    store = open_store(timeout=1.0)
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}", timeout=1.0)
+    opened = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
     await open_store().create(job())
     failed = []
 
@@ -477,7 +482,7 @@ async def test_a_server_that_hangs_fails_calls_in_time(
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as group:
             group.start_soon(fail, calls.pop())
-            await anyio.sleep(0.1)  # it waits already
+            await until(lambda: postgres.ask(opened) == "2")  # it waits already
             pids = postgres.hang()
             try:
                 started = anyio.current_time()
@@ -545,8 +550,8 @@ async def test_a_creator_waits_for_another_and_sees_what_it_did(
             await transaction.start()
             await other.execute("DELETE FROM jobs; DELETE FROM keys")
             await other.execute(
-                "INSERT INTO jobs (id, version, attempt, gone, record) "
-                "VALUES ('theirs', 1, 1, false, $1)",
+                "INSERT INTO jobs (id, version, attempt, gone, record, route) "
+                "VALUES ('theirs', 1, 1, false, $1, '')",
                 dump(theirs).decode(),
             )
             await other.execute("INSERT INTO keys VALUES ('k', 'theirs')")
@@ -636,6 +641,178 @@ async def test_replacers_win_once_where_transactions_are_serializable(
     assert sorted(outcomes) == [False] * 49 + [True]
 
 
+# --- room --------------------------------------------------------------------------------------
+
+
+ONE = Bounds(route=1)
+
+
+@asynccontextmanager
+async def somebody_within(postgres: Postgres, schema: str, theirs: Job) -> AsyncIterator[Any]:
+    """A transaction that has found room for a job, and has put it there."""
+    async with connected(postgres, schema) as other:
+        transaction = other.transaction()
+        await transaction.start()
+        states = ["queued"] if theirs.state is State.QUEUED else ["running", "cancelling"]
+        room: list[Any] = [theirs.id, 0, [], schema, digest(theirs.route), None, states, 1, None]
+        holes = ", ".join(f"${number + 1}" for number in range(len(room)))
+        assert await other.fetchval(f"SELECT no_room({holes})", *room) is None
+        await other.execute(
+            "INSERT INTO jobs (id, version, attempt, gone, state, record, route) "
+            "VALUES ($1, 1, 1, false, $2, $3, $4) ON CONFLICT (id) DO UPDATE "
+            "SET version = jobs.version + 1, state = excluded.state, record = excluded.record",
+            *(theirs.id, theirs.state.value, dump(theirs).decode(), digest(theirs.route)),
+        )
+        for key in theirs.keys:
+            await other.execute("INSERT INTO keys VALUES ($1, $2)", key, theirs.id)
+        yield transaction
+
+
+@ISOLATIONS
+async def test_who_looks_for_room_waits_for_who_looks_already(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    fit = []
+
+    async def create() -> None:
+        fit.append(await fits(store, job("mine"), ONE))
+
+    await store.get("a")
+    for outcome in ("commit", "rollback"):
+        async with (
+            anyio.create_task_group() as group,
+            somebody_within(postgres, schema, job("theirs")) as transaction,
+        ):
+            group.start_soon(create)
+            await until(lambda: postgres.ask(LOCKED) == "1")
+            await getattr(transaction, outcome)()
+        await store._rows("DELETE FROM raincheck.jobs WHERE id = 'theirs'")
+    assert fit == [False, True]
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("mine", [job("mine", keys=("l", "k")), job("theirs", route="r")])
+async def test_who_waits_for_room_sees_an_earlier_job_that_took_it(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, mine: Job
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    theirs = job("theirs", keys=("k",))
+    there = []
+
+    async def create() -> None:
+        there.append(await store.create(mine, bounds=ONE))
+
+    await store.get("a")
+    async with (
+        anyio.create_task_group() as group,
+        somebody_within(postgres, schema, theirs) as transaction,
+    ):
+        group.start_soon(create)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        await transaction.commit()
+    assert there == [theirs]
+
+
+@ISOLATIONS
+async def test_who_waits_for_room_to_begin_sees_that_another_began(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    waits = job("a", state=State.QUEUED)
+    await store.create(waits)
+    began = []
+
+    async def begin() -> None:
+        began.append(await store.replace(waits.start(1001.0, "mine"), bounds=ONE))
+
+    theirs = waits.start(1001.0, "theirs")
+    async with (
+        anyio.create_task_group() as group,
+        somebody_within(postgres, schema, theirs) as transaction,
+    ):
+        group.start_soon(begin)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        await transaction.commit()
+    assert began == [False]
+    assert await store.get("a") == theirs
+
+
+async def test_who_need_not_look_for_room_does_not_wait(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(timeout=5.0)
+    await store.create(job("earlier", keys=("k",)))
+    async with somebody_within(postgres, schema, job("theirs", route="their route")):
+        mine = {"route": "their route", "owner": "ann"}
+        assert await fits(store, job("a", **mine), None)
+        assert await fits(store, job("b", **mine), Bounds())
+        assert await fits(store, job("c", **{**mine, "owner": None}), Bounds(owner=1))
+        assert await fits(store, job("d", state=State.QUEUED, **mine), ONE)
+        assert await fits(store, job("e"), Bounds(route=2))
+        assert (await store.create(job("earlier", **mine), bounds=ONE)).route == "r"
+        assert (await store.create(job("f", keys=("k",), **mine), bounds=ONE)).id == "earlier"
+        assert await store.replace(job("a", **mine).cancelling(), bounds=ONE)  # as it ran before
+        assert await store.replace(finished(job("d", state=State.QUEUED, **mine)), bounds=ONE)
+        assert not await store.replace(job("unknown", **mine).cancelling(), bounds=ONE)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_behind_a_proxy_no_more_come_in_than_there_is_room_for(
+    postgres: Postgres, open_store: Open, isolation: str
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation.replace(' ', '%20')}"
+    stores = [open_store(url, listen=False), open_store(url, listen=False)]
+    fit = []
+
+    async def create(number: int) -> None:
+        fit.append(await fits(stores[number % 2], job(str(number)), Bounds(route=7)))
+
+    async with anyio.create_task_group() as group:
+        for number in range(60):
+            group.start_soon(create, number)
+    assert sum(fit) == 7
+
+
+async def test_of_many_who_begin_as_many_win_as_there_is_room_for(open_store: Open) -> None:
+    stores = [open_store(), open_store()]
+    waiting = [job(str(number), state=State.QUEUED, owner=str(number % 2)) for number in range(40)]
+    began = []
+
+    async def begin(number: int, waits: Job) -> None:
+        with suppress(NoRoom):
+            bounds = Bounds(route=9, owner=5)
+            began.append(await stores[number % 2].replace(waits.start(1001.0), bounds=bounds))
+
+    for waits in waiting:
+        await stores[0].create(waits)
+    async with anyio.create_task_group() as group:
+        for number, waits in enumerate(waiting * 2):
+            group.start_soon(begin, number, waits)
+    assert sum(began) == 9
+
+
+async def test_an_owner_and_a_route_may_have_any_name(store: PostgresStore) -> None:
+    long = "".join(uuid4().hex for _ in range(1000))  # nor can it be compressed
+    names = (long, "a\0b", "\udcff", "ü")
+    for number, name in enumerate(names):
+        of_name = {"route": name, "owner": name}
+        assert await fits(store, job(f"{number}", **of_name), Bounds(owner=1))
+        assert not await fits(store, job("another", **of_name), Bounds(owner=1))
+
+
+async def test_there_may_be_no_room_at_all(store: PostgresStore) -> None:
+    assert not await fits(store, job(), Bounds(route=0))
+    assert not await fits(store, job(owner="ann"), Bounds(owner=0))
+    assert await fits(store, job(), Bounds(owner=0))
+
+
+# --- keys and bodies ---------------------------------------------------------------------------
+
+
 async def test_a_key_given_twice_is_one(store: PostgresStore) -> None:
     twice = job(keys=("k", "k"))
     assert await store.create(twice) == twice
@@ -721,7 +898,7 @@ async def test_a_body_of_whole_pages_ends(store: PostgresStore) -> None:
 async def test_a_change_is_told_at_once(
     store: PostgresStore, open_store: Open, opening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK", 3600.0)  # so that who is not told waits for long
+    monkeypatch.setattr(_postgres_changes, "LOOK", 3600.0)  # so that who is not told waits for long
     another = open_store()
     for id in "abc":
         await store.create(job(id))
@@ -800,7 +977,7 @@ async def test_a_look_is_not_put_off_by_other_changes(open_store: Open) -> None:
 async def test_many_may_wait(
     postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK", 3600.0)
+    monkeypatch.setattr(_postgres_changes, "LOOK", 3600.0)
     name = uuid4().hex
     store = open_store(f"{postgres.url}?application_name={name}", connections=4)
     ids = [f"job-{number}" for number in range(100)]
@@ -855,7 +1032,7 @@ async def test_closing_fails_those_who_wait(store: PostgresStore) -> None:
 async def test_nobody_listens_for_long_when_nobody_waits(
     postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK", 0.05)
+    monkeypatch.setattr(_postgres_changes, "LOOK", 0.05)
     name = uuid4().hex
     store = open_store(f"{postgres.url}?application_name={name}")
     await store.create(job())
@@ -867,7 +1044,7 @@ async def test_nobody_listens_for_long_when_nobody_waits(
         group.start_soon(store.changed, "a", 1)
         await until(lambda: postgres.ask(listening) == "1")
         group.cancel_scope.cancel()
-    monkeypatch.setattr(module, "IDLE", 0.1)
+    monkeypatch.setattr(_postgres_changes, "LINGER", 0.1)
     with anyio.fail_after(PATIENCE):
         await until(lambda: postgres.ask(listening) == "0")
         async with anyio.create_task_group() as group:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-import raincheck.stores.redis as module
+import raincheck.stores._redis_line as line_room
 from raincheck import ConfigurationError
-from raincheck.errors import StoreError, StoreFull
-from raincheck.job import Progress, State
+from raincheck.errors import NoRoom, StoreError, StoreFull
+from raincheck.job import Bounds, Job, Progress, State
+from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Store
-from raincheck.stores.redis import BATCH, DAY, PAGE, WINDOW, RedisStore
-from raincheck.testing import body_of, finished, job, request
+from raincheck.stores.redis import BATCH, PAGE, RedisStore
+from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.shared import PATIENCE, SharedStoreContract
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
@@ -173,7 +174,7 @@ def test_without_redis_py_it_says_what_to_install() -> None:
 async def test_every_call_is_one_command(serve: Serve) -> None:
     server = serve()
     store = RedisStore(server.url)
-    done = finished(job(keys=("k",)))
+    there = job(keys=("k",), owner="ann")
 
     async def read() -> None:
         assert await body_of(store, "a") == b"onetwo"
@@ -182,14 +183,15 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         assert [job async for job in store.abandoned()] == []
 
     calls: list[Callable[[], Any]] = [
-        partial(store.create, job(keys=("k",)), request(), lease=60.0),
+        partial(store.create, there, request(), lease=60.0, bounds=Bounds(1, 1)),
         partial(store.get, "a"),
         partial(store.find, "k"),
         partial(store.request, "a"),
         partial(store.append_body, "a", 1, 0, b"one"),
         partial(store.renew, {"a": 1, "b": 1}, 60.0),
         look,
-        partial(store.replace, done, tail=b"two"),
+        partial(store.replace, there.cancelling(), bounds=Bounds(1, 1)),
+        partial(store.replace, finished(there.cancelling()), tail=b"two"),
         read,
         partial(store.sweep, 0.0),
     ]
@@ -260,8 +262,10 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
     store = RedisStore(server.url)
-    first = job(keys=("k", "l"), replayable=True, attempts=2)
-    await store.create(first, request(), lease=0.0)
+    first = job(keys=("k", "l"), replayable=True, attempts=2, owner="ann")
+    await store.create(first, request(), lease=0.0, bounds=Bounds(1, 1))
+    with pytest.raises(NoRoom):
+        await store.create(job("b", owner="ann"), bounds=Bounds(1, 1))
     assert [there.id async for there in store.abandoned()] == ["a"]
     assert await store.find("l") == first
     assert await store.append_body("a", 1, 0, b"x" * WINDOW)
@@ -302,7 +306,7 @@ async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> 
     await store.create(there, request(), lease=60.0)
     await store.append_body("a", 1, 0, b"x" * (WINDOW + 1))
     every = {"job:a", "key:k", "body:a:0", "body:a:1"}
-    assert await keys_of(store) == {*every, "request:a", "due", "leases"}
+    assert await keys_of(store) == {*every, "request:a", "due", "leases", "busy"}
     assert [await tell(store, "TTL", key) for key in every] == [-1] * 4
     await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0))
     assert await keys_of(store) == {*every, "due"}
@@ -408,6 +412,128 @@ async def test_any_string_is_an_id_and_a_key(store: RedisStore, id: str) -> None
     assert await store.get(id) == job(id, keys=(id,))
 
 
+# --- how many are busy -----------------------------------------------------------------------
+
+
+async def counted(store: RedisStore) -> list[bytes]:
+    """What the store counts, in its order."""
+    members: list[bytes] = await tell(store, "ZRANGE", "busy", 0, -1)
+    return members
+
+
+def countable(jobs: Iterable[Job]) -> list[bytes]:
+    """What it has to count when these are all there are."""
+    return sorted(
+        "".join(
+            ("waiting " if job.state is State.QUEUED else "running ", *place(job), job.id)
+        ).encode()
+        for job in jobs
+        if not (job.finished or job.gone)
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", "b"), ("ab", "")),
+        (("a", "1:b"), ("a1:", "b")),
+        (("a", "ann"), ("a", "an")),
+        (("a", "an"), ("a", "ann")),
+        (("a", ""), ("a", None)),
+        (("a", None), ("a", "")),
+        (("a", None), ("a", "ann")),
+        (("a", None), ("a", "-")),
+        (("a3:ann", None), ("a", "ann")),
+        (("1:a", "b"), ("1", "a1:b")),
+        (("ü", "é"), ("u", "e")),
+        (("\ud800", "\x00"), ("\ud800\x00", "")),
+        (("\U0010ffff", "\U0010ffff"), ("\U0010ffff", None)),
+    ],
+)
+async def test_no_route_and_owner_are_mistaken_for_others(
+    store: RedisStore, one: tuple[str, str | None], other: tuple[str, str | None]
+) -> None:
+    ids = ("a", "3:anna", "")
+    for id in ids:
+        await store.create(job(id, route=one[0], owner=one[1]))
+    there = one[0] == other[0]
+    of_other = [job(f"other {id}", route=other[0], owner=other[1]) for id in ids]
+    assert await fits(store, of_other[0], Bounds(route=1 + 3 * there, owner=1))
+    assert not await fits(store, of_other[1], Bounds(route=1 + 3 * there))
+    if other[1] is not None:
+        assert not await fits(store, of_other[1], Bounds(owner=1))
+        assert await fits(store, of_other[1], Bounds(owner=2))
+
+
+async def test_a_version_that_stays_in_its_state_needs_no_room(store: RedisStore) -> None:
+    one = Bounds(route=1, owner=1)
+    for id in "ab":
+        await store.create(job(id, owner="ann"))
+    further = job(owner="ann").with_progress(Progress(0.5))
+    assert await store.replace(further, bounds=one)
+    assert await store.replace(further.cancelling(), bounds=one)
+    assert await store.replace(finished(further.cancelling()), bounds=one)
+
+
+async def test_every_way_through_life_is_counted(
+    store: RedisStore, valkey: Valkey, prefix: str
+) -> None:
+    """Several take any turn at once, most of them too late, and none is counted twice or missed."""
+    chance = random.Random(1)
+    stores = [RedisStore(valkey.url, prefix=prefix) for _ in range(3)]
+    ids = [str(number) for number in range(30)]
+    bounds = Bounds(route=10, owner=6)
+
+    def new(id: str) -> Job:
+        route, owner = ("short" if len(id) == 1 else "long"), id[0]
+        waits = job(id, route=route, owner=owner, state=State.QUEUED)
+        return waits._replace(attempts=9, replayable=True)
+
+    def next_of(there: Job) -> Job:
+        ways: list[Job] = [there.tombstone(1000.0, 60.0)]
+        if there.state is State.QUEUED:
+            ways += [there.held_by("me"), *3 * [there.start(1000.0)]]
+        elif not there.finished:
+            ways += [there.with_progress(Progress(0.5)), finished(there)]
+        if there.state is State.RUNNING:
+            ways += [there.cancelling(), *([there.requeue()] if there.replayable else [])]
+        return chance.choice(ways)
+
+    async def live(store: RedisStore) -> None:
+        for _ in range(300):
+            id = chance.choice(ids)
+            try:
+                there = await store.get(id)
+                if there is None:
+                    await store.create(new(id), bounds=bounds)
+                elif not there.gone:
+                    await store.replace(next_of(there), bounds=bounds)
+                else:
+                    await store.sweep(1120.0)
+            except NoRoom:
+                full.append(id)
+
+    full: list[str] = []
+    seen: set[State] = set()
+    for _ in range(5):
+        async with anyio.create_task_group() as group:
+            for one in stores * 4:
+                group.start_soon(live, one)
+        there = [found for id in ids if (found := await store.get(id))]
+        seen |= {found.state for found in there}
+        assert await counted(store) == countable(there)
+    assert full
+    assert {State.QUEUED, State.RUNNING, State.CANCELLING} <= seen
+    for found in there:
+        if not found.gone:
+            await store.replace(found.tombstone(1000.0, 60.0))
+    assert await counted(store) == []
+    await store.sweep(1120.0)
+    assert await keys_of(store) == set()
+    for one in stores:
+        await one.aclose()
+
+
 # --- waiting ---------------------------------------------------------------------------------
 
 
@@ -478,7 +604,7 @@ async def test_two_thousand_wait(store: RedisStore) -> None:
 async def test_the_subscription_ends_when_nobody_waits(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEEPALIVE", 0.02)
+    monkeypatch.setattr(line_room, "KEEPALIVE", 0.02)
     server = serve()
     store = RedisStore(server.url)
     await store.create(job())
@@ -500,7 +626,7 @@ async def test_a_subscription_that_has_gone_dead_is_opened_anew(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a firewall that forgets connections: no end is seen, and nothing comes."""
-    monkeypatch.setattr(module, "KEEPALIVE", 0.05)
+    monkeypatch.setattr(line_room, "KEEPALIVE", 0.05)
     server = serve()
     store = RedisStore(server.url, timeout=0.2)
     await store.create(job())
@@ -735,6 +861,8 @@ async def test_nothing_acknowledged_is_lost_when_the_server_dies(serve: Serve) -
     for there in replaced:
         assert await store.get(there.id) == finished(there)
         assert await body_of(store, there.id) == b"x" * 100
+    kept = [await store.get(f"{worker}-{number}") for worker in range(16) for number in range(1000)]
+    assert await counted(store) == countable(there for there in kept if there is not None)
     assert await store.create(job("new")) == job("new")
     await store.aclose()
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,14 @@ import pytest
 
 from raincheck import ConfigurationError
 from raincheck.errors import StoreError, StoreFull
-from raincheck.job import Progress, State
+from raincheck.job import Bounds, Progress, State
 from raincheck.messages import CapturedResponse
-from raincheck.stores import sqlite
+from raincheck.stores import _sqlite_changes
+from raincheck.stores._sqlite_changes import Changes
+from raincheck.stores._sqlite_file import File
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
-from raincheck.testing import body_of, finished, job, request
+from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, SharedStoreContract, child, children
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -348,13 +350,13 @@ async def test_changes_share_a_transaction(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    commit = sqlite._File._commit
+    commit = File._commit
 
-    def counted(self: sqlite._File, calls: list[Any]) -> list[str]:
+    def counted(self: File, calls: list[Any]) -> list[str]:
         sizes.append(len(calls))
         return commit(self, calls)
 
-    monkeypatch.setattr(sqlite._File, "_commit", counted)
+    monkeypatch.setattr(File, "_commit", counted)
     async with anyio.create_task_group() as group:
         for number in range(200):
             group.start_soon(store.create, job(str(number)))
@@ -383,6 +385,66 @@ async def test_a_change_that_fails_spoils_no_other(store: SQLiteStore) -> None:
         job(str(id), keys=(f"key-{id}",)) for id in range(20)
     ]
     assert await store.get("before") == job("before", keys=("k",)).cancelling()
+
+
+async def test_a_job_without_room_spoils_no_other(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = []
+    commit = File._commit
+
+    def counted(self: File, calls: list[Any]) -> list[str]:
+        commits.append(len(calls))
+        return commit(self, calls)
+
+    monkeypatch.setattr(File, "_commit", counted)
+    told = {}
+
+    async def create(number: int) -> None:
+        told[number] = await fits(store, job(str(number)), Bounds(route=5))
+
+    async with anyio.create_task_group() as group:
+        for number in range(40):
+            group.start_soon(create, number)
+    assert commits == [1, 39]
+    assert sum(told.values()) == 5
+    assert {number for number in told if await store.get(str(number))} == {
+        number for number, fit in told.items() if fit
+    }
+
+
+async def test_who_had_no_room_is_asked_again_when_its_transaction_fails(
+    store: SQLiteStore,
+) -> None:
+    """What took the room has not been kept, then."""
+    runs, told = [], []
+
+    def takes_the_room(changes: Changes) -> None:
+        runs.append(changes)
+        if len(runs) > 1:
+            raise ValueError("not again")
+        changes.create(job("b"), None, None, None)
+
+    def fails(changes: Changes) -> None:
+        raise ValueError("not at all")
+
+    async def change(change: Callable[[Changes], None]) -> None:
+        with pytest.raises(ValueError, match="not"):
+            await store._here().write(change)
+
+    async def create() -> None:
+        told.append(await fits(store, job(), Bounds(route=1)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(store.get, "a")  # the first is alone, and opens the file
+        await anyio.lowlevel.checkpoint()
+        group.start_soon(change, takes_the_room)
+        await anyio.lowlevel.checkpoint()
+        group.start_soon(create)
+        await anyio.lowlevel.checkpoint()
+        group.start_soon(change, fails)
+    assert (len(runs), told) == (2, [True])
+    assert await store.get("b") is None
 
 
 async def test_a_full_disk_refuses_what_is_too_large_and_nothing_else(store: SQLiteStore) -> None:
@@ -485,6 +547,25 @@ async def test_a_body_that_is_dropped_while_it_is_read_ends(
     assert await body_of(store, "a") == b""
 
 
+async def test_small_pieces_of_a_body_are_read_together(store: SQLiteStore) -> None:
+    await store.create(job())
+    whole = b""
+    small, large = [3] * 250, [200_000, 1, 40_000, 40_000, 65_536, 65_537, 7]
+    for size in small + large:
+        chunk = random.randbytes(size)
+        assert await store.append_body("a", 1, len(whole), chunk)
+        whole += chunk
+    parts = [part async for part in store.read_body("a")]
+    assert b"".join(parts) == whole
+    assert [len(part) for part in parts] == [
+        *(300, 300, 150),
+        *(200_000, 80_001, 65_536, 65_537, 7),
+    ]
+    for start in (1, 299, 300, 301, 749, 750, 751, 200_750, 200_751, 280_000, len(whole) - 1):
+        assert await body_of(store, "a", start) == whole[start:]
+    assert await body_of(store, "a", len(whole)) == b""
+
+
 async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore) -> None:
     await store.create(job())
     assert store._use is not None
@@ -506,6 +587,45 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
         assert file.look(store._use._waiting) == ["a"]
 
 
+UNREADABLE = '{"format": 99}'
+
+
+async def test_what_cannot_be_read_keeps_no_other_from_being_swept(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        await store.create(job(str(number)))
+        await store.replace(finished(job(str(number)), ttl=50.0 + number))
+    for id in ("0", "1", "7"):
+        look(path, "UPDATE jobs SET record = ? WHERE id = ?", UNREADABLE, id)
+    monkeypatch.setattr(_sqlite_changes, "SWEPT", 2)
+    for now, gone in ((1061.0, [True] * 9), (2000.0, [])):
+        with pytest.raises(StoreError, match="format 99"), anyio.fail_after(PATIENCE):
+            await store.sweep(now)
+        unread = look(path, "SELECT id FROM jobs WHERE record = ?", UNREADABLE)
+        assert unread == [("0",), ("1",), ("7",)]
+        others = [await store.get(str(id)) for id in range(12) if (str(id),) not in unread]
+        assert [job.gone for job in others if job is not None] == gone
+
+
+async def test_what_cannot_be_read_keeps_no_other_from_being_taken_over(
+    path: Path, store: SQLiteStore
+) -> None:
+    for number in range(202):  # two pages and some
+        await store.create(job(str(number)), lease=0.0)
+    for id in ("0", "99", "150"):
+        look(path, "UPDATE jobs SET record = ? WHERE id = ?", UNREADABLE, id)
+    found = []
+
+    async def look_for_them() -> None:
+        async for each in store.abandoned():
+            found.append(each.id)
+
+    with pytest.raises(StoreError, match="format 99"):
+        await look_for_them()
+    assert len(found) == 199
+
+
 async def test_a_sweep_takes_small_steps(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -513,17 +633,17 @@ async def test_a_sweep_takes_small_steps(
         await store.create(job(str(number)))
         await store.append_body(str(number), 1, 0, bytes(MEBIBYTE))
         await store.replace(finished(job(str(number))))
-    monkeypatch.setattr(sqlite, "SWEPT", 10)
+    monkeypatch.setattr(_sqlite_changes, "SWEPT", 10)
     swept = []
-    sweep = sqlite._Changes.sweep
+    sweep = Changes.sweep
 
-    def counted(self: sqlite._Changes, now: float) -> bool:
+    def counted(self: Changes, now: float, skip: int) -> tuple[bool, list[StoreError]]:
         before = self._db.total_changes
-        found = sweep(self, now)
+        found = sweep(self, now, skip)
         swept.append(self._db.total_changes - before)
         return found
 
-    monkeypatch.setattr(sqlite._Changes, "sweep", counted)
+    monkeypatch.setattr(Changes, "sweep", counted)
     await store.sweep(1060.0)
     assert swept == [10] * 3 + [0]  # two jobs, each a row and four of its body
 

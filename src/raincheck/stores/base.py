@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from typing import ClassVar
 
-from raincheck.job import Job, State
+from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
 
 
@@ -27,7 +27,12 @@ class Store(ABC):
 
     @abstractmethod
     async def create(
-        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+        self,
+        job: Job,
+        request: CapturedRequest | None = None,
+        *,
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Job:
         """Insert a job unless there is one of this id, or one under any of its keys.
 
@@ -35,11 +40,15 @@ class Store(ABC):
             job: the job.
             request: kept with it if it is `replayable`.
             lease: seconds until it counts as abandoned; None: it never does.
+            bounds: how many may be in its state, this one counted. An earlier job is returned
+                whatever they say.
 
         Returns:
             The job that is there now: this one, or the earlier one.
 
         Raises:
+            NoRoom: as many are in its state as `bounds` allows; nothing was stored. The owner's
+                bound is the first to be looked at.
             StoreFull: there is no room; nothing was evicted and nothing stored.
         """
 
@@ -56,7 +65,14 @@ class Store(ABC):
         """The captured request of a job that is `replayable`; else None."""
 
     @abstractmethod
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
         """Put the next version in the place of the last (compare and swap).
 
         Keys that it has no more are free again, and new ones are its own. A version that is not
@@ -68,9 +84,13 @@ class Store(ABC):
             tail: the last bytes of the response body, if this version has the response.
             lease: seconds until it counts as abandoned; None leaves that as it is. A job that is
                 terminal or gone has no lease any more.
+            bounds: how many may be in its state, if it comes to it by this version.
 
         Returns:
             Whether `job.version` was the next one. If not, nothing has changed.
+
+        Raises:
+            NoRoom: as many are in its state as `bounds` allows; nothing has changed.
         """
 
     @abstractmethod

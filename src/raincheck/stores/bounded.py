@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from raincheck.errors import StoreError
-from raincheck.job import Job, State
+from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Store
 
@@ -31,10 +31,15 @@ class BoundedStore(Store):
         self._timeout = timeout
 
     async def create(
-        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+        self,
+        job: Job,
+        request: CapturedRequest | None = None,
+        *,
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Job:
         with self._in_time():
-            return await self._store.create(job, request, lease=lease)
+            return await self._store.create(job, request, lease=lease, bounds=bounds)
 
     async def get(self, id: str) -> Job | None:
         with self._in_time():
@@ -48,9 +53,16 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.request(id)
 
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
         with self._in_time():
-            return await self._store.replace(job, tail=tail, lease=lease)
+            return await self._store.replace(job, tail=tail, lease=lease, bounds=bounds)
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         with self._in_time():

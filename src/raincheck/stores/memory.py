@@ -9,8 +9,8 @@ from typing import ClassVar
 import anyio
 from cachetools import TLRUCache
 
-from raincheck.errors import ConfigurationError, StoreFull
-from raincheck.job import Job, State
+from raincheck.errors import ConfigurationError, NoRoom, StoreFull
+from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest, RawHeaders
 from raincheck.stores.base import Store
 
@@ -68,7 +68,12 @@ class MemoryStore(Store):
         return len(self._jobs)
 
     async def create(
-        self, job: Job, request: CapturedRequest | None = None, *, lease: float | None = None
+        self,
+        job: Job,
+        request: CapturedRequest | None = None,
+        *,
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Job:
         there = self._jobs.get(job.id)
         if there is not None:
@@ -76,6 +81,8 @@ class MemoryStore(Store):
         for key in job.keys:
             if key in self._keys:
                 return self._jobs[self._keys[key]]
+        if bounds is not None:
+            self._check_room(job, bounds)
         if not job.replayable:
             request = None
         cost = RECORD_COST if request is None else RECORD_COST + _cost(request)
@@ -101,10 +108,19 @@ class MemoryStore(Store):
     async def request(self, id: str) -> CapturedRequest | None:
         return self._requests.get(id)
 
-    async def replace(self, job: Job, *, tail: bytes = b"", lease: float | None = None) -> bool:
+    async def replace(
+        self,
+        job: Job,
+        *,
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
+    ) -> bool:
         old = self._jobs.get(job.id)
         if old is None or old.version + 1 != job.version:
             return False
+        if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
+            self._check_room(job, bounds)
         if job.attempt != old.attempt:
             self._drop_body(job.id)
         if tail:
@@ -171,6 +187,14 @@ class MemoryStore(Store):
 
     async def aclose(self) -> None:
         """Nothing to release: the jobs stay readable as long as the store is there."""
+
+    def _check_room(self, job: Job, bounds: Bounds) -> None:
+        owners = [each.owner for each in self._jobs.values() if _alike(each, job)]
+        quota = bounds.owner if job.owner is not None else None
+        if quota is not None and owners.count(job.owner) >= quota:
+            raise NoRoom(owner=True)
+        if bounds.route is not None and len(owners) >= bounds.route:
+            raise NoRoom(owner=False)
 
     def _put(self, old: Job, job: Job) -> None:
         id = job.id
@@ -239,6 +263,13 @@ class _Waiting:
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.tasks = 0
+
+
+def _alike(one: Job, other: Job) -> bool:
+    """Whether an unfinished job and another count together (see `Bounds`)."""
+    if one.finished or one.gone or one.route != other.route:
+        return False
+    return (one.state is State.QUEUED) is (other.state is State.QUEUED)
 
 
 def _cost(request: CapturedRequest) -> int:

@@ -1,0 +1,171 @@
+"""How a `PostgresStore` tells other processes what has changed, and hears it from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]  # it brings no types
+
+from raincheck.job import Job
+from raincheck.records import load
+from raincheck.stores._postgres_server import FAILURES, Server, spawn
+from raincheck.stores._postgres_statements import ANNOUNCE, NEWER
+
+LOOK = 1.0
+"""Seconds between two looks for changes that nobody told of."""
+
+RETRY = 0.1
+"""Seconds until another try to reach a server that went away while somebody waits."""
+
+LINGER = 60.0
+"""Seconds until the connection on which nobody waits any more is closed."""
+
+
+class Changes:
+    """Who waits for a change of which job, and which changes nobody was told of yet.
+
+    Args:
+        server: where the jobs are.
+        connection: gives one of the store's connections.
+    """
+
+    def __init__(
+        self, server: Server, connection: Callable[[], AbstractAsyncContextManager[Any]]
+    ) -> None:
+        self._server = server
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._telling: asyncio.Task[None] | None = None
+        self._news: set[str] = set()  # jobs that were changed here, which nobody was told yet
+        # Who waits for each job, and for a version newer than which.
+        self._waiting: dict[str, dict[asyncio.Future[Job | None], int]] = {}
+        self._suspects: set[str] = set()  # among these jobs, those that may have changed
+        self._suspicion = asyncio.Event()
+        self._next_look = 0.0
+        self._last_waited = 0.0
+
+    def announce(self, ids: list[str]) -> None:
+        """Tell every process that these jobs have changed.
+
+        It comes after the change, since a server commits transactions that notify one after the
+        other, each with its own wait for the disk. So it may be lost: hence the look every second.
+        """
+        self._news.update(ids)
+        if self._news and (self._telling is None or self._telling.done()):
+            self._telling = spawn(self._tell())
+
+    async def _tell(self) -> None:
+        while self._news:
+            ids, self._news = [*self._news], set()
+            with suppress(*FAILURES):  # the change itself is done, and seen at the next look
+                async with asyncio.timeout(self._server.timeout), self._connection() as connection:
+                    await connection.execute(ANNOUNCE, self._server.schema, ids)
+
+    async def told(self) -> None:
+        """Wait until nobody is left to be told."""
+        if self._telling is not None:
+            await asyncio.wait([self._telling])
+
+    async def newer(self, id: str, version: int) -> Job | None:
+        """The job, once it is newer than this version; None once it is not there."""
+        future: asyncio.Future[Job | None] = self._loop.create_future()
+        waiting = self._waiting.setdefault(id, {})
+        waiting[future] = version
+        self._suspect([id])
+        try:
+            return await future
+        finally:
+            del waiting[future]
+            if not waiting:
+                del self._waiting[id]
+
+    async def serve(self) -> None:
+        """Answer those who wait, for as long as the event loop runs."""
+        until: float | None = 0.0  # when the server has been away too long; None while it is there
+        try:
+            while True:
+                await self._suspicion.wait()
+                self._suspicion.clear()
+                try:
+                    async with self._listening() as connection:
+                        self._suspect(self._waiting)  # whatever happened before it listened
+                        while not connection.is_closed():
+                            await self._look(connection)
+                            until = None
+                            if self._last_waited < self._loop.time() - LINGER:
+                                break
+                            with suppress(TimeoutError):
+                                async with asyncio.timeout_at(self._next_look):
+                                    await self._suspicion.wait()
+                except Exception as error:  # it goes to those who wait
+                    if until is None:
+                        until = self._loop.time() + self._server.timeout
+                    if self._loop.time() < until:
+                        await asyncio.sleep(RETRY)
+                        self._suspect(self._waiting)
+                    else:
+                        self._give_up(error)
+        finally:
+            self._give_up(asyncpg.InterfaceError("the store was closed"))
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Any]:
+        server = self._server
+        connection = await server.connect(server.listen if isinstance(server.listen, str) else None)
+        try:
+            connection.add_termination_listener(lambda *_: self._suspect(self._waiting))
+            if server.listen:
+                async with asyncio.timeout(server.timeout):
+                    await connection.add_listener(server.schema, self._hear)
+            yield connection
+        finally:
+            connection.terminate()
+
+    def _hear(self, connection: Any, process: int, channel: str, id: str) -> None:
+        self._suspect([id])
+
+    def _suspect(self, ids: Iterable[str]) -> None:
+        suspects = self._waiting.keys() & ids
+        if suspects:
+            self._suspects |= suspects
+            self._suspicion.set()
+
+    async def _look(self, connection: Any) -> None:
+        """Answer those whose job has changed: of the suspects or, once a second, of all."""
+        ids, self._suspects = self._suspects, set()
+        self._suspicion.clear()
+        if self._next_look <= self._loop.time():
+            self._next_look = self._loop.time() + LOOK
+            ids = set(self._waiting)
+        known = {}
+        for id in ids & self._waiting.keys():
+            if versions := [v for future, v in self._waiting[id].items() if not future.done()]:
+                known[id] = min(versions)
+        if not known:
+            return
+        self._last_waited = self._loop.time()
+        arguments = [*known], [*known.values()]
+        newer = self._server.in_schema(NEWER)
+        for id, record in await connection.fetch(newer, *arguments, timeout=self._server.timeout):
+            try:
+                job = None if record is None else load(record)
+            except Exception as error:  # it goes to those who wait for this job
+                self._refuse(id, error)
+                continue
+            for future, version in self._waiting.get(id, {}).items():
+                if not future.done() and (job is None or job.version > version):
+                    future.set_result(job)
+
+    def _give_up(self, error: Exception) -> None:
+        failure = self._server.failure(error)
+        failure.__cause__ = error
+        for id in self._waiting:
+            self._refuse(id, failure)
+
+    def _refuse(self, id: str, error: Exception) -> None:
+        for future in self._waiting.get(id, {}):
+            if not future.done():
+                future.set_exception(error)

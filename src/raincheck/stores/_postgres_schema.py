@@ -1,0 +1,141 @@
+"""The tables of `PostgresStore`, and how they are brought up to date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]  # it brings no types
+
+from raincheck.errors import StoreError
+from raincheck.stores._postgres_server import Server, quoted
+
+MIGRATIONS = (
+    # Collation "C" compares bytes: it is the fastest, and no upgrade of the system's C library
+    # leaves its indexes out of order. What is compressed already need not be compressed by TOAST.
+    """
+    CREATE TABLE raincheck.version (number integer NOT NULL);
+    INSERT INTO raincheck.version VALUES (0);
+
+    CREATE TABLE raincheck.jobs (
+        id text COLLATE "C" PRIMARY KEY,
+        version integer NOT NULL,
+        attempt integer NOT NULL,
+        route bytea NOT NULL,       -- digests: a name may be longer than what an index takes
+        owner bytea,
+        state text COLLATE "C",     -- of a job that is unfinished
+        gone boolean NOT NULL,      -- whether it is a tombstone
+        due double precision,       -- when it expires, or the tombstone goes: seconds, epoch
+        lease_until timestamptz,    -- by this server's clock
+        record text NOT NULL        -- the job itself, as JSON
+    );
+    CREATE INDEX ON raincheck.jobs (lease_until, id) WHERE lease_until IS NOT NULL;
+    CREATE INDEX ON raincheck.jobs (due) WHERE due IS NOT NULL AND NOT gone;
+    CREATE INDEX ON raincheck.jobs (due) WHERE gone;
+    CREATE INDEX ON raincheck.jobs (route, state, owner) WHERE state IS NOT NULL;  -- for bounds
+
+    CREATE TABLE raincheck.keys (
+        key text COLLATE "C" PRIMARY KEY,
+        id text COLLATE "C" NOT NULL
+    );
+    CREATE INDEX ON raincheck.keys (id);
+
+    CREATE TABLE raincheck.requests (
+        id text COLLATE "C" PRIMARY KEY,
+        request bytea NOT NULL
+    );
+    ALTER TABLE raincheck.requests ALTER request SET STORAGE EXTERNAL;
+
+    CREATE TABLE raincheck.chunks (
+        id text COLLATE "C",
+        attempt integer,
+        start bigint,               -- its place in the response body, in bytes
+        chunk bytea NOT NULL,
+        PRIMARY KEY (id, attempt, start)
+    );
+    ALTER TABLE raincheck.chunks ALTER chunk SET STORAGE EXTERNAL;
+
+    -- Which bound a job would break by coming to one of these states: 'owner', 'route' or NULL.
+    -- Its lock is held until the caller's change is committed, and the statements behind it see all
+    -- that was committed before they got it: the caller's own may have begun long before. No more
+    -- is counted than there may be. The setting is that of the store's connections, which those
+    -- through a proxy do not have.
+    CREATE FUNCTION raincheck.no_room(
+        job text, before integer, others text[], schema text, route_of_job bytea,
+        owner_of_job bytea, states text[], route_bound integer, owner_bound integer
+    ) RETURNS text LANGUAGE plpgsql SET enable_seqscan = off AS $no_room$
+    DECLARE
+        broken text;
+    BEGIN
+        PERFORM pg_advisory_xact_lock(
+            hashtextextended(
+                concat_ws(' ', 'raincheck', schema, states[1], encode(route_of_job, 'hex')), 0
+            )
+        );
+        IF owner_bound <= (SELECT count(*) FROM (
+            SELECT FROM raincheck.jobs
+            WHERE route = route_of_job AND owner = owner_of_job
+                AND state = ANY (states) AND state IS NOT NULL
+            LIMIT coalesce(owner_bound, 0)
+        ) AS alike) THEN
+            broken := 'owner';
+        ELSIF route_bound <= (SELECT count(*) FROM (
+            SELECT FROM raincheck.jobs
+            WHERE route = route_of_job AND state = ANY (states) AND state IS NOT NULL
+            LIMIT coalesce(route_bound, 0)
+        ) AS alike) THEN
+            broken := 'route';
+        ELSE
+            RETURN NULL;
+        END IF;
+        -- It may be another job of these keys, or the next version of this one, that took the room.
+        IF before <> coalesce((SELECT version FROM raincheck.jobs WHERE id = job), 0)
+            OR EXISTS (SELECT FROM raincheck.keys WHERE key = ANY (others))
+        THEN
+            RAISE serialization_failure;
+        END IF;
+        RETURN broken;
+    END
+    $no_room$;
+    """,
+)
+"""Each makes of the schema what the next version of this module needs. Only ever append."""
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtext('raincheck'), hashtext($1))"
+
+_STATE = """
+SELECT current_user, to_regnamespace($1) IS NOT NULL, to_regclass($1 || '.version') IS NOT NULL
+"""
+
+_VERSION = "SELECT number FROM raincheck.version"
+
+_MIGRATED = "UPDATE raincheck.version SET number = $1"
+
+
+async def migrate(server: Server, connection: Any) -> None:
+    """Make the tables, or bring them up to date.
+
+    Raises:
+        StoreError: a newer version of raincheck made them, or the role may not make any.
+    """
+    schema = quoted(server.schema)
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(_LOCK, schema)
+        role, there, versioned = await connection.fetchrow(_STATE, schema)
+        number = await connection.fetchval(server.in_schema(_VERSION)) if versioned else 0
+        if number > len(MIGRATIONS):
+            raise StoreError(
+                f"{server}: the tables in schema {schema} have version {number}, and "
+                f"this version of raincheck knows {len(MIGRATIONS)}: install a newer one"
+            )
+        try:
+            if not there:
+                await connection.execute(f"CREATE SCHEMA {schema}")
+            for migration in MIGRATIONS[number:]:
+                number += 1
+                await connection.execute(server.in_schema(migration))
+                await connection.execute(server.in_schema(_MIGRATED), number)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StoreError(
+                f"{server}: {error}; the store needs a schema that belongs to its role:"
+                f" let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
+            ) from error

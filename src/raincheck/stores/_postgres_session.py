@@ -1,0 +1,81 @@
+"""What a `PostgresStore` has open while one event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from raincheck.stores._postgres_changes import Changes
+from raincheck.stores._postgres_schema import migrate
+from raincheck.stores._postgres_server import Server, spawn
+
+IDLE = 60.0
+"""Seconds until a connection that nobody uses is not used again: a firewall may forget it."""
+
+
+class Session:
+    """The connections of one event loop, and those who wait there for changes.
+
+    Args:
+        server: where they lead.
+        connections: how many there are at most, besides the one that listens.
+    """
+
+    def __init__(self, server: Server, connections: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.changes = Changes(server, self.connection)
+        self._server = server
+        self._places = asyncio.Semaphore(connections)
+        self._idle: deque[tuple[Any, float]] = deque()  # connections, each with its last use
+        self._opening = asyncio.Lock()
+        self._serving: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Make the tables, at the first time, and begin to serve those who wait."""
+        if self._serving is None:
+            async with self._opening:
+                if self._serving is None:
+                    async with self.connection() as connection:
+                        await migrate(self._server, connection)
+                        self._serving = spawn(self._serve())
+
+    async def aclose(self) -> None:
+        """Close the connections, as soon as the changes are told."""
+        await self.changes.told()
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait([self._serving])
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """One of the connections; waits for its turn."""
+        async with self._places:
+            connection = await self._take()
+            try:
+                yield connection
+            except BaseException:  # it may be in the middle of a statement
+                connection.terminate()
+                raise
+            if self._serving is None or self._serving.done():  # the store was closed
+                connection.terminate()
+            else:
+                self._idle.append((connection, self.loop.time()))
+
+    async def _take(self) -> Any:
+        while self._idle and self._idle[0][1] < self.loop.time() - IDLE:
+            self._idle.popleft()[0].terminate()
+        while self._idle:
+            connection, _ = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await self._server.connect()
+
+    async def _serve(self) -> None:
+        try:
+            await self.changes.serve()
+        finally:  # it ends with the event loop, and so do the connections
+            for connection, _ in self._idle:
+                connection.terminate()

@@ -1,0 +1,244 @@
+"""The statements of `PostgresStore`, and what they are given.
+
+They name tables as in the schema `raincheck`, so that they can be tried in psql; for a store in
+another schema that name is replaced. Every change is one statement, and so one round trip.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from raincheck.job import Bounds, Job, State
+from raincheck.records import dump
+
+PIECE = 256 * 1024
+"""Bytes of a response body that one row has at most."""
+
+# What counts as one state: a handler that was asked to stop has not stopped yet.
+_WAITING = [State.QUEUED.value]
+_RUNNING = [State.RUNNING.value, State.CANCELLING.value]
+
+# Keys are inserted in order, so that no two creators wait for each other. Who meets a key or an id
+# that another transaction has inserted meanwhile fails as a whole (see `_RACES` in postgres.py).
+_CREATING = """
+WITH there AS (
+    SELECT record FROM raincheck.jobs WHERE id = $1
+    UNION ALL
+    SELECT record FROM raincheck.jobs WHERE id = (
+        SELECT id FROM raincheck.keys WHERE key = ANY ($8) ORDER BY array_position($8, key) LIMIT 1
+    )
+    {or_no_room}
+    LIMIT 1
+), job AS (
+    INSERT INTO raincheck.jobs
+        (id, version, attempt, state, gone, due, record, route, owner, lease_until)
+    SELECT
+        $1, $2, $3, $4, $5, $6, $7, $11, $12, clock_timestamp() + $9::float8 * interval '1 second'
+    WHERE NOT EXISTS (SELECT FROM there)
+    RETURNING id
+), owned AS (
+    INSERT INTO raincheck.keys (key, id)
+    SELECT DISTINCT key, $1 FROM unnest($8::text[]) AS key
+    WHERE EXISTS (SELECT FROM job) ORDER BY key
+), kept AS (
+    INSERT INTO raincheck.requests (id, request)
+    SELECT $1, $10::bytea WHERE $10 IS NOT NULL AND EXISTS (SELECT FROM job)
+)
+SELECT record FROM there
+"""
+
+CREATE = _CREATING.format(or_no_room="")
+
+# It takes its lock only if there is no earlier job, and before any row's, so that nobody who waits
+# for it has what its holder waits for.
+CREATE_WITHIN = _CREATING.format(
+    or_no_room="""
+    UNION ALL
+    SELECT bound FROM raincheck.no_room($1, 0, $8, $13, $11, $12, $14, $15, $16) AS bound
+    WHERE bound IS NOT NULL
+    """
+)
+
+GET = "SELECT record FROM raincheck.jobs WHERE id = $1"
+
+FIND = "SELECT record FROM raincheck.keys JOIN raincheck.jobs USING (id) WHERE key = $1"
+
+REQUEST = "SELECT request FROM raincheck.requests WHERE id = $1"
+
+_REPLACING = """
+WITH {no_room} job AS (
+    UPDATE raincheck.jobs SET
+        version = $2, attempt = $3, state = $4, gone = $5, due = $6, record = $7,
+        lease_until = CASE
+            WHEN $4::text IS NULL THEN NULL
+            WHEN $9::float8 IS NULL THEN lease_until
+            ELSE clock_timestamp() + $9 * interval '1 second'
+        END
+    WHERE id = $1 AND version = $2 - 1 {and_room}
+    RETURNING id
+), freed AS (
+    DELETE FROM raincheck.keys
+    WHERE id = $1 AND key <> ALL ($8::text[]) AND EXISTS (SELECT FROM job)
+), owned AS (
+    INSERT INTO raincheck.keys (key, id)
+    SELECT key, $1 FROM (
+        SELECT unnest($8) AS key EXCEPT SELECT key FROM raincheck.keys WHERE id = $1 ORDER BY key
+    ) AS new WHERE EXISTS (SELECT FROM job)
+    ON CONFLICT (key) DO UPDATE SET id = excluded.id
+), forgotten AS (
+    DELETE FROM raincheck.requests WHERE id = $1 AND NOT $10::boolean AND EXISTS (SELECT FROM job)
+), dropped AS (
+    DELETE FROM raincheck.chunks
+    WHERE id = $1 AND (attempt <> $3 OR $5) AND EXISTS (SELECT FROM job)
+), kept AS (
+    INSERT INTO raincheck.chunks (id, attempt, start, chunk)
+    SELECT $1, $3, start + coalesce((
+        SELECT start + length(chunk) FROM raincheck.chunks WHERE id = $1 AND attempt = $3
+        ORDER BY start DESC LIMIT 1
+    ), 0), chunk
+    FROM unnest($11::bigint[], $12::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
+)
+SELECT 'replaced' FROM job {or_no_room}
+"""
+
+REPLACE = _REPLACING.format(no_room="", and_room="", or_no_room="")
+
+REPLACE_WITHIN = _REPLACING.format(
+    no_room="""
+    no_room AS MATERIALIZED (
+        SELECT bound FROM raincheck.jobs,
+            raincheck.no_room(id, version, NULL, $13, route, owner, $14, $15, $16) AS bound
+        WHERE id = $1 AND version = $2 - 1 AND state <> ALL ($14) AND bound IS NOT NULL
+    ),""",
+    and_room="AND NOT EXISTS (SELECT FROM no_room)",
+    or_no_room="UNION ALL SELECT bound FROM no_room",
+)
+
+# The lock holds off whoever is about to replace the job until the chunk is there.
+APPEND = """
+WITH job AS (
+    SELECT id FROM raincheck.jobs WHERE id = $1 AND attempt = $2 AND state IS NOT NULL FOR SHARE
+), kept AS (
+    INSERT INTO raincheck.chunks (id, attempt, start, chunk)
+    SELECT $1, $2, start, chunk FROM unnest($3::bigint[], $4::bytea[]) AS new (start, chunk)
+    WHERE EXISTS (SELECT FROM job) AND $3[1] = coalesce((
+        SELECT start + length(chunk) FROM raincheck.chunks WHERE id = $1 AND attempt = $2
+        ORDER BY start DESC LIMIT 1
+    ), 0)
+    ON CONFLICT DO NOTHING
+)
+SELECT id FROM job
+"""
+
+# A few rows at a time, from the one on that has the byte.
+READ = """
+SELECT jobs.attempt, start, chunk
+FROM raincheck.jobs LEFT JOIN LATERAL (
+    SELECT start, chunk FROM raincheck.chunks
+    WHERE id = jobs.id AND attempt = jobs.attempt AND start >= coalesce((
+        SELECT start FROM raincheck.chunks
+        WHERE id = jobs.id AND attempt = jobs.attempt AND start <= $2 ORDER BY start DESC LIMIT 1
+    ), 0)
+    ORDER BY start LIMIT $3
+) AS body ON true
+WHERE id = $1 AND NOT gone
+ORDER BY start
+"""
+
+RENEW = """
+UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
+FROM unnest($1::text[], $2::integer[]) AS held (id, attempt)
+WHERE jobs.id = held.id AND jobs.attempt = held.attempt AND state IS NOT NULL
+RETURNING jobs.id, state
+"""
+
+ABANDONED = """
+SELECT lease_until, id, record FROM raincheck.jobs
+WHERE lease_until <= now() AND (lease_until, id) > (coalesce($1::timestamptz, '-infinity'), $2)
+ORDER BY lease_until, id LIMIT 50
+"""
+
+# Rows that are locked are being buried by another process.
+EXPIRED = """
+SELECT record FROM raincheck.jobs WHERE due <= $1 AND NOT gone
+ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+
+BURY = """
+WITH job AS (
+    UPDATE raincheck.jobs SET
+        version = tombstone.version, state = NULL, gone = true, due = tombstone.due,
+        lease_until = NULL, record = tombstone.record
+    FROM unnest($1::text[], $2::integer[], $3::float8[], $4::text[])
+        AS tombstone (id, version, due, record)
+    WHERE jobs.id = tombstone.id
+), freed AS (
+    DELETE FROM raincheck.keys WHERE id = ANY ($1)
+), forgotten AS (
+    DELETE FROM raincheck.requests WHERE id = ANY ($1)
+)
+DELETE FROM raincheck.chunks WHERE id = ANY ($1)
+"""
+
+# A chunk can be left over if it was appended while its job was being replaced.
+PURGE = """
+WITH purged AS (
+    DELETE FROM raincheck.jobs WHERE id = ANY (ARRAY (
+        SELECT id FROM raincheck.jobs WHERE due <= $1 AND gone
+        ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id
+), dropped AS (
+    DELETE FROM raincheck.chunks WHERE id IN (SELECT id FROM purged)
+)
+SELECT count(*) FROM purged
+"""
+
+ANY = "SELECT EXISTS (SELECT FROM raincheck.jobs)"
+
+NEWER = """
+SELECT id, record FROM unnest($1::text[], $2::integer[]) AS known (id, after)
+LEFT JOIN raincheck.jobs USING (id) WHERE version IS NULL OR version > after
+"""
+
+ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"
+
+
+def columns(job: Job) -> tuple[Any, ...]:
+    """What `CREATE` and `REPLACE` begin with."""
+    state = None if job.finished or job.gone else job.state.value
+    due = job.purge_at if job.gone else job.expires_at
+    record = dump(job).decode()
+    return job.id, job.version, job.attempt, state, job.gone, due, record, job.keys
+
+
+class Most(NamedTuple):
+    """How many may be in these states (see `Bounds`)."""
+
+    states: list[str]
+    route: int | None
+    owner: int | None
+
+
+def most(job: Job, bounds: Bounds | None) -> Most | None:
+    """The bounds that there are for a job; None: there are none."""
+    if bounds is None or job.finished or job.gone:
+        return None
+    owner = None if job.owner is None else bounds.owner
+    if bounds.route is None and owner is None:
+        return None
+    states = _WAITING if job.state is State.QUEUED else _RUNNING
+    return Most(states, bounds.route, owner)
+
+
+def digest(name: str) -> bytes:
+    """What stands for a name of any length and any letters."""
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def pieces(chunk: bytes, start: int = 0) -> tuple[list[int], list[memoryview]]:
+    """Where the pieces of a chunk begin, and the pieces."""
+    places = range(0, len(chunk), PIECE)
+    view = memoryview(chunk)
+    return [start + place for place in places], [view[place : place + PIECE] for place in places]

@@ -1,0 +1,305 @@
+"""The connections to a Redis or Valkey server that `RedisStore` shares among its calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from functools import partial
+from typing import Any, TypeVar
+
+from raincheck.errors import ConfigurationError, StoreError, StoreFull
+from raincheck.stores._redis_scripts import Script
+
+try:
+    from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+    from redis.exceptions import ConnectionError as Disconnected
+    from redis.exceptions import (
+        NoScriptError,
+        OutOfMemoryError,
+        ReadOnlyError,
+        RedisError,
+        ResponseError,
+    )
+except ImportError as error:
+    raise ImportError(
+        "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
+    ) from error
+
+KEEPALIVE = 10.0
+"""Seconds between two looks whether the subscription is alive, and still needed."""
+
+RETRY = 0.25
+"""Seconds until a subscription that broke is tried again."""
+
+T = TypeVar("T")
+Word = str | bytes | int | float
+
+
+def server(url: str) -> tuple[str, Callable[[], AbstractConnection]]:
+    """How errors call a server, and what makes connections to it."""
+    try:
+        options: dict[str, Any] = {**parse_url(url)}
+        kind = options.pop("connection_class", Connection)
+        # Time limits are the line's own, and answers are bytes as RESP 2 has them.
+        options |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
+        options |= {"decode_responses": False, "encoding_errors": "surrogatepass"}
+        kind(**options)
+    except (RedisError, TypeError, ValueError):  # may quote a part of the password
+        raise ConfigurationError(
+            "RedisStore(url=...): this is no URL that redis-py reads; write it like "
+            "redis://user:password@localhost:6379/0, with special characters percent-encoded"
+        ) from None
+    place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return f"Redis at {place}, database {options.get('db', 0)},", partial(kind, **options)
+
+
+class Line:
+    """The connection that all calls in one event loop share.
+
+    What is asked while the server is busy with earlier questions goes out together, next: one
+    write for many calls. Whoever asked may be cancelled; the answer is read all the same, so that
+    nobody takes it for another.
+    """
+
+    def __init__(
+        self, name: str, connect: Callable[[], AbstractConnection], channel: str, timeout: float
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self.feed = Feed(connect, channel, timeout)
+        self._name = name
+        self._connection = connect()
+        self._timeout = timeout
+        self._questions: list[Question] = []
+        self._shared: dict[tuple[Word, ...], Question] = {}
+        self._asked = asyncio.Event()
+        self._task = self.loop.create_task(self._serve(), context=Context())
+
+    def ask(
+        self, *words: Word, script: Script | None = None, shared: bool = False
+    ) -> asyncio.Future[Any]:
+        """Ask the server.
+
+        Args:
+            words: the command; for a script, what follows its name.
+            script: the script.
+            shared: whoever asks the same before it is sent shares the answer.
+        """
+        future = self.loop.create_future()
+        question = self._shared.get(words) if shared else None
+        if question is None:
+            question = Question(script, words)
+            self._questions.append(question)
+            if shared:
+                self._shared[words] = question
+            self._asked.set()
+        question.futures.append(future)
+        if self.closed:
+            question.fail(_closed())
+        return future
+
+    async def told(self, answer: Awaitable[T]) -> T:
+        """What the server answers, or a `StoreError` that says why it does not."""
+        try:
+            return await answer
+        except OutOfMemoryError as error:
+            raise StoreFull(f"{self._name} is full: {error}") from error
+        except (RedisError, OSError) as error:
+            reason = str(error) or f"no answer for {self._timeout:g} seconds"
+            raise StoreError(f"{self._name} failed: {reason}") from error
+
+    def leave(self) -> None:
+        """Close when its event loop runs again, if it ever does; this one is another."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._task.cancel)
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _serve(self) -> None:
+        batch: list[Question] = []
+        try:
+            while True:
+                await self._asked.wait()
+                batch = self._take()
+                try:
+                    await self._exchange(batch)
+                except Exception as error:  # goes to those who asked
+                    await self._connection.disconnect(nowait=True)
+                    if isinstance(error, TimeoutError):
+                        batch += self._take()  # they have waited for the same server
+                    for question in batch:
+                        question.fail(error)
+        finally:
+            self.closed = True
+            for question in [*batch, *self._take()]:
+                question.fail(_closed())
+            await self._connection.disconnect(nowait=True)
+            await self.feed.aclose()
+
+    def _take(self) -> list[Question]:
+        questions, self._questions = self._questions, []
+        self._shared.clear()
+        self._asked.clear()
+        return [q for q in questions if not all(future.done() for future in q.futures)]
+
+    async def _exchange(self, batch: list[Question], *, known: bool = True) -> None:
+        connection, unknown, demoted = self._connection, [], False
+        async with asyncio.timeout(self._timeout) as patience:
+            if connection.is_connected and await connection.can_read():
+                await connection.disconnect(nowait=True)  # the server hung up while nobody asked
+            await connection.connect()  # type: ignore[no-untyped-call] # redis-py's
+            commands = (_command(question, known) for question in batch)
+            await connection.send_packed_command(connection.pack_commands(commands))
+            for question in batch:
+                try:
+                    question.answer(await connection.read_response(disable_decoding=True))
+                except NoScriptError:
+                    unknown.append(question)
+                except ResponseError as error:
+                    question.fail(error)
+                    demoted = demoted or isinstance(error, ReadOnlyError)
+                patience.reschedule(self.loop.time() + self._timeout)
+        if demoted:
+            await connection.disconnect(nowait=True)  # another server may be the primary now
+        if unknown:
+            await self._exchange(unknown, known=False)
+
+
+class Question:
+    """A command, and those who wait for the answer."""
+
+    __slots__ = ("futures", "script", "words")
+
+    def __init__(self, script: Script | None, words: tuple[Word, ...]) -> None:
+        self.script = script
+        self.words = words
+        self.futures: list[asyncio.Future[Any]] = []
+
+    def answer(self, answer: Any) -> None:
+        for future in self.futures:
+            if not future.done():
+                future.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _command(question: Question, known: bool) -> tuple[Word, ...]:
+    """A question as a command; a script goes with its text if the server does not know it."""
+    script = question.script
+    if script is None:
+        return question.words
+    if known:
+        return ("EVALSHA", script.digest, *question.words)
+    return ("EVAL", script.text, *question.words)
+
+
+class Feed:
+    """The subscription that tells which jobs have changed, open while somebody waits for one."""
+
+    def __init__(
+        self, connect: Callable[[], AbstractConnection], channel: str, timeout: float
+    ) -> None:
+        self._connect = connect
+        self._channel = channel
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, Waiting] = {}
+        self._stands: asyncio.Future[None] = self._loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def waiting(self, id: str) -> Iterator[asyncio.Event]:
+        """Wait for one job. The event is set when it may have changed."""
+        waiting = self._waiting.setdefault(id, Waiting())
+        waiting.tasks += 1
+        try:
+            yield waiting.event
+        finally:
+            waiting.tasks -= 1
+            if not waiting.tasks and self._waiting.get(id) is waiting:
+                del self._waiting[id]
+
+    async def opened(self) -> None:
+        """Return when the subscription stands. Only for those who are `waiting`."""
+        if self._task is None:
+            self._task = self._loop.create_task(self._follow(), context=Context())
+        await asyncio.shield(self._stands)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _follow(self) -> None:
+        connection = self._connect()
+        try:
+            while self._waiting:
+                try:
+                    await self._listen(connection)
+                except (RedisError, OSError) as error:
+                    self._fall(error)
+                    await connection.disconnect(nowait=True)
+                    await asyncio.sleep(RETRY)
+        finally:
+            self._task = None
+            self._fall(_closed())
+            self._wake(*self._waiting)
+            await connection.disconnect(nowait=True)
+
+    async def _listen(self, connection: AbstractConnection) -> None:
+        """Pass on what comes, until the connection breaks or nobody waits any more."""
+        pinged, until = True, self._loop.time() + self._timeout
+        async with asyncio.timeout_at(until):
+            await connection.connect()  # type: ignore[no-untyped-call] # redis-py's
+            await connection.send_command("SUBSCRIBE", self._channel)
+            await connection.send_command("PING")  # a server that still loads refuses it
+        while True:
+            left = max(0.0, until - self._loop.time())
+            message = await connection.read_response(disable_decoding=True, timeout=left)
+            if message is None and pinged:
+                raise TimeoutError
+            if message is None:
+                if not self._waiting:
+                    break
+                await connection.send_command("PING")
+                pinged, until = True, self._loop.time() + self._timeout
+            elif message[0] == b"pong":
+                if not self._stands.done():
+                    self._stands.set_result(None)
+                    self._wake(*self._waiting)  # they may have missed something
+                pinged, until = False, self._loop.time() + KEEPALIVE
+            elif message[0] == b"message":
+                self._wake(message[2].decode(errors="replace"))
+
+    def _wake(self, *ids: str) -> None:
+        for id in ids:
+            if waiting := self._waiting.pop(id, None):
+                waiting.event.set()
+
+    def _fall(self, error: Exception) -> None:
+        """The subscription stands no more; whoever waits for it now is told why."""
+        if not self._stands.done():
+            self._stands.set_exception(error)
+            self._stands.exception()  # nobody may have waited for it
+        self._stands = self._loop.create_future()
+
+
+class Waiting:
+    """The tasks that wait for the next version of one job."""
+
+    __slots__ = ("event", "tasks")
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.tasks = 0
+
+
+def _closed() -> Exception:
+    return Disconnected("the store was closed")

@@ -1,0 +1,276 @@
+"""What `RedisStore` asks the server in one go: the scripts, and the words that they are told.
+
+The keys are listed in `stores/redis.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from hashlib import sha1
+
+from raincheck.errors import NoRoom
+from raincheck.job import Bounds, Job
+
+WINDOW = 256 * 1024
+"""Bytes of a response body that are kept under one key, and read at once."""
+
+DAY = 24 * 60 * 60
+"""Seconds that the server keeps what was due and nobody has swept."""
+
+
+def stage(job: Job) -> str:
+    """The state of a job that is unfinished; else that it is finished, or gone."""
+    return "gone" if job.gone else "finished" if job.finished else str(job.state)
+
+
+def due(job: Job) -> float:
+    """When `sweep` turns to it."""
+    at = job.purge_at if job.gone else job.expires_at
+    return math.inf if at is None else at
+
+
+def keep(job: Job) -> str | int:
+    """Seconds until the server itself drops what nobody has swept; its clock may be any."""
+    since = job.expires_at if job.gone else job.finished_at
+    if since is None or job.purge_at is None:
+        return ""
+    return int(min(max(0.0, job.purge_at - since), 1e10)) + DAY
+
+
+def place(job: Job) -> tuple[str, str]:
+    """Its route and its owner as they stand in `busy`: no name is mistaken for a longer one."""
+    owner = "-" if job.owner is None else f"{len(job.owner)}:{job.owner}"
+    return f"{len(job.route)}:{job.route}", owner
+
+
+def most(job: Job, bounds: Bounds | None) -> tuple[str | int, ...]:
+    """What `no_room` compares with; most calls have no bounds, and send none."""
+    if bounds is None:
+        return ()
+    owner = None if job.owner is None else bounds.owner
+    return "" if bounds.route is None else bounds.route, "" if owner is None else owner
+
+
+def check_room(answer: object) -> None:
+    """Raise what `no_room` has found; no other answer is a list."""
+    if isinstance(answer, list):
+        raise NoRoom(owner=answer == [b"owner"])
+
+
+# --- the scripts -----------------------------------------------------------------------------
+
+
+class Script:
+    """A script in Lua, and the digest that the server calls it by once it knows it."""
+
+    def __init__(self, flags: str, text: str) -> None:
+        self.text = f"#!lua {flags}".rstrip() + f"\nlocal WINDOW = {WINDOW}\n{_COMMON}{text}"
+        self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_COMMON = """
+local call = redis.call
+
+local function clock()
+  local time = call('TIME')
+  return time[1] + time[2] / 1000000
+end
+
+local function unfinished(stage)
+  return stage and stage ~= 'finished' and stage ~= 'gone'
+end
+
+-- With what an unfinished job begins in `busy`, before its route, its owner and its id.
+local function grouped(stage)
+  return stage == 'queued' and 'waiting ' or unfinished(stage) and 'running '
+end
+
+local function as_many(busy, alike, bound)
+  if not bound or bound == '' then return false end
+  return call('ZLEXCOUNT', busy, '[' .. alike, '(' .. alike .. '\\255') >= tonumber(bound)
+end
+
+-- Which bound keeps another job out of a group; '\\255' is in no UTF-8.
+local function no_room(busy, group, route, owner, of_route, of_owner)
+  if as_many(busy, group .. route .. owner, of_owner) then return {'owner'} end
+  if as_many(busy, group .. route, of_route) then return {'route'} end
+end
+
+local function append(body, size, chunk)
+  local first = 1
+  while first <= #chunk do
+    local last = first + WINDOW - size % WINDOW - 1
+    local piece = string.sub(chunk, first, last)
+    call('APPEND', body .. ':' .. math.floor(size / WINDOW), piece)
+    size, first = size + #piece, last + 1
+  end
+  return size
+end
+
+local function windows(body, size)
+  local keys = {}
+  for start = 0, size - 1, WINDOW do keys[#keys + 1] = body .. ':' .. start / WINDOW end
+  return keys
+end
+"""
+
+# Without allow-oom: the one that a full server refuses.
+CREATE = Script(
+    "",
+    """
+local job, request, _, due, leases, busy = unpack(KEYS, 1, 6)
+local jobs, id, record, version, attempt, stage, captured, lease, score = unpack(ARGV, 1, 9)
+local route, owner, of_route, of_owner = unpack(ARGV, 10)
+local there = call('HGET', job, 'record')
+for i = 7, #KEYS do
+  local other = not there and call('GET', KEYS[i])
+  there = there or other and call('HGET', jobs .. other, 'record')
+end
+if there then return there end
+local group = grouped(stage)
+local full = group and no_room(busy, group, route, owner, of_route, of_owner)
+if full then return full end
+call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
+  'size', 0)
+if #KEYS > 6 then call('HSET', job, 'keys', cmsgpack.pack({unpack(KEYS, 7)})) end
+for i = 7, #KEYS do call('SET', KEYS[i], id) end
+if captured ~= '' then call('SET', request, captured) end
+if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
+if group then call('ZADD', busy, 0, group .. route .. owner .. id) end
+call('ZADD', due, score, id)
+return false
+""",
+)
+
+FIND = Script(
+    "flags=no-writes",
+    """
+local id = call('GET', KEYS[1])
+return id and call('HGET', ARGV[1] .. id, 'record')
+""",
+)
+
+REPLACE = Script(
+    "flags=allow-oom",
+    """
+local job, request, body, due, leases, busy = unpack(KEYS, 1, 6)
+local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)
+local replayable, tail, lease, score, keep = unpack(ARGV, 8, 12)
+local route, owner, of_route, of_owner = unpack(ARGV, 13)
+local old = call('HMGET', job, 'version', 'attempt', 'size', 'keys', 'stage')
+if old[1] ~= before then return 0 end
+
+local left, group = grouped(old[5]), grouped(stage)
+if left ~= group then
+  local full = group and no_room(busy, group, route, owner, of_route, of_owner)
+  if full then return full end
+  if left then call('ZREM', busy, left .. route .. owner .. id) end
+  if group then call('ZADD', busy, 0, group .. route .. owner .. id) end
+end
+
+local size = tonumber(old[3])
+if size > 0 and (old[2] ~= attempt or stage == 'gone') then
+  for _, key in ipairs(windows(body, size)) do call('UNLINK', key) end
+  size = 0
+end
+size = append(body, size, tail)
+call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
+  'size', size)
+if replayable == '0' then call('UNLINK', request) end
+
+local keys = {unpack(KEYS, 7)}
+local packed = #keys > 0 and cmsgpack.pack(keys)
+if packed ~= old[4] then
+  for _, key in ipairs(old[4] and cmsgpack.unpack(old[4]) or {}) do
+    if call('GET', key) == id then call('UNLINK', key) end
+  end
+  for _, key in ipairs(keys) do call('SET', key, id) end
+  if packed then call('HSET', job, 'keys', packed) else call('HDEL', job, 'keys') end
+end
+
+if not unfinished(stage) then
+  call('ZREM', leases, id)
+  call('ZADD', due, score, id)
+elseif lease ~= '' then
+  call('ZADD', leases, clock() + lease, id)
+end
+if keep ~= '' then
+  call('EXPIRE', job, keep)
+  for _, key in ipairs(keys) do call('EXPIRE', key, keep) end
+  for _, key in ipairs(windows(body, size)) do call('EXPIRE', key, keep) end
+end
+call('PUBLISH', channel, id)
+return 1
+""",
+)
+
+APPEND = Script(
+    "flags=allow-oom",
+    """
+local job, body = KEYS[1], KEYS[2]
+local attempt, offset, chunk = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local old = call('HMGET', job, 'attempt', 'stage', 'size')
+if old[1] ~= attempt or not unfinished(old[2]) then return 0 end
+local size = tonumber(old[3])
+if offset > size then return false end
+call('HSET', job, 'size', append(body, size, string.sub(chunk, size - offset + 1)))
+return 1
+""",
+)
+
+READ = Script(
+    "flags=no-writes",
+    """
+local job = call('HMGET', KEYS[1], 'attempt', 'size')
+return {job[1], job[2], call('GETRANGE', KEYS[2], ARGV[1], -1)}
+""",
+)
+
+RENEW = Script(
+    "flags=allow-oom",
+    """
+local stages = {}
+local ends = clock() + ARGV[1]
+for i = 2, #KEYS do
+  local id, attempt = ARGV[2 * i - 2], ARGV[2 * i - 1]
+  local job = call('HMGET', KEYS[i], 'attempt', 'stage')
+  stages[i - 1] = job[1] == attempt and unfinished(job[2]) and job[2]
+  if stages[i - 1] then call('ZADD', KEYS[1], ends, id) end
+end
+return stages
+""",
+)
+
+ABANDONED = Script(
+    "flags=no-writes",
+    """
+local jobs, since, limit = unpack(ARGV)
+local found = call('ZRANGE', KEYS[1], since, clock(), 'BYSCORE', 'LIMIT', 0, limit, 'WITHSCORES')
+local page = {}
+for i = 1, #found, 2 do
+  page[#page + 1] = {found[i], found[i + 1], call('HGET', jobs .. found[i], 'record')}
+end
+return page
+""",
+)
+
+SWEEP = Script(
+    "flags=allow-oom",
+    """
+local due = KEYS[1]
+local jobs, channel, now, skip, limit = unpack(ARGV)
+local ids = call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', skip, limit)
+local expired = {}
+for _, id in ipairs(ids) do
+  local job = call('HMGET', jobs .. id, 'record', 'stage')
+  if job[1] and job[2] ~= 'gone' then
+    expired[#expired + 1] = job[1]
+  else
+    call('UNLINK', jobs .. id)
+    call('ZREM', due, id)
+    call('PUBLISH', channel, id)
+  end
+end
+return {#ids == tonumber(limit) and 1 or 0, call('ZCARD', due), expired}
+""",
+)

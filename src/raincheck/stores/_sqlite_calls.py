@@ -1,0 +1,71 @@
+"""What passes between the event loop and the threads of `SQLiteStore`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from raincheck.errors import NoRoom, StoreError, StoreFull
+
+CURES = {
+    sqlite3.SQLITE_BUSY: "; another process writes to it, and did not let go in time",
+    sqlite3.SQLITE_CANTOPEN: "; its directory has to exist, and both have to be writable",
+    sqlite3.SQLITE_READONLY: "; it has to be writable, and to stay where it is",
+}
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """Something that a thread does, and what came of it."""
+
+    __slots__ = ("error", "result", "run")
+
+    def __init__(self, run: Callable[[Any], T]) -> None:
+        self.run = run
+        self.result: T
+        self.error: Exception | None = None
+
+    def attempt(self, means: Any) -> None:
+        """Do it, perhaps once more; that there is no room is an outcome like any other."""
+        self.error = None
+        try:
+            self.result = self.run(means)
+        except NoRoom as error:  # nothing was written yet
+            self.error = error
+
+    def outcome(self, path: str) -> T:
+        """What came of it, for the caller.
+
+        Raises:
+            StoreError: it failed; the message begins with the file's path.
+        """
+        if self.error is None:
+            return self.result
+        if isinstance(self.error, sqlite3.Error | StoreError):
+            raise explained(path, self.error) from self.error
+        raise self.error
+
+
+class Waiting:
+    """Those who wait for one job to be newer than this version."""
+
+    __slots__ = ("event", "tasks", "version")
+
+    def __init__(self, version: int) -> None:
+        self.event = anyio.Event()
+        self.tasks = 0
+        self.version = version
+
+
+def explained(path: str, error: Exception) -> StoreError:
+    """What a caller is told of an error."""
+    if isinstance(error, StoreError):
+        return type(error)(*error.args)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(f"{path}: the disk is full")
+    return StoreError(f"{path}: {error}{CURES.get(code, '')}")

@@ -1,0 +1,231 @@
+"""What `SQLiteStore` does to its tables, inside a transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+
+from raincheck.errors import NoRoom, StoreError
+from raincheck.job import Bounds, Job, State
+from raincheck.messages import CapturedRequest
+from raincheck.records import dump, dump_request, load
+
+# Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
+# the machine, whatever Python's clock says in one.
+CLOCK = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+
+PIECE = 256 * 1024
+"""Bytes of a body in one row, which SQLite reads as a whole."""
+
+SWEPT = 400
+"""Rows that a sweep changes in one transaction, or a few more: some milliseconds, in which nobody
+else writes, or some ten if they are pieces of bodies."""
+
+VACUUMED = 1024
+"""Pages given back to the disk in one transaction: some milliseconds, too."""
+
+
+class Changes:
+    """What may be done in a transaction, which may be repeated in another.
+
+    Attributes:
+        ids: of the jobs that have a new version.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.ids: list[str] = []
+        self._db = db
+        self._execute = db.execute
+
+    def create(
+        self,
+        job: Job,
+        request: CapturedRequest | None,
+        lease: float | None,
+        bounds: Bounds | None,
+    ) -> str | None:
+        """Insert a job; the record that is there instead."""
+        for key in job.keys:
+            there = self._execute(
+                "SELECT record FROM jobs WHERE id = ? UNION ALL"
+                " SELECT record FROM keys JOIN jobs ON number = job WHERE key = ?",
+                (job.id, key),
+            ).fetchone()
+            if there is not None:
+                return str(there[0])
+        if bounds is not None:
+            if (record := self._record(job.id)) is not None:
+                return record
+            self._check_room(job, bounds)
+        inserted = self._execute(
+            "INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, keys,"
+            " due, record, lease_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (id) DO NOTHING",
+            (job.id, job.route, job.owner, *_columns(job), self._from_now(lease)),
+        )
+        if not inserted.rowcount:
+            return self._record(job.id)
+        number = inserted.lastrowid
+        if job.keys:
+            keys = [(key, number) for key in {*job.keys}]
+            self._db.executemany("INSERT INTO keys VALUES (?, ?)", keys)
+        if request is not None and job.replayable:
+            self._execute("INSERT INTO requests VALUES (?, ?)", (number, dump_request(request)))
+        return None
+
+    def replace(
+        self, job: Job, tail: bytes = b"", lease: float | None = None, bounds: Bounds | None = None
+    ) -> bool:
+        old = self._execute(
+            "SELECT number, attempt, unfinished, replayable, keys FROM jobs"
+            " WHERE id = ? AND version = ?",
+            (job.id, job.version - 1),
+        ).fetchone()
+        if old is None:
+            return False
+        number, attempt, state, replayable, keys = old
+        if bounds is not None and not (job.finished or job.gone or state in _alike(job.state)):
+            self._check_room(job, bounds)
+        if keys is not None or job.keys:
+            had, has = set(json.loads(keys or "[]")), set(job.keys)
+            freed, taken = ([(key, number) for key in some] for some in (had - has, has - had))
+            self._db.executemany("DELETE FROM keys WHERE key = ? AND job = ?", freed)
+            self._db.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", taken)
+        if replayable and not job.replayable:
+            self._execute("DELETE FROM requests WHERE job = ?", (number,))
+        if job.gone or job.attempt != attempt:
+            self._execute("DELETE FROM bodies WHERE job = ?", (number,))
+        if tail:
+            self._append(number, job.attempt, tail)
+        self._execute(
+            "UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, keys = ?,"
+            " due = ?, record = ?, lease_until = CASE WHEN ? THEN NULL"
+            " ELSE coalesce(?, lease_until) END WHERE number = ?",
+            (*_columns(job), job.finished or job.gone, self._from_now(lease), number),
+        )
+        self.ids.append(job.id)
+        return True
+
+    def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        row = self._execute(
+            "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND unfinished IS NOT NULL",
+            (id, attempt),
+        ).fetchone()
+        if row is not None:
+            self._append(row[0], attempt, chunk, offset)
+        return row is not None
+
+    def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        held = self._execute(
+            "SELECT number, jobs.id, unfinished FROM json_each(?) JOIN jobs ON jobs.id = key"
+            " WHERE attempt = value AND unfinished IS NOT NULL",
+            (json.dumps(dict(attempts)),),
+        ).fetchall()
+        until = self._from_now(lease)
+        self._db.executemany(
+            "UPDATE jobs SET lease_until = ? WHERE number = ?",
+            [(until, number) for number, _, _ in held],
+        )
+        return {id: State(state) for _, id, state in held}
+
+    def sweep(self, now: float, skip: int) -> tuple[bool, list[StoreError]]:
+        """Bury or forget some jobs, but for the first ones, which nobody can read.
+
+        Returns:
+            Whether there were any, and what is wrong with those that cannot be read, either.
+        """
+        due = self._execute(
+            "SELECT number, record FROM jobs WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?",
+            (now, SWEPT, skip),
+        ).fetchall()
+        unread = []
+        end = self._db.total_changes + SWEPT
+        for number, record in due:
+            try:
+                job = load(record)
+            except StoreError as error:  # it must not keep the others from being swept
+                unread.append(error)
+                continue
+            if job.gone:
+                self._execute("DELETE FROM jobs WHERE number = ?", (number,))
+            else:
+                self.replace(job.tombstone(now))
+            if self._db.total_changes >= end:
+                break
+        return bool(due), unread
+
+    def vacuum(self) -> bool:
+        """Give back some of the pages that are free, if most are; whether that was of use."""
+        ((pages,),) = self._execute("PRAGMA page_count")
+        ((free,),) = self._execute("PRAGMA freelist_count")
+        if free <= pages // 2:
+            return False
+        # A page with every row that is fetched.
+        self._execute(f"PRAGMA incremental_vacuum({VACUUMED})").fetchall()
+        ((left,),) = self._execute("PRAGMA page_count")
+        return bool(left < pages)
+
+    def _record(self, id: str) -> str | None:
+        row = self._execute("SELECT record FROM jobs WHERE id = ?", (id,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _check_room(self, job: Job, bounds: Bounds) -> None:
+        """Nobody else writes, so that what is counted is so still when this one is written."""
+        alike = _alike(job.state)
+        if bounds.owner is not None and job.owner is not None:
+            ((others,),) = self._execute(
+                "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE unfinished IN (?, ?)"
+                " AND route = ? AND owner = ? LIMIT ?)",
+                (*alike, job.route, job.owner, bounds.owner),
+            )
+            if others >= bounds.owner:
+                raise NoRoom(owner=True)
+        if bounds.route is not None:
+            ((others,),) = self._execute(
+                "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE unfinished IN (?, ?)"
+                " AND route = ? LIMIT ?)",
+                (*alike, job.route, bounds.route),
+            )
+            if others >= bounds.route:
+                raise NoRoom(owner=False)
+
+    def _append(self, number: int, attempt: int, chunk: bytes, offset: int | None = None) -> None:
+        """Put a chunk at the end of a body, unless another place is its."""
+        last = self._execute(
+            "SELECT start + length(piece) FROM bodies WHERE job = ? AND attempt = ?"
+            " ORDER BY start DESC LIMIT 1",
+            (number, attempt),
+        ).fetchone()
+        end = last[0] if last is not None else 0
+        if offset not in (None, end):
+            return
+        for start in range(0, len(chunk), PIECE):
+            self._execute(
+                "INSERT INTO bodies VALUES (?, ?, ?, ?)",
+                (number, attempt, end + start, chunk[start : start + PIECE]),
+            )
+
+    def _from_now(self, lease: float | None) -> float | None:
+        if lease is None:
+            return None
+        ((now,),) = self._execute(CLOCK)
+        return float(now + lease)
+
+
+def _alike(state: State) -> tuple[State, State]:
+    """The states whose jobs count together with those in this one (see `Bounds`)."""
+    waits = state is State.QUEUED
+    return (state, state) if waits else (State.RUNNING, State.CANCELLING)
+
+
+def _columns(job: Job) -> tuple[object, ...]:
+    return (
+        job.version,
+        job.attempt,
+        None if job.finished or job.gone else job.state,
+        job.replayable,
+        json.dumps(job.keys) if job.keys else None,
+        job.purge_at if job.gone else job.expires_at,
+        dump(job).decode(),
+    )

@@ -1,0 +1,188 @@
+"""The open file of `SQLiteStore`: its connections, and the threads that wait for its disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from raincheck.errors import StoreError
+from raincheck.stores._sqlite_calls import Call, Waiting
+from raincheck.stores._sqlite_changes import Changes
+from raincheck.stores._sqlite_opening import connect, prepare
+
+LOOK_EVERY = 0.01
+"""Seconds between two looks for changes by other processes, of which SQLite does not tell. Nobody
+looks when nobody waits; else it takes about a hundredth of a core, however many wait."""
+
+LOOKS = 100
+"""Looks after which the event loop has to ask for more: it may have ended."""
+
+READ_TIMEOUT = 0.1
+"""Seconds that a read on the event loop may wait for others. None does, as a rule; but somebody has
+to mend the log of a process that crashed."""
+
+READER_CACHE = 8192
+"""KiB of the file that the event loop keeps in memory. SQLite's 2 MiB do not hold what a hundred
+jobs that are polled in turn take of a large file, with the way to them: 8 % of each poll."""
+
+
+class File:
+    """An open file: its connections, and the threads that wait for its disk."""
+
+    def __init__(self, path: str, synchronous: str, timeout: float) -> None:
+        self.path = path
+        # One thread for all writing, since SQLite has one writer at a time, and one to read what
+        # is large. Of executors, since they end with the interpreter if nobody closes the store.
+        self.writing = ThreadPoolExecutor(1, "raincheck-sqlite-writing")
+        self.reading = ThreadPoolExecutor(1, "raincheck-sqlite-reading")
+        self.stir = threading.Event()  # there is something to write: the watch gives way
+        self.reader: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._large_reader: sqlite3.Connection | None = None
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._opened: tuple[int, int] | None = None
+        self._seen: int | None = None
+        self._look_at = 0.0
+        self._pid = os.getpid()
+        self._at_work: set[str] = set()
+
+    def commit(self, calls: list[Call[Any]], waiting: Mapping[str, Waiting]) -> list[str]:
+        """Make changes, all in one transaction; the ids of the jobs that have changed."""
+        with self._work("writing"):
+            changed = self._commit(calls)
+        return changed + self.look(waiting)
+
+    def _commit(self, calls: list[Call[Any]]) -> list[str]:
+        try:
+            db = self._writer or self._open()
+            if self._identity() != self._opened:  # SQLite would write to what nobody finds again
+                raise StoreError(f"{self.path}: the file was moved or deleted; restart to go on")
+            db.execute("BEGIN IMMEDIATE")  # now waits for other writers; a later write could not
+        except (sqlite3.Error, StoreError) as error:
+            for call in calls:
+                call.error = error
+            return []
+        changes = Changes(db)
+        try:
+            for call in calls:
+                call.attempt(changes)
+            db.execute("COMMIT")
+        except Exception as error:  # whose it is raises it
+            with suppress(sqlite3.Error):  # some errors have rolled back already
+                db.execute("ROLLBACK")
+            if len(calls) > 1:  # the others are not to suffer: to each a transaction of its own
+                return [id for call in calls for id in self._commit([call])]
+            calls[0].error = error
+            return []
+        return changes.ids
+
+    def watch(self, waiting: Mapping[str, Waiting]) -> list[str]:
+        """Look for changes by others until there are some, or something else is to be done."""
+        changed: list[str] = []
+        for _ in range(LOOKS):
+            if not waiting or changed or self.stir.wait(LOOK_EVERY):
+                break
+            changed = self.look(waiting)
+        return changed
+
+    def look(self, waiting: Mapping[str, Waiting]) -> list[str]:
+        """The ids of jobs waited for that others have changed, if it is time to look again."""
+        now = time.monotonic()
+        if not waiting or self._writer is None or now < self._look_at:
+            return []
+        self._look_at = now + LOOK_EVERY
+        with self._work("writing"):
+            try:
+                ((version,),) = self._writer.execute("PRAGMA data_version")
+                if version == self._seen:
+                    return []
+                self._seen = version
+                # Who waits is asked after that: whoever comes later has yet to look at his job,
+                # and sees the change. The copy is one step, which no other thread comes into.
+                versions = {id: each.version for id, each in dict(waiting).items()}
+                rows = self._writer.execute(
+                    "SELECT key FROM json_each(?) LEFT JOIN jobs ON jobs.id = key"
+                    " WHERE version IS NULL OR version > value",
+                    (json.dumps(versions),),
+                )
+                return [id for (id,) in rows]
+            except sqlite3.Error:  # all look for themselves, and are told
+                return list(dict(waiting))
+
+    def read(self, call: Call[Any]) -> None:
+        """Read what is large."""
+        with self._work("reading"):
+            try:
+                if self._large_reader is None:
+                    self._large_reader = connect(self.path, self._timeout)
+                call.result = call.run(self._large_reader)
+            except Exception as error:  # whose it is raises it
+                call.error = error
+
+    def close(self) -> None:
+        """Close what the threads use, when they have done what there was."""
+        self.reading.shutdown()
+        for db in (self._large_reader, self._writer):
+            if db is not None:
+                db.close()
+
+    def inherited(self) -> bool:
+        """Whether it was opened by a process that has then forked into this one."""
+        return self._pid != os.getpid()
+
+    def disinherit(self) -> None:
+        """Close in a forked child what its parent has opened.
+
+        SQLite keeps a process's locks on a file in memory. It would find those of the parent there
+        and take none, and others, who see nobody, could take away from under the child what it
+        writes.
+
+        Raises:
+            StoreError: a thread was using it, which the child does not have: it cannot be closed.
+        """
+        if self._at_work:
+            raise StoreError(
+                f"{self.path}: this process was forked while the file was in use, and cannot use "
+                "it any more; fork before the store is used, or spawn"
+            )
+        for db in (self.reader, self._large_reader, self._writer):
+            if db is not None:
+                db.close()
+
+    @contextmanager
+    def _work(self, what: str) -> Iterator[None]:
+        self._at_work.add(what)
+        try:
+            yield
+        finally:
+            self._at_work.discard(what)
+
+    def _open(self) -> sqlite3.Connection:
+        db = connect(self.path, self._timeout)
+        try:
+            prepare(db, self.path, self._synchronous, self._timeout)
+            if self.reader is None:
+                self.reader = connect(self.path, READ_TIMEOUT)
+                self.reader.execute(f"PRAGMA cache_size = -{READER_CACHE}")
+        except BaseException:
+            db.close()
+            raise
+        self._writer = db
+        self._opened = self._identity()
+        return db
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file the path leads to now."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino

@@ -1,0 +1,120 @@
+"""How `SQLiteStore` opens its file, and what a new one has in it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from raincheck.errors import StoreError
+
+APPLICATION_ID = int.from_bytes(b"rain")
+"""Marks a file as ours (SQLite's `PRAGMA application_id`)."""
+
+SCHEMA_VERSION = 1
+"""What this version makes (`PRAGMA user_version`). It opens no other."""
+
+# A number stands for a job in the other tables, so that what comes together lies together, and not
+# where a random id would put it. `unfinished` is the state of a job until it has ended; `keys` are
+# those that it has, as JSON.
+SCHEMA = f"""
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    route TEXT NOT NULL,
+    owner TEXT,
+    version INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    unfinished TEXT,
+    replayable INTEGER NOT NULL,
+    keys TEXT,
+    lease_until REAL,
+    due REAL,
+    record TEXT NOT NULL
+);
+CREATE INDEX unfinished ON jobs (unfinished, route, owner) WHERE unfinished IS NOT NULL;
+CREATE INDEX leased ON jobs (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX due ON jobs (due) WHERE due IS NOT NULL;
+CREATE TABLE keys (key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE requests (job INTEGER PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE bodies (
+    job INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    piece BLOB NOT NULL,
+    PRIMARY KEY (job, attempt, start)
+);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+LOG_PAGES = 4000
+"""Pages of the write-ahead log, some 16 MiB, after which they go into the file, and whoever writes
+waits for the disk. Four times SQLite's default: new ids belong all over their index, so that each
+is a page to write into a large file, unless some meet on one."""
+
+LOG_KEPT = 16 * 1024 * 1024
+"""Bytes of the write-ahead log that stay on the disk after a rush."""
+
+
+def connect(path: str, timeout: float) -> sqlite3.Connection:
+    """A connection that waits so many seconds for others; any thread may use it."""
+    return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+
+
+def prepare(db: sqlite3.Connection, path: str, synchronous: str, timeout: float) -> None:
+    """See whose file it is before changing it, then make it ours.
+
+    Raises:
+        StoreError: it is another application's, or has another schema.
+    """
+    db.execute("BEGIN")  # one look, though others may be making it theirs
+    new = _is_new(db, path)
+    db.execute("COMMIT")
+    if new:
+        # Free pages can be given back, and a body of 100 MB goes in 5 ms, not in 100: its pages
+        # are listed. Only possible before there is any table.
+        _insist(db, "PRAGMA auto_vacuum = INCREMENTAL", timeout)
+    # Readers and the writer do not wait for one another, and a commit is one write to a log.
+    _insist(db, "PRAGMA journal_mode = WAL", timeout)
+    # FULL waits for the disk with every commit, NORMAL only when the log goes into the file.
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    # Some builds write zeros over all that is deleted: over a second for 100 MB. This does so
+    # only in pages that are written anyway.
+    db.execute("PRAGMA secure_delete = FAST")
+    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+    db.execute(f"PRAGMA journal_size_limit = {LOG_KEPT}")  # else a log stays as long as it was
+    if new:
+        db.execute("BEGIN IMMEDIATE")
+        if _is_new(db, path):  # still
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+        db.execute("COMMIT")
+
+
+def _is_new(db: sqlite3.Connection, path: str) -> bool:
+    ((application,),) = db.execute("PRAGMA application_id")
+    ((version,),) = db.execute("PRAGMA user_version")
+    ((tables,),) = db.execute("SELECT count(*) FROM sqlite_master")
+    if not (application or version or tables):
+        return True
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path}: this is the database of another application")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: this file has schema {version}, and this version of raincheck knows "
+            f"{SCHEMA_VERSION}: run one version, or give each a file of its own"
+        )
+    return False
+
+
+def _insist(db: sqlite3.Connection, pragma: str, timeout: float) -> None:
+    """Of several that switch at once SQLite lets all but one fail, and some without a wait."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            db.execute(pragma)
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
