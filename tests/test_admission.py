@@ -347,3 +347,57 @@ def test_retry_after_is_a_whole_number_of_at_least_one(
     retry_after = places.outlook(job(state=state, age=age), last, FREE, NOW).retry_after
     assert isinstance(retry_after, int)
     assert 1 <= retry_after <= 30
+
+
+# --- when as many run elsewhere as may ---------------------------------------------------------
+
+
+def test_a_blocked_route_waits_in_its_order_until_it_is_unblocked() -> None:
+    places, called = admission(max_running=9), list[str]()
+    first, second = queue(places, called, "a1", "a2")
+    places.block(second, owner=False)
+    places.block(first, owner=False)
+    queue(places, called, "a3")
+    assert (places.blocked, places.occupancy, called) == (True, Occupancy(0, 3), [])
+    places.unblock()
+    assert (places.blocked, places.occupancy, called) == (
+        False,
+        Occupancy(3, 0),
+        ["a1", "a2", "a3"],
+    )
+
+
+def test_who_is_blocked_gives_capacity_to_other_routes() -> None:
+    places, called = admission(max_running=1), list[str]()
+    first, _ = queue(places, called, "a1", "b1")
+    places.block(first, owner=False)
+    assert called == ["b1"]
+
+
+def test_one_that_ends_here_unblocks_its_route_at_once() -> None:
+    places, called = admission(max_running=9), list[str]()
+    first, second = queue(places, called, "a1", "a2")
+    places.block(second, owner=False)
+    places.leave(first)
+    assert called == ["a2"]
+
+
+def test_only_a_blocked_owner_is_passed_over() -> None:
+    places, called = admission(max_running=9), list[str]()
+    tickets = [places.admit("a", FREE, owner) for owner in ("ann", "bob")]
+    places.block(tickets[0], owner=True)
+    assert not places.admit("a", FREE, "ann").running
+    assert places.admit("a", FREE, "bob").running
+    assert places.admit("a", FREE, None).running
+    assert called == []
+
+
+def test_what_was_accepted_before_is_not_refused_by_its_route() -> None:
+    policy = Policy(max_running=1, max_queued=0)
+    places = admission(max_running=9, max_queued=2)
+    places.admit("a", policy)
+    with pytest.raises(QueueFull):
+        places.admit("a", policy)
+    assert [places.admit("a", policy, accepted=True).running for _ in range(2)] == [False, False]
+    with pytest.raises(QueueFull, match="2 requests wait already"):
+        places.admit("a", policy, accepted=True)

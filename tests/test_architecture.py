@@ -46,6 +46,7 @@ LAYERS = {
     "runners.taskiq": 3,
     "dialects.plain": 3,
     "handoff": 2,
+    "policies": 2,
     "recording": 2,
     "marking": 2,
     "routing": 2,

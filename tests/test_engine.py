@@ -126,7 +126,7 @@ class Fleet:
         self.apps[name] = app_of(
             slow_route(answer, "/fail"),
             slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
-            slow_route(answer, "/one", max_running=1, max_queued=0),
+            slow_route(answer, "/one", max_running=1, max_queued=2),
             jobs=jobs,
         )
         inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
@@ -315,8 +315,8 @@ async def test_however_long_the_broker_was_away_jobs_are_brought_soon_after() ->
 
 
 async def test_a_job_for_which_a_worker_has_no_room_is_brought_again() -> None:
-    async with fleet("a") as one:
-        both = [await one.web.post("/one") for _ in range(2)]
+    async with fleet("a", max_running=1, max_queued=0) as one:
+        both = [await one.web.post("/fail") for _ in range(2)]
         await anyio.sleep(1)
         assert (one.runs, one.broker.ids) == (["a"], [])
         assert {await one.state(accepted) for accepted in both} == {"running", "queued"}
@@ -362,7 +362,7 @@ async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:
 # --- limits ------------------------------------------------------------------------------------
 
 
-async def test_max_running_holds_in_each_worker() -> None:
+async def test_the_limit_of_all_routes_holds_in_each_worker() -> None:
     async with fleet("a", "b", slots=3, max_running=2) as one:
         for _ in range(10):
             await one.web.post("/fail")
@@ -370,9 +370,9 @@ async def test_max_running_holds_in_each_worker() -> None:
         assert sorted(one.runs) == ["a", "a", "b", "b"]
 
 
-async def test_what_waits_is_not_bounded_at_the_web() -> None:
+async def test_what_waits_for_all_routes_is_not_bounded_at_the_web() -> None:
     async with fleet(max_running=1, max_queued=0) as one:
-        accepted = [await one.web.post("/one") for _ in range(20)]
+        accepted = [await one.web.post("/fail") for _ in range(20)]
         assert {response.status_code for response in accepted} == {202}
 
 

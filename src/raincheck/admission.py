@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raincheck.dialects.base import Outlook
-from raincheck.errors import OverQuota, QueueFull
+from raincheck.errors import OverQuota, QueueFull, Refusal
 from raincheck.job import Job, State
 from raincheck.policy import Limits, Policy
 
@@ -45,10 +45,20 @@ class _Route:
     """What is known of one route: who runs, and who waits, owner by owner.
 
     Owners take turns, so that the backlog of one does not starve another's first request. The
-    order of the dict is that of their turns.
+    order of the dict is that of their turns. While it is `blocked`, or an owner is, so many run in
+    other processes that no more may begin.
     """
 
-    __slots__ = ("duration", "policy", "running", "running_by_owner", "waiting", "waits")
+    __slots__ = (
+        "blocked",
+        "blocked_owners",
+        "duration",
+        "policy",
+        "running",
+        "running_by_owner",
+        "waiting",
+        "waits",
+    )
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -57,12 +67,17 @@ class _Route:
         self.waits = 0
         self.waiting: dict[str | None, list[Ticket]] = {}
         self.duration: float | None = None
+        self.blocked = False
+        self.blocked_owners: set[str | None] = set()
 
     @property
     def free(self) -> bool:
-        return self.policy.max_running is None or self.running < self.policy.max_running
+        bound = self.policy.max_running
+        return not self.blocked and (bound is None or self.running < bound)
 
     def free_for(self, owner: str | None) -> bool:
+        if owner in self.blocked_owners:
+            return False
         bound = self.policy.max_running_per_owner
         return bound is None or owner is None or self.running_by_owner.get(owner, 0) < bound
 
@@ -81,9 +96,14 @@ class _Route:
             if not self.running_by_owner[ticket.owner]:
                 del self.running_by_owner[ticket.owner]
 
-    def append(self, ticket: Ticket) -> None:
-        self.waiting.setdefault(ticket.owner, []).append(ticket)
+    def wait(self, ticket: Ticket) -> None:
+        queue = self.waiting.setdefault(ticket.owner, [])
+        queue.insert(_place(queue, ticket.number), ticket)
         self.waits += 1
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self.blocked_owners.clear()
 
     def remove(self, ticket: Ticket, *, next_turn: bool) -> bool:
         queue = self.waiting.get(ticket.owner, [])
@@ -154,8 +174,17 @@ class Admission:
         """How many run and wait now, over all routes."""
         return Occupancy(self._running, self._waiting)
 
-    def admit(self, name: str, policy: Policy, owner: str | None = None) -> Ticket:
+    def admit(
+        self, name: str, policy: Policy, owner: str | None = None, *, accepted: bool = False
+    ) -> Ticket:
         """Take a place on this route.
+
+        Args:
+            name: the route.
+            policy: its policy.
+            owner: whose request it is.
+            accepted: whether it has been, elsewhere or before a restart: then the bounds on those
+                who wait for the route do not stop it.
 
         Raises:
             OverQuota: no capacity, and as many requests of this owner wait as may.
@@ -166,7 +195,11 @@ class Admission:
         # Whoever waits on this route goes first, even if capacity has just become free.
         runs = free and (not route.waits or route.head() is None)
         if not runs:
-            self._check_room(route, owner)
+            if not accepted:
+                self._check_room(route, owner)
+            if self._waiting >= self._limits.max_queued:
+                detail = f"{self._waiting} requests wait already."
+                raise QueueFull(detail, retry_after=self._retry_after(route))
         self._numbers += 1
         ticket = Ticket(self._numbers, route, owner, running=False)
         if runs:
@@ -174,13 +207,45 @@ class Admission:
             route.begin(ticket)
         else:
             self._waiting += 1
-            route.append(ticket)
+            route.wait(ticket)
         return ticket
+
+    def block(self, ticket: Ticket, *, owner: bool) -> None:
+        """Let one wait that has capacity here: so many run elsewhere that it may not begin.
+
+        Nobody of its route begins until one of them has ended here, or `unblock()` is called.
+
+        Args:
+            ticket: one that runs.
+            owner: whether only those of its owner may not begin.
+        """
+        route = ticket.route
+        if owner:
+            route.blocked_owners.add(ticket.owner)
+        else:
+            route.blocked = True
+        route.end(ticket)
+        self._running -= 1
+        route.wait(ticket)
+        self._waiting += 1
+        self._call_next()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether any route is."""
+        return any(route.blocked or route.blocked_owners for route in self._routes.values())
+
+    def unblock(self) -> None:
+        """Let those whose turn it is try again."""
+        for route in self._routes.values():
+            route.unblock()
+        self._call_next()
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, running or waiting; those whose turn comes by it are called."""
         if ticket.running:
             ticket.route.end(ticket)
+            ticket.route.unblock()
             self._running -= 1
             if self._waiting:
                 self._call_next()
@@ -228,19 +293,33 @@ class Admission:
         return route
 
     def _check_room(self, route: _Route, owner: str | None) -> None:
-        policy, limits = route.policy, self._limits
-        retry_after = _bounded((route.duration or 1.0) / self._width(policy))
-        quota = policy.max_queued_per_owner
-        if quota is not None and owner is not None:
-            waits = len(route.waiting.get(owner, ()))
-            if waits >= quota:
-                detail = f"{waits} of your requests wait for this route already."
-                raise OverQuota(detail, retry_after=retry_after)
+        policy = route.policy
+        quota = policy.max_queued_per_owner if owner is not None else None
+        if quota is not None and len(route.waiting.get(owner, ())) >= quota:
+            raise self._full(route, owner=True)
         if policy.max_queued is not None and route.waits >= policy.max_queued:
-            detail = f"{route.waits} requests wait for this route already."
-            raise QueueFull(detail, retry_after=retry_after)
-        if self._waiting >= limits.max_queued:
-            raise QueueFull(f"{self._waiting} requests wait already.", retry_after=retry_after)
+            raise self._full(route, owner=False)
+
+    def full(self, name: str, policy: Policy, *, owner: bool) -> Refusal:
+        """The refusal of a request for which there is no room to wait on a route.
+
+        Args:
+            name: the route.
+            policy: its policy.
+            owner: whether the owner's bound is reached, not the route's.
+        """
+        return self._full(self._route(name, policy), owner=owner)
+
+    def _full(self, route: _Route, *, owner: bool) -> Refusal:
+        policy, retry_after = route.policy, self._retry_after(route)
+        if owner:
+            detail = f"{policy.max_queued_per_owner} of your requests wait for this route already."
+            return OverQuota(detail, retry_after=retry_after)
+        detail = f"{policy.max_queued} requests wait for this route already."
+        return QueueFull(detail, retry_after=retry_after)
+
+    def _retry_after(self, route: _Route) -> int:
+        return _bounded((route.duration or 1.0) / self._width(route.policy))
 
     def _width(self, policy: Policy) -> int:
         return min(self._limits.max_running, policy.max_running or self._limits.max_running)

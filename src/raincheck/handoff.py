@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.admission import Ticket
 from raincheck.errors import (
     LeaseLost,
+    NoRoom,
     Problem,
     Refusal,
     Release,
@@ -80,7 +81,10 @@ class Conductor(Protocol):
         """Make a job of the request, and give it a ticket. Raises Refusal."""
 
     async def begin(self, handoff: Handoff) -> bool:
-        """Record that a job which waited runs now; False if it was cancelled meanwhile."""
+        """Record that a job which waited runs now; False if it was cancelled meanwhile.
+
+        Raises NoRoom if it waits on, since so many run elsewhere.
+        """
 
     async def keep(self, handoff: Handoff, offset: int, chunk: bytes) -> None:
         """Keep a piece of the response body. Raises LeaseLost."""
@@ -326,10 +330,13 @@ class Handoff:
         self._turn.set()
 
     async def _held(self) -> bool:
-        assert self._turn is not None
-        with self._stopping.inside():
-            await self._turn.wait()
-        return await self.conductor.begin(self)
+        while True:
+            assert self._turn is not None
+            with self._stopping.inside():
+                await self._turn.wait()
+            self._turn = anyio.Event()
+            with suppress(NoRoom):  # its turn comes once more
+                return await self.conductor.begin(self)
 
     def _hand_over(self, stage: Stage) -> None:
         self._stage = stage

@@ -20,6 +20,7 @@ from raincheck.errors import (
     ConfigurationError,
     IllegalTransition,
     LeaseLost,
+    NoRoom,
     OwnerUnknown,
     Problem,
     QueueFull,
@@ -37,6 +38,8 @@ from raincheck.ledger import Ledger
 from raincheck.marking import Mark
 from raincheck.messages import CapturedResponse
 from raincheck.owners import OwnerError, Owners
+from raincheck.policies import Policies
+from raincheck.policies import bounds as bounds_of
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
@@ -51,6 +54,9 @@ logger = logging.getLogger("raincheck")
 
 # Seconds between sweeps, while there is anything that can expire.
 SWEEP_INTERVAL = 10.0
+
+# Seconds between tries to begin a job of a route of which so many run elsewhere as may.
+_UNBLOCK_INTERVAL = 0.5
 
 # Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
 _LONGEST_BACKOFF = 60.0
@@ -124,9 +130,7 @@ class Jobs:
         self._in_place = self._runner.in_place
         self._app: ASGIApp | None = None
         self._status: ASGIApp | None = None
-        self._policy = Policy()
-        self._policies: dict[str, Policy] = {}
-        self._marks: dict[Mark, tuple[str, Policy]] = {}
+        self._policies = Policies(self._runner)
         self._owners = Owners(None)
         self._ids = Ids("")
         # Where no other process sees them nobody could take jobs over, and leases are spared.
@@ -157,6 +161,7 @@ class Jobs:
         self._settling: dict[Handoff, Gate] = {}
         self._idle: anyio.Event | None = None
         self._sweeping = False
+        self._unblocking = False
         self._leases: Leases | None = None
         if self._lease is not None:
             self._leases = Leases(
@@ -190,10 +195,9 @@ class Jobs:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._app, self._status, self._policy = app, status, policy
+        self._app, self._status = app, status
         self._runner.attach(door)
-        for name, rule in rules.items():
-            self._policies[name] = self._checked(name, rule)
+        self._policies.bind(policy, rules)
         self._owners = owners
         self._ids = Ids(deployment)
 
@@ -224,7 +228,8 @@ class Jobs:
         for id in () if self._leases is not None else orphaned:
             job = await self.store.get(id)
             if job is not None and not (job.finished or job.gone):
-                await self._ledger.finish(job, State.FAILED, ttl=self._ttl(job), error=INTERRUPTED)
+                ttl = self._policies.ttl(job)
+                await self._ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
 
     @property
     def ready(self) -> bool:
@@ -263,31 +268,8 @@ class Jobs:
     # --- for the handoff -----------------------------------------------------------------------
 
     def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """The name of a decorated endpoint's route, and the policy that it comes to.
-
-        Endpoints that a factory makes share one qualified name, but no capacity.
-        """
-        found = self._marks.get(mark)
-        if found is None:
-            namesakes = sum(other.name == mark.name for other in self._marks)
-            name = f"{mark.name}#{namesakes + 1}" if namesakes else mark.name
-            policy = self._checked(name, self._policy.with_settings(mark.settings))
-            self._policies[name] = policy
-            found = self._marks[mark] = name, policy
-        return found
-
-    def _checked(self, route: str, policy: Policy) -> Policy:
-        if policy.hold and not self._in_place:
-            raise ConfigurationError(
-                f"{route}: hold=True keeps a live request waiting, and runner=... runs jobs in "
-                "other processes; take one of them away"
-            )
-        if policy.queue is not None:
-            try:
-                self._runner.check(policy.queue)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{route}: {error}") from error
-        return policy
+        """See `Policies.of_mark`."""
+        return self._policies.of_mark(mark)
 
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
@@ -320,7 +302,51 @@ class Jobs:
                 return
             keys = own
         ticket = self._admission.admit(handoff.route, policy, owner) if self._in_place else None
-        now = self.clock()
+        try:
+            job = await self._create(handoff, ticket, owner, keys, mark)
+        except BaseException:
+            if ticket is not None:
+                self._admission.leave(ticket)
+            raise
+        if job is None:  # its twin was faster
+            if ticket is not None:
+                self._admission.leave(ticket)
+            if not tries:
+                raise StoreUnavailable("It is of two minds.", retry_after=1)
+            await self.accept(handoff, tries - 1)
+            return
+        if ticket is None:
+            await self._submit(job)
+        handoff.accepted = handoff.job = job
+        handoff.ticket = ticket
+        if ticket is None:
+            pass
+        elif job.state is State.RUNNING:
+            self._running[job.id] = handoff
+        else:
+            assert handoff.outer_scope is not None
+            outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
+            held = handoff if handoff.holds else None
+            self._wait(_Waiting(job, ticket, policy, {} if held else outer, held))
+        if self._leases is not None:
+            self._leases.keep(self.tasks)
+        self._keep_sweeping()
+
+    async def _create(
+        self,
+        handoff: Handoff,
+        ticket: Ticket | None,
+        owner: str | None,
+        keys: tuple[str, ...],
+        mark: str | None,
+    ) -> Job | None:
+        """A new job in the store; None if there is an earlier one under one of the keys.
+
+        Raises:
+            Refusal: it is not there, or is taken away again as soon as that can be done.
+        """
+        assert handoff.route is not None
+        policy, now = handoff.policy, self.clock()
         runs = ticket is not None and ticket.running
         attempts = 1 if self._lease is None else policy.runs
         replayable = attempts > 1 if runs else not handoff.holds
@@ -341,39 +367,35 @@ class Jobs:
             fingerprint=mark,
         )
         request = handoff.kept_request() if replayable else None
+        bounds = None if self._lease is None else bounds_of(policy, job.state)
         try:
-            there = await self.store.create(job, request, lease=self._lease)
+            there = await self.store.create(job, request, lease=self._lease, bounds=bounds)
+        except NoRoom as error:
+            if ticket is None or not runs:
+                raise self._admission.full(job.route, policy, owner=error.owner) from error
+            self._block(ticket, error)
+            return await self._create(handoff, ticket, owner, keys, mark)  # it waits, then
         except BaseException as error:
-            if ticket is not None:
-                self._admission.leave(ticket)
             if not isinstance(error, StoreFull):  # it may be there all the same
                 self.tasks.spawn(partial(self._undo, job))
             if isinstance(error, Exception):
                 raise _without_store(error) from error
             raise
-        if there is not job and there.id != job.id:  # its twin was faster
-            if ticket is not None:
-                self._admission.leave(ticket)
-            if not tries:
-                raise StoreUnavailable("It is of two minds.", retry_after=1)
-            await self.accept(handoff, tries - 1)
-            return
-        if ticket is None:
-            await self._submit(job)
-        handoff.accepted = handoff.job = job
-        handoff.ticket = ticket
-        if ticket is None:
-            pass
-        elif runs:
-            self._running[job.id] = handoff
-        else:
-            assert handoff.outer_scope is not None
-            outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
-            held = handoff if handoff.holds else None
-            self._wait(_Waiting(job, ticket, policy, {} if held else outer, held))
-        if self._leases is not None:
-            self._leases.keep(self.tasks)
-        self._keep_sweeping()
+        return job if there is job or there.id == job.id else None
+
+    def _block(self, ticket: Ticket, full: NoRoom) -> None:
+        """So many run in other processes that one which has its turn here has to wait on."""
+        self._admission.block(ticket, owner=full.owner)
+        if not self._unblocking:
+            self._unblocking = True
+            self.tasks.spawn(self._unblock)
+
+    async def _unblock(self) -> None:
+        """Let those who are blocked try again from time to time: nobody tells when they may."""
+        while self._admission.blocked:
+            await anyio.sleep(_UNBLOCK_INTERVAL)
+            self._admission.unblock()
+        self._unblocking = False
 
     async def _submit(self, job: Job) -> None:
         """Hand a new job to an engine that runs it elsewhere.
@@ -418,13 +440,24 @@ class Jobs:
         self.tasks.spawn(partial(self._runner.submit, id))
 
     async def begin(self, handoff: Handoff) -> bool:
-        """Record that a job which waited runs now; False if it was cancelled meanwhile."""
-        job = handoff.job
+        """Record that a job which waited runs now; False if it was cancelled meanwhile.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        job, ticket = handoff.job, handoff.ticket
         assert job is not None
-        self._waiting.pop(job.id, None)
+        assert ticket is not None
+        waiting = self._waiting.pop(job.id)
         self._running[job.id] = handoff
+        bounds = None if self._lease is None else bounds_of(handoff.policy, State.RUNNING)
         try:
-            handoff.job = await self._ledger.start(job)
+            handoff.job = await self._ledger.start(job, bounds)
+        except NoRoom as error:
+            del self._running[job.id]
+            self._waiting[job.id] = waiting
+            self._block(ticket, error)
+            raise
         except IllegalTransition:
             return False
         if self._leases is not None:
@@ -551,8 +584,22 @@ class Jobs:
     async def _attempt(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
         waiting = self._waiting.get(id) or await self._claim(id)
-        if waiting is None:
-            return  # cancelled, deleted or somebody else's by now
+        while waiting is not None:  # else it was cancelled, deleted or is somebody else's by now
+            try:
+                await self._replay(waiting)
+            except NoRoom:
+                if not self._in_place:
+                    waiting = await self._turn_of(waiting)
+                    continue
+            return
+
+    async def _replay(self, waiting: _Waiting) -> None:
+        """Run a job that waits here to its end.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        id = waiting.job.id
         request = await self._ledger.patiently(partial(self.store.request, id))
         if self._waiting.get(id) is not waiting:
             return  # cancelled or deleted while the store was asked; its place was given back
@@ -592,12 +639,16 @@ class Jobs:
             waiting = self._place(job)
         except Refusal:
             return None  # it will be brought again
-        turn = self.tasks.gate()
         self._waiting[id] = waiting
+        return await self._turn_of(waiting)
+
+    async def _turn_of(self, waiting: _Waiting) -> _Waiting | None:
+        """Wait for the turn of a job that an engine has brought; None if it waits no more."""
+        turn = self.tasks.gate()
         waiting.ticket.turn = turn.open
         if not waiting.ticket.running:
             await turn.wait()
-        return waiting if self._waiting.get(id) is waiting else None
+        return waiting if self._waiting.get(waiting.job.id) is waiting else None
 
     def _place(self, job: Job) -> _Waiting:
         """A place for a job that was accepted elsewhere, or before a restart.
@@ -605,8 +656,8 @@ class Jobs:
         Raises:
             Refusal: there is no room to wait.
         """
-        policy = self._policies.get(job.route, self._policy)
-        ticket = self._admission.admit(job.route, policy, job.owner)
+        policy = self._policies.of(job)
+        ticket = self._admission.admit(job.route, policy, job.owner, accepted=True)
         outer = dict(self._outer)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request
@@ -656,9 +707,9 @@ class Jobs:
             return  # if it is this process that hung, it renews its lease now
         try:
             if job.state is State.CANCELLING:
-                await self._ledger.finish(job, State.CANCELLED, ttl=self._ttl(job))
+                await self._ledger.finish(job, State.CANCELLED, ttl=self._policies.ttl(job))
             elif not job.replayable:
-                ttl = self._ttl(job)
+                ttl = self._policies.ttl(job)
                 await self._ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
             elif job.state is State.RUNNING:
                 backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
@@ -755,7 +806,7 @@ class Jobs:
         if job.state is State.QUEUED and waiting is not None:
             return await self._withdraw(waiting, State.CANCELLED, None)
         if job.state is State.QUEUED and self._leases is not None:  # it waits elsewhere
-            if not await self._ledger.withdraw(job, self._ttl(job)):
+            if not await self._ledger.withdraw(job, self._policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
         handoff = self._running.get(id)
@@ -801,7 +852,7 @@ class Jobs:
         """What to expect of an unfinished job."""
         waiting, handoff = self._waiting.get(job.id), self._running.get(job.id)
         ticket = waiting.ticket if waiting else handoff.ticket if handoff else None
-        policy = self._policies.get(job.route, self._policy)
+        policy = self._policies.of(job)
         return self._admission.outlook(job, ticket, policy, self.clock())
 
     def origin(self, id: str) -> Origin:
@@ -836,9 +887,6 @@ class Jobs:
                 await self._ledger.let_go(waiting.job)
         else:
             await self._submit_again(waiting.job)
-
-    def _ttl(self, job: Job) -> float:
-        return seconds(self._policies.get(job.route, self._policy).ttl)
 
     async def _undo(self, job: Job) -> None:
         """Take back a job that the store may have taken before it failed; as well as it can."""

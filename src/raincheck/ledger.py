@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import anyio
 
 from raincheck.errors import IllegalTransition, LeaseLost
-from raincheck.job import Job, Progress, State
+from raincheck.job import Bounds, Job, Progress, State
 from raincheck.stores.base import Store
 
 logger = logging.getLogger("raincheck")
@@ -50,10 +50,11 @@ class Ledger:
         self._holder = holder
         self._lease = lease
 
-    async def start(self, job: Job) -> Job:
+    async def start(self, job: Job, bounds: Bounds | None = None) -> Job:
         """Record that it runs, here.
 
         Raises:
+            NoRoom: as many run as `bounds` allows.
             IllegalTransition: it was cancelled in the meantime, or runs elsewhere.
         """
         now = self._clock()
@@ -63,7 +64,9 @@ class Ledger:
                 return job  # our own write, whose acknowledgement was lost
             return job.start(now, self._holder)
 
-        return await self.patiently(partial(self._advance, job, start, lease=self._lease))
+        return await self.patiently(
+            partial(self._advance, job, start, lease=self._lease, bounds=bounds)
+        )
 
     async def hold(self, job: Job) -> Job:
         """Let it wait here.
@@ -216,6 +219,7 @@ class Ledger:
         fenced: bool = False,
         lease: float | None = None,
         tail: bytes = b"",
+        bounds: Bounds | None = None,
     ) -> Job:
         """Put the next version in place, whoever else changes the job meanwhile.
 
@@ -225,11 +229,14 @@ class Ledger:
             fenced: whether only the attempt known here may make the change.
             lease: as in `Store.replace`.
             tail: as in `Store.replace`.
+            bounds: as in `Store.replace`.
         """
         attempt = job.attempt
         while True:
             changed = change(job)
-            if changed is job or await self._store.replace(changed, lease=lease, tail=tail):
+            if changed is job or await self._store.replace(
+                changed, lease=lease, tail=tail, bounds=bounds
+            ):
                 return changed
             newest = await self._store.get(job.id)
             if newest is None or newest.gone:

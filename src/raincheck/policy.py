@@ -59,7 +59,8 @@ class Policy:
         timeout: seconds a handler may run; then the job fails with 504 and the handler is
             cancelled. Default None: as long as it likes.
         ttl: seconds a finished job is kept. Default 3600.
-        max_running: handlers of this route at once. Default None: only `Limits` bound them.
+        max_running: handlers of this route at once. Default None: only `Limits` bound them. This
+            bound and the next three hold for all processes that share a store.
         max_queued: requests of this route that may wait for their turn. Default None, as above.
         max_request_size: bytes of request body; more is refused with 413. Default 16 MiB.
         max_response_size: bytes of response body; more fails the job. Default 64 MiB.
@@ -162,8 +163,8 @@ class Limits:
     """What one middleware keeps to over all its routes. Frozen; times as in `Policy`.
 
     Attributes:
-        max_running: handlers at once, and threads for the synchronous ones. Default 100.
-        max_queued: requests that wait for their turn. Default 1000.
+        max_running: handlers at once in a process, and threads for synchronous ones. Default 100.
+        max_queued: requests that wait for their turn in a process. Default 1000.
         drain_timeout: seconds that shutdown gives accepted jobs to finish. Default 30.
         cancel_grace: seconds that a cancelled handler's cleanup has before it is cancelled
             again, and that shutdown waits for the last ones. Default 5.

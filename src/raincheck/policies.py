@@ -1,0 +1,96 @@
+"""Policies: which one holds for a route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raincheck.errors import ConfigurationError
+from raincheck.job import Bounds, Job, State
+from raincheck.marking import Mark
+from raincheck.policy import Policy, seconds
+from raincheck.runners.base import Runner
+
+_UNBOUNDED = Bounds()
+
+
+class Policies:
+    """The policies of one middleware, by the names of their routes.
+
+    Args:
+        runner: where jobs run; not every policy goes with every runner.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._default = Policy()
+        self._policies: dict[str, Policy] = {}
+        self._marks: dict[Mark, tuple[str, Policy]] = {}
+
+    def bind(self, default: Policy, rules: Mapping[str, Policy]) -> None:
+        """Take the policy that holds where nothing else is said, and those of path rules.
+
+        Raises:
+            ConfigurationError: one of them does not go with the runner.
+        """
+        self._default = default
+        for name, policy in rules.items():
+            self._policies[name] = self._checked(name, policy)
+
+    def of_mark(self, mark: Mark) -> tuple[str, Policy]:
+        """The name of a decorated endpoint's route, and the policy that it comes to.
+
+        Endpoints that a factory makes share one qualified name, but no capacity.
+
+        Raises:
+            ConfigurationError: it does not go with the runner.
+        """
+        found = self._marks.get(mark)
+        if found is None:
+            namesakes = sum(other.name == mark.name for other in self._marks)
+            name = f"{mark.name}#{namesakes + 1}" if namesakes else mark.name
+            policy = self._checked(name, self._default.with_settings(mark.settings))
+            self._policies[name] = policy
+            found = self._marks[mark] = name, policy
+        return found
+
+    def of(self, job: Job) -> Policy:
+        """The policy of a job's route, as far as it is known here."""
+        return self._policies.get(job.route, self._default)
+
+    def ttl(self, job: Job) -> float:
+        """Seconds that a job is kept when it has finished."""
+        return seconds(self.of(job).ttl)
+
+    def _checked(self, route: str, policy: Policy) -> Policy:
+        if not self._runner.in_place:
+            _check_elsewhere(route, policy)
+        if policy.queue is not None:
+            try:
+                self._runner.check(policy.queue)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{route}: {error}") from error
+        return policy
+
+
+def _check_elsewhere(route: str, policy: Policy) -> None:
+    """Jobs run in other processes: not everything can be had there."""
+    if policy.hold:
+        raise ConfigurationError(
+            f"{route}: hold=True keeps a live request waiting, and runner=... runs jobs in "
+            "other processes; take one of them away"
+        )
+    for bound in ("max_queued", "max_queued_per_owner"):
+        if getattr(policy, bound) == 0:
+            raise ConfigurationError(
+                f"{route}: {bound}=0 lets nothing wait, and with runner=... every job waits "
+                "for a worker, if only for a moment; give at least 1"
+            )
+
+
+def bounds(policy: Policy, state: State) -> Bounds | None:
+    """How many may be in this state on a route, in all processes together; None: any number."""
+    if state is State.RUNNING:
+        found = Bounds(policy.max_running, policy.max_running_per_owner)
+    else:
+        found = Bounds(policy.max_queued, policy.max_queued_per_owner)
+    return None if found == _UNBOUNDED else found
