@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from raincheck import ConfigurationError, MemoryStore
@@ -58,3 +63,53 @@ async def test_all_that_was_kept_is_given_back() -> None:
 def test_an_impossible_bound_names_itself(max_bytes: int) -> None:
     with pytest.raises(ConfigurationError, match="max_bytes"):
         MemoryStore(max_bytes=max_bytes)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.anyio
+async def test_memory_is_given_back_though_a_few_jobs_stay() -> None:
+    store = MemoryStore()
+    stays = job("stays", keys=("key-stays",))
+    with traced():
+        await store.create(stays)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(10_000):
+            each = job(str(number), keys=(f"key-{number}",))
+            await store.create(each)
+            await store.replace(finished(each), tail=b"x" * 100)
+        most, _ = tracemalloc.get_traced_memory()
+        del each
+        await store.sweep(1060.0)
+        await store.sweep(1120.0)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    assert most - before > 5_000_000
+    assert after - before < 50_000
+    assert len(store) == 1
+    assert await store.find("key-stays") == stays
+
+
+@pytest.mark.anyio
+async def test_who_shrinks_forgets_no_due_date() -> None:
+    store = MemoryStore()
+    for number in range(100):
+        each = job(str(number))
+        await store.create(each)
+        ttl = 60.0 if number else 600.0
+        await store.replace(finished(each, ttl=ttl))
+    assert await store.sweep(1060.0)  # 99 tombstones
+    assert await store.sweep(1120.0)
+    assert len(store) == 1
+    assert await store.sweep(1600.0)
+    assert (await store.get("0")) is not None
+    assert not await store.sweep(1660.0)
+    assert len(store) == 0

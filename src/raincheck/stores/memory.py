@@ -52,11 +52,10 @@ class MemoryStore(Store):
         self._keys: dict[str, str] = {}  # to the id of the job that has it
         self._waiting: dict[str, _Waiting] = {}
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
-        # what has come since. The cache's clock stands still, so that only sweep() empties it.
+        # what has come since.
         self._newly_due: dict[str, float] = {}
-        self._due: TLRUCache[str, float] = TLRUCache(
-            math.inf, ttu=lambda _, due, __: due, timer=lambda: -math.inf
-        )
+        self._due = _due_dates()
+        self._most = 0  # jobs, since the dicts were made
 
     @property
     def size(self) -> int:
@@ -173,6 +172,7 @@ class MemoryStore(Store):
                 yield self._jobs[id]
 
     async def sweep(self, now: float) -> bool:
+        self._most = max(self._most, len(self._jobs))
         self._due.update(self._newly_due)
         self._newly_due.clear()
         for id, _ in self._due.expire(now):
@@ -183,6 +183,8 @@ class MemoryStore(Store):
                 del self._jobs[id]
                 self._bytes -= RECORD_COST
                 self._wake(id)
+        if len(self._jobs) < self._most // 4:
+            self._shrink()
         return bool(self._jobs)
 
     async def aclose(self) -> None:
@@ -195,6 +197,18 @@ class MemoryStore(Store):
             raise NoRoom(owner=True)
         if bounds.route is not None and len(owners) >= bounds.route:
             raise NoRoom(owner=False)
+
+    def _shrink(self) -> None:
+        """Make the dicts anew: what is deleted from one leaves its room behind."""
+        self._jobs = dict(self._jobs)
+        self._requests = dict(self._requests)
+        self._bodies = dict(self._bodies)
+        self._leases = dict(self._leases)
+        self._keys = dict(self._keys)
+        self._newly_due = dict(self._newly_due)
+        due, self._due = self._due, _due_dates()
+        self._due.update(due)
+        self._most = len(self._jobs)
 
     def _put(self, old: Job, job: Job) -> None:
         id = job.id
@@ -239,6 +253,11 @@ class MemoryStore(Store):
     def _wake(self, id: str) -> None:
         if waiting := self._waiting.pop(id, None):
             waiting.event.set()
+
+
+def _due_dates() -> TLRUCache[str, float]:
+    """Ids by when they are due. Its clock stands still, so that only `expire()` empties it."""
+    return TLRUCache(math.inf, ttu=lambda _, due, __: due, timer=lambda: -math.inf)
 
 
 class _Chunks:
