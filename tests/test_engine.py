@@ -380,7 +380,7 @@ async def test_what_waits_for_all_routes_is_not_bounded_at_the_web() -> None:
 
 
 async def test_another_worker_runs_the_job_of_one_that_died() -> None:
-    async with fleet("a") as one:
+    async with fleet("a", slots=1) as one:  # no slot is left that could take it away from b
         accepted = await one.web.post("/rerun", content=b"x")
         await anyio.sleep(1)
         one.lines["a"].cut()

@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck.admission import Admission, Ticket
+from raincheck.admission import Ticket
 from raincheck.dialects.base import Outlook
 from raincheck.errors import (
     INTERRUPTED,
@@ -41,6 +41,7 @@ from raincheck.owners import OwnerError, Owners
 from raincheck.policies import Policies
 from raincheck.policies import bounds as bounds_of
 from raincheck.policy import Limits, Policy, seconds
+from raincheck.roster import Roster, Waiting
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.stopping import Reason
@@ -83,17 +84,6 @@ class Statistics:
 
     running: int
     queued: int
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A job that waits for its turn: its place, and what a replay needs besides the store."""
-
-    job: Job
-    ticket: Ticket
-    policy: Policy
-    outer: Scope
-    held: Handoff | None
 
 
 class Jobs:
@@ -155,11 +145,8 @@ class Jobs:
     def _reset(self) -> None:
         self._open = False
         self._closing = False
-        self._admission = Admission(self.limits)
-        self._running: dict[str, Handoff] = {}
-        self._waiting: dict[str, _Waiting] = {}
+        self._roster = Roster(self.limits)
         self._settling: dict[Handoff, Gate] = {}
-        self._idle: anyio.Event | None = None
         self._sweeping = False
         self._unblocking = False
         self._leases: Leases | None = None
@@ -167,7 +154,7 @@ class Jobs:
             self._leases = Leases(
                 self.store,
                 self._lease,
-                held=self._held,
+                held=lambda: self._roster.attempts(waiting=self._in_place),
                 lost=self._lost,
                 cancelled=self._stop,
                 abandoned=self._take_over,
@@ -210,7 +197,7 @@ class Jobs:
         if self.ready:
             return
         # Of an event loop that has ended, and what ran on it with it.
-        orphaned = (*self._running, *self._waiting)
+        orphaned = (*self._roster.running, *self._roster.waiting)
         self._reset()
         self.tasks = open_tasks()
         self.limiter = anyio.CapacityLimiter(self.limits.max_running)
@@ -242,28 +229,23 @@ class Jobs:
             return
         self._closing = True
         with anyio.move_on_after(seconds(self.limits.drain_timeout)):
-            await self._until_idle()
+            await self._roster.until_idle()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
-            for id, waiting in list(self._waiting.items()):
-                if self._waiting.get(id) is waiting:  # its turn has not come meanwhile
+            for waiting in list(self._roster.waiting.values()):
+                if self._roster.waits(waiting):  # its turn has not come meanwhile
                     await self._interrupt_waiting(waiting)
-        for handoff in list(self._running.values()):
+        for handoff in list(self._roster.running.values()):
             handoff.stop(Reason.INTERRUPTED)
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
-            await self._until_idle()
+            await self._roster.until_idle()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
-            for handoff in list(self._running.values()):
+            for handoff in list(self._roster.running.values()):
                 await handoff.interrupt()
         with anyio.move_on_after(seconds(self.limits.cancel_grace)):
             await self.tasks.aclose()
         await self._runner.aclose()
         await self.store.aclose()
         self._open = False
-
-    async def _until_idle(self) -> None:
-        while self._running or self._waiting:
-            self._idle = anyio.Event()
-            await self._idle.wait()
 
     # --- for the handoff -----------------------------------------------------------------------
 
@@ -301,16 +283,17 @@ class Jobs:
             if own is None:
                 return
             keys = own
-        ticket = self._admission.admit(handoff.route, policy, owner) if self._in_place else None
+        admission = self._roster.admission
+        ticket = admission.admit(handoff.route, policy, owner) if self._in_place else None
         try:
             job = await self._create(handoff, ticket, owner, keys, mark)
         except BaseException:
             if ticket is not None:
-                self._admission.leave(ticket)
+                admission.leave(ticket)
             raise
         if job is None:  # its twin was faster
             if ticket is not None:
-                self._admission.leave(ticket)
+                admission.leave(ticket)
             if not tries:
                 raise StoreUnavailable("It is of two minds.", retry_after=1)
             await self.accept(handoff, tries - 1)
@@ -322,12 +305,12 @@ class Jobs:
         if ticket is None:
             pass
         elif job.state is State.RUNNING:
-            self._running[job.id] = handoff
+            self._roster.running[job.id] = handoff
         else:
             assert handoff.outer_scope is not None
             outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
             held = handoff if handoff.holds else None
-            self._wait(_Waiting(job, ticket, policy, {} if held else outer, held))
+            self._wait(Waiting(job, ticket, policy, {} if held else outer, held))
         if self._leases is not None:
             self._leases.keep(self.tasks)
         self._keep_sweeping()
@@ -372,7 +355,7 @@ class Jobs:
             there = await self.store.create(job, request, lease=self._lease, bounds=bounds)
         except NoRoom as error:
             if ticket is None or not runs:
-                raise self._admission.full(job.route, policy, owner=error.owner) from error
+                raise self._roster.admission.full(job.route, policy, owner=error.owner) from error
             self._block(ticket, error)
             return await self._create(handoff, ticket, owner, keys, mark)  # it waits, then
         except BaseException as error:
@@ -385,16 +368,16 @@ class Jobs:
 
     def _block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
-        self._admission.block(ticket, owner=full.owner)
+        self._roster.admission.block(ticket, owner=full.owner)
         if not self._unblocking:
             self._unblocking = True
             self.tasks.spawn(self._unblock)
 
     async def _unblock(self) -> None:
         """Let those who are blocked try again from time to time: nobody tells when they may."""
-        while self._admission.blocked:
+        while self._roster.admission.blocked:
             await anyio.sleep(_UNBLOCK_INTERVAL)
-            self._admission.unblock()
+            self._roster.admission.unblock()
         self._unblocking = False
 
     async def _submit(self, job: Job) -> None:
@@ -428,10 +411,10 @@ class Jobs:
         with anyio.fail_after(seconds(self.limits.store_timeout)):
             await self._runner.submit(job.id, job.queue)
 
-    def _wait(self, waiting: _Waiting) -> None:
+    def _wait(self, waiting: Waiting) -> None:
         """Let a job wait here for its turn, which may have come already."""
         id, ticket, held = waiting.job.id, waiting.ticket, waiting.held
-        self._waiting[id] = waiting
+        self._roster.waiting[id] = waiting
         ticket.turn = held.turn if held else partial(self._turn, id)
         if ticket.running:
             ticket.turn()
@@ -448,14 +431,17 @@ class Jobs:
         job, ticket = handoff.job, handoff.ticket
         assert job is not None
         assert ticket is not None
-        waiting = self._waiting.pop(job.id)
-        self._running[job.id] = handoff
+        roster = self._roster
+        waiting = roster.waiting.pop(job.id, None)
+        roster.running[job.id] = handoff
         bounds = None if self._lease is None else bounds_of(handoff.policy, State.RUNNING)
         try:
             handoff.job = await self._ledger.start(job, bounds)
         except NoRoom as error:
-            del self._running[job.id]
-            self._waiting[job.id] = waiting
+            if waiting is None:  # it was cancelled as its turn came
+                return False
+            del roster.running[job.id]
+            roster.waiting[job.id] = waiting
             self._block(ticket, error)
             raise
         except IllegalTransition:
@@ -476,7 +462,7 @@ class Jobs:
         job = handoff.job
         assert job is not None
         if response is not None and handoff.ticket is not None and job.started_at is not None:
-            self._admission.learn(handoff.ticket, self.clock() - job.started_at)
+            self._roster.admission.learn(handoff.ticket, self.clock() - job.started_at)
             if handoff.policy.coalesce is True:
                 self._twins.learn(job.route, response.headers)
         write = partial(
@@ -565,16 +551,7 @@ class Jobs:
 
     def ended(self, handoff: Handoff) -> None:
         """Give the capacity back."""
-        assert handoff.job is not None
-        assert handoff.ticket is not None
-        self._running.pop(handoff.job.id, None)
-        self._waiting.pop(handoff.job.id, None)
-        self._admission.leave(handoff.ticket)
-        self._tell_idle()
-
-    def _tell_idle(self) -> None:
-        if self._idle is not None and not self._running and not self._waiting:
-            self._idle.set()
+        self._roster.ended(handoff)
 
     # --- for the runner ------------------------------------------------------------------------
 
@@ -583,7 +560,7 @@ class Jobs:
 
     async def _attempt(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
-        waiting = self._waiting.get(id) or await self._claim(id)
+        waiting = self._roster.waiting.get(id) or await self._claim(id)
         while waiting is not None:  # else it was cancelled, deleted or is somebody else's by now
             try:
                 await self._replay(waiting)
@@ -593,7 +570,7 @@ class Jobs:
                     continue
             return
 
-    async def _replay(self, waiting: _Waiting) -> None:
+    async def _replay(self, waiting: Waiting) -> None:
         """Run a job that waits here to its end.
 
         Raises:
@@ -601,7 +578,7 @@ class Jobs:
         """
         id = waiting.job.id
         request = await self._ledger.patiently(partial(self.store.request, id))
-        if self._waiting.get(id) is not waiting:
+        if not self._roster.waits(waiting):
             return  # cancelled or deleted while the store was asked; its place was given back
         if request is None:  # another process has cancelled it or taken it over
             await self._withdraw(waiting, State.FAILED, INTERRUPTED)
@@ -621,16 +598,16 @@ class Jobs:
         else:
             self.ended(handoff)
 
-    async def _claim(self, id: str) -> _Waiting | None:
+    async def _claim(self, id: str) -> Waiting | None:
         """Take a place for a job that an engine has brought, and wait for its turn.
 
         Returns:
             None if there is nothing to do: it runs, has ended, or waits here already.
         """
-        if self._in_place or id in self._running:
+        if self._in_place or id in self._roster.running:
             return None
         job = await self._ledger.patiently(partial(self.store.get, id))
-        if job is None or job.gone or job.state is not State.QUEUED or id in self._waiting:
+        if job is None or job.gone or job.state is not State.QUEUED or id in self._roster:
             return None
         if self._closing:
             await self._submit_again(job)
@@ -639,71 +616,57 @@ class Jobs:
             waiting = self._place(job)
         except Refusal:
             return None  # it will be brought again
-        self._waiting[id] = waiting
+        self._roster.waiting[id] = waiting
         return await self._turn_of(waiting)
 
-    async def _turn_of(self, waiting: _Waiting) -> _Waiting | None:
+    async def _turn_of(self, waiting: Waiting) -> Waiting | None:
         """Wait for the turn of a job that an engine has brought; None if it waits no more."""
         turn = self.tasks.gate()
         waiting.ticket.turn = turn.open
         if not waiting.ticket.running:
             await turn.wait()
-        return waiting if self._waiting.get(waiting.job.id) is waiting else None
+        return waiting if self._roster.waits(waiting) else None
 
-    def _place(self, job: Job) -> _Waiting:
+    def _place(self, job: Job) -> Waiting:
         """A place for a job that was accepted elsewhere, or before a restart.
 
         Raises:
             Refusal: there is no room to wait.
         """
         policy = self._policies.of(job)
-        ticket = self._admission.admit(job.route, policy, job.owner, accepted=True)
+        ticket = self._roster.admission.admit(job.route, policy, job.owner, accepted=True)
         outer = dict(self._outer)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request
-        return _Waiting(job, ticket, policy, outer, None)
+        return Waiting(job, ticket, policy, outer, None)
 
     def _stop(self, id: str) -> None:
-        if handoff := self._running.get(id):
+        if handoff := self._roster.running.get(id):
             handoff.stop(Reason.CANCELLED)
 
     # --- leases --------------------------------------------------------------------------------
 
-    def _held(self) -> dict[str, int]:
-        """The jobs that this process has, each with its attempt."""
-        held = {}
-        if self._in_place:
-            held = {id: waiting.job.attempt for id, waiting in self._waiting.items()}
-        for id, handoff in self._running.items():
-            if handoff.job is not None and not handoff.decided:
-                held[id] = handoff.job.attempt
-        return held
-
     async def _lost(self, id: str) -> None:
         """A job seems not to be this process's any more: see whether that is so."""
-        handoff, waiting = self._running.get(id), self._waiting.get(id)
+        roster = self._roster
+        handoff, waiting = roster.running.get(id), roster.waiting.get(id)
         job = await self.store.get(id)
         if job is not None and job.holder == self._name and not (job.finished or job.gone):
             return  # it has begun in the meantime
-        if handoff is not None and self._running.get(id) is handoff:
+        if handoff is not None and roster.running.get(id) is handoff:
             handoff.lose()
-        elif waiting is not None and self._waiting.get(id) is waiting:
+        elif waiting is not None and roster.waits(waiting):
             self._drop(waiting)
 
-    def _drop(self, waiting: _Waiting) -> None:
+    def _drop(self, waiting: Waiting) -> None:
         """A job does not wait here any more."""
-        del self._waiting[waiting.job.id]  # from here on nobody else begins it
-        if waiting.held is None:
-            self._admission.leave(waiting.ticket)
-        else:
-            waiting.held.stop(Reason.CANCELLED)
+        self._roster.drop(waiting)
         if not self._in_place and waiting.ticket.turn is not None:
             waiting.ticket.turn()  # the engine's task need not wait for it any more
-        self._tell_idle()
 
     async def _take_over(self, job: Job) -> None:
         """Bring a job whose process has died or hangs to its end."""
-        if self._closing or job.id in self._running or job.id in self._waiting:
+        if self._closing or job.id in self._roster:
             return  # if it is this process that hung, it renews its lease now
         try:
             if job.state is State.CANCELLING:
@@ -744,7 +707,7 @@ class Jobs:
         try:
             waiting.job = await self._ledger.hold(job)
         except BaseException:
-            self._admission.leave(waiting.ticket)
+            self._roster.admission.leave(waiting.ticket)
             raise
         self._wait(waiting)
         assert self._leases is not None
@@ -802,14 +765,14 @@ class Jobs:
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
-        waiting = self._waiting.get(id)
+        waiting = self._roster.waiting.get(id)
         if job.state is State.QUEUED and waiting is not None:
             return await self._withdraw(waiting, State.CANCELLED, None)
         if job.state is State.QUEUED and self._leases is not None:  # it waits elsewhere
             if not await self._ledger.withdraw(job, self._policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
-        handoff = self._running.get(id)
+        handoff = self._roster.running.get(id)
         known = job if handoff is None or handoff.job is None else handoff.job
         with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
             changed = await self._ledger.cancelling(known)
@@ -828,7 +791,7 @@ class Jobs:
         if job is not None and not job.gone and job.clients > 1:
             with suppress(IllegalTransition):  # it is about to end by itself
                 job = await self._ledger.shared(job, -1)
-                if handoff := self._running.get(id):
+                if handoff := self._roster.running.get(id):
                     handoff.job = job
                 return job
         return await self.cancel(id)
@@ -850,10 +813,10 @@ class Jobs:
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
-        waiting, handoff = self._waiting.get(job.id), self._running.get(job.id)
+        roster = self._roster
+        waiting, handoff = roster.waiting.get(job.id), roster.running.get(job.id)
         ticket = waiting.ticket if waiting else handoff.ticket if handoff else None
-        policy = self._policies.of(job)
-        return self._admission.outlook(job, ticket, policy, self.clock())
+        return roster.admission.outlook(job, ticket, self._policies.of(job), self.clock())
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""
@@ -861,10 +824,10 @@ class Jobs:
 
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
-        occupancy = self._admission.occupancy
+        occupancy = self._roster.admission.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
 
-    async def _withdraw(self, waiting: _Waiting, state: State, error: Problem | None) -> Job:
+    async def _withdraw(self, waiting: Waiting, state: State, error: Problem | None) -> Job:
         """End a job that has not begun."""
         if waiting.held is not None:
             interrupted = state is State.FAILED
@@ -876,7 +839,7 @@ class Jobs:
         except LeaseLost:
             return waiting.job
 
-    async def _interrupt_waiting(self, waiting: _Waiting) -> None:
+    async def _interrupt_waiting(self, waiting: Waiting) -> None:
         """The server stops: leave a job that has not begun to others, or end it."""
         if self._leases is None or waiting.held is not None:
             await self._withdraw(waiting, State.FAILED, INTERRUPTED)

@@ -1,0 +1,96 @@
+"""The roster: the jobs that one process has, those that run and those that wait for their turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+from starlette.types import Scope
+
+from raincheck.admission import Admission, Ticket
+from raincheck.handoff import Handoff
+from raincheck.job import Job
+from raincheck.policy import Limits, Policy
+from raincheck.stopping import Reason
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A job that waits for its turn.
+
+    Attributes:
+        job: the job.
+        ticket: its place.
+        policy: its route's policy.
+        outer: what a replay puts into the scope besides what is in the store.
+        held: the live request that waits with it, if one does.
+    """
+
+    job: Job
+    ticket: Ticket
+    policy: Policy
+    outer: Scope
+    held: Handoff | None
+
+
+class Roster:
+    """The jobs that this process has.
+
+    Attributes:
+        admission: gives them their places.
+        running: the handoffs of those that run, by id.
+        waiting: those that wait, by id.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.admission = Admission(limits)
+        self.running: dict[str, Handoff] = {}
+        self.waiting: dict[str, Waiting] = {}
+        self._idle: anyio.Event | None = None
+
+    def __contains__(self, id: str) -> bool:
+        return id in self.running or id in self.waiting
+
+    def waits(self, waiting: Waiting) -> bool:
+        """Whether a job still waits here: it has neither begun nor been cancelled or taken over."""
+        return self.waiting.get(waiting.job.id) is waiting
+
+    def drop(self, waiting: Waiting) -> None:
+        """A job does not wait here any more. From now on nobody begins it here."""
+        del self.waiting[waiting.job.id]
+        if waiting.held is None:
+            self.admission.leave(waiting.ticket)
+        else:  # it gives its place back when it has unwound
+            waiting.held.stop(Reason.CANCELLED)
+        self._tell_idle()
+
+    def ended(self, handoff: Handoff) -> None:
+        """A handler has ended, or will not begin: its place is free."""
+        assert handoff.job is not None
+        assert handoff.ticket is not None
+        self.running.pop(handoff.job.id, None)
+        self.waiting.pop(handoff.job.id, None)
+        self.admission.leave(handoff.ticket)
+        self._tell_idle()
+
+    def attempts(self, *, waiting: bool) -> dict[str, int]:
+        """The jobs whose leases are to be renewed, by id, each with its attempt.
+
+        Args:
+            waiting: whether those that wait are among them.
+        """
+        found = {id: each.job.attempt for id, each in self.waiting.items()} if waiting else {}
+        for id, handoff in self.running.items():
+            if handoff.job is not None and not handoff.decided:
+                found[id] = handoff.job.attempt
+        return found
+
+    async def until_idle(self) -> None:
+        """Return when nothing runs or waits here."""
+        while self.running or self.waiting:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self.running and not self.waiting:
+            self._idle.set()
