@@ -24,6 +24,7 @@ LAYERS = {
     "lifespan": 5,
     "status.routes": 5,
     "jobs": 4,
+    "roster": 4,
     "twins": 4,
     "stores.bounded": 3,
     "stores.memory": 3,
@@ -43,6 +44,7 @@ LAYERS = {
     "stores._sqlite_loop": 3,
     "stores._sqlite_opening": 3,
     "runners.local": 3,
+    "runners.pgqueuer": 3,
     "runners.taskiq": 3,
     "dialects.plain": 3,
     "handoff": 2,
@@ -78,6 +80,7 @@ SATELLITES = 6  # nobody imports them
 CORE = {"starlette", "anyio", "cachetools"}
 ONLY_INSIDE_FUNCTIONS = {"tasks": {"trio"}}
 EXTRAS = {
+    "runners.pgqueuer": {"asyncpg", "pgqueuer"},
     "runners.taskiq": {"taskiq"},
     "stores.postgres": {"asyncpg"},
     "stores._postgres_changes": {"asyncpg"},
