@@ -13,7 +13,22 @@ from raincheck.records import dump, dump_request, load
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
-CLOCK = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+NOW = "(julianday('now') - 2440587.5) * 86400.0"
+
+# A lease of NULL seconds ends never.
+INSERT = """
+INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, keys, due, record,
+    lease_until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NOW + ?) ON CONFLICT (id) DO NOTHING
+""".replace("NOW", NOW)
+
+UPDATE = """
+UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, keys = ?, due = ?,
+    record = ?, lease_until = CASE WHEN ? THEN NULL ELSE coalesce(NOW + ?, lease_until) END
+WHERE number = ?
+""".replace("NOW", NOW)
+
+RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", NOW)
 
 PIECE = 256 * 1024
 """Bytes of a body in one row, which SQLite reads as a whole."""
@@ -59,10 +74,8 @@ class Changes:
                 return record
             self._check_room(job, bounds)
         inserted = self._execute(
-            "INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, keys,"
-            " due, record, lease_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO NOTHING",
-            (job.id, job.route, job.owner, *_columns(job), self._from_now(lease)),
+            INSERT,
+            (job.id, job.route, job.owner, *_columns(job), lease),
         )
         if not inserted.rowcount:
             return self._record(job.id)
@@ -97,12 +110,12 @@ class Changes:
         if job.gone or job.attempt != attempt:
             self._execute("DELETE FROM bodies WHERE job = ?", (number,))
         if tail:
-            self._append(number, job.attempt, tail)
+            whole = job.response is not None and job.response.size == len(tail)
+            end = 0 if whole else self._size_of_body(number, job.attempt)
+            self._append(number, job.attempt, end, tail)
         self._execute(
-            "UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, keys = ?,"
-            " due = ?, record = ?, lease_until = CASE WHEN ? THEN NULL"
-            " ELSE coalesce(?, lease_until) END WHERE number = ?",
-            (*_columns(job), job.finished or job.gone, self._from_now(lease), number),
+            UPDATE,
+            (*_columns(job), job.finished or job.gone, lease, number),
         )
         self.ids.append(job.id)
         return True
@@ -112,8 +125,8 @@ class Changes:
             "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND unfinished IS NOT NULL",
             (id, attempt),
         ).fetchone()
-        if row is not None:
-            self._append(row[0], attempt, chunk, offset)
+        if row is not None and self._size_of_body(row[0], attempt) == offset:
+            self._append(row[0], attempt, offset, chunk)
         return row is not None
 
     def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
@@ -122,11 +135,7 @@ class Changes:
             " WHERE attempt = value AND unfinished IS NOT NULL",
             (json.dumps(dict(attempts)),),
         ).fetchall()
-        until = self._from_now(lease)
-        self._db.executemany(
-            "UPDATE jobs SET lease_until = ? WHERE number = ?",
-            [(until, number) for number, _, _ in held],
-        )
+        self._db.executemany(RENEW, [(lease, number) for number, _, _ in held])
         return {id: State(state) for _, id, state in held}
 
     def sweep(self, now: float, skip: int) -> tuple[bool, list[StoreError]]:
@@ -190,27 +199,20 @@ class Changes:
             if others >= bounds.route:
                 raise NoRoom(owner=False)
 
-    def _append(self, number: int, attempt: int, chunk: bytes, offset: int | None = None) -> None:
-        """Put a chunk at the end of a body, unless another place is its."""
+    def _size_of_body(self, number: int, attempt: int) -> int:
         last = self._execute(
             "SELECT start + length(piece) FROM bodies WHERE job = ? AND attempt = ?"
             " ORDER BY start DESC LIMIT 1",
             (number, attempt),
         ).fetchone()
-        end = last[0] if last is not None else 0
-        if offset not in (None, end):
-            return
+        return last[0] if last is not None else 0
+
+    def _append(self, number: int, attempt: int, end: int, chunk: bytes) -> None:
         for start in range(0, len(chunk), PIECE):
             self._execute(
                 "INSERT INTO bodies VALUES (?, ?, ?, ?)",
                 (number, attempt, end + start, chunk[start : start + PIECE]),
             )
-
-    def _from_now(self, lease: float | None) -> float | None:
-        if lease is None:
-            return None
-        ((now,),) = self._execute(CLOCK)
-        return float(now + lease)
 
 
 def _alike(state: State) -> tuple[State, State]:

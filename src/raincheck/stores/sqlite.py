@@ -17,7 +17,7 @@ from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import load, load_request
 from raincheck.stores._sqlite_calls import explained
-from raincheck.stores._sqlite_changes import CLOCK, Changes
+from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
 from raincheck.stores.base import Store
@@ -169,7 +169,7 @@ class SQLiteStore(Store):
         return await self._here().write(lambda changes: changes.renew(attempts, lease))
 
     async def abandoned(self) -> AsyncIterator[Job]:
-        ((now,),) = await self._read(CLOCK)
+        ((now,),) = await self._read(f"SELECT {NOW}")
         last = (-math.inf, 0)
         unread = None
         while rows := await self._read(
