@@ -27,6 +27,7 @@ from raincheck import Job, Jobs, Limits, LongRunningMiddleware, MemoryStore, Pol
 from raincheck.ids import Ids
 from raincheck.messages import CapturedRequest
 from raincheck.owners import cookie
+from raincheck.records import load
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
@@ -218,6 +219,26 @@ async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> 
         assert seen[0] == seen[1]
         assert seen[0][:3] == (["get"] * 5, 5, True)
         gate.open()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_where_a_record_would_be_read_one_is_read_for_an_unknown_job(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store(MemoryStore):  # a shared one reads a record for every job that it has
+        pass
+
+    Store.shared = shared
+    read: list[bytes | str] = []
+    monkeypatch.setattr("raincheck.status.routes.load", read.append)
+    app = app_of(slow_route(quick, "/quick"), jobs=virtual_jobs(store=Store()))
+    async with running(app) as client:
+        own = (await client.post("/quick")).headers["location"]
+        assert (await client.get(own, headers={"prefer": "wait=9"})).status_code == 200
+        assert read == []
+        unknown = "/jobs/" + own.rpartition("/")[2][::-1]
+        assert (await client.get(unknown)).status_code == 404
+    assert [load(record).finished for record in read] == [True] * shared
 
 
 async def test_the_owner_is_asked_for_once_a_request_and_not_for_a_replay() -> None:
