@@ -6,6 +6,7 @@ Each is a function of the bench that yields rows.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -132,6 +133,21 @@ def stream(bench: Bench, stores: list[str], size: int = 50 * MIB) -> Iterator[Ro
         against = f"{speeds['direct']}, served directly"
         yield Row("stream", f"{title}: served again", again, None, speeds["served again"], against)
         yield Row("stream", f"{title}: peak memory, MB", peaks, goals[store], form=".1f")
+    touched = [_touch(size) for _ in range(bench.rounds)]
+    yield Row(
+        "stream", "50 MB: to fill that much new memory, in Python alone, ms", touched, form=".0f"
+    )
+
+
+def _touch(size: int) -> float:
+    """Milliseconds to fill as much memory as nobody has touched before, in pieces of 256 KiB."""
+    piece = 256 * 1024
+    block = os.urandom(2 * piece)
+    start = time.perf_counter()
+    pieces = [block[place : place + piece] for place in range(size // piece)]
+    taken = time.perf_counter() - start
+    assert sum(map(len, pieces)) == size
+    return taken * 1e3
 
 
 def _stream_round(
