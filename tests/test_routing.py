@@ -8,12 +8,22 @@ from typing import Any, ClassVar
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
+from starlette.routing import (
+    BaseRoute,
+    Host,
+    Mount,
+    Route,
+    Router,
+    WebSocketRoute,
+    compile_path,
+)
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -171,6 +181,29 @@ def test_of_several_routes_the_first_that_matches_counts() -> None:
         routes=[Route("/a", plain, methods=["POST"]), Route("/a", slow), Route("/a", slower)]
     )
     assert ttl(find(app, "GET /a")) == 5
+
+
+PATHS = [
+    *("/a/{x}", "/{y}/b", "/a/b", "/{whole:path}", "/b/{x:int}/c", "/a{x}/b", "/a/{rest:path}"),
+    *("/b/{x}/c", "//{x}", "/a", "/b/1/c"),
+]
+
+
+@given(st.lists(st.sampled_from(PATHS), unique=True), st.sampled_from(["GET", "POST"]))
+def test_the_first_of_all_that_match_counts_whatever_is_looked_at(
+    paths: list[str], method: str
+) -> None:
+    """Only patterns with a path's first segment are tried: the result is that of trying all."""
+    rules = {f"GET {path}": Policy(ttl=number + 1) for number, path in enumerate(paths)}
+    found = routing(raw, rules)
+    for path in ("/a/b", "/a/c", "/b/1/c", "/b/x/c", "/ax/b", "/", "//", "//z", "/a", "/a/", ""):
+        first = next(
+            (n + 1 for n, each in enumerate(paths) if compile_path(each)[0].match(path)), None
+        )
+        expected = first if method == "GET" else None
+        candidate = found.find({"type": "http", "method": method, "path": path})
+        rule = None if candidate is None else candidate.rule
+        assert (None if rule is None else rule.policy.ttl) == expected
 
 
 def test_the_middlewares_policy_is_the_ground_of_a_decorators_settings() -> None:

@@ -150,7 +150,8 @@ class Routing:
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
         self._literal: frozenset[str] = frozenset()
-        self._patterned = False
+        self._beginnings: frozenset[str] = frozenset()
+        self._anywhere = False
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
         self._seen: list[tuple[Sequence[BaseRoute], int]] = [((), -1)]
@@ -162,7 +163,8 @@ class Routing:
                 self.read(mounted=False, check=False)
                 break
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        if path not in self._literal and not self._patterned:
+        elsewhere = path not in self._literal and not self._anywhere
+        if elsewhere and _beginning(path) not in self._beginnings:
             return None  # as most requests go
         method = scope["method"]
         if self._rules and (candidate := self._by_rule.find(path, method)) is not None:
@@ -192,7 +194,8 @@ class Routing:
                 self._by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         tables = (self._by_rule, self._by_mark)
         self._literal = frozenset().union(*(table.literal for table in tables))
-        self._patterned = any(table.patterns for table in tables)
+        self._beginnings = frozenset().union(*(table.patterns for table in tables))
+        self._anywhere = any(table.anywhere for table in tables)
         if check:
             self._check_mount(found, mounted=mounted)
             router = _router(self._app)
@@ -245,23 +248,34 @@ class Routing:
         )
 
 
+_Pattern = tuple[int, re.Pattern[str], Methods, Candidate]
+
+
 class _Table:
     """Candidates by path and method, of which the first that was added counts.
 
-    Literal paths are found in a dict, so that only the patterns ahead of them are tried.
+    Literal paths are found in a dict, so that only the patterns ahead of them are tried; and of
+    these only those with the same first segment, or with a parameter in it.
     """
 
     def __init__(self) -> None:
         self._added = 0
         self.literal: dict[str, list[tuple[int, Methods, Candidate]]] = {}
-        self.patterns: list[tuple[int, re.Pattern[str], Methods, Candidate]] = []
+        self.patterns: dict[str, list[_Pattern]] = {}
+        self.anywhere: list[_Pattern] = []
 
     def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
         self._added += 1
-        if "{" in path:
-            self.patterns.append((self._added, _pattern(path), methods, candidate))
-        else:
+        if "{" not in path:
             self.literal.setdefault(path, []).append((self._added, methods, candidate))
+            return
+        pattern = (self._added, _pattern(path), methods, candidate)
+        beginning = _beginning(path)
+        if "{" not in beginning:
+            self.patterns.setdefault(beginning, [*self.anywhere]).append(pattern)
+        else:
+            for patterns in (self.anywhere, *self.patterns.values()):
+                patterns.append(pattern)
 
     def find(self, path: str, method: str) -> Candidate | None:
         before, found = self._added + 1, None
@@ -269,12 +283,18 @@ class _Table:
             if methods is None or method in methods:
                 before, found = number, candidate
                 break
-        for number, pattern, methods, candidate in self.patterns:
+        patterns = self.patterns.get(_beginning(path), self.anywhere)
+        for number, pattern, methods, candidate in patterns:
             if number > before:
                 break
             if (methods is None or method in methods) and pattern.match(path):
                 return candidate
         return found
+
+
+def _beginning(path: str) -> str:
+    """The first segment of a path."""
+    return path[1:].partition("/")[0]
 
 
 def _pattern(path: str) -> re.Pattern[str]:
