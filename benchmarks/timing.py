@@ -97,7 +97,8 @@ def main() -> None:
             with Server("timing:build", settings, core=cores.server, variables=variables) as server:
                 location = server.start_job("/reports", "{}", finished=True)
                 foreign = location.rpartition("/")[2]
-                ids = {"foreign": foreign, "unknown": "A" * 30, "control": "B" * 30}
+                unknown, control = foreign.swapcase(), foreign.swapcase()[::-1]
+                ids = {"foreign": foreign, "unknown": unknown, "control": control}
                 taken = measure(server.port, ids, arguments.polls)
         against = taken["unknown"]
         row = [f"| {store} "]

@@ -50,9 +50,10 @@ class Ids:
         signed = urlsafe_b64decode(id + "==")
         unsigned, check = signed[:-_CHECK], signed[-_CHECK:]
         genuine = urlsafe_b64encode(signed)[:_LENGTH].decode() == id  # no other letters, no others
-        if not genuine or self._check(unsigned) != check:
+        marked, here = self._check(unsigned) == check, unsigned.endswith(self._process())
+        if not (genuine and marked):  # only now, so that it takes as long
             return Origin.UNKNOWN
-        return Origin.HERE if unsigned.endswith(self._process()) else Origin.ELSEWHERE
+        return Origin.HERE if here else Origin.ELSEWHERE
 
     def _check(self, unsigned: bytes) -> bytes:
         # A checksum is enough: who fakes it is told to look for another process, and no more.

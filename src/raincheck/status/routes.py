@@ -37,26 +37,25 @@ MISPLACED = Problem(
     "memory. Run a single process, or give all of them a shared store.",
 )
 
-# A store outside the process reads the record of a job that is there. Of one that is not, this.
-_DECOY = dump(
-    Job(
-        id="x" * 30,
-        route="app.endpoints.report",
-        state=State.SUCCEEDED,
-        created_at=1.7e9,
-        version=2,
-        attempt=1,
-        runs=1,
-        started_at=1.7e9,
-        finished_at=1.7e9,
-        expires_at=1.7e9,
-        purge_at=1.7e9,
-        response=CapturedResponse(
-            200, ((b"content-length", b"1000"), (b"content-type", b"application/json")), 1000
-        ),
-        owner="x" * 30,
-    )
+# What is done with a job that is there is done with this one where there is none.
+_DECOY = Job(
+    id="x" * 30,
+    route="app.endpoints.report",
+    state=State.SUCCEEDED,
+    created_at=1.7e9,
+    version=2,
+    attempt=1,
+    runs=1,
+    started_at=1.7e9,
+    finished_at=1.7e9,
+    expires_at=1.7e12,
+    purge_at=1.7e12,
+    response=CapturedResponse(
+        200, ((b"content-length", b"1000"), (b"content-type", b"application/json")), 1000
+    ),
+    owner="x" * 30,
 )
+_DECOY_RECORD = dump(_DECOY)
 
 
 class Places:
@@ -223,9 +222,10 @@ class _Exchange:
                 return None
         jobs = self._routes.jobs
         job = await jobs.get(self.id)
-        # Read and compared in any case, so that an unknown id takes as long as a foreign one.
-        if job is None and jobs.store.shared:
-            load(_DECOY)
+        if job is None:  # so that an unknown id takes as long as a foreign one
+            if jobs.store.shared:
+                load(_DECOY_RECORD)
+            _DECOY.expired(jobs.clock())
         theirs = same("nobody" if job is None else job.owner, asking)
         return job if theirs else None
 
