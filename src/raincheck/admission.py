@@ -101,10 +101,6 @@ class _Route:
         queue.insert(_place(queue, ticket.number), ticket)
         self.waits += 1
 
-    def unblock(self) -> None:
-        self.blocked = False
-        self.blocked_owners.clear()
-
     def remove(self, ticket: Ticket, *, next_turn: bool) -> bool:
         queue = self.waiting.get(ticket.owner, [])
         place = _place(queue, ticket.number)
@@ -168,6 +164,7 @@ class Admission:
         self._running = 0
         self._waiting = 0
         self._numbers = 0
+        self._blocked: set[_Route] = set()
 
     @property
     def occupancy(self) -> Occupancy:
@@ -224,6 +221,7 @@ class Admission:
             route.blocked_owners.add(ticket.owner)
         else:
             route.blocked = True
+        self._blocked.add(route)
         route.end(ticket)
         self._running -= 1
         route.wait(ticket)
@@ -233,19 +231,25 @@ class Admission:
     @property
     def blocked(self) -> bool:
         """Whether any route is."""
-        return any(route.blocked or route.blocked_owners for route in self._routes.values())
+        return bool(self._blocked)
 
     def unblock(self) -> None:
         """Let those whose turn it is try again."""
-        for route in self._routes.values():
-            route.unblock()
+        for route in [*self._blocked]:
+            self._unblock(route)
         self._call_next()
+
+    def _unblock(self, route: _Route) -> None:
+        self._blocked.discard(route)
+        route.blocked = False
+        route.blocked_owners.clear()
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, running or waiting; those whose turn comes by it are called."""
         if ticket.running:
             ticket.route.end(ticket)
-            ticket.route.unblock()
+            if ticket.route in self._blocked:
+                self._unblock(ticket.route)
             self._running -= 1
             if self._waiting:
                 self._call_next()
