@@ -32,14 +32,13 @@ from raincheck.errors import (
 )
 from raincheck.handoff import Handoff
 from raincheck.ids import Ids, Origin
-from raincheck.job import Job, State
+from raincheck.job import Bounds, Job, State
 from raincheck.leases import Leases
 from raincheck.ledger import Ledger
 from raincheck.marking import Mark
 from raincheck.messages import CapturedResponse
 from raincheck.owners import OwnerError, Owners
-from raincheck.policies import Policies
-from raincheck.policies import bounds as bounds_of
+from raincheck.policies import Policies, bounds
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.roster import Roster, Waiting
 from raincheck.runners.base import Attempt, Runner
@@ -350,9 +349,9 @@ class Jobs:
             fingerprint=mark,
         )
         request = handoff.kept_request() if replayable else None
-        bounds = None if self._lease is None else bounds_of(policy, job.state)
+        within = self._bounds(policy, job.state)
         try:
-            there = await self.store.create(job, request, lease=self._lease, bounds=bounds)
+            there = await self.store.create(job, request, lease=self._lease, bounds=within)
         except NoRoom as error:
             if ticket is None or not runs:
                 raise self._roster.admission.full(job.route, policy, owner=error.owner) from error
@@ -365,6 +364,10 @@ class Jobs:
                 raise _without_store(error) from error
             raise
         return job if there is job or there.id == job.id else None
+
+    def _bounds(self, policy: Policy, state: State) -> Bounds | None:
+        """What the store is to count; a process that is alone with it counts for itself."""
+        return None if self._lease is None else bounds(policy, state)
 
     def _block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
@@ -434,9 +437,9 @@ class Jobs:
         roster = self._roster
         waiting = roster.waiting.pop(job.id, None)
         roster.running[job.id] = handoff
-        bounds = None if self._lease is None else bounds_of(handoff.policy, State.RUNNING)
+        within = self._bounds(handoff.policy, State.RUNNING)
         try:
-            handoff.job = await self._ledger.start(job, bounds)
+            handoff.job = await self._ledger.start(job, within)
         except NoRoom as error:
             if waiting is None:  # it was cancelled as its turn came
                 return False

@@ -242,7 +242,8 @@ async def test_those_who_wait_for_one_job_ask_for_it_once(serve: Serve) -> None:
 def waiting_in(store: RedisStore) -> int:
     """Tasks that have looked and wait now."""
     assert store._opened is not None
-    return sum(len(waiting.event._waiters) for waiting in store._opened.feed._waiting.values())
+    watches = store._opened.feed.waiting._watches.values()
+    return sum(watch.event.statistics().tasks_waiting for watch in watches)
 
 
 async def test_a_script_that_the_server_has_forgotten_is_sent_again(

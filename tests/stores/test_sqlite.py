@@ -23,6 +23,7 @@ from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
+from raincheck.stores.waiting import Waiting
 from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, SharedStoreContract, child, children
 
@@ -571,20 +572,20 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
     assert store._use is not None
     file = store._use.file
 
-    class Crowd(dict[str, Any]):
+    class Crowd(Waiting):
         """Nobody is here yet, and while it is counted, another process changes the job."""
 
-        def __iter__(self) -> Any:
+        def __len__(self) -> int:
+            return 1
+
+        def versions(self) -> dict[str, int]:
             look(path, "UPDATE jobs SET version = 2")
-            return iter(())
+            return {}
 
-        def keys(self) -> Any:
-            return iter(self)
-
-    assert file.look(Crowd(somebody=None)) == []
+    assert file.look(Crowd()) == []
     file._look_at = 0.0
-    with store._use.waiting("a", 1):
-        assert file.look(store._use._waiting) == ["a"]
+    with store._use.waiting.newer("a", 1):
+        assert file.look(store._use.waiting) == ["a"]
 
 
 UNREADABLE = '{"format": 99}'

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
 from raincheck.stores._redis_scripts import Script
+from raincheck.stores.waiting import Waiting
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
@@ -210,24 +210,12 @@ class Feed:
         self._channel = channel
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, Waiting] = {}
+        self.waiting = Waiting()
         self._stands: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def waiting(self, id: str) -> Iterator[asyncio.Event]:
-        """Wait for one job. The event is set when it may have changed."""
-        waiting = self._waiting.setdefault(id, Waiting())
-        waiting.tasks += 1
-        try:
-            yield waiting.event
-        finally:
-            waiting.tasks -= 1
-            if not waiting.tasks and self._waiting.get(id) is waiting:
-                del self._waiting[id]
-
     async def opened(self) -> None:
-        """Return when the subscription stands. Only for those who are `waiting`."""
+        """Return when the subscription stands. Only for those who wait already."""
         if self._task is None:
             self._task = self._loop.create_task(self._follow(), context=Context())
         await asyncio.shield(self._stands)
@@ -240,7 +228,7 @@ class Feed:
     async def _follow(self) -> None:
         connection = self._connect()
         try:
-            while self._waiting:
+            while self.waiting:
                 try:
                     await self._listen(connection)
                 except (RedisError, OSError) as error:
@@ -250,7 +238,7 @@ class Feed:
         finally:
             self._task = None
             self._fall(_closed())
-            self._wake(*self._waiting)
+            self.waiting.wake_all()
             await connection.disconnect(nowait=True)
 
     async def _listen(self, connection: AbstractConnection) -> None:
@@ -266,22 +254,17 @@ class Feed:
             if message is None and pinged:
                 raise TimeoutError
             if message is None:
-                if not self._waiting:
+                if not self.waiting:
                     break
                 await connection.send_command("PING")
                 pinged, until = True, self._loop.time() + self._timeout
             elif message[0] == b"pong":
                 if not self._stands.done():
                     self._stands.set_result(None)
-                    self._wake(*self._waiting)  # they may have missed something
+                    self.waiting.wake_all()  # they may have missed something
                 pinged, until = False, self._loop.time() + KEEPALIVE
             elif message[0] == b"message":
-                self._wake(message[2].decode(errors="replace"))
-
-    def _wake(self, *ids: str) -> None:
-        for id in ids:
-            if waiting := self._waiting.pop(id, None):
-                waiting.event.set()
+                self.waiting.wake([message[2].decode(errors="replace")])
 
     def _fall(self, error: Exception) -> None:
         """The subscription stands no more; whoever waits for it now is told why."""
@@ -289,16 +272,6 @@ class Feed:
             self._stands.set_exception(error)
             self._stands.exception()  # nobody may have waited for it
         self._stands = self._loop.create_future()
-
-
-class Waiting:
-    """The tasks that wait for the next version of one job."""
-
-    __slots__ = ("event", "tasks")
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self.tasks = 0
 
 
 def _closed() -> Exception:

@@ -6,8 +6,6 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import anyio
-
 from raincheck.errors import NoRoom, StoreError, StoreFull
 
 CURES = {
@@ -48,17 +46,6 @@ class Call(Generic[T]):
         if isinstance(self.error, sqlite3.Error | StoreError):
             raise explained(path, self.error) from self.error
         raise self.error
-
-
-class Waiting:
-    """Those who wait for one job to be newer than this version."""
-
-    __slots__ = ("event", "tasks", "version")
-
-    def __init__(self, version: int) -> None:
-        self.event = anyio.Event()
-        self.tasks = 0
-        self.version = version
 
 
 def explained(path: str, error: Exception) -> StoreError:

@@ -7,15 +7,16 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from raincheck.errors import StoreError
-from raincheck.stores._sqlite_calls import Call, Waiting
+from raincheck.stores._sqlite_calls import Call
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_opening import connect, prepare
+from raincheck.stores.waiting import Waiting
 
 LOOK_EVERY = 0.01
 """Seconds between two looks for changes by other processes, of which SQLite does not tell. Nobody
@@ -54,7 +55,7 @@ class File:
         self._pid = os.getpid()
         self._at_work: set[str] = set()
 
-    def commit(self, calls: list[Call[Any]], waiting: Mapping[str, Waiting]) -> list[str]:
+    def commit(self, calls: list[Call[Any]], waiting: Waiting) -> list[str]:
         """Make changes, all in one transaction; the ids of the jobs that have changed."""
         with self._work("writing"):
             changed = self._commit(calls)
@@ -84,7 +85,7 @@ class File:
             return []
         return changes.ids
 
-    def watch(self, waiting: Mapping[str, Waiting]) -> list[str]:
+    def watch(self, waiting: Waiting) -> list[str]:
         """Look for changes by others until there are some, or something else is to be done."""
         changed: list[str] = []
         for _ in range(LOOKS):
@@ -93,7 +94,7 @@ class File:
             changed = self.look(waiting)
         return changed
 
-    def look(self, waiting: Mapping[str, Waiting]) -> list[str]:
+    def look(self, waiting: Waiting) -> list[str]:
         """The ids of jobs waited for that others have changed, if it is time to look again."""
         now = time.monotonic()
         if not waiting or self._writer is None or now < self._look_at:
@@ -106,8 +107,8 @@ class File:
                     return []
                 self._seen = version
                 # Who waits is asked after that: whoever comes later has yet to look at his job,
-                # and sees the change. The copy is one step, which no other thread comes into.
-                versions = {id: each.version for id, each in dict(waiting).items()}
+                # and sees the change.
+                versions = waiting.versions()
                 rows = self._writer.execute(
                     "SELECT key FROM json_each(?) LEFT JOIN jobs ON jobs.id = key"
                     " WHERE version IS NULL OR version > value",
@@ -115,7 +116,7 @@ class File:
                 )
                 return [id for (id,) in rows]
             except sqlite3.Error:  # all look for themselves, and are told
-                return list(dict(waiting))
+                return list(waiting.versions())
 
     def read(self, call: Call[Any]) -> None:
         """Read what is large."""

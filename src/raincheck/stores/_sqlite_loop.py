@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
 
-from raincheck.stores._sqlite_calls import Call, Waiting
+from raincheck.stores._sqlite_calls import Call
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import File
+from raincheck.stores.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Use:
         self._call_soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
         self._gathering: Batch | None = None
         self._committing: Batch | None = None
-        self._waiting: dict[str, Waiting] = {}
+        self.waiting = Waiting()
         self._watching = False
 
     async def write(self, change: Callable[[Changes], T]) -> T:
@@ -66,21 +67,6 @@ class Use:
         await done.wait()
         return call.outcome(self.file.path)
 
-    @contextmanager
-    def waiting(self, id: str, version: int) -> Iterator[anyio.Event]:
-        """An event that is set when the job is newer than this version, if `proceed` was called."""
-        waiting = self._waiting.get(id)
-        if waiting is None:
-            waiting = self._waiting[id] = Waiting(version)
-        waiting.version = min(waiting.version, version)
-        waiting.tasks += 1
-        try:
-            yield waiting.event
-        finally:
-            waiting.tasks -= 1
-            if not waiting.tasks and self._waiting.get(id) is waiting:
-                del self._waiting[id]
-
     def proceed(self) -> None:
         """Give the writing thread what there is to do: a batch, or else the watch."""
         if self._committing is not None:
@@ -90,19 +76,19 @@ class Use:
             self._committing = batch
             self.file.stir.set()
             self._in_thread(
-                self.file.writing, self._committed, self.file.commit, batch.calls, self._waiting
+                self.file.writing, self._committed, self.file.commit, batch.calls, self.waiting
             )
-        elif self._waiting and not self._watching:
+        elif self.waiting and not self._watching:
             self._watching = True
             self.file.stir.clear()
-            self._in_thread(self.file.writing, self._watched, self.file.watch, self._waiting)
+            self._in_thread(self.file.writing, self._watched, self.file.watch, self.waiting)
 
     async def close(self) -> None:
         """Close the file, when all is written. Those who wait for changes open it again."""
         with anyio.CancelScope(shield=True):
             while batch := self._gathering or self._committing:
                 await batch.done.wait()
-            self._wake(list(self._waiting))
+            self.waiting.wake_all()
             # Where it is used. It is not the last connection, whose end takes its time.
             if self.file.reader is not None:
                 self.file.reader.close()
@@ -115,18 +101,13 @@ class Use:
         batch, self._committing = self._committing, None
         assert batch is not None
         batch.done.set()
-        self._wake(changed.result())
+        self.waiting.wake(changed.result())
         self.proceed()
 
     def _watched(self, changed: Future[list[str]]) -> None:
         self._watching = False
-        self._wake(changed.result())
+        self.waiting.wake(changed.result())
         self.proceed()
-
-    def _wake(self, changed: list[str]) -> None:
-        for id in changed:
-            if waiting := self._waiting.pop(id, None):
-                waiting.event.set()
 
     def _in_thread(
         self,

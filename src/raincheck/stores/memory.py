@@ -13,6 +13,7 @@ from raincheck.errors import ConfigurationError, NoRoom, StoreFull
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest, RawHeaders
 from raincheck.stores.base import Store
+from raincheck.stores.waiting import Waiting
 
 RECORD_COST = 1024
 """Bytes that a record counts for besides its bodies and headers."""
@@ -50,7 +51,7 @@ class MemoryStore(Store):
         self._bodies: dict[str, bytes | _Chunks] = {}
         self._leases: dict[str, float] = {}
         self._keys: dict[str, str] = {}  # to the id of the job that has it
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting = Waiting()
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
         # what has come since.
         self._newly_due: dict[str, float] = {}
@@ -146,14 +147,8 @@ class MemoryStore(Store):
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         while (job := await self.get(id)) is not None and job.version <= after_version:
-            waiting = self._waiting.setdefault(id, _Waiting())
-            waiting.tasks += 1
-            try:
-                await waiting.event.wait()
-            finally:
-                waiting.tasks -= 1
-                if not waiting.tasks and self._waiting.get(id) is waiting:
-                    del self._waiting[id]
+            with self._waiting.newer(id, after_version) as event:
+                await event.wait()
         return job
 
     async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
@@ -182,7 +177,7 @@ class MemoryStore(Store):
             else:
                 del self._jobs[id]
                 self._bytes -= RECORD_COST
-                self._wake(id)
+                self._waiting.wake((id,))
         if len(self._jobs) < self._most // 4:
             self._shrink()
         return bool(self._jobs)
@@ -230,7 +225,8 @@ class MemoryStore(Store):
         due = job.purge_at if job.gone else job.expires_at
         if due is not None:
             self._newly_due[id] = due
-        self._wake(id)
+        if self._waiting:
+            self._waiting.wake((id,))
 
     def _append(self, id: str, chunk: bytes) -> None:
         self._bytes += len(chunk)
@@ -250,10 +246,6 @@ class MemoryStore(Store):
         self._bytes -= self._size_of(id)
         self._bodies.pop(id, None)
 
-    def _wake(self, id: str) -> None:
-        if waiting := self._waiting.pop(id, None):
-            waiting.event.set()
-
 
 def _due_dates() -> TLRUCache[str, float]:
     """Ids by when they are due. Its clock stands still, so that only `expire()` empties it."""
@@ -272,16 +264,6 @@ class _Chunks:
     def append(self, chunk: bytes) -> None:
         self.chunks.append(chunk)
         self.size += len(chunk)
-
-
-class _Waiting:
-    """The tasks that wait for the next version of one job."""
-
-    __slots__ = ("event", "tasks")
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.tasks = 0
 
 
 def _alike(one: Job, other: Job) -> bool:

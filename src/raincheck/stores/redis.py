@@ -200,7 +200,7 @@ class RedisStore(Store):
     async def changed(self, id: str, after_version: int) -> Job | None:
         line = self._line()
         while True:
-            with line.feed.waiting(id) as news:  # before the look, so that nothing is missed
+            with line.feed.waiting.newer(id, after_version) as news:  # to miss nothing
                 await line.told(line.feed.opened())
                 job = await self._get(line, id)
                 if job is None or job.version > after_version:

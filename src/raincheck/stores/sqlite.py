@@ -158,7 +158,7 @@ class SQLiteStore(Store):
     async def changed(self, id: str, after_version: int) -> Job | None:
         while True:
             use = self._here()
-            with use.waiting(id, after_version) as event:  # before it looks, not to miss a change
+            with use.waiting.newer(id, after_version) as event:  # before it looks, to miss nothing
                 job = await self.get(id)
                 if job is None or job.version > after_version:
                     return job

@@ -1,0 +1,66 @@
+"""Who waits for changes: what stores that wake their waiters themselves have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+
+class Waiting:
+    """The tasks of one event loop that wait for newer versions of jobs. True if there are any."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, _Watch] = {}
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    @contextmanager
+    def newer(self, id: str, version: int) -> Iterator[anyio.Event]:
+        """An event that is set with the next `wake()` for this job.
+
+        Args:
+            id: the job.
+            version: the version that is known.
+        """
+        watch = self._watches.get(id)
+        if watch is None:
+            watch = self._watches[id] = _Watch(version)
+        watch.version = min(watch.version, version)
+        watch.tasks += 1
+        try:
+            yield watch.event
+        finally:
+            watch.tasks -= 1
+            if not watch.tasks and self._watches.get(id) is watch:
+                del self._watches[id]
+
+    def wake(self, ids: Iterable[str]) -> None:
+        """Let those who wait for these jobs look again."""
+        for id in ids:
+            if watch := self._watches.pop(id, None):
+                watch.event.set()
+
+    def wake_all(self) -> None:
+        """Let all look again."""
+        self.wake([*self._watches])
+
+    def versions(self) -> dict[str, int]:
+        """The jobs that are waited for, and the oldest version that is known of each.
+
+        Any thread may ask: the copy is one step, which no other thread comes into.
+        """
+        return {id: watch.version for id, watch in dict(self._watches).items()}
+
+
+class _Watch:
+    """Those who wait for one job to be newer than this version."""
+
+    __slots__ = ("event", "tasks", "version")
+
+    def __init__(self, version: int) -> None:
+        self.event = anyio.Event()
+        self.tasks = 0
+        self.version = version
