@@ -83,7 +83,7 @@ def gated(gate: Gate, path: str = "/slow", **settings: Any) -> Route:
 def unfinished(store: Store) -> list[Job]:
     """The jobs in memory that have not ended, whoever holds them."""
     assert isinstance(store, MemoryStore)
-    return [job for job in store._jobs.values() if not (job.finished or job.gone)]
+    return [*store._live.values()]
 
 
 async def settled() -> None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from raincheck import ConfigurationError, MemoryStore
+from raincheck import ConfigurationError, Job, MemoryStore, Progress, State
 from raincheck.errors import StoreFull
+from raincheck.messages import CapturedResponse
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import StoreContract, body_of, finished, job
 
@@ -113,3 +114,33 @@ async def test_who_shrinks_forgets_no_due_date() -> None:
     assert (await store.get("0")) is not None
     assert not await store.sweep(1660.0)
     assert len(store) == 0
+
+
+@pytest.mark.anyio
+async def test_jobs_at_rest_are_none_of_the_garbage_collectors_business() -> None:
+    store = MemoryStore()
+
+    def at_rest(there: Job) -> Job:
+        if int(there.id) % 2:
+            return finished(there)
+        headers = ((b"content-length", b"3"), (b"content-type", b"text/plain"))
+        response = CapturedResponse(200, headers, 3)
+        return there.finish(
+            State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response
+        )
+
+    async def keep(ids: range) -> None:
+        for id in map(str, ids):
+            there = job(id).with_progress(Progress(0.5, "half"))
+            await store.create(there)
+            await store.replace(at_rest(there), tail=b"abc")
+
+    await keep(range(10))
+    gc.collect()
+    before = len(gc.get_objects())
+    await keep(range(10, 1010))
+    for _ in range(3):  # it has to look at a tuple of tuples once for each of them
+        gc.collect()
+    assert len(gc.get_objects()) - before < 10
+    for id in ("500", "501"):
+        assert await store.get(id) == at_rest(job(id).with_progress(Progress(0.5, "half")))

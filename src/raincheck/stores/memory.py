@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import ClassVar
+from dataclasses import astuple
+from itertools import chain
+from typing import Any, ClassVar
 
 import anyio
 from cachetools import TLRUCache
 
-from raincheck.errors import ConfigurationError, NoRoom, StoreFull
-from raincheck.job import Bounds, Job, State
-from raincheck.messages import CapturedRequest, RawHeaders
+from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
+from raincheck.job import Bounds, Job, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 from raincheck.stores.base import Store
 from raincheck.stores.waiting import Waiting
 
@@ -46,7 +48,8 @@ class MemoryStore(Store):
             )
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._jobs: dict[str, Job] = {}
+        self._live: dict[str, Job] = {}
+        self._at_rest: dict[str, _Packed] = {}  # those that are finished or gone
         self._requests: dict[str, CapturedRequest] = {}
         self._bodies: dict[str, bytes | _Chunks] = {}
         self._leases: dict[str, float] = {}
@@ -65,7 +68,7 @@ class MemoryStore(Store):
 
     def __len__(self) -> int:
         """Jobs and tombstones kept."""
-        return len(self._jobs)
+        return len(self._live) + len(self._at_rest)
 
     async def create(
         self,
@@ -75,12 +78,12 @@ class MemoryStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
-        there = self._jobs.get(job.id)
+        there = self._get(job.id)
         if there is not None:
             return there
         for key in job.keys:
             if key in self._keys:
-                return self._jobs[self._keys[key]]
+                return self._there(self._keys[key])
         if bounds is not None:
             self._check_room(job, bounds)
         if not job.replayable:
@@ -88,7 +91,7 @@ class MemoryStore(Store):
         cost = RECORD_COST if request is None else RECORD_COST + _cost(request)
         if self._bytes + cost > self._max_bytes:
             raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
-        self._jobs[job.id] = job
+        self._live[job.id] = job
         self._bytes += cost
         for key in job.keys:
             self._keys[key] = job.id
@@ -99,11 +102,11 @@ class MemoryStore(Store):
         return job
 
     async def get(self, id: str) -> Job | None:
-        return self._jobs.get(id)
+        return self._get(id)
 
     async def find(self, key: str) -> Job | None:
         id = self._keys.get(key)
-        return None if id is None else self._jobs[id]
+        return None if id is None else self._get(id)
 
     async def request(self, id: str) -> CapturedRequest | None:
         return self._requests.get(id)
@@ -116,7 +119,7 @@ class MemoryStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        old = self._jobs.get(job.id)
+        old = self._get(job.id)
         if old is None or old.version + 1 != job.version:
             return False
         if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
@@ -131,8 +134,8 @@ class MemoryStore(Store):
         return True
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
-        job = self._jobs.get(id)
-        if job is None or job.gone or job.attempt != attempt or job.finished:
+        job = self._live.get(id)
+        if job is None or job.attempt != attempt:
             return False
         if offset == self._size_of(id):
             self._append(id, chunk)
@@ -146,7 +149,7 @@ class MemoryStore(Store):
             offset = max(0, offset - len(chunk))
 
     async def changed(self, id: str, after_version: int) -> Job | None:
-        while (job := await self.get(id)) is not None and job.version <= after_version:
+        while (job := self._get(id)) is not None and job.version <= after_version:
             with self._waiting.newer(id, after_version) as event:
                 await event.wait()
         return job
@@ -154,8 +157,8 @@ class MemoryStore(Store):
     async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
         for id, attempt in attempts.items():
-            job = self._jobs.get(id)
-            if job is not None and job.attempt == attempt and not (job.finished or job.gone):
+            job = self._live.get(id)
+            if job is not None and job.attempt == attempt:
                 self._leases[id] = self._clock() + lease
                 held[id] = job.state
         return held
@@ -164,29 +167,40 @@ class MemoryStore(Store):
         now = self._clock()
         for id, _ in sorted(self._leases.items(), key=lambda item: item[1]):
             if self._leases.get(id, math.inf) <= now:
-                yield self._jobs[id]
+                yield self._live[id]
 
     async def sweep(self, now: float) -> bool:
-        self._most = max(self._most, len(self._jobs))
+        self._most = max(self._most, len(self))
         self._due.update(self._newly_due)
         self._newly_due.clear()
         for id, _ in self._due.expire(now):
-            job = self._jobs[id]
+            job = self._there(id)
             if not job.gone:
                 self._put(job, job.tombstone(now))
             else:
-                del self._jobs[id]
+                del self._at_rest[id]
                 self._bytes -= RECORD_COST
                 self._waiting.wake((id,))
-        if len(self._jobs) < self._most // 4:
+        if len(self) < self._most // 4:
             self._shrink()
-        return bool(self._jobs)
+        return bool(self._live or self._at_rest)
 
     async def aclose(self) -> None:
         """Nothing to release: the jobs stay readable as long as the store is there."""
 
+    def _get(self, id: str) -> Job | None:
+        job = self._live.get(id)
+        if job is None and (packed := self._at_rest.get(id)) is not None:
+            job = _unpacked(packed)
+        return job
+
+    def _there(self, id: str) -> Job:
+        job = self._get(id)
+        assert job is not None
+        return job
+
     def _check_room(self, job: Job, bounds: Bounds) -> None:
-        owners = [each.owner for each in self._jobs.values() if _alike(each, job)]
+        owners = [each.owner for each in self._live.values() if _alike(each, job)]
         quota = bounds.owner if job.owner is not None else None
         if quota is not None and owners.count(job.owner) >= quota:
             raise NoRoom(owner=True)
@@ -195,7 +209,8 @@ class MemoryStore(Store):
 
     def _shrink(self) -> None:
         """Make the dicts anew: what is deleted from one leaves its room behind."""
-        self._jobs = dict(self._jobs)
+        self._live = dict(self._live)
+        self._at_rest = dict(self._at_rest)
         self._requests = dict(self._requests)
         self._bodies = dict(self._bodies)
         self._leases = dict(self._leases)
@@ -203,11 +218,15 @@ class MemoryStore(Store):
         self._newly_due = dict(self._newly_due)
         due, self._due = self._due, _due_dates()
         self._due.update(due)
-        self._most = len(self._jobs)
+        self._most = len(self)
 
     def _put(self, old: Job, job: Job) -> None:
-        id = job.id
-        self._jobs[id] = job
+        id, rests = job.id, job.finished or job.gone
+        if rests:
+            self._live.pop(id, None)
+            self._at_rest[id] = _packed(job)
+        else:
+            self._live[id] = job
         if job.keys != old.keys:
             for key in old.keys:
                 self._keys.pop(key, None)
@@ -216,7 +235,7 @@ class MemoryStore(Store):
             self._bytes -= _cost(request)
         if job.response is not None:
             self._bytes += _size(job.response.headers)
-        if job.finished or job.gone:
+        if rests:
             self._leases.pop(id, None)
         if job.gone:
             self._drop_body(id)
@@ -267,10 +286,45 @@ class _Chunks:
 
 
 def _alike(one: Job, other: Job) -> bool:
-    """Whether an unfinished job and another count together (see `Bounds`)."""
-    if one.finished or one.gone or one.route != other.route:
-        return False
-    return (one.state is State.QUEUED) is (other.state is State.QUEUED)
+    """Whether two unfinished jobs count together (see `Bounds`)."""
+    return one.route == other.route and (one.state is State.QUEUED) is (other.state is State.QUEUED)
+
+
+_Packed = tuple[Any, ...]
+"""A job at rest: plain values in plain tuples.
+
+The garbage collector looks at such a tuple once and then leaves it alone (CPython's "untracked"
+objects), while at a Job, and all that it refers to, it looks in every full collection: with a
+million of them that is a pause of seconds.
+"""
+
+_STATE, _PROGRESS, _RESPONSE, _ERROR = map(
+    Job._fields.index, ("state", "progress", "response", "error")
+)
+
+
+def _packed(job: Job) -> _Packed:
+    fields: list[Any] = list(job)
+    fields[_STATE] = job.state.value
+    if job.progress is not None:
+        fields[_PROGRESS] = astuple(job.progress)
+    if job.response is not None:
+        fields[_RESPONSE] = tuple(job.response)
+    if job.error is not None:
+        fields[_ERROR] = astuple(job.error)
+    return tuple(fields)
+
+
+def _unpacked(packed: _Packed) -> Job:
+    fields = list(packed)
+    fields[_STATE] = State(fields[_STATE])
+    if fields[_PROGRESS] is not None:
+        fields[_PROGRESS] = Progress(*fields[_PROGRESS])
+    if fields[_RESPONSE] is not None:
+        fields[_RESPONSE] = CapturedResponse(*fields[_RESPONSE])
+    if fields[_ERROR] is not None:
+        fields[_ERROR] = Problem(*fields[_ERROR])
+    return Job._make(fields)
 
 
 def _cost(request: CapturedRequest) -> int:
@@ -278,7 +332,4 @@ def _cost(request: CapturedRequest) -> int:
 
 
 def _size(headers: RawHeaders) -> int:
-    size = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-    return size
+    return sum(map(len, chain.from_iterable(headers)))
