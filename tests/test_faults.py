@@ -572,7 +572,7 @@ async def each_n(
             error.add_note(f"{scenario.__name__}, {nth}")
             raise
         came = nth.came
-    assert n > 10
+    assert n >= 10  # else nothing much was tried
     return took
 
 

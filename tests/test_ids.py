@@ -32,17 +32,31 @@ def test_an_id_carries_128_bits_from_secrets(monkeypatch: pytest.MonkeyPatch) ->
         return token_bytes(size)
 
     ids = Ids("/jobs")
-    ids.mint()
     monkeypatch.setattr(secrets, "token_bytes", counted)
-    ids.mint()
-    assert asked == [16]
+    minted = [ids.mint() for _ in range(64)]
+    assert asked == [3, 64 * 16]  # what marks the process, and 128 bits for each
+    minted += [ids.mint() for _ in range(64)]
+    assert asked == [3, 64 * 16, 64 * 16]
+    assert len({id[:22] for id in minted}) == 128
+
+
+def test_a_fork_shares_no_random_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, child = Ids("/jobs"), Ids("/jobs")
+    parent.mint()
+    child.__dict__.update({**parent.__dict__, "_drawn": [*parent._drawn]})
+    another_process(monkeypatch)
+    minted = {child.mint()[:21] for _ in range(64)}
+    monkeypatch.undo()
+    assert minted.isdisjoint(parent.mint()[:21] for _ in range(64))
 
 
 def test_no_random_bit_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = Ids("/jobs")
-    ids.mint()
+    for _ in range(64):
+        ids.mint()
     drawn = [(1 << bit).to_bytes(16, "big") for bit in range(128)]
-    monkeypatch.setattr(secrets, "token_bytes", lambda _: drawn.pop())
+    halves = [b"".join(drawn[:64]), b"".join(drawn[64:])]
+    monkeypatch.setattr(secrets, "token_bytes", lambda _: halves.pop())
     assert len({ids.mint()[:22] for _ in range(128)}) == 128
 
 

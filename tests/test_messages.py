@@ -162,14 +162,6 @@ def test_a_response_without_a_body_may_announce_one(status: int) -> None:
         ((b"content-length", b"-1"), 0, "Content-Length says -1"),
         ((b"content-length", b"five"), 4, "Content-Length says five"),
         ((b"content-length", b""), 0, "Content-Length says"),
-        ((b"", b"1"), 0, "the header field '' is malformed"),
-        ((b"x a", b"1"), 0, "the header field 'x a' is malformed"),
-        ((b"x-a:", b"1"), 0, "the header field 'x-a:' is malformed"),
-        ((b"x-\xe9", b"1"), 0, "the header field 'x-é' is malformed"),
-        ((b"x-a\n", b"1"), 0, "is malformed"),
-        ((b"x-a", b"1\r\nset-cookie: a=1"), 0, "the header field 'x-a' is malformed"),
-        ((b"x-a", b"1\n"), 0, "is malformed"),
-        ((b"x-a", b"\x00"), 0, "is malformed"),
     ],
 )
 def test_a_response_that_no_server_could_send(
@@ -178,3 +170,22 @@ def test_a_response_that_no_server_could_send(
     found = unsendable(CapturedResponse(200, (header,), size), "GET")
     assert found is not None
     assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ((b"", b"1"), "the header field '' is malformed"),
+        ((b"x a", b"1"), "the header field 'x a' is malformed"),
+        ((b"x-a:", b"1"), "the header field 'x-a:' is malformed"),
+        ((b"x-\xe9", b"1"), "the header field 'x-é' is malformed"),
+        ((b"x-a\n", b"1"), "is malformed"),
+        ((b"x-a", b"1\r\nset-cookie: a=1"), "the header field 'x-a' is malformed"),
+        ((b"x-a", b"1\n"), "is malformed"),
+        ((b"x-a", b"\x00"), "is malformed"),
+    ],
+)
+def test_a_field_that_no_server_would_write(header: tuple[bytes, bytes], reason: str) -> None:
+    for _ in range(2):  # what is known of a name is remembered
+        with pytest.raises(ValueError, match=reason):
+            end_to_end([(b"x-b", b"1"), header])

@@ -271,24 +271,22 @@ class Admission:
             policy: its route's policy.
             now: seconds since the epoch.
         """
-        route = self._routes.get(job.route)
-        duration = None if route is None else route.duration
+        route = self._routes.get(job.route) if ticket is None else ticket.route
         position = None
-        if job.state is State.QUEUED and ticket is not None and not ticket.running:
+        if ticket is not None and not ticket.running and job.state is State.QUEUED:
             position = self._position(ticket)
-        remaining = None
-        if duration is not None:
-            remaining = duration - (now - (job.started_at or now))
+        # With nothing to go by, a poll after as long again as the job has been there.
+        likely, completion = (now - job.created_at) / 2, None
+        if route is not None and route.duration is not None:
+            remaining = route.duration - (now - (job.started_at or now))
             if position is not None:
-                remaining += duration * (position // self._width(policy))
-        if remaining is not None and remaining <= 0:
-            remaining = None  # longer than ever before: nothing is known any more
+                remaining += route.duration * (position // self._width(policy))
+            if remaining > 0:  # else it takes longer than ever before: nothing is known any more
+                likely, completion = remaining, now + remaining
         retry_after = policy.retry_after
-        if retry_after is None:
-            # With nothing to go by, a poll after as long again as the job has been there.
-            likely = (now - job.created_at) / 2 if remaining is None else remaining
-            retry_after = _bounded(likely)
-        return Outlook(retry_after, position, None if remaining is None else now + remaining)
+        return Outlook(
+            _bounded(likely) if retry_after is None else retry_after, position, completion
+        )
 
     def _route(self, name: str, policy: Policy) -> _Route:
         route = self._routes.get(name)
@@ -355,5 +353,7 @@ class Admission:
 
 
 def _bounded(seconds: float) -> int:
+    if seconds <= _SHORTEST:
+        return _SHORTEST
     # A hair over a whole second is that second: clocks are not that exact.
     return max(_SHORTEST, min(_LONGEST, math.ceil(round(seconds, 1))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, suppress
 from enum import Enum
-from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -52,6 +51,9 @@ VARY = (b"vary", b"Prefer")
 
 # What routing below us writes into the scope, and tracing above us reads when the call is over.
 _ROUTED = ("route", "endpoint", "path_params")
+
+# The request's header fields that raincheck itself goes by: one pass over all of them is enough.
+_HEARD = frozenset({b"prefer", b"content-length", b"idempotency-key", b"accept", b"sec-fetch-mode"})
 
 # Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1
@@ -122,6 +124,7 @@ class Handoff:
     Attributes:
         route: the route's name, once it is known.
         policy: the policy it runs under; before the entry, the one it will probably meet.
+        fields: the header fields that have a say in it, in order.
         decision: what policy and preference came to.
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
@@ -155,6 +158,7 @@ class Handoff:
         "conductor",
         "decision",
         "error",
+        "fields",
         "handed_over",
         "job",
         "outer_scope",
@@ -184,6 +188,7 @@ class Handoff:
         self.policy = policy
         self.outer_scope: Scope | None = scope
         self.scope = _private(scope)
+        self.fields = [field for field in scope["headers"] if field[0] in _HEARD]
         self.decision: Decision | None = None
         self.vary = False
         self.accepted: Job | None = None
@@ -257,7 +262,7 @@ class Handoff:
 
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
-        self.decision = decide(self.policy, parse(self.scope["headers"]))
+        self.decision = decide(self.policy, parse(self.fields))
         self.vary = True
         return self.decision.asynchronous
 
@@ -268,7 +273,7 @@ class Handoff:
             Refusal: nothing was stored.
         """
         limit = self._upload.limit = self.policy.max_request_size
-        declared = first_header(self.scope["headers"], b"content-length")
+        declared = first_header(self.fields, b"content-length")
         too_large = declared is not None and exceeds(declared, limit)
         while not (self._upload.whole or self._upload.too_large or too_large):
             message = await self._read()
@@ -308,9 +313,7 @@ class Handoff:
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
         assert self.job is not None
-        self._recorder = Recorder(
-            partial(self.conductor.keep, self), self.scope["method"], self.policy.max_response_size
-        )
+        self._recorder = Recorder(self._keep, self.scope["method"], self.policy.max_response_size)
         self._upload.let_go()
         self._hand_over(Stage.RECORDING)
         self._watch_time()
@@ -457,6 +460,9 @@ class Handoff:
         # As servers do. Litestar's streams end when they hear of it, and not before.
         self._stopping.disconnect()
 
+    async def _keep(self, offset: int, piece: bytes) -> None:
+        await self.conductor.keep(self, offset, piece)
+
     async def _decide(
         self,
         state: State,
@@ -520,9 +526,8 @@ class Handoff:
 
     def _show_route(self) -> None:
         if self.outer_scope is not None:
-            for key in _ROUTED:
-                if key in self.scope:
-                    self.outer_scope[key] = self.scope[key]
+            found = self.scope
+            self.outer_scope.update((key, found[key]) for key in _ROUTED if key in found)
 
     def _broken(self, reason: str) -> RuntimeError:
         assert self.job is not None

@@ -114,6 +114,53 @@ class Job(NamedTuple):
     fingerprint: str | None = None
     clients: int = 1
 
+    @classmethod
+    def accepted(
+        cls,
+        id: str,
+        route: str,
+        now: float,
+        *,
+        runs: bool,
+        attempts: int = 1,
+        replayable: bool = False,
+        holder: str | None = None,
+        queue: str | None = None,
+        owner: str | None = None,
+        keys: tuple[str, ...] = (),
+        fingerprint: str | None = None,
+    ) -> Job:
+        """The first version of a job, which is accepted `now`, and `runs` at once or is queued.
+
+        The other arguments are the fields that they are called after.
+        """
+        # By the order of its fields, as in `finish`: this is done for every job as well.
+        state, started = (State.RUNNING, 1) if runs else (State.QUEUED, 0)
+        return cls(
+            id,
+            route,
+            state,
+            now,
+            1,  # version
+            1,  # attempt
+            started,
+            attempts,
+            replayable,
+            holder,
+            queue,
+            now if runs else None,
+            None,  # finished_at
+            None,  # expires_at
+            None,  # purge_at
+            None,  # progress
+            None,  # response
+            None,  # error
+            False,  # gone
+            owner,
+            keys,
+            fingerprint,
+        )
+
     @property
     def finished(self) -> bool:
         """Whether the state is terminal."""
@@ -216,25 +263,34 @@ class Job(NamedTuple):
         if TRANSITIONS[state]:
             raise IllegalTransition(f"{state} is not how a job finishes")
         self._check(state)
-        return Job(  # spelt out: `_replace` takes twice as long, and this is done for every job
-            id=self.id,
-            route=self.route,
-            state=state,
-            created_at=self.created_at,
-            version=self.version + 1,
-            attempt=self.attempt,
-            runs=self.runs,
-            attempts=self.attempts,
-            started_at=self.started_at,
-            finished_at=now,
-            expires_at=now + ttl,
-            purge_at=now + ttl + tombstone_ttl,
-            progress=progress or self.progress,
-            response=response,
-            error=error,
-            owner=self.owner,
-            keys=lasting(self.keys) if self.keys else (),
-            fingerprint=self.fingerprint,
+        expires_at = now + ttl
+        # Every job finishes once: spelt by its fields' order, which takes a third of the time.
+        return Job._make(
+            (
+                self.id,
+                self.route,
+                state,
+                self.created_at,
+                self.version + 1,
+                self.attempt,
+                self.runs,
+                self.attempts,
+                False,  # replayable
+                None,  # holder
+                None,  # queue
+                self.started_at,
+                now,
+                expires_at,
+                expires_at + tombstone_ttl,
+                progress or self.progress,
+                response,
+                error,
+                False,  # gone
+                self.owner,
+                lasting(self.keys),
+                self.fingerprint,
+                1,  # client: a finished job is shared no more
+            )
         )
 
     def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:
@@ -283,4 +339,4 @@ SHARED_RUN = "run-"
 
 def lasting(keys: tuple[str, ...]) -> tuple[str, ...]:
     """The keys that a finished job keeps: those of idempotency, not those of a shared run."""
-    return tuple(key for key in keys if not key.startswith(SHARED_RUN))
+    return keys and tuple(key for key in keys if not key.startswith(SHARED_RUN))

@@ -328,22 +328,19 @@ class Jobs:
             Refusal: it is not there, or is taken away again as soon as that can be done.
         """
         assert handoff.route is not None
-        policy, now = handoff.policy, self.clock()
+        policy = handoff.policy
         runs = ticket is not None and ticket.running
         attempts = 1 if self._lease is None else policy.runs
         replayable = attempts > 1 if runs else not handoff.holds
-        job = Job(
-            id=self._ids.mint(),
-            route=handoff.route,
-            state=State.RUNNING if runs else State.QUEUED,
-            created_at=now,
-            attempt=1,
-            runs=1 if runs else 0,
+        job = Job.accepted(
+            self._ids.mint(),
+            handoff.route,
+            self.clock(),
+            runs=runs,
             attempts=attempts,
             replayable=replayable,
             holder=None if ticket is None else self._name,
             queue=policy.queue,
-            started_at=now if runs else None,
             owner=owner,
             keys=keys,
             fingerprint=mark,
@@ -468,8 +465,7 @@ class Jobs:
             self._roster.admission.learn(handoff.ticket, self.clock() - job.started_at)
             if handoff.policy.coalesce is True:
                 self._twins.learn(job.route, response.headers)
-        write = partial(
-            self._ledger.finish,
+        write = self._ledger.finish(
             job,
             state,
             ttl=seconds(handoff.policy.ttl),
@@ -479,7 +475,7 @@ class Jobs:
             progress=handoff.progress,
         )
         if self._leases is None:  # a store in memory answers at once
-            handoff.job = await write()
+            handoff.job = await write
         else:
             await self._settle(handoff, write)
 
@@ -495,7 +491,7 @@ class Jobs:
             ttl = seconds(handoff.policy.ttl)
             return await self._ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
 
-        await self._settle(handoff, write)
+        await self._settle(handoff, write())
 
     async def _give_back(self, job: Job) -> Job:
         """Let somebody else run a job again at once."""
@@ -510,13 +506,13 @@ class Jobs:
         except Exception:
             logger.exception("job %s waits until somebody finds it abandoned", job.id)
 
-    async def _settle(self, handoff: Handoff, write: Callable[[], Awaitable[Job]]) -> None:
+    async def _settle(self, handoff: Handoff, write: Awaitable[Job]) -> None:
         """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
         gate = self._settling[handoff] = self.tasks.gate()
 
         async def settle() -> None:
             try:
-                handoff.job = await write()
+                handoff.job = await write
             except LeaseLost:
                 logger.warning("job %s was taken over; its outcome here is dropped", _id(handoff))
             finally:

@@ -154,17 +154,14 @@ class Ledger:
         Raises:
             LeaseLost: somebody else runs it now.
         """
-
-        def finish(job: Job) -> Job:
-            return self._finished(job, state, ttl, **outcome)
-
         try:
-            done = finish(job)
+            done = self._finished(job, state, ttl, **outcome)
             try:  # the common case, spared the patience
                 if await self._store.replace(done, tail=tail):
                     return done
             except Exception:
                 logger.exception("the outcome of job %s was not stored; trying again", job.id)
+            finish = partial(self._finished, state=state, ttl=ttl, **outcome)
             return await self.patiently(partial(self._advance, job, finish, fenced=True, tail=tail))
         except LeaseLost:
             raise

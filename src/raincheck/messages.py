@@ -149,16 +149,20 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """The fields that may be stored and sent on, in order (RFC 9110 §7.6.1).
 
     The hop-by-hop fields go, and so does every field that `Connection` names.
+
+    Raises:
+        ValueError: a field that no server would write.
     """
     kept: list[tuple[bytes, bytes]] = []
-    named: set[bytes] | None = None
+    named: set[bytes] = set()
     for name, value in headers:
-        lower = name.lower()
-        if lower not in HOP_BY_HOP:
-            kept.append((bytes(name), bytes(value)))
-        elif lower == b"connection":
-            options = {option.strip().lower() for option in value.split(b",")}
-            named = options if named is None else named | options
+        field = bytes(name), bytes(value)
+        if not _is_hop_by_hop(field[0]):
+            kept.append(field)
+            if _NOT_IN_A_VALUE.search(field[1]):
+                raise _malformed(name)
+        elif name.lower() == b"connection":
+            named.update(option.strip().lower() for option in value.split(b","))
     if named:
         kept = [field for field in kept if field[0].lower() not in named]
     return tuple(kept)
@@ -166,22 +170,24 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 
 def unsendable(response: CapturedResponse, method: str) -> str | None:
     """Why a server could not send this finished response, or None if it could."""
-    bodiless = response.status in _BODILESS
-    if bodiless and response.size:
-        return f"a {response.status} response has no body"
-    for name, value in response.headers:
-        if not _is_field_name(name) or _NOT_IN_A_VALUE.search(value):
-            return f"the header field {name.decode('latin-1')!r} is malformed"
-        if bodiless or method == "HEAD" or name.lower() != b"content-length":
-            continue
-        if value != b"%d" % response.size:
-            return f"Content-Length says {value.decode('latin-1')}, the body has {response.size}"
+    status, headers, size = response
+    if status in _BODILESS:
+        return f"a {status} response has no body" if size else None
+    for name, value in headers:
+        if name.lower() == b"content-length" and value != b"%d" % size and method != "HEAD":
+            return f"Content-Length says {value.decode('latin-1')}, the body has {size}"
     return None
 
 
-@lru_cache(maxsize=1024)
-def _is_field_name(name: bytes) -> bool:
-    return _FIELD_NAME.fullmatch(name) is not None
+@lru_cache(maxsize=1024)  # an app sends few names, again and again
+def _is_hop_by_hop(name: bytes) -> bool:
+    if _FIELD_NAME.fullmatch(name) is None:
+        raise _malformed(name)
+    return name.lower() in HOP_BY_HOP
+
+
+def _malformed(name: bytes) -> ValueError:
+    return ValueError(f"the header field {name.decode('latin-1')!r} is malformed")
 
 
 def servable(response: CapturedResponse, headers: RawHeaders) -> RawHeaders:

@@ -200,7 +200,7 @@ class LongRunningMiddleware:
             if wait and await self._answer_in_time(job, wait, handoff, scope, send):
                 return
             urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
-            if is_navigation(scope["headers"]):
+            if is_navigation(handoff.fields):
                 reply = self._dialect.navigated(urls)
             else:
                 outlook = self.jobs.outlook(job)

@@ -109,8 +109,11 @@ class Recorder:
         if kind == "http.response.start":
             if self._status is not None:
                 raise ProtocolError("the handler started its response twice")
+            try:
+                self._headers = end_to_end(message.get("headers", ()))
+            except ValueError as error:
+                raise ProtocolError(f"the handler's response cannot be sent: {error}") from error
             self._status = message["status"]
-            self._headers = end_to_end(message.get("headers", ()))
         elif not kind.startswith("http.response."):
             raise ProtocolError(f"the handler sent {kind!r}")
         # Others belong to extensions that the scope does not offer.

@@ -163,13 +163,15 @@ class Routing:
                 self.read(mounted=False, check=False)
                 break
         path = route_path(scope) if scope.get("root_path") else scope["path"]
-        elsewhere = path not in self._literal and not self._anywhere
-        if elsewhere and _beginning(path) not in self._beginnings:
+        if not (path in self._literal or self._anywhere or self._may_match(path)):
             return None  # as most requests go
         method = scope["method"]
         if self._rules and (candidate := self._by_rule.find(path, method)) is not None:
             return candidate
         return self._by_mark.find(path, method)
+
+    def _may_match(self, path: str) -> bool:
+        return bool(self._beginnings) and _beginning(path) in self._beginnings
 
     def read(self, *, mounted: bool, check: bool = True) -> None:
         """Read the app's routes, as far as they can be read.
@@ -281,6 +283,8 @@ class _Table:
         before, found = self._added + 1, None
         for number, methods, candidate in self.literal.get(path, ()):
             if methods is None or method in methods:
+                if not self.patterns and not self.anywhere:
+                    return candidate
                 before, found = number, candidate
                 break
         patterns = self.patterns.get(_beginning(path), self.anywhere)

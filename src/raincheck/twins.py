@@ -47,7 +47,7 @@ class Twins:
         key = None
         if policy.idempotency != "off":
             required = policy.idempotency == "required"
-            key = parse_key(handoff.scope["headers"], required=required)
+            key = parse_key(handoff.fields, required=required)
         if key is None and not policy.coalesce:
             return (), None
         request = handoff.capture()
