@@ -197,7 +197,7 @@ class Routing:
         tables = (self._by_rule, self._by_mark)
         self._literal = frozenset().union(*(table.literal for table in tables))
         self._beginnings = frozenset().union(*(table.patterns for table in tables))
-        self._anywhere = any(table.anywhere for table in tables)
+        self._anywhere = any(table.anywhere or table.rest for table in tables)
         if check:
             self._check_mount(found, mounted=mounted)
             router = _router(self._app)
@@ -265,9 +265,13 @@ class _Table:
         self.literal: dict[str, list[tuple[int, Methods, Candidate]]] = {}
         self.patterns: dict[str, list[_Pattern]] = {}
         self.anywhere: list[_Pattern] = []
+        self.rest: tuple[int, Candidate] | None = None  # which every path matches
 
     def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
         self._added += 1
+        if path == _ANYTHING and methods is None:
+            self.rest = self.rest or (self._added, candidate)
+            return
         if "{" not in path:
             self.literal.setdefault(path, []).append((self._added, methods, candidate))
             return
@@ -280,13 +284,13 @@ class _Table:
                 patterns.append(pattern)
 
     def find(self, path: str, method: str) -> Candidate | None:
-        before, found = self._added + 1, None
+        before, found = self.rest or (self._added + 1, None)
         for number, methods, candidate in self.literal.get(path, ()):
-            if methods is None or method in methods:
-                if not self.patterns and not self.anywhere:
-                    return candidate
+            if number < before and (methods is None or method in methods):
                 before, found = number, candidate
                 break
+        if not self.patterns and not self.anywhere:
+            return found
         patterns = self.patterns.get(_beginning(path), self.anywhere)
         for number, pattern, methods, candidate in patterns:
             if number > before:
