@@ -50,8 +50,8 @@ from raincheck import (
     current_job,
     long_running,
 )
+from raincheck.conductor import SWEEP_INTERVAL
 from raincheck.job import TRANSITIONS
-from raincheck.jobs import SWEEP_INTERVAL
 from raincheck.recording import PIECE
 from raincheck.testing import lifespan
 from tests.conftest import AutojumpLoop

@@ -91,7 +91,9 @@ class LongRunningMiddleware:
         self._status = StatusRoutes(
             jobs, self._dialect, self._places, owners=owners, max_wait=seconds(policy.max_wait)
         )
-        self._routing = Routing(app, routes or {}, policy=policy, route_of=jobs.route_of, path=path)
+        self._routing = Routing(
+            app, routes or {}, policy=policy, route_of=jobs.acceptance.route_of, path=path
+        )
         jobs.bind(
             app,
             door=self,
@@ -134,7 +136,7 @@ class LongRunningMiddleware:
             await jobs.open()
         rule = candidate.rule
         handoff = Handoff(
-            jobs,
+            jobs.acceptance,
             self.app,
             scope,
             receive,

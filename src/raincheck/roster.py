@@ -8,6 +8,7 @@ import anyio
 from starlette.types import Scope
 
 from raincheck.admission import Admission, Ticket
+from raincheck.detached import Detached
 from raincheck.handoff import Handoff
 from raincheck.job import Job
 from raincheck.policy import Limits, Policy
@@ -38,13 +39,13 @@ class Roster:
 
     Attributes:
         admission: gives them their places.
-        running: the handoffs of those that run, by id.
+        running: those that run, by id.
         waiting: those that wait, by id.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.admission = Admission(limits)
-        self.running: dict[str, Handoff] = {}
+        self.running: dict[str, Detached] = {}
         self.waiting: dict[str, Waiting] = {}
         self._idle: anyio.Event | None = None
 
@@ -64,13 +65,13 @@ class Roster:
             waiting.held.stop(Reason.CANCELLED)
         self._tell_idle()
 
-    def ended(self, handoff: Handoff) -> None:
+    def ended(self, detached: Detached) -> None:
         """A handler has ended, or will not begin: its place is free."""
-        assert handoff.job is not None
-        assert handoff.ticket is not None
-        self.running.pop(handoff.job.id, None)
-        self.waiting.pop(handoff.job.id, None)
-        self.admission.leave(handoff.ticket)
+        assert detached.job is not None
+        assert detached.ticket is not None
+        self.running.pop(detached.job.id, None)
+        self.waiting.pop(detached.job.id, None)
+        self.admission.leave(detached.ticket)
         self._tell_idle()
 
     def attempts(self, *, waiting: bool) -> dict[str, int]:
@@ -80,9 +81,9 @@ class Roster:
             waiting: whether those that wait are among them.
         """
         found = {id: each.job.attempt for id, each in self.waiting.items()} if waiting else {}
-        for id, handoff in self.running.items():
-            if handoff.job is not None and not handoff.decided:
-                found[id] = handoff.job.attempt
+        for id, detached in self.running.items():
+            if detached.job is not None and not detached.decided:
+                found[id] = detached.job.attempt
         return found
 
     async def until_idle(self) -> None:

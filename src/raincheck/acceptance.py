@@ -1,0 +1,210 @@
+"""Acceptance: a request becomes a job, or one with an earlier job, or is refused."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from raincheck.admission import Ticket
+from raincheck.conductor import Conductor
+from raincheck.errors import (
+    NoRoom,
+    OwnerUnknown,
+    Refusal,
+    RunnerUnavailable,
+    ShuttingDown,
+    StoreFull,
+    StoreUnavailable,
+)
+from raincheck.handoff import Handoff
+from raincheck.ids import Ids
+from raincheck.job import Job, State
+from raincheck.marking import Mark
+from raincheck.owners import OwnerError, Owners
+from raincheck.policy import Policy, seconds
+from raincheck.roster import Waiting
+
+logger = logging.getLogger("raincheck")
+
+# What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
+# the lifespan have put there, and a replay in this process is given it again.
+_CAPTURED = frozenset(
+    {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string"}
+    | {"root_path", "headers", "client", "server"}
+)
+
+
+class Acceptance:
+    """Makes jobs of requests.
+
+    Args:
+        conductor: gives them their places.
+
+    Attributes:
+        ids: mints their ids.
+        owners: says whose they are.
+        mounted: whether the status routes are mounted by hand, inside the app.
+    """
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+        self.ids = Ids("")
+        self.owners = Owners(None)
+        self.mounted = False
+
+    def route_of(self, mark: Mark) -> tuple[str, Policy]:
+        """See `Policies.of_mark`."""
+        return self.conductor.policies.of_mark(mark)
+
+    async def accept(self, handoff: Handoff, tries: int = 3) -> None:
+        """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
+
+        Raises:
+            Refusal: nothing was stored (law 8).
+        """
+        conductor = self.conductor
+        assert handoff.route is not None
+        if conductor.closing:
+            raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
+        policy = handoff.policy
+        owner = None
+        if not self.owners.nobody(handoff.scope):
+            assert handoff.outer_scope is not None
+            try:
+                owner = await self.owners.at_acceptance(
+                    handoff.scope, handoff.outer_scope, mounted=self.mounted
+                )
+            except OwnerError as error:
+                raise OwnerUnknown("Nothing was accepted.") from error
+        keys, mark = conductor.twins.keys(handoff, policy, owner)
+        if keys:
+            try:
+                own = await conductor.twins.join(handoff, keys, mark)
+            except Refusal:
+                raise
+            except Exception as error:
+                raise _without_store(error) from error
+            if own is None:
+                return
+            keys = own
+        admission = conductor.roster.admission
+        ticket = admission.admit(handoff.route, policy, owner) if conductor.in_place else None
+        try:
+            job = await self._create(handoff, ticket, owner, keys, mark)
+        except BaseException:
+            if ticket is not None:
+                admission.leave(ticket)
+            raise
+        if job is None:  # its twin was faster
+            if ticket is not None:
+                admission.leave(ticket)
+            if not tries:
+                raise StoreUnavailable("It is of two minds.", retry_after=1)
+            await self.accept(handoff, tries - 1)
+            return
+        if ticket is None:
+            await self._submit(job)
+        handoff.accepted = handoff.job = job
+        handoff.ticket = ticket
+        if ticket is None:
+            pass
+        elif job.state is State.RUNNING:
+            conductor.roster.running[job.id] = handoff
+        else:
+            assert handoff.outer_scope is not None
+            outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
+            held = handoff if handoff.holds else None
+            conductor.wait(Waiting(job, ticket, policy, {} if held else outer, held))
+        if conductor.leases is not None:
+            conductor.leases.keep(conductor.tasks)
+        conductor.keep_sweeping()
+
+    async def _create(
+        self,
+        handoff: Handoff,
+        ticket: Ticket | None,
+        owner: str | None,
+        keys: tuple[str, ...],
+        mark: str | None,
+    ) -> Job | None:
+        """A new job in the store; None if there is an earlier one under one of the keys.
+
+        Raises:
+            Refusal: it is not there, or is taken away again as soon as that can be done.
+        """
+        conductor = self.conductor
+        assert handoff.route is not None
+        policy = handoff.policy
+        runs = ticket is not None and ticket.running
+        attempts = 1 if conductor.lease is None else policy.runs
+        replayable = attempts > 1 if runs else not handoff.holds
+        job = Job.accepted(
+            self.ids.mint(),
+            handoff.route,
+            conductor.clock(),
+            runs=runs,
+            attempts=attempts,
+            replayable=replayable,
+            holder=None if ticket is None else conductor.name,
+            queue=policy.queue,
+            owner=owner,
+            keys=keys,
+            fingerprint=mark,
+        )
+        request = handoff.kept_request() if replayable else None
+        within = conductor.bounds(policy, job.state)
+        try:
+            there = await conductor.store.create(job, request, lease=conductor.lease, bounds=within)
+        except NoRoom as error:
+            if ticket is None or not runs:
+                raise conductor.roster.admission.full(
+                    job.route, policy, owner=error.owner
+                ) from error
+            conductor.block(ticket, error)
+            return await self._create(handoff, ticket, owner, keys, mark)  # it waits, then
+        except BaseException as error:
+            if not isinstance(error, StoreFull):  # it may be there all the same
+                conductor.tasks.spawn(partial(conductor.undo, job))
+            if isinstance(error, Exception):
+                raise _without_store(error) from error
+            raise
+        return job if there is job or there.id == job.id else None
+
+    async def _submit(self, job: Job) -> None:
+        """Hand a new job to an engine that runs it elsewhere.
+
+        Raises:
+            RunnerUnavailable: it was not taken, and is withdrawn.
+        """
+        conductor = self.conductor
+        try:
+            await conductor.bring(job)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                conductor.tasks.spawn(partial(conductor.undo, job))
+                raise
+            if await self._withdrawn(job):
+                logger.error("the runner took no job", exc_info=error)
+                raise RunnerUnavailable("It does not answer.", retry_after=5) from error
+
+    async def _withdrawn(self, job: Job) -> bool:
+        """Take back a new job; False if somebody has begun it, and only the answer was lost."""
+        conductor = self.conductor
+        try:
+            withdrawn = await conductor.ledger.take_back(job)
+        except Exception:  # it may come to that later
+            conductor.tasks.spawn(partial(conductor.undo, job))
+            return True
+        conductor.keep_sweeping()
+        return withdrawn
+
+    def _until_restart(self) -> int:
+        return max(1, round(seconds(self.conductor.limits.drain_timeout)))
+
+
+def _without_store(error: Exception) -> StoreUnavailable:
+    """The refusal of what the store could not take, whatever the reason; clients learn no more."""
+    if isinstance(error, StoreFull):
+        return StoreUnavailable("It is full.", retry_after=5)
+    logger.error("the store could not take a job", exc_info=error)
+    return StoreUnavailable("It does not answer.", retry_after=5)

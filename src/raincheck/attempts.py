@@ -1,0 +1,190 @@
+"""Attempts: runs what waited here, what an engine brings, and what another process has left."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from starlette.types import ASGIApp, Scope
+
+from raincheck.acceptance import Acceptance
+from raincheck.errors import INTERRUPTED, IllegalTransition, NoRoom, QueueFull, Refusal
+from raincheck.handoff import Handoff
+from raincheck.job import Job, State
+from raincheck.roster import Waiting
+
+logger = logging.getLogger("raincheck")
+
+# Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
+_LONGEST_BACKOFF = 60.0
+
+# Leases after which a job that an engine was told of, and has not begun, is brought again, at most.
+_MOST_LEASES = 16
+
+
+class Attempts:
+    """Replays captured requests, each under an accepted handoff.
+
+    Args:
+        acceptance: what a replay's handlers meet at their entry.
+
+    Attributes:
+        app: the app that the requests are fed to.
+        outer: what the lifespan's scope had that requests are to have as well.
+    """
+
+    def __init__(self, acceptance: Acceptance) -> None:
+        self._acceptance = acceptance
+        self._conductor = acceptance.conductor
+        self.app: ASGIApp | None = None
+        self.outer: Scope = {}
+
+    async def attempt(self, id: str) -> None:
+        """Run a job to its end: one that waits here, or one that an engine has brought."""
+        conductor = self._conductor
+        waiting = conductor.roster.waiting.get(id) or await self._claim(id)
+        while waiting is not None:  # else it was cancelled, deleted or is somebody else's by now
+            try:
+                await self._replay(waiting)
+            except NoRoom:
+                if not conductor.in_place:
+                    waiting = await self._turn_of(waiting)
+                    continue
+            return
+
+    async def _replay(self, waiting: Waiting) -> None:
+        """Run a job that waits here to its end.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        conductor = self._conductor
+        id = waiting.job.id
+        request = await conductor.ledger.patiently(partial(conductor.store.request, id))
+        if not conductor.roster.waits(waiting):
+            return  # cancelled or deleted while the store was asked; its place was given back
+        if request is None:  # another process has cancelled it or taken it over
+            await conductor.withdraw(waiting, State.FAILED, INTERRUPTED)
+            return
+        assert self.app is not None
+        handoff = Handoff(
+            self._acceptance,
+            self.app,
+            {**request.scope(), **waiting.outer},
+            route=waiting.job.route,
+            policy=waiting.policy,
+        )
+        handoff.job, handoff.ticket = waiting.job, waiting.ticket
+        if await conductor.begin(handoff):
+            handoff.replay(request)
+            await handoff.run()
+        else:
+            conductor.ended(handoff)
+
+    async def _claim(self, id: str) -> Waiting | None:
+        """Take a place for a job that an engine has brought, and wait for its turn.
+
+        Returns:
+            None if there is nothing to do: it runs, has ended, or waits here already.
+        """
+        conductor = self._conductor
+        if conductor.in_place or id in conductor.roster.running:
+            return None
+        job = await conductor.ledger.patiently(partial(conductor.store.get, id))
+        if job is None or job.gone or job.state is not State.QUEUED or id in conductor.roster:
+            return None
+        if conductor.closing:
+            await conductor.submit_again(job)
+            return None
+        try:
+            waiting = self._place(job)
+        except Refusal:
+            return None  # it will be brought again
+        conductor.roster.waiting[id] = waiting
+        return await self._turn_of(waiting)
+
+    async def _turn_of(self, waiting: Waiting) -> Waiting | None:
+        """Wait for the turn of a job that an engine has brought; None if it waits no more."""
+        turn = self._conductor.tasks.gate()
+        waiting.ticket.turn = turn.open
+        if not waiting.ticket.running:
+            await turn.wait()
+        return waiting if self._conductor.roster.waits(waiting) else None
+
+    def _place(self, job: Job) -> Waiting:
+        """A place for a job that was accepted elsewhere, or before a restart.
+
+        Raises:
+            Refusal: there is no room to wait.
+        """
+        conductor = self._conductor
+        policy = conductor.policies.of(job)
+        ticket = conductor.roster.admission.admit(job.route, policy, job.owner, accepted=True)
+        outer = dict(self.outer)
+        if "state" in outer:
+            outer["state"] = dict(outer["state"])  # as servers do for every request
+        return Waiting(job, ticket, policy, outer, None)
+
+    async def lost(self, id: str) -> None:
+        """A job seems not to be this process's any more: see whether that is so."""
+        conductor = self._conductor
+        roster = conductor.roster
+        handoff, waiting = roster.running.get(id), roster.waiting.get(id)
+        job = await conductor.store.get(id)
+        if job is not None and job.holder == conductor.name and not (job.finished or job.gone):
+            return  # it has begun in the meantime
+        if handoff is not None and roster.running.get(id) is handoff:
+            handoff.lose()
+        elif waiting is not None and roster.waits(waiting):
+            conductor.drop(waiting)
+
+    async def take_over(self, job: Job) -> None:
+        """Bring a job whose process has died or hangs to its end."""
+        conductor = self._conductor
+        if conductor.closing or job.id in conductor.roster:
+            return  # if it is this process that hung, it renews its lease now
+        try:
+            if job.state is State.CANCELLING:
+                await conductor.ledger.finish(job, State.CANCELLED, ttl=conductor.policies.ttl(job))
+            elif not job.replayable:
+                ttl = conductor.policies.ttl(job)
+                await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+            elif job.state is State.RUNNING:
+                backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
+                job = await conductor.ledger.requeue(job, min(backoff, _LONGEST_BACKOFF))
+                if not backoff:
+                    await self._run_again(job)
+            else:
+                await self._run_again(job)
+        except (IllegalTransition, QueueFull):
+            pass  # it has moved on, or somebody else was faster, or has room
+        except Exception:
+            logger.exception("job %s was abandoned, and could not be taken over", job.id)
+
+    async def _run_again(self, job: Job) -> None:
+        """Let a job that waits for nobody wait here, or tell the engine of it once more.
+
+        Raises:
+            QueueFull: there is no room to wait here.
+            IllegalTransition: somebody else was faster.
+        """
+        conductor = self._conductor
+        if not conductor.in_place:
+            job = await conductor.ledger.hold(job)
+            await conductor.bring(job)
+            # Most likely the queue is just long, and must not grow each time by all that waits.
+            # Of the changes of hands each run has three: it begins, is taken back and is brought.
+            assert conductor.lease is not None
+            calls = max(0, job.attempt - 3 * job.runs - 1)
+            lease = conductor.lease * min(2**calls, _MOST_LEASES)
+            await conductor.store.renew({job.id: job.attempt}, lease)
+            return
+        waiting = self._place(job)
+        try:
+            waiting.job = await conductor.ledger.hold(job)
+        except BaseException:
+            conductor.roster.admission.leave(waiting.ticket)
+            raise
+        conductor.wait(waiting)
+        assert conductor.leases is not None
+        conductor.leases.keep(conductor.tasks)

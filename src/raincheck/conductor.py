@@ -1,0 +1,343 @@
+"""The conductor: who runs and who waits in this process, and how each job ends."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import anyio
+
+from raincheck.admission import Ticket
+from raincheck.detached import Detached
+from raincheck.errors import (
+    INTERRUPTED,
+    ConfigurationError,
+    IllegalTransition,
+    LeaseLost,
+    NoRoom,
+    Problem,
+)
+from raincheck.job import Bounds, Job, State
+from raincheck.leases import Leases
+from raincheck.ledger import Ledger
+from raincheck.messages import CapturedResponse
+from raincheck.policies import Policies, bounds
+from raincheck.policy import Limits, Policy, seconds
+from raincheck.roster import Roster, Waiting
+from raincheck.runners.base import Runner
+from raincheck.stopping import Reason
+from raincheck.stores.base import Store
+from raincheck.stores.bounded import BoundedStore
+from raincheck.tasks import Gate, Tasks
+from raincheck.twins import Twins
+
+logger = logging.getLogger("raincheck")
+
+# Seconds between sweeps, while there is anything that can expire.
+SWEEP_INTERVAL = 10.0
+
+# Seconds between tries to begin a job of a route of which so many run elsewhere as may.
+_UNBLOCK_INTERVAL = 0.5
+
+
+class Conductor:
+    """Conducts the jobs of one middleware in this process: their places, and how they end.
+
+    Args:
+        store: where jobs are kept.
+        runner: where they run.
+        limits: what all routes together keep to.
+        clock: seconds since the epoch.
+
+    Attributes:
+        store: the store; calls to one that processes share are bounded in time.
+        runner, limits, clock: as given.
+        in_place: whether accepted handlers go on where they are.
+        name: of this process, as the holder of its jobs.
+        lease: seconds that a job is its own without renewal; None where no other could take it.
+        ledger: how jobs change.
+        policies: of the routes.
+        twins: finds the job that a request is one with.
+        tasks, limiter: the tasks, and the threads for handlers, since `reset()`.
+        roster, leases: the jobs that are here, and the hold on them; anew with each `reset()`.
+        closing: whether it accepts nothing new.
+
+    Raises:
+        ConfigurationError: the runner's workers could not see the jobs of this store.
+    """
+
+    def __init__(
+        self, store: Store, runner: Runner, limits: Limits, clock: Callable[[], float]
+    ) -> None:
+        if not store.shared and not runner.in_place:
+            raise ConfigurationError(
+                "runner=...: it runs jobs in other processes, which cannot see those of "
+                f"{type(store).__name__}; give store=... one that they share"
+            )
+        timeout = seconds(limits.store_timeout)
+        self.store: Store = BoundedStore(store, timeout) if store.shared else store
+        self.runner = runner
+        self.in_place = runner.in_place
+        self.limits = limits
+        self.clock = clock
+        self.cancel_grace = seconds(limits.cancel_grace)
+        self.name = secrets.token_urlsafe(9)
+        # Where no other process sees them nobody could take jobs over, and leases are spared.
+        self.lease = seconds(limits.lease) if store.shared else None
+        self.ledger = Ledger(
+            self.store,
+            clock,
+            seconds(limits.tombstone_ttl),
+            holder=self.name,
+            lease=self.lease,
+        )
+        self.policies = Policies(runner)
+        self.twins = Twins(self.store, self.ledger, clock)
+        self.tasks: Tasks
+        self.limiter: anyio.CapacityLimiter
+        self.leases: Leases | None = None
+        self.closing = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with no jobs here: nothing was, or the event loop that they ran on has ended."""
+        self.closing = False
+        self.roster = Roster(self.limits)
+        self._settling: dict[Detached, Gate] = {}
+        self._sweeping = False
+        self._unblocking = False
+
+    # --- places --------------------------------------------------------------------------------
+
+    def bounds(self, policy: Policy, state: State) -> Bounds | None:
+        """What the store is to count; a process that is alone with it counts for itself."""
+        return None if self.lease is None else bounds(policy, state)
+
+    def block(self, ticket: Ticket, full: NoRoom) -> None:
+        """So many run in other processes that one which has its turn here has to wait on."""
+        self.roster.admission.block(ticket, owner=full.owner)
+        if not self._unblocking:
+            self._unblocking = True
+            self.tasks.spawn(self._unblock)
+
+    async def _unblock(self) -> None:
+        """Let those who are blocked try again from time to time: nobody tells when they may."""
+        while self.roster.admission.blocked:
+            await anyio.sleep(_UNBLOCK_INTERVAL)
+            self.roster.admission.unblock()
+        self._unblocking = False
+
+    async def bring(self, job: Job) -> None:
+        """Tell the engine of a job, in time. Raises whatever it raises."""
+        with anyio.fail_after(seconds(self.limits.store_timeout)):
+            await self.runner.submit(job.id, job.queue)
+
+    async def submit_again(self, job: Job) -> None:
+        try:
+            await self.bring(job)
+        except Exception:
+            logger.exception("job %s waits until somebody finds it abandoned", job.id)
+
+    def wait(self, waiting: Waiting) -> None:
+        """Let a job wait here for its turn, which may have come already."""
+        id, ticket, held = waiting.job.id, waiting.ticket, waiting.held
+        self.roster.waiting[id] = waiting
+        ticket.turn = held.turn if held else partial(self._turn, id)
+        if ticket.running:
+            ticket.turn()
+
+    def _turn(self, id: str) -> None:
+        self.tasks.spawn(partial(self.runner.submit, id))
+
+    def drop(self, waiting: Waiting) -> None:
+        """A job does not wait here any more."""
+        self.roster.drop(waiting)
+        if not self.in_place and waiting.ticket.turn is not None:
+            waiting.ticket.turn()  # the engine's task need not wait for it any more
+
+    async def withdraw(self, waiting: Waiting, state: State, error: Problem | None) -> Job:
+        """End a job that has not begun."""
+        if waiting.held is not None:
+            interrupted = state is State.FAILED
+            waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
+        self.drop(waiting)
+        ttl = seconds(waiting.policy.ttl)
+        try:
+            return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error)
+        except LeaseLost:
+            return waiting.job
+
+    async def interrupt_waiting(self, waiting: Waiting) -> None:
+        """The server stops: leave a job that has not begun to others, or end it."""
+        if self.leases is None or waiting.held is not None:
+            await self.withdraw(waiting, State.FAILED, INTERRUPTED)
+            return
+        self.drop(waiting)
+        if self.in_place:
+            with suppress(IllegalTransition):
+                await self.ledger.let_go(waiting.job)
+        else:
+            await self.submit_again(waiting.job)
+
+    # --- for those who run ---------------------------------------------------------------------
+
+    async def begin(self, detached: Detached) -> bool:
+        """Record that a job which waited runs now; False if it was cancelled meanwhile.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        job, ticket = detached.job, detached.ticket
+        assert job is not None
+        assert ticket is not None
+        roster = self.roster
+        waiting = roster.waiting.pop(job.id, None)
+        roster.running[job.id] = detached
+        within = self.bounds(detached.policy, State.RUNNING)
+        try:
+            detached.job = await self.ledger.start(job, within)
+        except NoRoom as error:
+            if waiting is None:  # it was cancelled as its turn came
+                return False
+            del roster.running[job.id]
+            roster.waiting[job.id] = waiting
+            self.block(ticket, error)
+            raise
+        except IllegalTransition:
+            return False
+        if self.leases is not None:
+            self.leases.keep(self.tasks)
+        return detached.job.state is State.RUNNING
+
+    async def finish(
+        self,
+        detached: Detached,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
+        tail: bytes,
+    ) -> None:
+        """Record an outcome."""
+        job = detached.job
+        assert job is not None
+        if response is not None and detached.ticket is not None and job.started_at is not None:
+            self.roster.admission.learn(detached.ticket, self.clock() - job.started_at)
+            if detached.policy.coalesce is True:
+                self.twins.learn(job.route, response.headers)
+        write = self.ledger.finish(
+            job,
+            state,
+            ttl=seconds(detached.policy.ttl),
+            tail=tail,
+            response=response,
+            error=error,
+            progress=detached.progress,
+        )
+        if self.leases is None:  # a store in memory answers at once
+            detached.job = await write
+        else:
+            await self._settle(detached, write)
+
+    async def interrupted(self, detached: Detached) -> None:
+        """Record that the server stopped: the job runs again elsewhere if it may, or has failed."""
+        job = detached.job
+        assert job is not None
+
+        async def write() -> Job:
+            if job.replayable:
+                with suppress(IllegalTransition):
+                    return await self._give_back(job)
+            ttl = seconds(detached.policy.ttl)
+            return await self.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+
+        await self._settle(detached, write())
+
+    async def _give_back(self, job: Job) -> Job:
+        """Let somebody else run a job again at once."""
+        job = await self.ledger.requeue(job, 0.0)
+        if not self.in_place:
+            await self.submit_again(job)
+        return job
+
+    async def _settle(self, detached: Detached, write: Awaitable[Job]) -> None:
+        """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
+        gate = self._settling[detached] = self.tasks.gate()
+
+        async def settle() -> None:
+            try:
+                detached.job = await write
+            except LeaseLost:
+                logger.warning("job %s was taken over; its outcome here is dropped", _id(detached))
+            finally:
+                del self._settling[detached]
+                gate.open()
+
+        self.tasks.spawn(settle)
+        await gate.wait()
+
+    async def settled(self, detached: Detached) -> None:
+        """Return when nothing of the outcome is on its way into the store any more."""
+        if self._settling and (gate := self._settling.get(detached)) is not None:
+            await gate.wait()
+
+    async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
+        """Keep a piece of the response body.
+
+        Raises:
+            LeaseLost: nobody wants it any more.
+        """
+        assert detached.job is not None
+        await self.ledger.append(detached.job, offset, piece)
+
+    async def progressed(self, detached: Detached) -> None:
+        """Record the newest report. A store that fails here is told again with the next one."""
+        progress = detached.progress
+        assert detached.job is not None
+        assert progress is not None
+        try:
+            detached.job = await self.ledger.progress(detached.job, progress)
+        except LeaseLost:
+            detached.lose()
+        except Exception:
+            logger.exception("the progress of job %s could not be stored", detached.job.id)
+
+    def ended(self, detached: Detached) -> None:
+        """Give the capacity back."""
+        self.roster.ended(detached)
+
+    def stop(self, id: str) -> None:
+        if handoff := self.roster.running.get(id):
+            handoff.stop(Reason.CANCELLED)
+
+    # --- what goes ------------------------------------------------------------------------------
+
+    async def undo(self, job: Job) -> None:
+        """Take back a job that the store may have taken before it failed; as well as it can."""
+        try:
+            await self.ledger.bury(job, remember=False)
+        except Exception:
+            logger.exception("job %s was refused, and may be left in the store", job.id)
+        self.keep_sweeping()
+
+    def keep_sweeping(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self.tasks.spawn(self._sweep)
+
+    async def _sweep(self) -> None:
+        """Sweep while anything can expire; the next acceptance starts it anew."""
+        left = True
+        while left:
+            await anyio.sleep(SWEEP_INTERVAL)
+            try:
+                left = await self.store.sweep(self.clock())
+            except Exception:
+                logger.exception("the store could not be swept; trying again")
+        self._sweeping = False
+
+
+def _id(detached: Detached) -> str:
+    return "" if detached.job is None else detached.job.id

@@ -1,0 +1,324 @@
+"""The detached half of a request: what its app sends is recorded, how it ends is decided once."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Protocol
+
+import anyio
+from starlette.types import Message
+
+from raincheck.admission import Ticket
+from raincheck.errors import (
+    LeaseLost,
+    Problem,
+    Release,
+    crashed,
+    is_release,
+    response_too_large,
+    timed_out,
+)
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedResponse
+from raincheck.policy import Policy, seconds
+from raincheck.recording import ProtocolError, Recorder, TooLarge
+from raincheck.stopping import Reason, Stopping
+from raincheck.stores.base import Store
+from raincheck.tasks import Tasks
+
+logger = logging.getLogger("raincheck")
+
+# Seconds between writes of one job's progress.
+_PROGRESS_INTERVAL = 0.1
+
+
+class Stage(Enum):
+    """Where what the app sends goes."""
+
+    OPEN = "to the client; the handler has not been entered"
+    PLAIN = "to the client; this request is synchronous"
+    RECORDING = "to the store"
+    CLOSED = "nowhere: the outcome is decided, or the request was released"
+
+
+# Asked for with every message: a class is slow to look its members up.
+OPEN, PLAIN, RECORDING, CLOSED = Stage
+
+
+class Conductor(Protocol):
+    """What an app in a task of its own needs of the one who owns the jobs.
+
+    Attributes:
+        store: where the jobs are.
+        tasks: the tasks that the app's is one of.
+        limiter: the threads for synchronous handlers.
+        cancel_grace: seconds that cleanup code has before it is cancelled again.
+    """
+
+    store: Store
+    tasks: Tasks
+    limiter: anyio.CapacityLimiter
+    cancel_grace: float
+
+    async def begin(self, detached: Detached) -> bool:
+        """Record that a job which waited runs now; False if it was cancelled meanwhile.
+
+        Raises NoRoom if it waits on, since so many run elsewhere.
+        """
+
+    async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
+        """Keep a piece of the response body. Raises LeaseLost."""
+
+    async def finish(
+        self,
+        detached: Detached,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
+        tail: bytes,
+    ) -> None:
+        """Record the outcome. Never raises an Exception."""
+
+    async def interrupted(self, detached: Detached) -> None:
+        """Record that the server stopped, or that the job is to run again."""
+
+    async def settled(self, detached: Detached) -> None:
+        """Return when nothing of the outcome is on its way into the store any more."""
+
+    async def progressed(self, detached: Detached) -> None:
+        """Record the newest report."""
+
+    def ended(self, detached: Detached) -> None:
+        """Nothing of the job runs any more."""
+
+
+class Detached:
+    """An app whose client does not wait for it any more, once its request is accepted.
+
+    What it sends is recorded. It ends by its response, by itself without one, by its timeout or by
+    being stopped: whatever comes first is the outcome.
+
+    Args:
+        conductor: who owns the jobs.
+        route: the route's name, if it is known.
+        policy: the policy that it runs under.
+
+    Attributes:
+        route: the route's name, once it is known.
+        policy: the policy it runs under; before the entry, the one it will probably meet.
+        job: the newest version known here.
+        ticket: its place.
+        progress: the handler's newest report.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_decided",
+        "_flushing",
+        "_recorder",
+        "_stage",
+        "_stopping",
+        "conductor",
+        "job",
+        "policy",
+        "progress",
+        "route",
+        "ticket",
+    )
+
+    def __init__(self, conductor: Conductor, route: str | None, policy: Policy) -> None:
+        self.conductor = conductor
+        self.route = route
+        self.policy = policy
+        self.job: Job | None = None
+        self.ticket: Ticket | None = None
+        self.progress: Progress | None = None
+        self._stage = OPEN
+        self._stopping = Stopping(conductor.tasks, conductor.cancel_grace)
+        self._recorder: Recorder | None = None
+        self._complete = False  # the response is recorded to its end
+        self._decided = False  # the outcome is on its way into the store
+        self._flushing = False
+
+    @property
+    def decided(self) -> bool:
+        """Whether the outcome is on its way into the store, or nobody's business here."""
+        return self._decided
+
+    def inside(self) -> AbstractContextManager[object]:
+        """See `marking.Entrance.inside`."""
+        return self._stopping.inside()
+
+    @property
+    def limiter(self) -> anyio.CapacityLimiter:
+        """The threads for synchronous handlers."""
+        return self.conductor.limiter
+
+    def _start_recording(self, method: str) -> None:
+        """From now on what the app sends goes to the store, and its time is running."""
+        self._stage = RECORDING
+        self._recorder = Recorder(self._keep, method, self.policy.max_response_size)
+        self._watch_time()
+
+    def _come_under(self, policy: Policy) -> None:
+        """Another policy than it began to run under."""
+        assert self._recorder is not None
+        untimed, self.policy = self.policy.timeout is None, policy
+        self._recorder.max_size = policy.max_response_size
+        if untimed:
+            self._watch_time()
+
+    # --- the outcome ---------------------------------------------------------------------------
+
+    async def _record(self, message: Message) -> None:
+        """Take what the app sends, while it is recorded and after that."""
+        if self._stage is CLOSED:
+            if self._complete:
+                raise self._broken("the handler sent something after its response was complete")
+            return
+        assert self._recorder is not None
+        try:
+            response = await self._recorder.take(message)
+        except TooLarge:
+            problem = response_too_large(self.policy.max_response_size)
+            await self._decide(State.FAILED, error=problem)
+            raise Release from None  # unwinds the handler, which has nothing left to say
+        except LeaseLost:
+            self.lose()
+            raise Release from None
+        except ProtocolError as error:
+            problem = crashed(f"The response broke the protocol: {error}.")
+            await self._decide(State.FAILED, error=problem)
+            raise self._broken(str(error)) from error
+        if response is None:
+            return
+        self._complete = True
+        self._stopping.spare()
+        if response.status < 400:
+            await self._decide(State.SUCCEEDED, response=response)
+        elif self._stopping.reason is None:
+            await self._decide(State.FAILED, response=response)
+        else:  # what an error handler made of the stop is no outcome of its own
+            await self._decide_stopped(self._stopping.reason)
+        # As servers do. Litestar's streams end when they hear of it, and not before.
+        self._stopping.disconnect()
+
+    async def _keep(self, offset: int, piece: bytes) -> None:
+        await self.conductor.keep(self, offset, piece)
+
+    async def _decide(
+        self,
+        state: State,
+        *,
+        response: CapturedResponse | None = None,
+        error: Problem | None = None,
+    ) -> None:
+        """Record the outcome; what the app sends from here on goes nowhere."""
+        if not self._decided:
+            self._close()
+            tail = b"" if response is None or self._recorder is None else self._recorder.tail
+            await self.conductor.finish(self, state, response, error, tail)
+
+    def _close(self) -> None:
+        self._decided = True
+        self._stage = CLOSED
+
+    async def _finish(self, error: BaseException | None) -> None:
+        """The app of an accepted request has ended: by this error, or by returning."""
+        assert self.job is not None
+        if error is not None:
+            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
+        if not self._decided:
+            await self._decide_unanswered(raised=error is not None)
+        await self.conductor.settled(self)
+        self._recorder = None  # which refers back to this: no garbage for the collector to find
+        self.conductor.ended(self)
+
+    async def _decide_unanswered(self, *, raised: bool) -> None:
+        """The app has ended, and its response is not complete."""
+        if self._stopping.reason is not None:
+            await self._decide_stopped(self._stopping.reason)
+        elif raised:
+            await self._decide(State.FAILED, error=crashed())
+        else:
+            started = self._recorder is not None and self._recorder.started
+            reason = "returned before its response was complete" if started else "sent no response"
+            self._broken(f"the handler {reason}")
+            await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))
+
+    async def _decide_stopped(self, reason: Reason) -> None:
+        if reason is Reason.INTERRUPTED:
+            await self.interrupt()
+        elif reason is Reason.LOST:
+            self._close()
+        else:
+            await self._decide(State.CANCELLED)
+
+    def _is_our_doing(self, error: BaseException) -> bool:
+        """Whether what has come out of the app is how it was stopped or released."""
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            if self.conductor.tasks.cancelled():
+                self._stopping.stop(Reason.INTERRUPTED)
+            return self._stopping.reason is not None
+        return is_release(error)
+
+    def _broken(self, reason: str) -> RuntimeError:
+        assert self.job is not None
+        logger.error("job %s on %s: %s", self.job.id, self.route, reason)
+        return RuntimeError(reason)
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def stop(self, reason: Reason) -> None:
+        """Ask the app to stop. If it succeeds all the same, it finished first."""
+        self._stopping.stop(reason)
+
+    async def interrupt(self) -> None:
+        """Record that the server did not wait for the handler's end."""
+        if not self._decided:
+            self._close()
+            await self.conductor.interrupted(self)
+
+    def lose(self) -> None:
+        """Another process runs the job now: stop, and record nothing."""
+        if not self._decided:
+            logger.warning(
+                "job %s was taken over by another process; it stops here", self.job and self.job.id
+            )
+            self._close()
+            self.stop(Reason.LOST)
+
+    def _watch_time(self) -> None:
+        if self.policy.timeout is not None:
+            self._stopping.after(seconds(self.policy.timeout), self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        self.conductor.tasks.spawn(self._time_out)
+
+    async def _time_out(self) -> None:
+        assert self.policy.timeout is not None
+        await self._decide(State.FAILED, error=timed_out(seconds(self.policy.timeout)))
+        self.stop(Reason.TIMEOUT)
+
+    # --- progress ------------------------------------------------------------------------------
+
+    def report(self, progress: Progress) -> None:
+        """Note how far the handler is. Never blocks; from any thread."""
+        self.progress = progress
+        if not self._flushing and self._stage is RECORDING:
+            self._flushing = True
+            self.conductor.tasks.call_soon(self._start_flushing)
+
+    def _start_flushing(self) -> None:
+        self.conductor.tasks.spawn(self._flush)
+
+    async def _flush(self) -> None:
+        """Write the newest report, at most once an interval, until there is nothing new."""
+        written = None
+        while self._stage is RECORDING and self.progress is not written:
+            written = self.progress
+            await self.conductor.progressed(self)
+            await anyio.sleep(_PROGRESS_INTERVAL)
+        self._flushing = False
