@@ -82,7 +82,13 @@ def find(
     scope = {"type": "http", "method": method, "path": path, "headers": []}
     if root_path:
         scope["root_path"] = root_path
-    return (app if isinstance(app, Routing) else routing(app, rules)).find(scope)
+    return candidate_of(app if isinstance(app, Routing) else routing(app, rules), scope)
+
+
+def candidate_of(table: Routing, scope: Scope) -> Candidate | None:
+    """As the middleware asks."""
+    path = table.near(scope)
+    return None if path is None else table.find(path, scope["method"])
 
 
 def ttl(candidate: Candidate | None) -> float | None:
@@ -201,7 +207,7 @@ def test_the_first_of_all_that_match_counts_whatever_is_looked_at(
             (n + 1 for n, each in enumerate(paths) if compile_path(each)[0].match(path)), None
         )
         expected = first if method == "GET" else None
-        candidate = found.find({"type": "http", "method": method, "path": path})
+        candidate = candidate_of(found, {"type": "http", "method": method, "path": path})
         rule = None if candidate is None else candidate.rule
         assert (None if rule is None else rule.policy.ttl) == expected
 
@@ -730,7 +736,7 @@ def test_of_two_rules_the_first_counts_whatever_their_kind() -> None:
         ({"/r/{id}": wide, "/r/new": narrow}, wide),
         ({"/r/new": narrow, "/r/{id}": wide}, narrow),
     ):
-        candidate = routing(raw, rules).find({"method": "GET", "path": "/r/new"})
+        candidate = candidate_of(routing(raw, rules), {"method": "GET", "path": "/r/new"})
         assert candidate is not None
         assert candidate.policy is expected
 
@@ -757,9 +763,9 @@ def test_routes_added_to_a_mounted_router_later_are_seen() -> None:
     inner = Router()
     table = routing(Starlette(routes=[Mount("/in", inner)]))
     scope = {"method": "GET", "path": "/in/late"}
-    assert table.find(scope) is None
+    assert candidate_of(table, scope) is None
     inner.routes.append(Route("/late", slow))
-    assert table.find(scope) is not None
+    assert candidate_of(table, scope) is not None
 
 
 def websocket_of_a_router() -> ASGIApp:
@@ -789,3 +795,34 @@ def test_start_up_reads_the_routes_once_for_all_requests() -> None:
     found.read(mounted=False)
     assert ttl(find(found, "GET /a")) == 1
     assert ttl(find(found, "HEAD /a")) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("/hello", False),
+        ("/video", False),
+        ("/videos", True),
+        ("/videos-of-last-year", True),  # `find` says no
+        ("/reports", False),
+        ("/reports/", True),
+        ("/reports/1", True),
+        ("/jobs", False),
+        ("/jobs/x", True),
+        ("", False),
+        ("*", False),
+    ],
+)
+def test_most_requests_are_told_apart_by_how_their_paths_begin(path: str, near: bool) -> None:
+    rules = {"POST /videos": POLICY, "/reports/{id:int}": POLICY, "/reports/{id}/x": POLICY}
+    table = routing(Starlette(), rules, path="/jobs")
+    table.read(mounted=False, check=False)
+    for root_path in ("", "/root"):
+        scope = {"type": "http", "path": root_path + path, "root_path": root_path}
+        assert (table.near(scope) == path) is near
+        assert near or table.near(scope) is None
+
+
+def test_every_path_is_near_to_an_app_that_cannot_be_read() -> None:
+    table = routing(raw)
+    assert [table.near({"path": path}) for path in ("/", "", "*", "/x")] == ["/", "", "*", "/x"]

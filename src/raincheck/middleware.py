@@ -21,7 +21,7 @@ from raincheck.lifespan import Lifespan
 from raincheck.owners import OwnerOf, Owners
 from raincheck.policy import Limits, Policy, seconds
 from raincheck.preferences import is_navigation
-from raincheck.routing import Candidate, Routing, route_path
+from raincheck.routing import Candidate, Routing
 from raincheck.runners.base import Runner
 from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
 from raincheck.stopping import Reason
@@ -107,10 +107,13 @@ class LongRunningMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3."""
         if scope["type"] == "http":
-            below = self._below in scope["path"] and route_path(scope).startswith(self._below)
-            if below and not self.jobs.mounted:
-                await self._serve_status(scope, send)
-            elif not below and (candidate := self._routing.find(scope)) is not None:
+            path = self._routing.near(scope)
+            if path is None or (self.jobs.mounted and path.startswith(self._below)):
+                await self.app(scope, receive, send)
+            elif path.startswith(self._below):
+                prefix = scope.get("root_path", "") + self._path
+                await self._status.serve(path[len(self._path) :], prefix, scope, send)
+            elif (candidate := self._routing.find(path, scope["method"])) is not None:
                 await self._conduct(candidate, scope, receive, send)
             else:
                 await self.app(scope, receive, send)
@@ -119,10 +122,6 @@ class LongRunningMiddleware:
             await Lifespan(opening, self.jobs.close, receive, send).run(self.app, scope)
         else:
             await self.app(scope, receive, send)
-
-    async def _serve_status(self, scope: Scope, send: Send) -> None:
-        tail = route_path(scope)[len(self._path) :]
-        await self._status.serve(tail, scope.get("root_path", "") + self._path, scope, send)
 
     # --- one request ---------------------------------------------------------------------------
 

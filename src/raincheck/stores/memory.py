@@ -301,6 +301,7 @@ million of them that is a pause of seconds.
 _STATE, _PROGRESS, _RESPONSE, _ERROR = map(
     Job._fields.index, ("state", "progress", "response", "error")
 )
+_STATES = {state.value: state for state in State}
 
 
 def _packed(job: Job) -> _Packed:
@@ -317,13 +318,13 @@ def _packed(job: Job) -> _Packed:
 
 def _unpacked(packed: _Packed) -> Job:
     fields = list(packed)
-    fields[_STATE] = State(fields[_STATE])
-    if fields[_PROGRESS] is not None:
-        fields[_PROGRESS] = Progress(*fields[_PROGRESS])
-    if fields[_RESPONSE] is not None:
-        fields[_RESPONSE] = CapturedResponse(*fields[_RESPONSE])
-    if fields[_ERROR] is not None:
-        fields[_ERROR] = Problem(*fields[_ERROR])
+    fields[_STATE] = _STATES[packed[_STATE]]
+    if (response := packed[_RESPONSE]) is not None:
+        fields[_RESPONSE] = CapturedResponse._make(response)
+    if (progress := packed[_PROGRESS]) is not None:
+        fields[_PROGRESS] = Progress(*progress)
+    if (error := packed[_ERROR]) is not None:
+        fields[_ERROR] = Problem(*error)
     return Job._make(fields)
 
 
