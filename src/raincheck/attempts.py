@@ -129,12 +129,12 @@ class Attempts:
         """A job seems not to be this process's any more: see whether that is so."""
         conductor = self._conductor
         roster = conductor.roster
-        handoff, waiting = roster.running.get(id), roster.waiting.get(id)
+        running, waiting = roster.running.get(id), roster.waiting.get(id)
         job = await conductor.store.get(id)
         if job is not None and job.holder == conductor.name and not (job.finished or job.gone):
             return  # it has begun in the meantime
-        if handoff is not None and roster.running.get(id) is handoff:
-            handoff.lose()
+        if running is not None and roster.running.get(id) is running:
+            running.lose()
         elif waiting is not None and roster.waits(waiting):
             conductor.drop(waiting)
 

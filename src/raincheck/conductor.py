@@ -136,6 +136,7 @@ class Conductor:
             await self.runner.submit(job.id, job.queue)
 
     async def submit_again(self, job: Job) -> None:
+        """Tell the engine of a job once more; if that fails, its lease will end."""
         try:
             await self.bring(job)
         except Exception:
@@ -227,7 +228,8 @@ class Conductor:
             self.roster.admission.learn(detached.ticket, self.clock() - job.started_at)
             if detached.policy.coalesce is True:
                 self.twins.learn(job.route, response.headers)
-        write = self.ledger.finish(
+        write = partial(
+            self.ledger.finish,
             job,
             state,
             ttl=seconds(detached.policy.ttl),
@@ -237,7 +239,7 @@ class Conductor:
             progress=detached.progress,
         )
         if self.leases is None:  # a store in memory answers at once
-            detached.job = await write
+            detached.job = await write()
         else:
             await self._settle(detached, write)
 
@@ -253,7 +255,7 @@ class Conductor:
             ttl = seconds(detached.policy.ttl)
             return await self.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
 
-        await self._settle(detached, write())
+        await self._settle(detached, write)
 
     async def _give_back(self, job: Job) -> Job:
         """Let somebody else run a job again at once."""
@@ -262,13 +264,13 @@ class Conductor:
             await self.submit_again(job)
         return job
 
-    async def _settle(self, detached: Detached, write: Awaitable[Job]) -> None:
+    async def _settle(self, detached: Detached, write: Callable[[], Awaitable[Job]]) -> None:
         """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
         gate = self._settling[detached] = self.tasks.gate()
 
         async def settle() -> None:
             try:
-                detached.job = await write
+                detached.job = await write()
             except LeaseLost:
                 logger.warning("job %s was taken over; its outcome here is dropped", _id(detached))
             finally:
@@ -309,8 +311,9 @@ class Conductor:
         self.roster.ended(detached)
 
     def stop(self, id: str) -> None:
-        if handoff := self.roster.running.get(id):
-            handoff.stop(Reason.CANCELLED)
+        """Ask a job to stop because it was cancelled, if it runs here."""
+        if running := self.roster.running.get(id):
+            running.stop(Reason.CANCELLED)
 
     # --- what goes ------------------------------------------------------------------------------
 
@@ -323,6 +326,7 @@ class Conductor:
         self.keep_sweeping()
 
     def keep_sweeping(self) -> None:
+        """Sweep from time to time, from now on until nothing is left."""
         if not self._sweeping:
             self._sweeping = True
             self.tasks.spawn(self._sweep)

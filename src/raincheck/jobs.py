@@ -266,12 +266,12 @@ class Jobs:
             if not await conductor.ledger.withdraw(job, conductor.policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
-        handoff = conductor.roster.running.get(id)
-        known = job if handoff is None or handoff.job is None else handoff.job
+        running = conductor.roster.running.get(id)
+        known = job if running is None or running.job is None else running.job
         with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
             changed = await conductor.ledger.cancelling(known)
-            if handoff is not None:
-                handoff.job = changed
+            if running is not None:
+                running.job = changed
         await conductor.runner.cancel(id)
         return await self.get(id)
 
@@ -285,8 +285,8 @@ class Jobs:
         if job is not None and not job.gone and job.clients > 1:
             with suppress(IllegalTransition):  # it is about to end by itself
                 job = await self._conductor.ledger.shared(job, -1)
-                if handoff := self._conductor.roster.running.get(id):
-                    handoff.job = job
+                if running := self._conductor.roster.running.get(id):
+                    running.job = job
                 return job
         return await self.cancel(id)
 
@@ -308,8 +308,8 @@ class Jobs:
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
         roster = self._conductor.roster
-        waiting, handoff = roster.waiting.get(job.id), roster.running.get(job.id)
-        ticket = waiting.ticket if waiting else handoff.ticket if handoff else None
+        waiting, running = roster.waiting.get(job.id), roster.running.get(job.id)
+        ticket = waiting.ticket if waiting else running.ticket if running else None
         policy = self._conductor.policies.of(job)
         return roster.admission.outlook(job, ticket, policy, self.clock())
 
