@@ -55,6 +55,7 @@ LAYERS = {
     "policies": 2,
     "recording": 2,
     "marking": 2,
+    "reading": 2,
     "routing": 2,
     "admission": 2,
     "progress": 2,

@@ -29,7 +29,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import ConfigurationError, LongRunningMiddleware, Policy, long_running
 from raincheck.marking import Mark
-from raincheck.routing import METHODS, Candidate, Routing, Rule, route_path
+from raincheck.reading import METHODS
+from raincheck.routing import Candidate, Routing, Rule, route_path
 
 POLICY = Policy(max_wait=7)
 

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.endpoints import HTTPEndpoint
-from starlette.routing import (
-    BaseRoute,
-    Host,
-    Match,
-    Mount,
-    Route,
-    Router,
-    WebSocketRoute,
-    compile_path,
-)
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Host, Match, compile_path
 from starlette.types import ASGIApp, Scope
 
 from raincheck.errors import ConfigurationError
-from raincheck.marking import Mark, mark_of
+from raincheck.marking import Mark
 from raincheck.policy import Policy
-
-Methods = frozenset[str] | None
-"""Methods of a route; None for all."""
-
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-"""The methods that a path rule without one means: not HEAD, OPTIONS and the like."""
-
-BOUNDARY = "__raincheck_boundary__"
-"""An attribute of apps whose routes are another middleware's."""
+from raincheck.reading import ANYTHING, METHODS, Found, Methods, router_of, walk
 
 _RULE = re.compile(r"(?:(?P<method>[A-Za-z]+) +)?(?P<path>/\S*)")
 _PARAMETER = re.compile(r"{[^{}:]*(:[^{}]*)?}")
-_ANYTHING = "/{rest_of_the_path:path}"
 
 # Texts that Starlette's convertors accept, to try a rule against the app's routes.
 _SAMPLES = ("1", "x", "1.5", "00000000-0000-4000-8000-000000000000")
@@ -187,7 +164,7 @@ class Routing:
         """
         self._by_mark = _Table()
         self._seen = []
-        found = list(_walk(self._app, "", self._seen))
+        found = list(walk(self._app, "", self._seen))
         for there in found:
             if there.marks is None:
                 candidate = Candidate(self._policy, certain=False)
@@ -200,7 +177,7 @@ class Routing:
         )
         if check:
             self._check_mount(found, mounted=mounted)
-            router = _router(self._app)
+            router = router_of(self._app)
             if router is not None:
                 for rule in self._rules:
                     self._check_matches(rule, router, found)
@@ -218,7 +195,7 @@ class Routing:
                     "put the narrower rule before the wider one, or remove it"
                 )
 
-    def _check_mount(self, found: list[_Found], *, mounted: bool) -> None:
+    def _check_mount(self, found: list[Found], *, mounted: bool) -> None:
         below = [there.path for there in found if there.path.startswith(self._path + "/")]
         readable = all(there.marks is not None for there in found)
         if mounted and readable and not below:
@@ -232,7 +209,7 @@ class Routing:
                 'routes and could not be reached; give the middleware another path, e.g. "/_jobs"'
             )
 
-    def _check_matches(self, rule: Rule, router: Any, found: list[_Found]) -> None:
+    def _check_matches(self, rule: Rule, router: Any, found: list[Found]) -> None:
         if any(isinstance(route, Host) for route in router.routes):
             return  # what matches depends on the host
         for there in found:
@@ -270,7 +247,7 @@ class _Table:
 
     def add(self, path: str, methods: Methods, candidate: Candidate) -> None:
         self._added += 1
-        if path == _ANYTHING and methods is None:
+        if path == ANYTHING and methods is None:
             self.beginnings.add("")
             self.rest = self.rest or (self._added, candidate)
             return
@@ -325,103 +302,6 @@ def _pattern(path: str) -> re.Pattern[str]:
     numbers = itertools.count()
     unnamed = _PARAMETER.sub(lambda match: f"{{p{next(numbers)}{match[1] or ''}}}", path)
     return compile_path(unnamed)[0]
-
-
-# --- reading apps ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A path of an app.
-
-    Attributes:
-        path: in Starlette's path syntax.
-        methods: those that reach it, or None for all.
-        marks: the marks on it with their methods; None if it cannot be looked into.
-    """
-
-    path: str
-    methods: Methods
-    marks: Sequence[tuple[Methods, Mark]] | None
-
-
-def _walk(
-    app: ASGIApp, prefix: str, seen: list[tuple[Sequence[BaseRoute], int]]
-) -> Iterator[_Found]:
-    if isinstance(app, StaticFiles) or _bounded(app):
-        return
-    router = _router(app)
-    if router is None:
-        yield _Found(prefix + _ANYTHING, None, None)
-        return
-    seen.append((router.routes, len(router.routes)))
-    default = getattr(getattr(router, "router", router), "default", None)
-    if default is not None and getattr(default, "__func__", None) is not Router.not_found:
-        yield from _walk(default, prefix, seen)
-    for route in _routes(router):
-        kind = getattr(route, "original_route", route)
-        if isinstance(kind, WebSocketRoute):
-            if mark_of(kind.endpoint):
-                raise ConfigurationError(
-                    f"@long_running marks the websocket route {prefix + kind.path!r}; a websocket "
-                    "has no response to detach, so take the decorator away"
-                )
-        elif isinstance(kind, Mount):
-            path = prefix + (getattr(route, "path", None) or "")
-            yield _Found(path + "/", None, ())
-            yield from _walk(kind.app, path, seen)
-        elif isinstance(kind, Host):
-            yield from _walk(kind.app, prefix, seen)
-        elif isinstance(kind, Route):
-            methods = getattr(route, "methods", None)
-            yield _endpoint(prefix + route.path, methods and frozenset(methods), route.endpoint)
-        else:
-            yield _Found(prefix + _ANYTHING, None, None)
-
-
-def _endpoint(path: str, methods: Methods, endpoint: Any) -> _Found:
-    if mark := mark_of(endpoint):
-        return _Found(path, methods, [(methods, mark)])
-    if inspect.isclass(endpoint) and issubclass(endpoint, HTTPEndpoint):
-        marks: list[tuple[Methods, Mark]] = []
-        for method in (*METHODS, "OPTIONS", "QUERY", "HEAD"):
-            name = "get" if method == "HEAD" and not hasattr(endpoint, "head") else method.lower()
-            if mark := mark_of(getattr(endpoint, name, None)):
-                marks.append((frozenset({method}), mark))
-        return _Found(path, methods, marks)
-    plain = endpoint
-    while isinstance(plain, functools.partial):
-        plain = plain.func
-    # A function without a mark has none; any other object is an ASGI app that may hide one.
-    return _Found(path, methods, () if inspect.isroutine(plain) else None)
-
-
-def _routes(router: Any) -> Iterable[Any]:
-    """The routes of a router.
-
-    FastAPI's included routers are seen through its public iterator; it is never imported for that.
-    """
-    routes: Iterable[Any] = router.routes
-    contexts = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
-    return routes if contexts is None else iter(contexts(routes))
-
-
-def _router(app: Any) -> Any:
-    """The first app below middleware that has Starlette routes; None if none is to be seen."""
-    while app is not None and not _bounded(app):
-        routes = getattr(app, "routes", None)
-        if isinstance(routes, list) and all(isinstance(route, BaseRoute) for route in routes):
-            return app
-        app = getattr(app, "app", None)
-    return None
-
-
-def _bounded(app: Any) -> bool:
-    while app is not None:
-        if getattr(app, BOUNDARY, False):
-            return True
-        app = None if hasattr(app, "routes") else getattr(app, "app", None)
-    return False
 
 
 def _samples(rule: Rule) -> Iterator[str]:
