@@ -167,10 +167,14 @@ def polls(bench: Bench) -> Rows:
 
 
 def sqlite(bench: Bench) -> Rows:
-    """Jobs accepted by the SQLite store."""
+    """Jobs accepted by the SQLite store.
+
+    Of 64 clients that submit again at once, more than the default of 100 jobs are in flight: some
+    would wait for their turn and be written once more, which is not what is measured here.
+    """
     title = "accepted jobs, SQLite store, 64 clients, against memory"
     floor = Goal(2000, unit="/s")
-    ours, theirs = raincheck("sqlite"), raincheck()
+    ours, theirs = raincheck("sqlite", max_running=1000), raincheck(max_running=1000)
     yield from bench.compare(
         _orders("sqlite", title, ours, theirs, Goal(0.3), clients=64, floor=floor)
     )

@@ -18,15 +18,17 @@ FORMAT = 1
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
-_DEFAULTS = Job._field_defaults
+_NAMES = Job._fields
+_DEFAULTS = [Job._field_defaults.get(name, ...) for name in _NAMES]  # no value is the Ellipsis
 
 
 def dump(job: Job) -> bytes:
     """A job as bytes."""
-    fields: dict[str, Any] = {"format": FORMAT}
-    for name, value in zip(Job._fields, job, strict=True):
-        if name not in _DEFAULTS or value != _DEFAULTS[name]:
-            fields[name] = value
+    fields: dict[str, Any] = {"format": FORMAT} | {
+        name: value
+        for name, value, default in zip(_NAMES, job, _DEFAULTS, strict=True)
+        if value != default
+    }
     if job.progress is not None:
         fields["progress"] = [job.progress.fraction, job.progress.message]
     if job.error is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -89,13 +89,8 @@ class BoundedStore(Store):
         with self._in_time():
             await self._store.aclose()
 
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        try:
-            with anyio.fail_after(self._timeout):
-                yield
-        except TimeoutError as error:
-            raise StoreError(f"it has not answered for {self._timeout:g} seconds") from error
+    def _in_time(self) -> _InTime:
+        return _InTime(self._timeout)
 
     async def _each_in_time(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
         try:
@@ -110,3 +105,26 @@ class BoundedStore(Store):
             close: Callable[[], Any] | None = getattr(iterator, "aclose", None)
             if close is not None:
                 await close()
+
+
+class _InTime:
+    """`anyio.fail_after`, with an error that says what it is about; and no generators to enter."""
+
+    __slots__ = ("_scope", "_timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + timeout)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(exc_type, exc, traceback)
+        if self._scope.cancelled_caught or isinstance(exc, TimeoutError):
+            raise StoreError(f"it has not answered for {self._timeout:g} seconds") from exc
