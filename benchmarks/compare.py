@@ -94,6 +94,10 @@ def unmarked(bench: Bench) -> Rows:
             yield from bench.compare(
                 Comparison("unmarked", title, *sides, Goal(0.98), path="/hello")
             )
+    app, plain = "peers.routed_app:starlette", {"routes": 1, "raincheck": False}
+    sides = Side("idle", app, {**plain, "idle": True}), Side("(f) without", app, plain)
+    title = "for comparison: a middleware that does nothing, Starlette, 1 in the app"
+    yield from bench.compare(Comparison("unmarked", title, *sides, path="/hello"))
 
 
 def unreadable(bench: Bench) -> Rows:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import LongRunningMiddleware, MemoryStore, long_running
 
@@ -36,7 +37,17 @@ async def work(request: Request) -> Response:
     return JSONResponse(None)
 
 
-def starlette(routes: int, raincheck: bool) -> Any:
+class Idle:
+    """A middleware that does nothing: what any costs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+def starlette(routes: int, raincheck: bool, idle: bool = False) -> Any:
     """A Starlette app with so many unmarked routes."""
     endpoint = long_running(work) if raincheck else work
     app = Starlette(
@@ -48,6 +59,8 @@ def starlette(routes: int, raincheck: bool) -> Any:
     )
     if raincheck:
         app.add_middleware(LongRunningMiddleware, store=store())
+    if idle:
+        app.add_middleware(Idle)
     return app
 
 
