@@ -926,6 +926,29 @@ async def test_a_change_is_told_at_once(
 UNTOLD = "UPDATE raincheck.jobs SET version = 2, record = $1 WHERE id = 'a'"
 
 
+async def test_changes_that_come_one_after_the_other_share_an_announcement(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [str(number) for number in range(20)]
+    for id in ids:
+        await store.create(job(id))
+    assert store._session is not None
+    changes = store._session.changes
+    connection, announcements = changes._connection, 0
+
+    def counted() -> Any:
+        nonlocal announcements
+        announcements += 1
+        return connection()
+
+    monkeypatch.setattr(_postgres_changes, "PAUSE", 0.5)
+    monkeypatch.setattr(changes, "_connection", counted)
+    for id in ids:
+        assert await store.replace(finished(job(id)))
+    await changes.told()
+    assert announcements == 2  # of the first one at once, and of all others
+
+
 @pytest.mark.parametrize("listen", [True, False])
 async def test_a_change_that_nobody_told_of_is_seen(open_store: Open, listen: bool) -> None:
     store = open_store(listen=listen)
