@@ -20,6 +20,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Jobs, Limits, LongRunningMiddleware, Policy, State, long_running
+from raincheck.errors import Release
+from raincheck.tasks import Stopper, open_tasks
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import (
@@ -528,3 +530,25 @@ async def test_an_opaque_app_is_stopped_too() -> None:
         await settled()
         assert stopped == [True]
         assert (await client.get(links["result"])).status_code == 410
+
+
+async def test_a_block_is_stopped_though_one_around_it_was_left_before() -> None:
+    """Its task may outlive the one that started it."""
+    tasks, stack = open_tasks(), list[Stopper]()
+    entered, ended = anyio.Event(), []
+
+    async def inner() -> None:
+        try:
+            with tasks.stopper(stack):
+                entered.set()
+                await anyio.sleep_forever()
+        except Release:
+            ended.append("stopped")
+
+    async with anyio.create_task_group() as group:
+        with tasks.stopper(stack):
+            group.start_soon(inner)
+            await entered.wait()
+        assert stack[-1].stop()
+    assert ended == ["stopped"]
+    assert stack == []

@@ -37,7 +37,7 @@ class Stopping:
         "_done",
         "_grace",
         "_listeners",
-        "_stopper",
+        "_stoppers",
         "_tasks",
         "_timers",
         "reason",
@@ -47,7 +47,7 @@ class Stopping:
         self.reason: Reason | None = None
         self._tasks = tasks
         self._grace = grace
-        self._stopper = tasks.stopper()
+        self._stoppers: list[Stopper] = []
         self._timers: dict[Callable[[], None], Callable[[], None]] | None = None  # how to call off
         self._disconnect: anyio.Event | None = None
         self._disconnected = False
@@ -57,7 +57,7 @@ class Stopping:
 
     def inside(self) -> Stopper:
         """The block that is stopped: the innermost one that the app stands in."""
-        return self._stopper
+        return self._tasks.stopper(self._stoppers)
 
     def after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back after `delay` seconds, unless the app has ended by then."""
@@ -75,7 +75,7 @@ class Stopping:
             self.reason = asked
         if asked is not None or self._done:
             return
-        if self._listeners and self._stopper.depth == 1:
+        if self._listeners and len(self._stoppers) == 1:
             # The app watches its `receive`, as Django, Quart and streaming responses do: it ends
             # by itself what it has begun. Cancelled from outside it would abandon its own tasks.
             self.disconnect()
@@ -115,9 +115,9 @@ class Stopping:
             self.end()
 
     def _cancel(self) -> None:
-        if self._done or not self._stopper.depth:
+        if self._done or not self._stoppers:
             return
-        again, cancelled = self._asked, self._stopper.stop()
+        again, cancelled = self._asked, self._stoppers[-1].stop()
         self._asked = cancelled
         if again or not cancelled:
             self.disconnect()  # it does not end by itself, or waits for a thread

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import anyio
 import anyio.to_thread
@@ -49,16 +49,16 @@ class Gate(Protocol):
 class Stopper(ABC):
     """Stops the code inside its `with` block, and turns that stop into a `Release`.
 
-    The frames outside the block see no cancellation: what they clean up may `await`. A block may
-    stand inside another: the innermost is the one that is stopped.
+    The frames outside the block see no cancellation: what they clean up may `await`.
+
+    Args:
+        stack: the stoppers whose blocks are entered, the innermost last.
     """
 
-    __slots__ = ()
+    __slots__ = ("_stack",)
 
-    @property
-    @abstractmethod
-    def depth(self) -> int:
-        """How many blocks are entered."""
+    def __init__(self, stack: list[Stopper]) -> None:
+        self._stack = stack
 
     @abstractmethod
     def __enter__(self) -> object: ...
@@ -73,7 +73,7 @@ class Stopper(ABC):
 
     @abstractmethod
     def stop(self) -> bool:
-        """Cancel the code inside, if a block is entered, at its next await.
+        """Cancel the code inside at its next await.
 
         Returns:
             False if it waits for a worker thread, which cannot be cancelled; ask again later.
@@ -96,8 +96,8 @@ class Tasks(ABC):
         """A new hand-over."""
 
     @abstractmethod
-    def stopper(self) -> Stopper:
-        """A new stopper, to be entered by the task that it may stop."""
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile."""
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -165,8 +165,8 @@ class AsyncioTasks(Tasks):
     def gate(self) -> Gate:
         return _AsyncioGate(self._loop)
 
-    def stopper(self) -> Stopper:
-        return _AsyncioStopper()
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        return _AsyncioStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         return self._loop.call_later(delay, callback).cancel
@@ -211,18 +211,17 @@ class _AsyncioGate:
 
 
 class _AsyncioStopper(Stopper):
-    __slots__ = ("_blocks", "_cancels")
+    __slots__ = ("_cancels", "_task")
 
-    def __init__(self) -> None:
-        self._blocks: list[asyncio.Task[Any] | None] = []  # the tasks that they are in
-        self._cancels = 0  # of the innermost
+    def __init__(self, stack: list[Stopper]) -> None:
+        self._stack = stack  # not by way of super(): two are made for every job
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels = 0
 
-    @property
-    def depth(self) -> int:
-        return len(self._blocks)
-
-    def __enter__(self) -> None:
-        self._blocks.append(asyncio.current_task())
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._stack.append(self)
+        return self
 
     def __exit__(
         self,
@@ -230,25 +229,24 @@ class _AsyncioStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        task = self._blocks.pop()
+        self._stack.remove(self)
+        task, self._task = self._task, None
         if not self._cancels or task is None:
             return
         # The cancellation ends here, so the count that asyncio.timeout() and TaskGroup in outer
         # frames go by has to be set right (Task.uncancel, Python 3.11).
         for _ in range(self._cancels):
             task.uncancel()
-        self._cancels = 0
         if isinstance(exc, asyncio.CancelledError):
             raise Release from exc
 
     def stop(self) -> bool:
-        task = self._blocks[-1] if self._blocks else None
-        if task is None:
+        if self._task is None:
             return True
-        if waits_for_thread(task):
+        if waits_for_thread(self._task):
             return False
         self._cancels += 1
-        task.cancel()
+        self._task.cancel()
         return True
 
 
@@ -319,8 +317,8 @@ class TrioTasks(Tasks):
     def gate(self) -> Gate:
         return _EventGate()
 
-    def stopper(self) -> Stopper:
-        return _ScopeStopper()
+    def stopper(self, stack: list[Stopper]) -> Stopper:
+        return _ScopeStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:
@@ -361,19 +359,16 @@ class _EventGate:
 
 
 class _ScopeStopper(Stopper):
-    __slots__ = ("_blocks",)
+    __slots__ = ("_scope",)
 
-    def __init__(self) -> None:
-        self._blocks: list[anyio.CancelScope] = []
+    def __init__(self, stack: list[Stopper]) -> None:
+        super().__init__(stack)
+        self._scope = anyio.CancelScope()
 
-    @property
-    def depth(self) -> int:
-        return len(self._blocks)
-
-    def __enter__(self) -> None:
-        scope = anyio.CancelScope()
-        scope.__enter__()
-        self._blocks.append(scope)
+    def __enter__(self) -> Self:
+        self._scope.__enter__()
+        self._stack.append(self)
+        return self
 
     def __exit__(
         self,
@@ -381,12 +376,11 @@ class _ScopeStopper(Stopper):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        scope = self._blocks.pop()
-        scope.__exit__(exc_type, exc, traceback)
-        if scope.cancelled_caught:
+        self._stack.remove(self)
+        self._scope.__exit__(exc_type, exc, traceback)
+        if self._scope.cancelled_caught:
             raise Release from exc
 
     def stop(self) -> bool:
-        if self._blocks:
-            self._blocks[-1].cancel()
+        self._scope.cancel()
         return True
