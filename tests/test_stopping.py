@@ -545,10 +545,11 @@ async def test_a_block_is_stopped_though_one_around_it_was_left_before() -> None
         except Release:
             ended.append("stopped")
 
-    async with anyio.create_task_group() as group:
-        with tasks.stopper(stack):
-            group.start_soon(inner)
-            await entered.wait()
-        assert stack[-1].stop()
+    with anyio.fail_after(1):
+        async with anyio.create_task_group() as group:
+            with tasks.stopper(stack):
+                group.start_soon(inner)
+                await entered.wait()
+            assert stack[-1].stop()
     assert ended == ["stopped"]
     assert stack == []
