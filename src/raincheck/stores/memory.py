@@ -293,9 +293,9 @@ def _alike(one: Job, other: Job) -> bool:
 _Packed = tuple[Any, ...]
 """A job at rest: plain values in plain tuples.
 
-The garbage collector looks at such a tuple a few times, once for each tuple inside another, and then
-leaves it alone (CPython's "untracked" objects). At a Job, and all that it refers to, it would look in
-every full collection.
+The garbage collector looks at such a tuple a few times, once for each tuple inside another, and
+then leaves it alone (CPython's "untracked" objects). At a Job, and all that it refers to, it would
+look in every full collection.
 """
 
 _STATE, _PROGRESS, _RESPONSE, _ERROR = map(
