@@ -31,6 +31,7 @@ LAYERS = {
     "twins": 4,
     "stores.bounded": 3,
     "stores.memory": 3,
+    "stores._memory_bodies": 3,
     "stores.postgres": 3,
     "stores._postgres_changes": 3,
     "stores._postgres_schema": 3,

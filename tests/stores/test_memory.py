@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import pytest
 from raincheck import ConfigurationError, Job, MemoryStore, Progress, State
 from raincheck.errors import StoreFull
 from raincheck.messages import CapturedResponse
+from raincheck.stores import _memory_bodies
+from raincheck.stores._memory_bodies import BLOCK, Body
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import StoreContract, body_of, finished, job
 
@@ -40,6 +43,42 @@ async def test_law_8_an_accepted_job_has_room_even_when_the_store_has_become_ful
     await store.append_body("a", 1, 0, b"x" * 10_000)
     assert await store.replace(finished(job()))
     assert await body_of(store, "a") == b"x" * 10_000
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("piece", [1_000_003, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+async def test_a_large_body_is_what_its_pieces_were(
+    piece: int, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not blocks:  # as on systems without huge pages
+        monkeypatch.setattr(_memory_bodies, "_HUGE_PAGES", False)
+    store = MemoryStore()
+    await store.create(job())
+    whole = b""
+    for number in range(6):
+        chunk = bytes([number]) * (piece - number)
+        assert await store.append_body("a", 1, len(whole), chunk)
+        whole += chunk
+    assert await body_of(store, "a") == whole
+    for offset in (1, piece, BLOCK, 2 * BLOCK + 7, len(whole) - 1):
+        assert b"".join([c async for c in store.read_body("a", offset)]) == whole[offset:]
+    assert store.size == RECORD_COST + len(whole)
+    assert await store.replace(job().tombstone(1000.0, 60.0))
+    assert store.size == RECORD_COST
+
+
+def test_a_body_can_be_read_while_it_grows_and_once_it_is_gone() -> None:
+    body = Body(b"a" * BLOCK)
+    body.append(b"b" * 100)
+    block = weakref.ref(body._blocks[0])
+    reading = body.read()
+    assert next(reading) == b"a" * BLOCK
+    body.append(b"c" * 100)
+    del body
+    assert b"".join(reading) == b"b" * 100
+    del reading
+    assert block() is None  # and its memory is the system's again
 
 
 @pytest.mark.anyio

@@ -14,6 +14,7 @@ from cachetools import TLRUCache
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
 from raincheck.job import Bounds, Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
+from raincheck.stores._memory_bodies import Body
 from raincheck.stores.base import Store
 from raincheck.stores.waiting import Waiting
 
@@ -51,7 +52,7 @@ class MemoryStore(Store):
         self._live: dict[str, Job] = {}
         self._at_rest: dict[str, _Packed] = {}  # those that are finished or gone
         self._requests: dict[str, CapturedRequest] = {}
-        self._bodies: dict[str, bytes | _Chunks] = {}
+        self._bodies: dict[str, bytes | Body] = {}
         self._leases: dict[str, float] = {}
         self._keys: dict[str, str] = {}  # to the id of the job that has it
         self._waiting = Waiting()
@@ -143,7 +144,7 @@ class MemoryStore(Store):
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         body = self._bodies.get(id, b"")
-        for chunk in tuple(body.chunks) if isinstance(body, _Chunks) else (body,):
+        for chunk in body.read() if isinstance(body, Body) else (body,):
             if offset < len(chunk):
                 yield chunk[offset:] if offset else chunk
             offset = max(0, offset - len(chunk))
@@ -253,13 +254,13 @@ class MemoryStore(Store):
         if body is None:
             self._bodies[id] = chunk  # most bodies are of one piece, and need no list
             return
-        if not isinstance(body, _Chunks):
-            body = self._bodies[id] = _Chunks(body)
+        if not isinstance(body, Body):
+            body = self._bodies[id] = Body(body)
         body.append(chunk)
 
     def _size_of(self, id: str) -> int:
         body = self._bodies.get(id, b"")
-        return body.size if isinstance(body, _Chunks) else len(body)
+        return body.size if isinstance(body, Body) else len(body)
 
     def _drop_body(self, id: str) -> None:
         self._bytes -= self._size_of(id)
@@ -269,20 +270,6 @@ class MemoryStore(Store):
 def _due_dates() -> TLRUCache[str, float]:
     """Ids by when they are due. Its clock stands still, so that only `expire()` empties it."""
     return TLRUCache(math.inf, ttu=lambda _, due, __: due, timer=lambda: -math.inf)
-
-
-class _Chunks:
-    """A body of several pieces."""
-
-    __slots__ = ("chunks", "size")
-
-    def __init__(self, first: bytes) -> None:
-        self.chunks = [first]
-        self.size = len(first)
-
-    def append(self, chunk: bytes) -> None:
-        self.chunks.append(chunk)
-        self.size += len(chunk)
 
 
 def _alike(one: Job, other: Job) -> bool:
