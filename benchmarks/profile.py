@@ -101,6 +101,8 @@ def _room(frame: str) -> str:
         return "the app"
     if found := re.search(r"raincheck/(\w+(?:/\w+)?)\.py", file):
         return f"raincheck: {found[1].replace('/', '.')}"
+    if file.startswith("<string>"):
+        return "named tuples"  # whose __new__ is compiled from a string
     return re.split(r"[/.]", file, maxsplit=1)[0] or "other"  # py-spy leaves out what is before
 
 
