@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -66,6 +68,28 @@ async def test_a_large_body_is_what_its_pieces_were(
     assert store.size == RECORD_COST + len(whole)
     assert await store.replace(job().tombstone(1000.0, 60.0))
     assert store.size == RECORD_COST
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages")
+@pytest.mark.parametrize("there", [True, False])
+def test_huge_pages_are_asked_for_and_done_without(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Block(mmap.mmap):
+        def madvise(self, option: int, *place: int) -> None:
+            asked.append(option)
+            if not there:  # the kernel is built without them
+                raise OSError(errno.EINVAL, "Invalid argument")
+            super().madvise(option, *place)
+
+    monkeypatch.setattr(mmap, "mmap", Block)
+    body = Body(b"a" * BLOCK)
+    assert asked == []
+    body.append(b"b" * (BLOCK + 1))
+    assert asked == [mmap.MADV_HUGEPAGE] * 2
+    assert b"".join(body.read()) == b"a" * BLOCK + b"b" * (BLOCK + 1)
 
 
 def test_a_body_can_be_read_while_it_grows_and_once_it_is_gone() -> None:
