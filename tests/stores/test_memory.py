@@ -92,10 +92,32 @@ def test_huge_pages_are_asked_for_and_done_without(
     assert b"".join(body.read()) == b"a" * BLOCK + b"b" * (BLOCK + 1)
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages")
+def test_a_body_is_whole_though_the_system_has_no_block_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = iter([True, False, True])
+
+    class Block(mmap.mmap):
+        def __new__(cls, *arguments: int, **flags: int) -> Block:
+            if not next(places):
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return super().__new__(cls, *arguments, **flags)
+
+    monkeypatch.setattr(mmap, "mmap", Block)
+    body = Body(b"a" * BLOCK)
+    pieces = [b"a" * BLOCK, b"b" * (BLOCK - 1), b"c" * 100, b"d" * 100]
+    for piece in pieces[1:]:
+        body.append(piece)
+    assert b"".join(body.read()) == b"".join(pieces)
+    assert body.size == sum(map(len, pieces))
+    assert next(places, None) is None
+
+
 def test_a_body_can_be_read_while_it_grows_and_once_it_is_gone() -> None:
     body = Body(b"a" * BLOCK)
     body.append(b"b" * 100)
-    block = weakref.ref(body._blocks[0])
+    block = weakref.ref(body._parts[1])
     reading = body.read()
     assert next(reading) == b"a" * BLOCK
     body.append(b"c" * 100)

@@ -14,6 +14,9 @@ PIECE = 128 * 1024
 """Bytes that are read from a block at a time."""
 
 
+_HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
+
+
 class Body:
     """A body of several pieces.
 
@@ -21,41 +24,47 @@ class Body:
     Linux is asked to back with huge pages (madvise(2), `MADV_HUGEPAGE`): memory that nobody has
     touched before is handed out page by page, and in pages of 4 KiB that takes several times as
     long as it takes to fill them. A block goes back to the system with its body. On other systems
-    all pieces are kept as they come.
+    all pieces are kept as they come, and so is one for which the system has no block left.
     """
 
-    __slots__ = ("_blocks", "_pieces", "size")
+    __slots__ = ("_parts", "size")
 
     def __init__(self, first: bytes) -> None:
         self.size = len(first)
-        self._pieces = [first]
-        self._blocks: list[mmap.mmap] = []  # the last is the one that is being filled
+        self._parts: list[bytes | mmap.mmap] = [first]
 
     def append(self, piece: bytes) -> None:
         """Add a piece at the end."""
         self.size += len(piece)
         if self.size <= BLOCK or not _HUGE_PAGES:
-            self._pieces.append(piece)
+            self._parts.append(piece)
             return
         rest = memoryview(piece)
         while rest:
-            if not self._blocks or self._blocks[-1].tell() == BLOCK:
-                self._blocks.append(_block())
-            block = self._blocks[-1]
+            block = self._parts[-1]
+            if isinstance(block, bytes) or block.tell() == BLOCK:
+                try:
+                    block = _block()
+                except OSError:  # too many mappings, or a limit on the address space
+                    self._parts.append(bytes(rest))
+                    return
+                self._parts.append(block)
             taken = rest[: BLOCK - block.tell()]
             block.write(taken)
             rest = rest[len(taken) :]
 
     def read(self) -> Iterator[bytes]:
         """What is there now, in order."""
-        pieces, blocks = tuple(self._pieces), tuple((b, b.tell()) for b in self._blocks)
-        yield from pieces
-        for block, size in blocks:
-            for start in range(0, size, PIECE):
-                yield block[start : min(start + PIECE, size)]
+        for part, size in [(part, _used(part)) for part in self._parts]:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                for start in range(0, size, PIECE):
+                    yield part[start : min(start + PIECE, size)]
 
 
-_HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
+def _used(part: bytes | mmap.mmap) -> int:
+    return len(part) if isinstance(part, bytes) else part.tell()
 
 
 def _block() -> mmap.mmap:
