@@ -163,7 +163,7 @@ class InRedis:
 
     def unfinished(self) -> int:
         with redis.Redis.from_url(self.url) as client:
-            return int(client.zcard("{raincheck}:leases"))
+            return int(client.zcard("{raincheck:orders}:leases"))
 
     def faults(self) -> Iterable[str]:
         before = self._everything()
@@ -175,12 +175,14 @@ class InRedis:
                 key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
             ]
             yield f"read from its journal {len(differ)} keys differ, such as {differ[0]!r}"
-        names = {key.removeprefix(b"{raincheck}:") for key in after}
+        names = {key.removeprefix(b"{raincheck:orders}:") for key in after}
         jobs = {name.removeprefix(b"job:") for name in names if name.startswith(b"job:")}
         if requests := sum(name.startswith(b"request:") for name in names):
             yield f"{requests} requests are left of jobs that have ended"
         bodies = {name.split(b":")[1] for name in names if name.startswith(b"body:")}
-        keyed = {value for key, value in after.items() if key.startswith(b"{raincheck}:key:")}
+        keyed = {
+            value for key, value in after.items() if key.startswith(b"{raincheck:orders}:key:")
+        }
         for what, ids in (("bodies", bodies), ("keys", keyed)):
             if ids - jobs:
                 yield f"{len(ids - jobs)} {what} are left of jobs that are not there"

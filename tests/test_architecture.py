@@ -68,6 +68,7 @@ LAYERS = {
     "owners": 2,
     "lifetime": 1,
     "stores.base": 1,
+    "stores.deployments": 1,
     "stores.waiting": 1,
     "runners.base": 1,
     "dialects.base": 1,

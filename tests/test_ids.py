@@ -67,11 +67,11 @@ def test_an_id_of_this_process_is_known() -> None:
     assert ids.origin(id) is Origin.HERE
 
 
-def test_an_id_of_another_process_of_the_deployment_is_known() -> None:
+def test_an_id_of_another_process_with_this_mount_is_known() -> None:
     assert Ids("/jobs").origin(Ids("/jobs").mint()) is Origin.ELSEWHERE
 
 
-def test_an_id_of_another_deployment_is_unknown() -> None:
+def test_an_id_of_another_mount_is_unknown() -> None:
     assert Ids("/jobs").origin(Ids("/other").mint()) is Origin.UNKNOWN
 
 

@@ -42,11 +42,11 @@ def open_store(kind: str) -> Store:
     if kind == "redis":
         from raincheck.stores.redis import RedisStore
 
-        return RedisStore(os.environ["REDIS_URL"])
+        return RedisStore(os.environ["REDIS_URL"], deployment="benchmark")
     if kind == "postgres":
         from raincheck.stores.postgres import PostgresStore
 
-        return PostgresStore(os.environ["POSTGRES_URL"])
+        return PostgresStore(os.environ["POSTGRES_URL"], deployment="benchmark")
     return MemoryStore(max_bytes=16 * GIB)
 
 

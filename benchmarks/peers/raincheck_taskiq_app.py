@@ -31,4 +31,5 @@ async def create_order(order: Order) -> JSONResponse:
     return JSONResponse({**fill(order.model_dump()), "began": time.monotonic()})
 
 
-app = LongRunningMiddleware(api, store=RedisStore(REDIS), runner=TaskiqRunner(broker))
+store = RedisStore(REDIS, deployment="benchmark")
+app = LongRunningMiddleware(api, store=store, runner=TaskiqRunner(broker))

@@ -23,7 +23,7 @@ from raincheck.stores.redis import RedisStore
 REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 # An idle worker waits in one blocking read; redis-py would break that off after five seconds.
-broker = ListQueueBroker(REDIS, socket_timeout=None)
+broker = ListQueueBroker(REDIS, queue_name="videos", socket_timeout=None)
 
 
 @long_running(on_interrupt="rerun", timeout=600)
@@ -43,7 +43,7 @@ app = LongRunningMiddleware(
     Starlette(
         routes=[Route("/videos", transcode, methods=["POST"]), Route("/health", health)],
     ),
-    store=RedisStore(REDIS),
+    store=RedisStore(REDIS, deployment="videos"),
     runner=TaskiqRunner(broker),
     limits=Limits(lease=10),
 )

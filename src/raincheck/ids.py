@@ -23,7 +23,7 @@ class Origin(Enum):
     """Where an id comes from."""
 
     HERE = "this process"
-    ELSEWHERE = "another process of the same deployment"
+    ELSEWHERE = "another process with the same mount"
     UNKNOWN = "nobody knows"
 
 
@@ -34,11 +34,11 @@ class Ids:
     it, for the sake of those who run several workers over a store that they do not share.
 
     Args:
-        deployment: what all processes of one deployment have in common, e.g. the mount path.
+        mount: where the status routes are, which all processes of a deployment have in common.
     """
 
-    def __init__(self, deployment: str) -> None:
-        self._salt = deployment.encode()
+    def __init__(self, mount: str) -> None:
+        self._salt = mount.encode()
         self._pid = 0
         self._tag = b""
         self._drawn: list[bytes] = []

@@ -99,7 +99,7 @@ class Jobs:
         policy: Policy,
         rules: Mapping[str, Policy],
         owners: Owners,
-        deployment: str,
+        mount: str,
     ) -> None:
         """Take the app to run, the middleware itself, the status routes and the policies; once.
 
@@ -114,7 +114,7 @@ class Jobs:
         self._conductor.runner.attach(door)
         self._conductor.policies.bind(policy, rules)
         self.acceptance.owners = owners
-        self.acceptance.ids = Ids(deployment)
+        self.acceptance.ids = Ids(mount)
 
     async def open(self, lifespan: Scope | None = None) -> None:
         """Make ready for the running event loop, if that has not been done.

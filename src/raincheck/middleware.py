@@ -101,7 +101,7 @@ class LongRunningMiddleware:
             policy=policy,
             rules=routes or {},
             owners=owners,
-            deployment=path,
+            mount=path,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -221,7 +221,7 @@ app = Starlette(
         Middleware(Outer),
         Middleware(
             LongRunningMiddleware,
-            store=RedisStore(os.environ["RAINCHECK_TEST_STORE"]),
+            store=RedisStore(os.environ["RAINCHECK_TEST_STORE"], deployment="fleet"),
             runner=runner,
             routes={"POST /rule": Policy()},
             limits=Limits(

@@ -93,11 +93,11 @@ def opened(url: str) -> Store:
     if url.startswith("redis:"):
         from raincheck.stores.redis import RedisStore
 
-        return RedisStore(url)
+        return RedisStore(url, deployment="orders")
     if url.startswith("postgresql:"):
         from raincheck.stores.postgres import PostgresStore
 
-        return PostgresStore(url)
+        return PostgresStore(url, deployment="orders")
     from raincheck.stores.sqlite import SQLiteStore
 
     return SQLiteStore(url)

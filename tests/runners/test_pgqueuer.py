@@ -444,7 +444,9 @@ def deployed(dsn: str) -> tuple[LongRunningMiddleware, PgQueuerRunner]:
                 Route("/video", video, methods=["POST"]),
             ]
         ),
-        store=PostgresStore(dsn.partition("?")[0], schema="store" + dsn.rpartition("=")[2]),
+        store=PostgresStore(
+            dsn.partition("?")[0], deployment="shop", schema="store" + dsn.rpartition("=")[2]
+        ),
         runner=runner,
         limits=Limits(lease=2, drain_timeout=1, cancel_grace=1, store_timeout=3),
     )

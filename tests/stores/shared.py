@@ -612,3 +612,108 @@ class SharedStoreContract(StoreContract, ABC):
             await store.aclose()
 
         anyio.run(close, backend=anyio_backend_name)
+
+
+class ServedStoreContract(SharedStoreContract, ABC):
+    """What every store on a server promises besides.
+
+    A subclass also gives a fixture `neighbour`: the store of another deployment on the same server,
+    as near to the first as there may be one.
+    """
+
+    async def test_deployments_do_not_see_each_others_jobs(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        secret = (job(keys=("k",), replayable=True), request(b"credentials"))
+        await store.create(*secret)
+        await store.append_body("a", 1, 0, b"secret")
+        assert await neighbour.get("a") is None
+        assert await neighbour.find("k") is None
+        assert await neighbour.request("a") is None
+        assert await body_of(neighbour, "a") == b""
+        assert await neighbour.changed("a", 0) is None
+        assert not await neighbour.append_body("a", 1, 6, b"x")
+        assert not await neighbour.replace(job().cancelling())
+        assert await store.get("a") == secret[0]
+        assert await body_of(store, "a") == b"secret"
+
+    async def test_deployments_have_ids_and_keys_of_their_own(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        mine = job(keys=("k",), replayable=True)
+        theirs = job(route="theirs", keys=("k",), replayable=True)
+        assert await store.create(mine, request(b"mine")) == mine
+        assert await neighbour.create(theirs, request(b"theirs")) == theirs
+        await store.append_body("a", 1, 0, b"mine")
+        await neighbour.append_body("a", 1, 0, b"theirs")
+        assert await neighbour.replace(theirs.tombstone(1000.0, 60.0))
+        assert await store.get("a") == mine
+        assert await store.find("k") == mine
+        assert await store.request("a") == request(b"mine")
+        assert await body_of(store, "a") == b"mine"
+        assert await neighbour.find("k") is None
+        assert await body_of(neighbour, "a") == b""
+        for each, route in ((store, "mine"), (neighbour, "theirs")):
+            there = job("b", route=route, keys=("l",))
+            assert await each.create(there) == there
+        for each, route in ((store, "mine"), (neighbour, "theirs")):
+            earlier = await each.create(job("c", keys=("l",)))
+            assert (earlier.id, earlier.route) == ("b", route)
+        assert (await neighbour.create(job("c", keys=("k",)))).id == "c"
+
+    async def test_deployments_do_not_count_together(self, store: Store, neighbour: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        assert await fits(store, job("a", owner="ann"), one)
+        assert await fits(neighbour, job("b", owner="ann"), one)
+        assert not await fits(store, job("c", owner="ann"), one)
+        waits = job("q", owner="ann", state=State.QUEUED)
+        await neighbour.create(waits)
+        assert await neighbour.replace(finished(job("b", owner="ann")))
+        assert await neighbour.replace(waits.start(1001.0), bounds=one)
+
+    async def test_deployments_do_not_take_over_from_each_other(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        for each, ids in ((store, "ab"), (neighbour, "bc")):
+            for id in ids:
+                await each.create(job(id), lease=0.0)
+        assert {job.id async for job in neighbour.abandoned()} == {*"bc"}
+        assert await neighbour.renew(dict.fromkeys("abc", 1), 60.0) == dict.fromkeys(
+            "bc", State.RUNNING
+        )
+        assert {job.id async for job in store.abandoned()} == {*"ab"}
+
+    async def test_deployments_do_not_sweep_each_others_jobs(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        for each in (store, neighbour):
+            await each.create(job(keys=("k",)))
+            await each.append_body("a", 1, 0, b"x")
+        done = finished(job(keys=("k",)))
+        await store.replace(done)
+        await neighbour.replace(done)
+        await neighbour.sweep(1060.0)
+        assert not await neighbour.sweep(1120.0)
+        assert await store.get("a") == done
+        assert await store.find("k") == done
+        assert await body_of(store, "a") == b"x"
+        assert await store.sweep(1059.0)
+
+    async def test_deployments_do_not_wake_each_other(self, store: Store, neighbour: Store) -> None:
+        for each in (store, neighbour):
+            await each.create(job())
+        seen = []
+
+        async def watch() -> None:
+            seen.append(await store.changed("a", 1))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                await anyio.sleep(0.1)
+                assert await neighbour.replace(job().cancelling())
+                assert await neighbour.replace(finished(job().cancelling()))
+                await anyio.sleep(0.1)
+                assert seen == []
+                assert await store.replace(job().cancelling())
+        assert seen == [job().cancelling()]

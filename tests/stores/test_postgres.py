@@ -17,7 +17,7 @@ from raincheck import ConfigurationError
 from raincheck.errors import NoRoom, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Progress, State
 from raincheck.messages import CapturedResponse
-from raincheck.records import dump
+from raincheck.records import dump, dump_request
 from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
@@ -26,7 +26,7 @@ from raincheck.stores.base import Store
 from raincheck.stores.postgres import PAGE, PostgresStore
 from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
-from tests.stores.shared import PATIENCE, SharedStoreContract, changes_jobs, child
+from tests.stores.shared import PATIENCE, ServedStoreContract, changes_jobs, child
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
@@ -46,7 +46,8 @@ def schema() -> str:
 def opening(postgres: Postgres, schema: str) -> str:
     return (
         "from raincheck.stores.postgres import PostgresStore\n"
-        f"store = PostgresStore({postgres.url!r}, schema={schema!r}, connections=4)"
+        f"store = PostgresStore({postgres.url!r}, deployment='shop', schema={schema!r}, "
+        "connections=4)"
     )
 
 
@@ -59,7 +60,7 @@ async def open_store(postgres: Postgres, schema: str) -> AsyncIterator[Open]:
     stores = []
 
     def make(url: str = postgres.url, **settings: Any) -> PostgresStore:
-        stores.append(PostgresStore(url, **{"schema": schema, **settings}))
+        stores.append(PostgresStore(url, **{"deployment": "shop", "schema": schema, **settings}))
         return stores[-1]
 
     yield make
@@ -94,7 +95,11 @@ async def connected(postgres: Postgres, schema: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
-class TestPostgresStore(SharedStoreContract):
+class TestPostgresStore(ServedStoreContract):
+    @pytest.fixture
+    def neighbour(self, open_store: Open) -> Store:
+        return open_store(deployment="bank")
+
     async def overwrite(self, store: Store, id: str, record: bytes) -> None:
         assert isinstance(store, PostgresStore)
         await store._rows(
@@ -113,6 +118,11 @@ class TestPostgresStore(SharedStoreContract):
         ("postgresql://user:se/c@ret@host/database", {}, "dsn"),
         ("postgresql://user:se?c@host/database", {}, "dsn"),
         ("postgresql://user:se#c@host/database", {}, "dsn"),
+        ("postgresql://host/database", {"deployment": ""}, "deployment"),
+        ("postgresql://host/database", {"deployment": "a'b"}, "deployment"),
+        ("postgresql://host/database", {"deployment": "ü"}, "deployment"),
+        ("postgresql://host/database", {"deployment": "a" * 64}, "deployment"),
+        ("postgresql://host/database", {"deployment": None}, "deployment"),
         ("postgresql://host/database", {"schema": ""}, "schema"),
         ("postgresql://host/database", {"schema": "ü" * 32}, "schema"),
         ("postgresql://host/database", {"schema": "a\0"}, "schema"),
@@ -125,13 +135,13 @@ class TestPostgresStore(SharedStoreContract):
 )
 def test_an_impossible_setting_names_itself(dsn: str, settings: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{names}") as raised:
-        PostgresStore(dsn, **settings)
+        PostgresStore(dsn, **{"deployment": "shop", **settings})
     assert "se" not in str(raised.value).split()
     assert "ret" not in str(raised.value)
 
 
 def test_on_trio_it_says_what_to_use_instead() -> None:
-    store = PostgresStore("postgresql://host/database")
+    store = PostgresStore("postgresql://host/database", deployment="shop")
     with pytest.raises(ConfigurationError, match="SQLiteStore"):
         anyio.run(store.get, "a", backend="trio")
 
@@ -235,6 +245,42 @@ async def test_older_tables_are_brought_up_to_date(
     assert await store.get("a") == job()
     assert await store._value("SELECT number FROM raincheck.version") == len(MIGRATIONS) + 1
     assert await store._value("SELECT count(later) FROM raincheck.jobs") == 0
+
+
+async def test_what_was_there_before_deployments_goes_to_the_first(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    quoted = f'"{schema.replace(chr(34), chr(34) * 2)}"'
+    async with connected(postgres, schema) as connection:
+        await connection.execute(f"CREATE SCHEMA {quoted}")
+        await connection.execute(MIGRATIONS[0].replace("raincheck.", f"{quoted}."))
+        await connection.execute("UPDATE version SET number = 1")
+        await connection.execute(
+            "INSERT INTO jobs (id, version, attempt, gone, state, record, route, lease_until) "
+            "VALUES ('a', 1, 1, false, 'running', $1, $2, now())",
+            dump(job(keys=("k",), replayable=True)).decode(),
+            digest("r"),
+        )
+        await connection.execute("INSERT INTO keys VALUES ('k', 'a')")
+        await connection.execute("INSERT INTO requests VALUES ('a', $1)", dump_request(request()))
+        await connection.execute("INSERT INTO chunks VALUES ('a', 1, 0, 'x')")
+    store, neighbour = open_store(), open_store(deployment="bank")
+    there = job(keys=("k",), replayable=True)
+    assert await store.get("a") == there
+    assert await neighbour.get("a") is None
+    assert await store.find("k") == there
+    assert await store.request("a") == request()
+    assert await body_of(store, "a") == b"x"
+    assert not await fits(store, job("b"), Bounds(route=1))
+    assert await fits(neighbour, job("b"), Bounds(route=1))
+    assert [job.id async for job in store.abandoned()] == ["a"]
+
+
+async def test_a_deployment_may_have_the_name_of_the_schema(open_store: Open) -> None:
+    for name in ("raincheck", "raincheck.jobs", "deployment"):
+        store = open_store(deployment=name, schema="raincheck")
+        assert await store.create(job(route=name)) == job(route=name)
+        assert await store.get("a") == job(route=name)
 
 
 async def test_many_may_open_it_first(open_store: Open) -> None:
@@ -515,7 +561,7 @@ async def test_a_full_disk_refuses_new_jobs(
 
 async def test_what_can_never_be_inserted_is_not_tried_for_ever(store: PostgresStore) -> None:
     await store.get("a")
-    await store._rows("INSERT INTO raincheck.requests VALUES ('a', 'left over, who knows how')")
+    await store._rows("INSERT INTO raincheck.requests VALUES ('a', 'left over', 'shop')")
     with pytest.raises(StoreError, match="others were faster"):
         await store.create(job(replayable=True), request())
     assert await store.get("a") is None
@@ -550,17 +596,17 @@ async def test_a_creator_waits_for_another_and_sees_what_it_did(
             await transaction.start()
             await other.execute("DELETE FROM jobs; DELETE FROM keys")
             await other.execute(
-                "INSERT INTO jobs (id, version, attempt, gone, record, route) "
-                "VALUES ('theirs', 1, 1, false, $1, '')",
+                "INSERT INTO jobs (deployment, id, version, attempt, gone, record, route) "
+                "VALUES ('shop', 'theirs', 1, 1, false, $1, '')",
                 dump(theirs).decode(),
             )
-            await other.execute("INSERT INTO keys VALUES ('k', 'theirs')")
+            await other.execute("INSERT INTO keys VALUES ('k', 'theirs', 'shop')")
             group.start_soon(create)
             await until(lambda: postgres.ask(LOCKED) == "1")
             assert await store.get(mine.id) is None
             # All go in one order, so that nobody has this key already.
             await other.execute("SET LOCAL lock_timeout = '1s'")
-            await other.execute("INSERT INTO keys VALUES ('l', 'theirs')")
+            await other.execute("INSERT INTO keys VALUES ('l', 'theirs', 'shop')")
             await getattr(transaction, outcome)()
         if outcome == "rollback":
             assert there == [mine]
@@ -654,17 +700,28 @@ async def somebody_within(postgres: Postgres, schema: str, theirs: Job) -> Async
         transaction = other.transaction()
         await transaction.start()
         states = ["queued"] if theirs.state is State.QUEUED else ["running", "cancelling"]
-        room: list[Any] = [theirs.id, 0, [], schema, digest(theirs.route), None, states, 1, None]
+        room: list[Any] = [
+            "shop",
+            theirs.id,
+            0,
+            [],
+            schema,
+            digest(theirs.route),
+            None,
+            states,
+            1,
+            None,
+        ]
         holes = ", ".join(f"${number + 1}" for number in range(len(room)))
         assert await other.fetchval(f"SELECT no_room({holes})", *room) is None
         await other.execute(
-            "INSERT INTO jobs (id, version, attempt, gone, state, record, route) "
-            "VALUES ($1, 1, 1, false, $2, $3, $4) ON CONFLICT (id) DO UPDATE "
+            "INSERT INTO jobs (deployment, id, version, attempt, gone, state, record, route) "
+            "VALUES ('shop', $1, 1, 1, false, $2, $3, $4) ON CONFLICT (deployment, id) DO UPDATE "
             "SET version = jobs.version + 1, state = excluded.state, record = excluded.record",
             *(theirs.id, theirs.state.value, dump(theirs).decode(), digest(theirs.route)),
         )
         for key in theirs.keys:
-            await other.execute("INSERT INTO keys VALUES ($1, $2)", key, theirs.id)
+            await other.execute("INSERT INTO keys VALUES ($1, $2, 'shop')", key, theirs.id)
         yield transaction
 
 
@@ -1122,7 +1179,7 @@ async def test_another_attempt_drops_what_the_first_has_written(store: PostgresS
 async def test_what_was_left_over_goes_with_the_tombstone(store: PostgresStore) -> None:
     await store.create(job())
     assert await store.replace(job().tombstone(1000.0, 60.0))
-    await store._rows("INSERT INTO raincheck.chunks VALUES ('a', 1, 0, 'x')")
+    await store._rows("INSERT INTO raincheck.chunks VALUES ('a', 1, 0, 'x', 'shop')")
     assert await body_of(store, "a") == b""
     assert not await store.sweep(1060.0)
     assert await store._value("SELECT count(*) FROM raincheck.chunks") == 0

@@ -28,7 +28,7 @@ from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Store
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
 from raincheck.testing import body_of, finished, fits, job, request
-from tests.stores.shared import PATIENCE, SharedStoreContract
+from tests.stores.shared import PATIENCE, ServedStoreContract
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -42,14 +42,14 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def prefix() -> str:
-    """Of the keys of one test: the server is the same for all."""
-    return f"{{{uuid4().hex}}}:"
+def deployment() -> str:
+    """Of one test: the server is the same for all."""
+    return uuid4().hex
 
 
 @pytest.fixture
-async def store(valkey: Valkey, prefix: str) -> AsyncIterator[RedisStore]:
-    store = RedisStore(valkey.url, prefix=prefix)
+async def store(valkey: Valkey, deployment: str) -> AsyncIterator[RedisStore]:
+    store = RedisStore(valkey.url, deployment=deployment)
     yield store
     await store.aclose()
 
@@ -70,12 +70,18 @@ def serve(valkey: Valkey, tmp_path: Path) -> Iterator[Serve]:
         server.kill()
 
 
-class TestRedisStore(SharedStoreContract):
+class TestRedisStore(ServedStoreContract):
     @pytest.fixture
-    def opening(self, valkey: Valkey, prefix: str) -> str:
+    async def neighbour(self, valkey: Valkey) -> AsyncIterator[Store]:
+        neighbour = RedisStore(valkey.url, deployment=uuid4().hex)
+        yield neighbour
+        await neighbour.aclose()
+
+    @pytest.fixture
+    def opening(self, valkey: Valkey, deployment: str) -> str:
         return (
             "from raincheck.stores.redis import RedisStore\n"
-            f"store = RedisStore({valkey.url!r}, prefix={prefix!r})"
+            f"store = RedisStore({valkey.url!r}, deployment={deployment!r})"
         )
 
     async def overwrite(self, store: Store, id: str, record: bytes) -> None:
@@ -136,7 +142,7 @@ async def until(true: Callable[[], bool]) -> None:
 )
 def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"RedisStore\(url") as raised:
-        RedisStore(url)
+        RedisStore(url, deployment="shop")
     assert "sec" not in "".join(traceback.format_exception_only(raised.value))
     assert raised.value.__suppress_context__
 
@@ -144,7 +150,13 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"prefix": ""}, "prefix"),
+        ({"deployment": ""}, "deployment"),
+        ({"deployment": "a}b"}, "deployment"),
+        ({"deployment": "ü"}, "deployment"),
+        ({"deployment": "a" * 64}, "deployment"),
+        ({"deployment": "-a"}, "deployment"),
+        ({"deployment": "a\n"}, "deployment"),
+        ({"deployment": None}, "deployment"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": -1.0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
@@ -154,12 +166,12 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
 )
 def test_an_impossible_setting_names_itself(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
-        RedisStore(**settings)
+        RedisStore(**{"deployment": "shop", **settings})
 
 
 def test_on_trio_it_says_what_to_use_instead() -> None:
     with pytest.raises(ConfigurationError, match=r"asyncio.*SQLiteStore"):
-        anyio.run(RedisStore().get, "a", backend="trio")
+        anyio.run(RedisStore(deployment="shop").get, "a", backend="trio")
 
 
 def test_without_redis_py_it_says_what_to_install() -> None:
@@ -173,7 +185,7 @@ def test_without_redis_py_it_says_what_to_install() -> None:
 
 async def test_every_call_is_one_command(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     there = job(keys=("k",), owner="ann")
 
     async def read() -> None:
@@ -213,7 +225,7 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
 
 async def test_calls_that_meet_share_their_round_trips(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     await store.create(job("first"))
     before = statistics(server, "stats")["total_reads_processed"]
     async with anyio.create_task_group() as group:
@@ -227,7 +239,7 @@ async def test_calls_that_meet_share_their_round_trips(serve: Serve) -> None:
 
 async def test_those_who_wait_for_one_job_ask_for_it_once(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     await store.create(job())
     async with anyio.create_task_group() as group:
         for _ in range(50):
@@ -262,7 +274,7 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     server = serve("--cluster-enabled", "yes")
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     first = job(keys=("k", "l"), replayable=True, attempts=2, owner="ann")
     await store.create(first, request(), lease=0.0, bounds=Bounds(1, 1))
     with pytest.raises(NoRoom):
@@ -477,11 +489,11 @@ async def test_a_version_that_stays_in_its_state_needs_no_room(store: RedisStore
 
 
 async def test_every_way_through_life_is_counted(
-    store: RedisStore, valkey: Valkey, prefix: str
+    store: RedisStore, valkey: Valkey, deployment: str
 ) -> None:
     """Several take any turn at once, most of them too late, and none is counted twice or missed."""
     chance = random.Random(1)
-    stores = [RedisStore(valkey.url, prefix=prefix) for _ in range(3)]
+    stores = [RedisStore(valkey.url, deployment=deployment) for _ in range(3)]
     ids = [str(number) for number in range(30)]
     bounds = Bounds(route=10, owner=6)
 
@@ -539,9 +551,9 @@ async def test_every_way_through_life_is_counted(
 
 
 async def test_a_change_between_the_look_and_the_wait_is_not_missed(
-    store: RedisStore, valkey: Valkey, prefix: str, monkeypatch: pytest.MonkeyPatch
+    store: RedisStore, valkey: Valkey, deployment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    another = RedisStore(valkey.url, prefix=prefix)
+    another = RedisStore(valkey.url, deployment=deployment)
     for id in "ab":
         await store.create(job(id))
     looks = []
@@ -607,7 +619,7 @@ async def test_the_subscription_ends_when_nobody_waits(
 ) -> None:
     monkeypatch.setattr(line_room, "KEEPALIVE", 0.02)
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     await store.create(job())
     assert clients(server, "pubsub") == 0
     for version in (1, 2):
@@ -629,7 +641,7 @@ async def test_a_subscription_that_has_gone_dead_is_opened_anew(
     """As behind a firewall that forgets connections: no end is seen, and nothing comes."""
     monkeypatch.setattr(line_room, "KEEPALIVE", 0.05)
     server = serve()
-    store = RedisStore(server.url, timeout=0.2)
+    store = RedisStore(server.url, timeout=0.2, deployment="shop")
     await store.create(job())
 
     def subscriber() -> str:
@@ -677,7 +689,7 @@ async def test_closing_tells_those_who_wait(store: RedisStore) -> None:
 
 async def test_closing_leaves_no_connection_and_no_task(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     before = asyncio.all_tasks()
     await store.aclose()  # never opened
     await store.create(job())
@@ -692,7 +704,7 @@ async def test_closing_leaves_no_connection_and_no_task(serve: Serve) -> None:
 
 def test_the_end_of_the_event_loop_closes_the_connections(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
 
     async def use() -> None:
         await store.create(job())
@@ -704,8 +716,8 @@ def test_the_end_of_the_event_loop_closes_the_connections(serve: Serve) -> None:
         anyio.run(partial(until, lambda: clients(server) + clients(server, "pubsub") == 0))
 
 
-def test_every_event_loop_has_connections_of_its_own(valkey: Valkey, prefix: str) -> None:
-    store = RedisStore(valkey.url, prefix=prefix)
+def test_every_event_loop_has_connections_of_its_own(valkey: Valkey, deployment: str) -> None:
+    store = RedisStore(valkey.url, deployment=deployment)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         assert first.run(store.create(job())) == job()
         assert second.run(store.get("a")) == job()
@@ -763,7 +775,7 @@ async def test_answers_are_not_mistaken_when_calls_are_cancelled(store: RedisSto
 
 async def test_connections_that_were_killed_are_opened_anew(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     await store.create(job())
     async with anyio.create_task_group() as group:
         group.start_soon(store.changed, "a", 1)
@@ -777,7 +789,7 @@ async def test_connections_that_were_killed_are_opened_anew(serve: Serve) -> Non
 
 async def test_a_demoted_server_is_left(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     await store.create(job())
     connection = (await store._line().ask("CLIENT", "ID"),)
     server.ask("REPLICAOF", "127.0.0.1", "1")
@@ -793,7 +805,7 @@ async def test_a_demoted_server_is_left(serve: Serve) -> None:
 
 
 async def test_a_server_that_is_not_there() -> None:
-    store = RedisStore("redis://u:secret@127.0.0.1:1/0", timeout=2.0)
+    store = RedisStore("redis://u:secret@127.0.0.1:1/0", timeout=2.0, deployment="shop")
     for call in (partial(store.get, "a"), partial(store.changed, "a", 0)):
         with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:1, ") as raised:
             await call()
@@ -804,7 +816,7 @@ async def test_a_server_that_is_not_there() -> None:
 
 async def test_a_server_that_hangs(serve: Serve) -> None:
     server = serve()
-    store = RedisStore(server.url, timeout=1.0)
+    store = RedisStore(server.url, timeout=1.0, deployment="shop")
     await store.create(job())
     server.hang()
     took = []
@@ -832,7 +844,7 @@ async def test_a_server_that_hangs(serve: Serve) -> None:
 
 async def test_nothing_acknowledged_is_lost_when_the_server_dies(serve: Serve) -> None:
     server = serve("--appendonly", "yes", "--appendfsync", "always")
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     created, replaced, failed = [], [], []
 
     async def accept(worker: int) -> None:
@@ -870,7 +882,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_dies(serve: Serve) -
 
 async def test_who_waits_survives_a_restart_and_a_slow_start(serve: Serve) -> None:
     server = serve("--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "50")
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     woken = []
 
     async def watch(id: str) -> None:
@@ -899,7 +911,10 @@ async def test_who_waits_survives_a_restart_and_a_slow_start(serve: Serve) -> No
 async def test_a_change_that_came_while_the_server_was_away_is_not_missed(serve: Serve) -> None:
     """It is made over another connection, before this one listens again."""
     server = serve("--appendonly", "yes", "--appendfsync", "always")
-    store, another = RedisStore(server.url), RedisStore(server.url)
+    store, another = (
+        RedisStore(server.url, deployment="shop"),
+        RedisStore(server.url, deployment="shop"),
+    )
     await store.create(job())
     async with anyio.create_task_group() as group:
         group.start_soon(store.changed, "a", 1)
@@ -914,7 +929,7 @@ async def test_a_change_that_came_while_the_server_was_away_is_not_missed(serve:
 
 async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serve) -> None:
     server = serve("--maxmemory-policy", "noeviction")
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, deployment="shop")
     queued = job(state=State.QUEUED, attempt=0, replayable=True, attempts=2, keys=("k",))
     await store.create(queued, request(b"x" * 1000), lease=0.0)
     await store.create(job("old"))
@@ -951,7 +966,7 @@ async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serv
 async def test_a_server_that_evicts_is_warned_of(
     serve: Serve, caplog: pytest.LogCaptureFixture, options: tuple[str, ...], warned: int
 ) -> None:
-    store = RedisStore(serve(*options).url)
+    store = RedisStore(serve(*options).url, deployment="shop")
     with caplog.at_level(logging.WARNING, "raincheck"):
         for id in "abc":
             await store.get(id)
@@ -962,13 +977,13 @@ async def test_a_server_that_evicts_is_warned_of(
 
 async def test_passwords_are_used_and_never_told(serve: Serve) -> None:
     server = serve("--requirepass", "s3cret/ü")
-    right = RedisStore(f"redis://:s3cret%2F%C3%BC@127.0.0.1:{server.port}/0")
+    right = RedisStore(f"redis://:s3cret%2F%C3%BC@127.0.0.1:{server.port}/0", deployment="shop")
     assert await right.create(job()) == job()
     with anyio.move_on_after(0.05):
         await right.changed("a", 1)
     await right.aclose()
     for credentials in (":wr0ng@", "somebody:wr0ng@", ""):
-        store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0")
+        store = RedisStore(f"redis://{credentials}127.0.0.1:{server.port}/0", deployment="shop")
         for call in (partial(store.get, "a"), partial(store.changed, "a", 0)):
             with pytest.raises(StoreError, match=r"(?i)(password|authentication)") as raised:
                 await call()
@@ -979,6 +994,6 @@ async def test_passwords_are_used_and_never_told(serve: Serve) -> None:
 
 async def test_a_socket_file_will_do(serve: Serve, tmp_path: Path) -> None:
     serve("--unixsocket", str(tmp_path / "valkey.sock"))
-    store = RedisStore(f"unix://{tmp_path}/valkey.sock?db=3")
+    store = RedisStore(f"unix://{tmp_path}/valkey.sock?db=3", deployment="shop")
     assert await store.create(job()) == job()
     await store.aclose()

@@ -66,7 +66,7 @@ class Changes:
             ids, self._news = [*self._news], set()
             with suppress(*FAILURES):  # the change itself is done, and seen at the next look
                 async with asyncio.timeout(self._server.timeout), self._connection() as connection:
-                    await connection.execute(ANNOUNCE, self._server.schema, ids)
+                    await connection.execute(ANNOUNCE, self._server.channel, ids)
             await asyncio.sleep(PAUSE)
 
     async def told(self) -> None:
@@ -124,7 +124,7 @@ class Changes:
             connection.add_termination_listener(lambda *_: self._suspect(self._waiting))
             if server.listen:
                 async with asyncio.timeout(server.timeout):
-                    await connection.add_listener(server.schema, self._hear)
+                    await connection.add_listener(server.channel, self._hear)
             yield connection
         finally:
             connection.terminate()

@@ -97,6 +97,85 @@ MIGRATIONS = (
     END
     $no_room$;
     """,
+    # What is there already becomes that of the deployment which comes first: until now there was
+    # one. Every index begins with it, and all but the first are small.
+    """
+    ALTER TABLE raincheck.jobs ADD deployment text COLLATE "C" NOT NULL DEFAULT 'deployment';
+    ALTER TABLE raincheck.jobs ALTER deployment DROP DEFAULT,
+        DROP CONSTRAINT jobs_pkey, ADD PRIMARY KEY (deployment, id);
+    DROP INDEX raincheck.jobs_lease_until_id_idx, raincheck.jobs_due_idx, raincheck.jobs_due_idx1,
+        raincheck.jobs_route_state_owner_idx;
+    CREATE INDEX ON raincheck.jobs (deployment, lease_until, id) WHERE lease_until IS NOT NULL;
+    CREATE INDEX ON raincheck.jobs (deployment, due) WHERE due IS NOT NULL AND NOT gone;
+    CREATE INDEX ON raincheck.jobs (deployment, due) WHERE gone;
+    CREATE INDEX ON raincheck.jobs (deployment, route, state, owner) WHERE state IS NOT NULL;
+
+    ALTER TABLE raincheck.keys ADD deployment text COLLATE "C" NOT NULL DEFAULT 'deployment';
+    ALTER TABLE raincheck.keys ALTER deployment DROP DEFAULT,
+        DROP CONSTRAINT keys_pkey, ADD PRIMARY KEY (deployment, key);
+    DROP INDEX raincheck.keys_id_idx;
+    CREATE INDEX ON raincheck.keys (deployment, id);
+
+    ALTER TABLE raincheck.requests ADD deployment text COLLATE "C" NOT NULL DEFAULT 'deployment';
+    ALTER TABLE raincheck.requests ALTER deployment DROP DEFAULT,
+        DROP CONSTRAINT requests_pkey, ADD PRIMARY KEY (deployment, id);
+
+    ALTER TABLE raincheck.chunks ADD deployment text COLLATE "C" NOT NULL DEFAULT 'deployment';
+    ALTER TABLE raincheck.chunks ALTER deployment DROP DEFAULT,
+        DROP CONSTRAINT chunks_pkey, ADD PRIMARY KEY (deployment, id, attempt, start);
+
+    DROP FUNCTION raincheck.no_room;
+    -- Which bound a job would break by coming to one of these states: 'owner', 'route' or NULL.
+    -- Its lock is held until the caller's change is committed, and the statements behind it see all
+    -- that was committed before they got it: the caller's own may have begun long before. No more
+    -- is counted than there may be. The setting is that of the store's connections, which those
+    -- through a proxy do not have.
+    CREATE FUNCTION raincheck.no_room(
+        of_deployment text, job text, before integer, others text[], schema text,
+        route_of_job bytea, owner_of_job bytea, states text[], route_bound integer,
+        owner_bound integer
+    ) RETURNS text LANGUAGE plpgsql SET enable_seqscan = off AS $no_room$
+    DECLARE
+        broken text;
+    BEGIN
+        PERFORM pg_advisory_xact_lock(
+            hashtextextended(
+                concat_ws(
+                    ' ', 'raincheck', schema, of_deployment, states[1], encode(route_of_job, 'hex')
+                ), 0
+            )
+        );
+        IF owner_bound <= (SELECT count(*) FROM (
+            SELECT FROM raincheck.jobs
+            WHERE deployment = of_deployment AND route = route_of_job AND owner = owner_of_job
+                AND state = ANY (states) AND state IS NOT NULL
+            LIMIT coalesce(owner_bound, 0)
+        ) AS alike) THEN
+            broken := 'owner';
+        ELSIF route_bound <= (SELECT count(*) FROM (
+            SELECT FROM raincheck.jobs
+            WHERE deployment = of_deployment AND route = route_of_job
+                AND state = ANY (states) AND state IS NOT NULL
+            LIMIT coalesce(route_bound, 0)
+        ) AS alike) THEN
+            broken := 'route';
+        ELSE
+            RETURN NULL;
+        END IF;
+        -- It may be another job of these keys, or the next version of this one, that took the room.
+        IF before <> coalesce((
+                SELECT version FROM raincheck.jobs WHERE deployment = of_deployment AND id = job
+            ), 0) OR EXISTS (
+                SELECT FROM raincheck.keys
+                WHERE deployment = of_deployment AND key = ANY (others)
+            )
+        THEN
+            RAISE serialization_failure;
+        END IF;
+        RETURN broken;
+    END
+    $no_room$;
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

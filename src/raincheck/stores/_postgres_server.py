@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from contextvars import Context
+from hashlib import blake2b
 from math import ceil
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
+from raincheck.stores.deployments import checked
 
 T = TypeVar("T")
 
@@ -20,6 +23,9 @@ FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClien
 
 # What becomes of a prepared statement that is executed on another connection.
 _POOLED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+
+# What statements call the schema and the deployment of their store.
+_NAMES = re.compile(r"raincheck\.|'deployment'")
 
 # For each connection. A prepared statement keeps its plan, and while tables are new and small that
 # is to read them as a whole: a thousand jobs later it would be slow, until the server analyzes them
@@ -37,7 +43,9 @@ class Server:
         ConfigurationError: one of them cannot work.
     """
 
-    def __init__(self, dsn: str, schema: str, timeout: float, listen: bool | str) -> None:
+    def __init__(
+        self, dsn: str, deployment: str, schema: str, timeout: float, listen: bool | str
+    ) -> None:
         self._name = _name(dsn, "dsn")
         if not schema or len(schema.encode()) > 63 or "\0" in schema:
             raise ConfigurationError(f"schema={schema!r}: a name has 1 to 63 bytes")
@@ -46,9 +54,11 @@ class Server:
         if not isinstance(listen, bool):
             _name(listen, "listen")
         self.dsn = dsn
+        self.deployment = checked(deployment)
         self.schema = schema
         self.timeout = timeout
         self.listen = listen
+        self._own: dict[str, str] = {}
 
     def __str__(self) -> str:
         return self._name
@@ -58,9 +68,22 @@ class Server:
         """Whether a proxy stands before it that gives every transaction another connection."""
         return self.listen is not True
 
+    @property
+    def channel(self) -> str:
+        """Where changes of this deployment's jobs are told: a name of any length makes one."""
+        name = f"{self.schema}\0{self.deployment}"
+        return "raincheck " + blake2b(name.encode(), digest_size=16).hexdigest()
+
     def in_schema(self, statement: str) -> str:
-        """The statement, about the tables of this store."""
-        return statement.replace("raincheck.", quoted(self.schema) + ".")
+        """The statement, about the tables and the jobs of this store."""
+        own = self._own.get(statement)
+        if own is None:
+            names = {
+                "raincheck.": quoted(self.schema) + ".",
+                "'deployment'": f"'{self.deployment}'",
+            }
+            own = self._own[statement] = _NAMES.sub(lambda name: names[name[0]], statement)
+        return own
 
     def failure(self, error: Exception) -> StoreError:
         """What the store raises when a call has failed like this."""

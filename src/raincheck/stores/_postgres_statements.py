@@ -1,7 +1,8 @@
 """The statements of `PostgresStore`, and what they are given.
 
-They name tables as in the schema `raincheck`, so that they can be tried in psql; for a store in
-another schema that name is replaced. Every change is one statement, and so one round trip.
+They name tables as in the schema `raincheck`, and jobs as those of the deployment 'deployment', so
+that they can be tried in psql; both names are replaced by those of the store. Every change is one
+statement, and so one round trip.
 """
 
 from __future__ import annotations
@@ -23,27 +24,29 @@ _RUNNING = [State.RUNNING.value, State.CANCELLING.value]
 # that another transaction has inserted meanwhile fails as a whole (see `_RACES` in postgres.py).
 _CREATING = """
 WITH there AS (
-    SELECT record FROM raincheck.jobs WHERE id = $1
+    SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1
     UNION ALL
-    SELECT record FROM raincheck.jobs WHERE id = (
-        SELECT id FROM raincheck.keys WHERE key = ANY ($8) ORDER BY array_position($8, key) LIMIT 1
+    SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = (
+        SELECT id FROM raincheck.keys WHERE deployment = 'deployment' AND key = ANY ($8)
+        ORDER BY array_position($8, key) LIMIT 1
     )
     {or_no_room}
     LIMIT 1
 ), job AS (
     INSERT INTO raincheck.jobs
-        (id, version, attempt, state, gone, due, record, route, owner, lease_until)
+        (deployment, id, version, attempt, state, gone, due, record, route, owner, lease_until)
     SELECT
-        $1, $2, $3, $4, $5, $6, $7, $11, $12, clock_timestamp() + $9::float8 * interval '1 second'
+        'deployment', $1, $2, $3, $4, $5, $6, $7, $11, $12,
+        clock_timestamp() + $9::float8 * interval '1 second'
     WHERE NOT EXISTS (SELECT FROM there)
     RETURNING id
 ), owned AS (
-    INSERT INTO raincheck.keys (key, id)
-    SELECT DISTINCT key, $1 FROM unnest($8::text[]) AS key
+    INSERT INTO raincheck.keys (deployment, key, id)
+    SELECT DISTINCT 'deployment', key, $1 FROM unnest($8::text[]) AS key
     WHERE EXISTS (SELECT FROM job) ORDER BY key
 ), kept AS (
-    INSERT INTO raincheck.requests (id, request)
-    SELECT $1, $10::bytea WHERE $10 IS NOT NULL AND EXISTS (SELECT FROM job)
+    INSERT INTO raincheck.requests (deployment, id, request)
+    SELECT 'deployment', $1, $10::bytea WHERE $10 IS NOT NULL AND EXISTS (SELECT FROM job)
 )
 SELECT record FROM there
 """
@@ -55,16 +58,21 @@ CREATE = _CREATING.format(or_no_room="")
 CREATE_WITHIN = _CREATING.format(
     or_no_room="""
     UNION ALL
-    SELECT bound FROM raincheck.no_room($1, 0, $8, $13, $11, $12, $14, $15, $16) AS bound
+    SELECT bound FROM raincheck.no_room(
+        'deployment', $1, 0, $8, $13, $11, $12, $14, $15, $16
+    ) AS bound
     WHERE bound IS NOT NULL
     """
 )
 
-GET = "SELECT record FROM raincheck.jobs WHERE id = $1"
+GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
 
-FIND = "SELECT record FROM raincheck.keys JOIN raincheck.jobs USING (id) WHERE key = $1"
+FIND = """
+SELECT record FROM raincheck.keys JOIN raincheck.jobs USING (deployment, id)
+WHERE deployment = 'deployment' AND key = $1
+"""
 
-REQUEST = "SELECT request FROM raincheck.requests WHERE id = $1"
+REQUEST = "SELECT request FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1"
 
 _REPLACING = """
 WITH {no_room} job AS (
@@ -75,26 +83,32 @@ WITH {no_room} job AS (
             WHEN $9::float8 IS NULL THEN lease_until
             ELSE clock_timestamp() + $9 * interval '1 second'
         END
-    WHERE id = $1 AND version = $2 - 1 {and_room}
+    WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1 {and_room}
     RETURNING id
 ), freed AS (
     DELETE FROM raincheck.keys
-    WHERE id = $1 AND key <> ALL ($8::text[]) AND EXISTS (SELECT FROM job)
+    WHERE deployment = 'deployment' AND id = $1 AND key <> ALL ($8::text[])
+        AND EXISTS (SELECT FROM job)
 ), owned AS (
-    INSERT INTO raincheck.keys (key, id)
-    SELECT key, $1 FROM (
-        SELECT unnest($8) AS key EXCEPT SELECT key FROM raincheck.keys WHERE id = $1 ORDER BY key
+    INSERT INTO raincheck.keys (deployment, key, id)
+    SELECT 'deployment', key, $1 FROM (
+        SELECT unnest($8) AS key
+        EXCEPT SELECT key FROM raincheck.keys WHERE deployment = 'deployment' AND id = $1
+        ORDER BY key
     ) AS new WHERE EXISTS (SELECT FROM job)
-    ON CONFLICT (key) DO UPDATE SET id = excluded.id
+    ON CONFLICT (deployment, key) DO UPDATE SET id = excluded.id
 ), forgotten AS (
-    DELETE FROM raincheck.requests WHERE id = $1 AND NOT $10::boolean AND EXISTS (SELECT FROM job)
+    DELETE FROM raincheck.requests
+    WHERE deployment = 'deployment' AND id = $1 AND NOT $10::boolean AND EXISTS (SELECT FROM job)
 ), dropped AS (
     DELETE FROM raincheck.chunks
-    WHERE id = $1 AND (attempt <> $3 OR $5) AND EXISTS (SELECT FROM job)
+    WHERE deployment = 'deployment' AND id = $1 AND (attempt <> $3 OR $5)
+        AND EXISTS (SELECT FROM job)
 ), kept AS (
-    INSERT INTO raincheck.chunks (id, attempt, start, chunk)
-    SELECT $1, $3, start + coalesce((
-        SELECT start + length(chunk) FROM raincheck.chunks WHERE id = $1 AND attempt = $3
+    INSERT INTO raincheck.chunks (deployment, id, attempt, start, chunk)
+    SELECT 'deployment', $1, $3, start + coalesce((
+        SELECT start + length(chunk) FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = $1 AND attempt = $3
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
     FROM unnest($11::bigint[], $12::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
@@ -108,8 +122,11 @@ REPLACE_WITHIN = _REPLACING.format(
     no_room="""
     no_room AS MATERIALIZED (
         SELECT bound FROM raincheck.jobs,
-            raincheck.no_room(id, version, NULL, $13, route, owner, $14, $15, $16) AS bound
-        WHERE id = $1 AND version = $2 - 1 AND state <> ALL ($14) AND bound IS NOT NULL
+            raincheck.no_room(
+                'deployment', id, version, NULL, $13, route, owner, $14, $15, $16
+            ) AS bound
+        WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1
+            AND state <> ALL ($14) AND bound IS NOT NULL
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",
@@ -118,12 +135,15 @@ REPLACE_WITHIN = _REPLACING.format(
 # The lock holds off whoever is about to replace the job until the chunk is there.
 APPEND = """
 WITH job AS (
-    SELECT id FROM raincheck.jobs WHERE id = $1 AND attempt = $2 AND state IS NOT NULL FOR SHARE
+    SELECT id FROM raincheck.jobs
+    WHERE deployment = 'deployment' AND id = $1 AND attempt = $2 AND state IS NOT NULL FOR SHARE
 ), kept AS (
-    INSERT INTO raincheck.chunks (id, attempt, start, chunk)
-    SELECT $1, $2, start, chunk FROM unnest($3::bigint[], $4::bytea[]) AS new (start, chunk)
+    INSERT INTO raincheck.chunks (deployment, id, attempt, start, chunk)
+    SELECT 'deployment', $1, $2, start, chunk
+    FROM unnest($3::bigint[], $4::bytea[]) AS new (start, chunk)
     WHERE EXISTS (SELECT FROM job) AND $3[1] = coalesce((
-        SELECT start + length(chunk) FROM raincheck.chunks WHERE id = $1 AND attempt = $2
+        SELECT start + length(chunk) FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = $1 AND attempt = $2
         ORDER BY start DESC LIMIT 1
     ), 0)
     ON CONFLICT DO NOTHING
@@ -136,32 +156,37 @@ READ = """
 SELECT jobs.attempt, start, chunk
 FROM raincheck.jobs LEFT JOIN LATERAL (
     SELECT start, chunk FROM raincheck.chunks
-    WHERE id = jobs.id AND attempt = jobs.attempt AND start >= coalesce((
-        SELECT start FROM raincheck.chunks
-        WHERE id = jobs.id AND attempt = jobs.attempt AND start <= $2 ORDER BY start DESC LIMIT 1
-    ), 0)
+    WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+        AND start >= coalesce((
+            SELECT start FROM raincheck.chunks
+            WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+                AND start <= $2
+            ORDER BY start DESC LIMIT 1
+        ), 0)
     ORDER BY start LIMIT $3
 ) AS body ON true
-WHERE id = $1 AND NOT gone
+WHERE deployment = 'deployment' AND id = $1 AND NOT gone
 ORDER BY start
 """
 
 RENEW = """
 UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
 FROM unnest($1::text[], $2::integer[]) AS held (id, attempt)
-WHERE jobs.id = held.id AND jobs.attempt = held.attempt AND state IS NOT NULL
+WHERE deployment = 'deployment' AND jobs.id = held.id AND jobs.attempt = held.attempt
+    AND state IS NOT NULL
 RETURNING jobs.id, state
 """
 
 ABANDONED = """
 SELECT lease_until, id, record FROM raincheck.jobs
-WHERE lease_until <= now() AND (lease_until, id) > (coalesce($1::timestamptz, '-infinity'), $2)
+WHERE deployment = 'deployment' AND lease_until <= now()
+    AND (lease_until, id) > (coalesce($1::timestamptz, '-infinity'), $2)
 ORDER BY lease_until, id LIMIT 50
 """
 
 # Rows that are locked are being buried by another process.
 EXPIRED = """
-SELECT record FROM raincheck.jobs WHERE due <= $1 AND NOT gone
+SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND due <= $1 AND NOT gone
 ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 
@@ -172,34 +197,36 @@ WITH job AS (
         lease_until = NULL, record = tombstone.record
     FROM unnest($1::text[], $2::integer[], $3::float8[], $4::text[])
         AS tombstone (id, version, due, record)
-    WHERE jobs.id = tombstone.id
+    WHERE deployment = 'deployment' AND jobs.id = tombstone.id
 ), freed AS (
-    DELETE FROM raincheck.keys WHERE id = ANY ($1)
+    DELETE FROM raincheck.keys WHERE deployment = 'deployment' AND id = ANY ($1)
 ), forgotten AS (
-    DELETE FROM raincheck.requests WHERE id = ANY ($1)
+    DELETE FROM raincheck.requests WHERE deployment = 'deployment' AND id = ANY ($1)
 )
-DELETE FROM raincheck.chunks WHERE id = ANY ($1)
+DELETE FROM raincheck.chunks WHERE deployment = 'deployment' AND id = ANY ($1)
 """
 
 # A chunk can be left over if it was appended while its job was being replaced.
 PURGE = """
 WITH purged AS (
-    DELETE FROM raincheck.jobs WHERE id = ANY (ARRAY (
-        SELECT id FROM raincheck.jobs WHERE due <= $1 AND gone
+    DELETE FROM raincheck.jobs WHERE deployment = 'deployment' AND id = ANY (ARRAY (
+        SELECT id FROM raincheck.jobs WHERE deployment = 'deployment' AND due <= $1 AND gone
         ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
     ))
     RETURNING id
 ), dropped AS (
-    DELETE FROM raincheck.chunks WHERE id IN (SELECT id FROM purged)
+    DELETE FROM raincheck.chunks
+    WHERE deployment = 'deployment' AND id IN (SELECT id FROM purged)
 )
 SELECT count(*) FROM purged
 """
 
-ANY = "SELECT EXISTS (SELECT FROM raincheck.jobs)"
+ANY = "SELECT EXISTS (SELECT FROM raincheck.jobs WHERE deployment = 'deployment')"
 
 NEWER = """
-SELECT id, record FROM unnest($1::text[], $2::integer[]) AS known (id, after)
-LEFT JOIN raincheck.jobs USING (id) WHERE version IS NULL OR version > after
+SELECT known.id, record FROM unnest($1::text[], $2::integer[]) AS known (id, after)
+LEFT JOIN raincheck.jobs ON deployment = 'deployment' AND jobs.id = known.id
+WHERE version IS NULL OR version > after
 """
 
 ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"

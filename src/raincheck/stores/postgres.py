@@ -65,7 +65,9 @@ class PostgresStore(Store):
     Args:
         dsn: e.g. `"postgresql://user:password@host:5432/database"`, with whatever else asyncpg
             takes there, such as `?sslmode=verify-full`.
-        schema: where its tables are, and the channel of its notifications.
+        deployment: what all processes that share these jobs have in common, e.g. `"shop"`. Others
+            in the same schema, each under a name of its own, neither see nor run them.
+        schema: where its tables are.
         timeout: seconds until a call that the server does not answer fails, up to 86,400.
         connections: how many it opens at most, besides the one that it listens on. Calls beyond
             that wait for one, up to `timeout`.
@@ -83,6 +85,7 @@ class PostgresStore(Store):
         self,
         dsn: str,
         *,
+        deployment: str,
         schema: str = "raincheck",
         timeout: float = 10.0,
         connections: int = 10,
@@ -90,7 +93,7 @@ class PostgresStore(Store):
     ) -> None:
         if not isinstance(connections, int) or connections < 1:
             raise ConfigurationError(f"connections={connections!r}: it needs at least 1")
-        self._server = Server(dsn, schema, timeout, listen)
+        self._server = Server(dsn, deployment, schema, timeout, listen)
         self._connections = connections
         self._session: Session | None = None
 

@@ -1,6 +1,6 @@
 """Jobs on a Redis or Valkey server, for several processes and machines.
 
-Keys, all behind one prefix:
+Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a cluster:
 
     job:<id>         hash: the record, and what the scripts need of it
     request:<id>     the captured request
@@ -46,6 +46,7 @@ from raincheck.stores._redis_scripts import (
     stage,
 )
 from raincheck.stores.base import Store
+from raincheck.stores.deployments import checked
 
 logger = logging.getLogger("raincheck")
 
@@ -74,12 +75,13 @@ class RedisStore(Store):
     Args:
         url: `redis://[[user]:password@]host[:port][/database]`, `rediss://` likewise with TLS,
             `unix://` with a path, or what else redis-py reads.
-        prefix: how all keys begin. Stores with one prefix on one database are one store. The
-            braces of the default keep its keys in one slot of a cluster.
+        deployment: what all processes that share these jobs have in common, e.g. `"shop"`. Others
+            on the same server, each under a name of its own, neither see nor run them.
         timeout: seconds without an answer after which a call fails. Default 5.
 
     Raises:
-        ConfigurationError: the URL cannot be read, `prefix` is empty, `timeout` is not positive.
+        ConfigurationError: the URL cannot be read, `deployment` is no name, `timeout` is not
+            positive.
     """
 
     shared: ClassVar[bool] = True
@@ -88,17 +90,15 @@ class RedisStore(Store):
         self,
         url: str = "redis://localhost:6379/0",
         *,
-        prefix: str = "{raincheck}:",
+        deployment: str,
         timeout: float = 5.0,
     ) -> None:
-        if not prefix:
-            raise ConfigurationError("RedisStore(prefix=''): prefix is how all keys begin")
         if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ConfigurationError(
                 f"RedisStore(timeout={timeout!r}): timeout is a number of seconds above 0"
             )
         self._name, self._connect = server(url)
-        self._prefix = prefix
+        self._prefix = f"{{raincheck:{checked(deployment)}}}:"
         self._timeout = timeout
         self._opened: Line | None = None
 
