@@ -36,6 +36,7 @@ from raincheck import (
     Policy,
     current_job,
     long_running,
+    report,
 )
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
@@ -342,6 +343,40 @@ async def test_a_path_rule_beats_the_decorator_and_accepts_once() -> None:
         assert len(store) == 1
         await anyio.sleep(50)
         assert (await client.get(accepted.headers["location"])).status_code == 200
+
+
+async def test_a_decorated_endpoint_is_synchronous_where_a_path_rule_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It has been entered with a middleware around it: there is nothing to be warned of."""
+
+    async def answer(request: Request) -> dict[str, bool]:
+        report(0.5)
+        return {"job": current_job() is not None}
+
+    app = app_of(slow_route(answer), routes={"/slow": Policy(respond="preferred")})
+    async with running(app) as client:
+        response = await client.post("/slow")
+        assert (response.status_code, response.json()) == (200, {"job": False})
+        accepted = await client.post("/slow", headers={"prefer": "respond-async"})
+        assert (await follow(client, accepted)).json() == {"job": True}
+    assert caplog.records == []
+
+
+async def test_an_endpoint_that_no_request_was_expected_to_enter_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @long_running
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    async def hidden(request: Request) -> Response:
+        return await endpoint(request)
+
+    async with running(app_of(Route("/slow", hidden))) as client:
+        assert [(await client.get("/slow")).status_code for _ in range(2)] == [200, 200]
+    (record,) = caplog.records
+    assert "was entered without a LongRunningMiddleware" in record.getMessage()
 
 
 async def test_a_path_rule_refuses_a_large_body() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import threading
+import typing
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -205,6 +207,99 @@ def test_two_endpoints_have_two_marks() -> None:
     assert mark_of(first) != mark_of(second)
 
 
+@pytest.mark.parametrize("name", ["videos.encode", "encode-v2", "a:b#1", "\u00e9", "x" * 200])
+def test_a_mark_is_called_as_the_decorator_says(name: str) -> None:
+    mark = mark_of(long_running(name=name, ttl=5)(three))
+    assert mark is not None
+    assert (mark.name, mark.settings) == (name, {"ttl": 5})
+
+
+@pytest.mark.parametrize("name", ["", "POST /videos", "/videos", "a b", "a\n", "x" * 201, 5, b"x"])
+def test_a_name_that_could_be_anything_else_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"long_running\(name=.*: a name is up to 200"):
+        long_running(name=name)
+
+
+def test_views_that_a_class_has_made_are_called_by_the_class() -> None:
+    """As Django's `as_view()` makes them: all of them have one qualified name."""
+
+    def view(request: object) -> None: ...
+
+    view.view_class = Methods  # type: ignore[attr-defined] # as Django does
+    mark = mark_of(long_running(view))
+    assert mark is not None
+    assert mark.name == f"{__name__}.Methods"
+
+
+# --- annotations that are strings --------------------------------------------------------------
+
+POSTPONED = """
+from __future__ import annotations
+
+import functools
+
+from raincheck import long_running
+
+
+@long_running
+async def function(order: Order) -> Receipt: ...
+
+
+class Methods:
+    @long_running(ttl=5)
+    def method(self, order: Order) -> Receipt: ...
+
+
+class Callable:
+    async def __call__(self, order: Order) -> Receipt: ...
+
+
+def decorated(function):
+    @functools.wraps(function)
+    async def wrapper(*args, **kwargs): ...
+
+    return wrapper
+
+
+endpoints = [
+    function,
+    Methods.method,
+    Methods().method,
+    long_running(Methods().method),
+    long_running(Callable()),
+    long_running(decorated(function)),
+    long_running(functools.partial(function)),
+]
+
+
+class Order: ...
+
+
+class Receipt: ...
+"""
+
+
+def test_a_framework_finds_the_types_of_annotations_in_the_wrapper_itself() -> None:
+    """Also of types that the module defines later; not all frameworks ask what it wraps."""
+    module: dict[str, Any] = {"__name__": "app"}
+    exec(POSTPONED, module)
+    for endpoint in module["endpoints"]:
+        signature = inspect.signature(endpoint)
+        names = [signature.parameters["order"].annotation, signature.return_annotation]
+        assert names == ["Order", "Receipt"]
+        types = [module["Order"], module["Receipt"]]
+        assert [eval(name, endpoint.__globals__) for name in names] == types
+        if inspect.get_annotations(endpoint):  # a callable object has its own elsewhere
+            assert list(typing.get_type_hints(endpoint).values()) == types
+
+
+async def test_an_endpoint_runs_whatever_its_module_calls_its_own() -> None:
+    module: dict[str, Any] = {"__name__": "app", "current_handoff": None, "mark": 5, "in_thread": 5}
+    source = "@mark_as\nasync def endpoint(handoff, mark, on_loop): return handoff, mark, on_loop"
+    exec(source, module | {"mark_as": long_running}, module)
+    assert await module["endpoint"](1, on_loop=3, mark=2) == (1, 2, 3)
+
+
 # --- threads -----------------------------------------------------------------------------------
 
 
@@ -385,3 +480,18 @@ def test_the_settings_of_a_decorator_are_those_of_a_policy() -> None:
     mark = mark_of(long_running(ttl=5, hold=True)(three))
     assert mark is not None
     assert Policy().with_settings(mark.settings) == Policy(ttl=5, hold=True)
+
+
+@pytest.mark.parametrize("endpoint", [on_loop, in_thread], ids=["async def", "def"])
+async def test_an_endpoint_without_a_middleware_says_so_once(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    anew = long_running(name="slow")(inspect.unwrap(endpoint))
+    for _ in range(3):
+        assert await anew(1) == "1 b 0.5"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "slow is marked long-running, and was entered without" in record.getMessage()
+    with behind(Door(accepts=False)):
+        await long_running(three)(0, 1)
+    assert len(caplog.records) == 1

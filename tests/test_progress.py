@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -50,6 +52,25 @@ async def test_a_report_is_shown_in_the_document(fraction: float, message: Any, 
 async def test_outside_a_job_a_report_does_nothing() -> None:
     report(0.5, "nobody sees this")
     assert current_job() is None
+
+
+OUTSIDE = """
+import logging
+from raincheck import report
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+for number in range(10):
+    report(number / 10)
+"""
+
+
+@pytest.mark.real
+def test_where_no_middleware_is_a_report_says_so_once() -> None:
+    """In a process of its own, since it is told once in each."""
+    command = [sys.executable, "-c", OUTSIDE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("WARNING report() was called where no LongRunningMiddleware has seen")
 
 
 async def test_a_report_just_before_the_end_is_not_lost() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import anyio
@@ -190,6 +190,16 @@ class Handoff(Detached):
         self.decision = decide(self.policy, parse(self.fields))
         self.vary = True
         return self.decision.asynchronous
+
+    @contextmanager
+    def synchronous(self) -> Iterator[None]:
+        """The block in which the app runs for a client that waits for it."""
+        self._stage = PLAIN
+        token = current_handoff.set(self)
+        try:
+            yield
+        finally:
+            current_handoff.reset(token)
 
     async def accept(self) -> None:
         """Drain the body and become a job, unless the client leaves before.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import re
+import types
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import anyio
 import anyio.to_thread
@@ -17,11 +20,19 @@ from raincheck.errors import ConfigurationError
 from raincheck.job import Job, Progress
 from raincheck.policy import Policy, PolicySettings, setting_names
 
+# What cannot be taken for the name of a path rule, and fits into a log line and a URL's query.
+_NAME = re.compile(r"[\w.:<>#-]{1,200}")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
+logger = logging.getLogger("raincheck")
+
 MARK = "__raincheck_mark__"
 """The attribute of a decorated endpoint that holds its `Mark`."""
+
+MARKED = "__raincheck_marked__"
+"""The attribute of the function below a decorated endpoint that holds all that was made of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +40,7 @@ class Mark:
     """What `@long_running` leaves on an endpoint.
 
     Attributes:
-        name: the endpoint's qualified name.
+        name: the route's: the endpoint's qualified name, unless the decorator was given one.
         settings: the fields of `Policy` that the decorator was given.
     """
 
@@ -77,12 +88,16 @@ def long_running(endpoint: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any,
 
 @overload
 def long_running(
-    **settings: Unpack[PolicySettings],
+    *, name: str | None = None, **settings: Unpack[PolicySettings]
 ) -> Callable[[Callable[P, Any]], Callable[P, Coroutine[Any, Any, Any]]]: ...
 
 
 def long_running(
-    endpoint: Callable[..., Any] | None = None, /, **settings: Unpack[PolicySettings]
+    endpoint: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    **settings: Unpack[PolicySettings],
 ) -> Any:
     """Mark an endpoint as long-running: `@long_running` or `@long_running(timeout=600)`.
 
@@ -96,6 +111,9 @@ def long_running(
 
     Args:
         endpoint: the endpoint, when used without parentheses.
+        name: what its route is called in records and logs; jobs that a store keeps find their
+            endpoint by it. Default: its module and qualified name, so that it needs one to be
+            renamed or moved while jobs wait, and where a factory makes several of it.
         **settings: fields of `Policy`; those not named are the middleware's.
 
     Raises:
@@ -108,14 +126,21 @@ def long_running(
             f"long_running() has no setting {', '.join(sorted(unknown))}; it takes {known}"
         )
     Policy(**settings)  # says now, not at the first request, what cannot work
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ConfigurationError(
+            f"long_running(name={name!r}): a name is up to 200 letters, digits and any of ._:<>#-, "
+            'like "videos.encode"'
+        )
 
     def decorate(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-        return _mark(endpoint, settings)
+        return _mark(endpoint, name, settings)
 
     return decorate if endpoint is None else decorate(endpoint)
 
 
-def _mark(endpoint: Callable[..., Any], settings: PolicySettings) -> Callable[..., Any]:
+def _mark(
+    endpoint: Callable[..., Any], name: str | None, settings: PolicySettings
+) -> Callable[..., Any]:
     if not callable(endpoint) or inspect.isclass(endpoint):
         raise ConfigurationError(
             f"@long_running marks functions and methods, not {endpoint!r}; "
@@ -133,24 +158,60 @@ def _mark(endpoint: Callable[..., Any], settings: PolicySettings) -> Callable[..
             f"@long_running cannot mark the generator function {_name(plain)}: nothing of it "
             "runs at its entry; return a streaming response, or use a path rule (routes=...)"
         )
-    on_loop = _is_async(plain)
-    in_thread = _in_thread(endpoint)
-    mark = Mark(_name(plain), settings)
-
-    @functools.wraps(plain)
-    async def entered(*args: Any, **kwargs: Any) -> Any:
-        handoff = current_handoff.get()
-        if handoff is None or not await handoff.enter(mark):
-            return await (endpoint(*args, **kwargs) if on_loop else in_thread(None, args, kwargs))
-        with handoff.inside():
-            if on_loop:
-                return await endpoint(*args, **kwargs)
-            return await in_thread(handoff.limiter, args, kwargs)
-
+    mark = Mark(name or _name(plain), settings)
+    entrance = _entrance(endpoint, mark, on_loop=_is_async(plain))
+    entered = functools.update_wrapper(_at_home(entrance, plain), plain)
     if plain is not endpoint:  # the arguments that a partial binds are taken
         entered.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined] # set so
     setattr(entered, MARK, mark)
+    with suppress(AttributeError):  # a bound method keeps nothing
+        setattr(plain, MARKED, (*getattr(plain, MARKED, ()), entered))
     return entered
+
+
+def _entrance(
+    endpoint: Callable[..., Any], mark: Mark, *, on_loop: bool
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """What stands in an endpoint's place."""
+    # The inner function may only use what is in here: `_at_home` gives it other globals.
+    handoffs, in_thread = current_handoff, _in_thread(endpoint)
+    unasked = functools.cache(lambda: _warn_of_no_middleware(mark))
+
+    async def entered(*args: Any, **kwargs: Any) -> Any:
+        handoff = handoffs.get()
+        if handoff is None:
+            unasked()
+        elif await handoff.enter(mark):
+            with handoff.inside():
+                if on_loop:
+                    return await endpoint(*args, **kwargs)
+                return await in_thread(handoff.limiter, args, kwargs)
+        return await (endpoint(*args, **kwargs) if on_loop else in_thread(None, args, kwargs))
+
+    return entered
+
+
+def _at_home(function: Callable[..., Any], endpoint: Any) -> types.FunctionType:
+    """The same function, in the module of the endpoint.
+
+    With `from __future__ import annotations` a framework has to look types up by their names. Some
+    do that in the globals of the function that they are given, and never ask what it wraps.
+    """
+    assert isinstance(function, types.FunctionType)
+    inner = inspect.unwrap(endpoint)
+    if not inspect.isroutine(inner):  # a callable object
+        inner = type(inner).__call__
+    home = getattr(inner, "__globals__", function.__globals__)
+    return types.FunctionType(function.__code__, home, closure=function.__closure__)
+
+
+def _warn_of_no_middleware(mark: Mark) -> None:
+    logger.warning(
+        "%s is marked long-running, and was entered without a LongRunningMiddleware: it is "
+        "synchronous. If the app has one: does each decorator above @long_running use "
+        "functools.wraps, and does nothing inside of the middleware rewrite the path?",
+        mark.name,
+    )
 
 
 def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
@@ -170,9 +231,12 @@ def _bodies(endpoint: Callable[..., Any]) -> tuple[Any, Any]:
     return endpoint, getattr(type(endpoint), "__call__", None)  # noqa: B004 - that method's code
 
 
-def _name(endpoint: Callable[..., Any]) -> str:
+def _name(endpoint: Any) -> str:
+    view = getattr(endpoint, "view_class", None)
+    if inspect.isclass(view):  # all that Django's `as_view()` makes have one qualified name
+        return f"{view.__module__}.{view.__name__}"
     named = endpoint if hasattr(endpoint, "__qualname__") else type(endpoint)
-    return f"{named.__module__}.{cast(Any, named).__qualname__}"
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def mark_of(endpoint: object) -> Mark | None:
@@ -181,3 +245,12 @@ def mark_of(endpoint: object) -> Mark | None:
         endpoint = endpoint.func
     mark = getattr(endpoint, MARK, None)
     return mark if isinstance(mark, Mark) else None
+
+
+def marked_above(endpoint: object) -> tuple[Mark, ...]:
+    """The marks of what `@long_running` has made of an endpoint that has none itself."""
+    made = getattr(endpoint, MARKED, ())
+    if mark_of(endpoint) is not None or not isinstance(made, tuple):
+        return ()
+    marks = (mark_of(each) for each in made if getattr(each, "__wrapped__", None) is endpoint)
+    return tuple(mark for mark in marks if mark is not None)

@@ -144,7 +144,8 @@ class LongRunningMiddleware:
             policy=candidate.policy,
         )
         if rule is not None and not handoff.prefers_async():
-            await self._pass_through(scope, receive, send)
+            with handoff.synchronous():
+                await self._pass_through(scope, receive, send)
             return
         if rule is not None:
             await self._accept_at_once(handoff)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+
 from raincheck.job import Job, Progress
 from raincheck.marking import current_handoff
+
+logger = logging.getLogger("raincheck")
 
 
 def report(fraction: float, message: str | None = None) -> None:
@@ -11,15 +16,26 @@ def report(fraction: float, message: str | None = None) -> None:
 
     A plain function: the same call in `async def` and `def` handlers and in the threads they
     start with their context. It never blocks, costs next to nothing, and does nothing outside a
-    job. The newest report counts; the store is told at most ten times a second.
+    job; where there is no middleware at all the log says so, once. The newest report counts; the
+    store is told at most ten times a second.
 
     Args:
         fraction: 0 to 1; what lies outside is clamped.
         message: free text for a person, e.g. `"412 of 1000 sent"`.
     """
     handoff = current_handoff.get()
-    if handoff is not None and handoff.job is not None:
+    if handoff is None:
+        _warn_of_no_middleware()
+    elif handoff.job is not None:
         handoff.report(Progress.of(fraction, message))
+
+
+@functools.cache  # a process is told once: it may report a thousand times
+def _warn_of_no_middleware() -> None:
+    logger.warning(
+        "report() was called where no LongRunningMiddleware has seen a request: it does nothing. "
+        "If the app has one: a thread has to be started with the handler's context"
+    )
 
 
 def current_job() -> Job | None:

@@ -56,6 +56,10 @@ CELLS = [
     if not (framework in ASYNCIO_ONLY and server == "hypercorn-trio")
 ]
 IMPOSSIBLE = [Cell(framework, "hypercorn-trio") for framework in ASYNCIO_ONLY]
+TYPED = [Cell("ninja", "uvicorn-h11"), Cell("blacksheep", "uvicorn-h11")]
+"""Frameworks beside the matrix that find the types of annotations in ways of their own."""
+NAMES = ("cell", "impossible", "typed")
+"""The parameters of tests that are run for these, in the same order."""
 DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
 
 
@@ -68,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, cells in (("cell", CELLS), ("impossible", IMPOSSIBLE)):
+    for name, cells in zip(NAMES, (CELLS, IMPOSSIBLE, TYPED), strict=True):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, cells, ids=str)
 
@@ -80,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rest: list[pytest.Item] = []
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        cell = parameters.get("cell") or parameters.get("impossible")
+        cell = next((parameters[name] for name in NAMES if name in parameters), None)
         (rest if cell is not None and not str(cell).startswith(DEFAULT) else chosen).append(item)
     config.hook.pytest_deselected(items=rest)
     items[:] = chosen

@@ -186,6 +186,16 @@ def test_what_cannot_work_says_so(impossible: Cell, serve: Serve) -> None:
     assert server.client.post("/orders", json=ORDER).status_code == 500
 
 
+def test_types_are_found_by_their_names(typed: Cell, serve: Serve) -> None:
+    """The modules of these apps postpone their annotations (PEP 563), as all of the matrix do."""
+    server = serve(typed)
+    for path in ("/orders", "/in-thread"):
+        assert server.client.post(path, json={"item": "tea"}).status_code in (400, 422)
+        accepted = server.client.post(path, json=ORDER)
+        assert accepted.status_code == 202
+        assert server.follow(accepted).json() == {"item": "tea", "total": 4}
+
+
 def receive(connection: socket.socket, *, timeout: float) -> str:
     connection.settimeout(timeout)
     answer = b""
