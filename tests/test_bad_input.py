@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
 from raincheck.policy import PolicySettings
 from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.local import LocalRunner
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import (
@@ -228,15 +230,45 @@ async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> 
         ({"routes": {"/jobs/mine": Policy()}}, "status routes"),
         ({"routes": {"/a": Policy(), "GET /a": Policy()}}, "can never match"),
         ({"jobs": Jobs(), "store": MemoryStore()}, "jobs="),
+        ({"path": None}, "path=None"),
+        ({"base_url": 5}, "base_url=5"),
+        ({"base_url": b"https://x"}, "base_url=b'https://x'"),
+        ({"store": "jobs.db"}, "store='jobs.db': it is no Store; give one, like SQLiteStore("),
+        ({"store": MemoryStore}, "store=<class 'raincheck.stores.memory.MemoryStore'>: it is the "),
+        ({"runner": "taskiq"}, "runner='taskiq': it is no Runner"),
+        ({"limits": Policy()}, "it is no Limits; give one, like Limits(max_running=20)"),
+        ({"policy": {}}, "policy={}: it is no Policy"),
+        ({"policy": Policy}, "it is the class and no Policy; give an instance, like Policy("),
+        ({"routes": ["POST /b"]}, "routes=['POST /b']: it is no Mapping"),
+        ({"routes": "POST /b"}, "routes='POST /b': it is no Mapping"),
+        ({"owner": "x-api-key"}, "owner='x-api-key': it is no function"),
+        ({"dialect": "ogc"}, "dialect='ogc': it is no Dialect"),
+        ({"jobs": MemoryStore()}, "it is no Jobs; give one, like Jobs()"),
+        ({"app": None}, "app=None: it is no ASGI app"),
+        ({"app": "myapp:app"}, "app='myapp:app': it is no ASGI app"),
     ],
 )
 def test_a_setting_that_cannot_work_is_an_error_at_construction(
     settings: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        LongRunningMiddleware(opaque("ok"), **settings)
+        LongRunningMiddleware(**{"app": opaque("ok"), **settings})
     assert named in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"store": "jobs.db"}, "store='jobs.db': it is no Store"),
+        ({"runner": LocalRunner}, "it is the class and no Runner"),
+        ({"limits": 20}, "limits=20: it is no Limits"),
+        ({"clock": 5}, "clock=5: it is no function, like time.time"),
+    ],
+)
+def test_jobs_are_told_of_the_same_mistakes(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(named)):
+        Jobs(**settings)
 
 
 def test_jobs_serve_one_middleware() -> None:

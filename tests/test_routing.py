@@ -466,6 +466,8 @@ def test_a_starlette_app_is_read_where_fastapi_is_imported() -> None:
         ("POST   /videos", ["POST"], "/videos"),
         ("HEAD /videos", ["HEAD"], "/videos"),
         ("REPORT /caldav", ["REPORT"], "/caldav"),
+        ("version-control /dav", ["VERSION-CONTROL"], "/dav"),
+        ("QUERY /videos", ["QUERY"], "/videos"),
         ("/", METHODS, "/"),
         ("/videos/", METHODS, "/videos/"),
         ("GET /reports/{id:int}/{rest:path}", ["GET"], "/reports/{id:int}/{rest:path}"),
@@ -500,6 +502,14 @@ def test_a_key_is_a_path_or_a_method_and_a_path(key: str, methods: list[str], pa
         "{rest:path}",
         "/videos/{id:integer}",
         "/videos/{id}/{id}",
+        "PSOT /videos",
+        "delte /videos",
+        "FETCH /videos",
+        "POST-X /videos",
+        "POST /videos?draft=1",
+        "/videos#new",
+        "POST /videos/*",
+        "/*",
         None,
         5,
         b"/videos",
@@ -510,6 +520,13 @@ def test_a_malformed_key_is_refused(key: Any) -> None:
     with pytest.raises(ConfigurationError) as raised:
         routing(raw, {key: POLICY})
     assert str(raised.value).startswith(f"routes={{{key!r}: ...}}: ")
+
+
+def test_a_slip_in_a_method_is_told_from_a_method() -> None:
+    with pytest.raises(ConfigurationError, match="there is no method PSOT; do you mean POST"):
+        routing(raw, {"PSOT /videos": POLICY})
+    with pytest.raises(ConfigurationError, match=r"there is no method FETCH$"):
+        routing(raw, {"FETCH /videos": POLICY})
 
 
 @pytest.mark.parametrize("value", [None, {}, 5, Policy, {"timeout": 5}])

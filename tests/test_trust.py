@@ -95,8 +95,13 @@ async def test_a_header_is_kept_as_a_keyed_hash_only() -> None:
         assert job.owner is not None
         assert "ann" not in job.owner
         gate.open()
-    with pytest.raises(ConfigurationError, match="secret"):
-        header("x-user", secret="")
+    wrong: Any = None
+    for secret in "", b"", wrong:
+        with pytest.raises(ConfigurationError, match="secret"):
+            header("x-user", secret=secret)
+    for name in "", wrong:
+        with pytest.raises(ConfigurationError, match="its name is a string"):
+            cookie(name, secret="s")
 
 
 async def test_the_user_of_outer_authentication_owns_the_job_by_default() -> None:

@@ -21,7 +21,7 @@ from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
 from raincheck.leases import Leases
 from raincheck.owners import Owners
-from raincheck.policy import Limits, Policy, seconds
+from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.stopping import Reason
@@ -63,7 +63,8 @@ class Jobs:
         clock: the clock.
 
     Raises:
-        ConfigurationError: the runner's workers could not see the jobs of this store.
+        ConfigurationError: an argument of another kind, or a runner whose workers could not see the
+            jobs of this store.
     """
 
     def __init__(
@@ -74,6 +75,11 @@ class Jobs:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        require_kind("store", store, Store, 'SQLiteStore("jobs.db")')
+        require_kind("runner", runner, Runner, "TaskiqRunner(broker)")
+        require_kind("limits", limits, Limits, "Limits(max_running=20)")
+        if not callable(clock):
+            raise ConfigurationError(f"clock={clock!r}: it is no function, like time.time")
         self._conductor = Conductor(
             MemoryStore() if store is None else store,
             LocalRunner() if runner is None else runner,

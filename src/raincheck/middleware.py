@@ -19,7 +19,7 @@ from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
 from raincheck.owners import OwnerOf, Owners
-from raincheck.policy import Limits, Policy, seconds
+from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
 from raincheck.routing import Candidate, Routing
 from raincheck.runners.base import Runner
@@ -73,6 +73,7 @@ class LongRunningMiddleware:
         base_url: str | None = None,
         jobs: Jobs | None = None,
     ) -> None:
+        _check_kinds(app, routes=routes, policy=policy, owner=owner, dialect=dialect, jobs=jobs)
         if jobs is None:
             jobs = Jobs(store=store, runner=runner, limits=limits)
         elif any(setting is not None for setting in (limits, store, runner)):
@@ -238,6 +239,25 @@ class LongRunningMiddleware:
         await self.jobs.open(lifespan)
 
 
+def _check_kinds(
+    app: object, *, routes: object, policy: object, owner: object, dialect: object, jobs: object
+) -> None:
+    """Say now, by its name, which argument is of another kind; the others are checked elsewhere."""
+    if not callable(app):
+        raise ConfigurationError(
+            f"app={app!r}: it is no ASGI app, which is called for each request"
+        )
+    if owner is not None and not callable(owner):
+        raise ConfigurationError(
+            f"owner={owner!r}: it is no function from a request to its owner; "
+            'raincheck.owners has some, like header("x-api-key", secret=...)'
+        )
+    require_kind("routes", routes, Mapping, '{"POST /videos": Policy()}')
+    require_kind("policy", policy, Policy, "Policy(timeout=600)")
+    require_kind("dialect", dialect, Dialect, "PlainDialect()")
+    require_kind("jobs", jobs, Jobs, "Jobs()")
+
+
 def _checked_path(path: str) -> str:
     if not isinstance(path, str) or not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
         raise ConfigurationError(
@@ -249,7 +269,7 @@ def _checked_path(path: str) -> str:
 def _checked_base_url(base_url: str | None) -> str | None:
     if base_url is None:
         return None
-    parts = urlsplit(base_url)
+    parts = urlsplit(base_url if isinstance(base_url, str) else "")
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise ConfigurationError(
             f'base_url={base_url!r}: it has a scheme and a host, like "https://api.example.org"'

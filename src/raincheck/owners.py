@@ -55,19 +55,23 @@ def header(name: str, *, secret: str | bytes) -> OwnerOf:
             for as long as their jobs live.
 
     Raises:
-        ConfigurationError: an empty secret.
+        ConfigurationError: no name, or an empty secret.
     """
-    return _hashed("header", secret, lambda connection: connection.headers.get(name))
+    return _hashed("header", name, secret, lambda connection: connection.headers.get(name))
 
 
 def cookie(name: str, *, secret: str | bytes) -> OwnerOf:
     """The owner is whoever sends this cookie. The arguments are those of `header()`."""
-    return _hashed("cookie", secret, lambda connection: connection.cookies.get(name))
+    return _hashed("cookie", name, secret, lambda connection: connection.cookies.get(name))
 
 
 def _hashed(
-    kind: str, secret: str | bytes, read: Callable[[HTTPConnection], str | None]
+    kind: str, name: str, secret: str | bytes, read: Callable[[HTTPConnection], str | None]
 ) -> OwnerOf:
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"{kind}({name!r}, ...): its name is a string")
+    if not isinstance(secret, str | bytes):
+        raise ConfigurationError(f"{kind}(secret=...): the secret is a string or bytes")
     key = secret.encode() if isinstance(secret, str) else secret
     if not key:
         raise ConfigurationError(f"{kind}(secret=...): the secret is empty; give it random bytes")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -15,6 +17,12 @@ Seconds = float | timedelta
 """A span of time: seconds, or a `timedelta`."""
 
 MIB = 1024 * 1024
+
+
+# What is kept longer than this is kept for ever, and its dates may be beyond those of a calendar.
+_LONGEST = 100 * 365.25 * 86400
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1
 
 
 def seconds(span: Seconds) -> float:
@@ -197,6 +205,27 @@ class Limits:
         check.seconds("store_timeout", above=0)
 
 
+def require_kind(argument: str, value: object, kind: type, example: str) -> None:
+    """Check what an argument is given, before it fails somewhere else.
+
+    Args:
+        argument: its name.
+        value: what it is given; None is left to whoever has a default.
+        kind: what it has to be an instance of.
+        example: how one is made.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if value is None or isinstance(value, kind):
+        return
+    is_class = inspect.isclass(value) and issubclass(value, kind)
+    raise ConfigurationError(
+        f"{argument}={value!r}: it is {'the class and no' if is_class else 'no'} {kind.__name__}; "
+        f"give {'an instance' if is_class else 'one'}, like {example}"
+    )
+
+
 class _Check:
     """Checks the fields of a frozen settings object, and turns time spans into floats."""
 
@@ -222,6 +251,8 @@ class _Check:
             value = math.inf
         if not math.isfinite(value):
             self.fail(field, "is finite")
+        if value > _LONGEST:
+            self.fail(field, f"is at most {_LONGEST:.0f} seconds, which is a hundred years")
         if above is not None and value <= above:
             self.fail(field, f"is more than {above:g} seconds")
         if above is None and value < at_least:
@@ -242,8 +273,11 @@ class _Check:
 
     def names(self, field: str) -> None:
         value = getattr(self._settings, field)
-        if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        named = not isinstance(value, str) and isinstance(value, Collection)
+        if not named or not all(isinstance(name, str) for name in value):
             self.fail(field, "is a collection of names, like ('Cookie',)")
+        if not all(_FIELD_NAME.fullmatch(name) for name in value):
+            self.fail(field, "is a collection of names of header fields, like ('Cookie',)")
         object.__setattr__(self._settings, field, frozenset(name.lower() for name in value))
 
     def fail(self, field: str, rule: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,20 @@ from raincheck.marking import Mark
 from raincheck.policy import Policy
 from raincheck.reading import ANYTHING, METHODS, Found, Methods, router_of, walk
 
-_RULE = re.compile(r"(?:(?P<method>[A-Za-z]+) +)?(?P<path>/\S*)")
+_RULE = re.compile(r"(?:(?P<method>[A-Za-z-]+) +)?(?P<path>/\S*)")
+_NO_PATH = re.compile(r"[?#*]")
+
+# Those that the registry has (RFC 9110 §16.1.1), QUERY, and what caches and devices speak: another
+# word is a slip, and the rule would never match.
+_KNOWN = frozenset(
+    """
+    ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT CONNECT COPY DELETE GET HEAD LABEL LINK LOCK MERGE
+    MKACTIVITY MKCALENDAR MKCOL MKREDIRECTREF MKWORKSPACE MOVE OPTIONS ORDERPATCH PATCH POST PRI
+    PROPFIND PROPPATCH PUT REBIND REPORT SEARCH TRACE UNBIND UNCHECKOUT UNLINK UNLOCK UPDATE
+    UPDATEREDIRECTREF VERSION-CONTROL QUERY M-SEARCH NOTIFY PURGE SUBSCRIBE UNSUBSCRIBE
+    """.split()  # noqa: SIM905 - to be read, and not on a line for each
+)
+
 _PARAMETER = re.compile(r"{[^{}:]*(:[^{}]*)?}")
 
 # Texts that Starlette's convertors accept, to try a rule against the app's routes.
@@ -56,11 +70,21 @@ class Rule:
             )
         if not isinstance(policy, Policy):
             raise ConfigurationError(f"routes={{{key!r}: {policy!r}}}: a value is a Policy")
+        method = match["method"] and match["method"].upper()
+        if method and method not in _KNOWN:
+            close = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.7)
+            cure = f"; do you mean {close[0]}?" if close else ""
+            raise ConfigurationError(f"routes={{{key!r}: ...}}: there is no method {method}{cure}")
+        if _NO_PATH.search(match["path"]):
+            raise ConfigurationError(
+                f"routes={{{key!r}: ...}}: a path has no query and no wildcard; parameters are "
+                'written "/videos/{id}", and what remains of the path "/videos/{rest:path}"'
+            )
         try:
             pattern = compile_path(match["path"])[0]
         except (AssertionError, KeyError, ValueError) as error:
             raise ConfigurationError(f"routes={{{key!r}: ...}}: {error}") from error
-        methods = (match["method"].upper(),) if match["method"] else METHODS
+        methods = (method,) if method else METHODS
         return cls(match[0], frozenset(methods), match["path"], pattern, policy)
 
 

@@ -177,8 +177,8 @@ class TestPgQueuerRunner(RunnerContract):
 # --- what cannot work --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("app", ["myapp", ":app", "myapp:", ""])
-def test_an_app_is_a_module_and_a_name(app: str) -> None:
+@pytest.mark.parametrize("app", ["myapp", ":app", "myapp:", "", b"myapp:app", 5])
+def test_an_app_is_a_module_and_a_name(app: Any) -> None:
     with pytest.raises(ConfigurationError, match="myapp:app"):
         PgQueuerRunner("postgresql://", app=app)
 
@@ -187,6 +187,13 @@ def test_a_dsn_is_one_of_postgresql() -> None:
     with pytest.raises(ConfigurationError, match="postgresql://") as caught:
         PgQueuerRunner("redis://:secret@localhost")
     assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="postgresql://"):
+        PgQueuerRunner(None)  # type: ignore[arg-type] # that is what is tested
+
+
+def test_queues_are_several_names() -> None:
+    with pytest.raises(ConfigurationError, match=r"queues='videos': .* like \['videos'\]"):
+        PgQueuerRunner("postgresql://", queues="videos")
 
 
 def test_jobs_in_memory_cannot_be_seen_by_workers() -> None:

@@ -156,8 +156,8 @@ class TestTaskiqRunner(RunnerContract):
 # --- what cannot work --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("app", ["myapp", ":app", "myapp:", ""])
-def test_an_app_is_a_module_and_a_name(app: str) -> None:
+@pytest.mark.parametrize("app", ["myapp", ":app", "myapp:", "", b"myapp:app", 5])
+def test_an_app_is_a_module_and_a_name(app: Any) -> None:
     with pytest.raises(ConfigurationError, match="myapp:app"):
         TaskiqRunner(Broker(), app=app)
 
@@ -167,6 +167,8 @@ def test_a_broker_is_a_broker() -> None:
         TaskiqRunner("redis:")  # type: ignore[arg-type] # that is what is tested
     with pytest.raises(ConfigurationError, match=r"queues\['videos'\]=None"):
         TaskiqRunner(Broker(), queues={"videos": None})  # type: ignore[dict-item] # likewise
+    with pytest.raises(ConfigurationError, match=r"queues=\['videos'\]: it is no Mapping"):
+        TaskiqRunner(Broker(), queues=["videos"])  # type: ignore[arg-type] # likewise
 
 
 def test_jobs_in_memory_cannot_be_seen_by_workers() -> None:

@@ -84,9 +84,11 @@ class PgQueuerRunner(Runner):
     _queries: Queries
 
     def __init__(self, dsn: str, *, queues: Iterable[str] = (), app: str | None = None) -> None:
-        if not dsn.startswith(("postgresql://", "postgres://")):
+        if not isinstance(dsn, str) or not dsn.startswith(("postgresql://", "postgres://")):
             raise ConfigurationError("dsn begins with postgresql://")
-        if app is not None and not all(app.partition(":")):
+        if isinstance(queues, str):
+            raise ConfigurationError(f"queues={queues!r}: give several names, like [{queues!r}]")
+        if app is not None and not (isinstance(app, str) and all(app.partition(":"))):
             raise ConfigurationError(
                 f'app={app!r}: say where the app is, as "module:name", like "myapp:app"'
             )

@@ -18,6 +18,7 @@ from taskiq import AckableMessage, AsyncBroker, TaskiqEvents, TaskiqState
 
 from raincheck.errors import ConfigurationError
 from raincheck.lifetime import lifespan
+from raincheck.policy import require_kind
 from raincheck.runners.base import Attempt, Runner, Stop
 
 logger = logging.getLogger("raincheck")
@@ -66,7 +67,8 @@ class TaskiqRunner(Runner):
         queues: Mapping[str, AsyncBroker] | None = None,
         app: str | None = None,
     ) -> None:
-        if app is not None and not all(app.partition(":")):
+        require_kind("queues", queues, Mapping, '{"videos": ListQueueBroker(...)}')
+        if app is not None and not (isinstance(app, str) and all(app.partition(":"))):
             raise ConfigurationError(
                 f'app={app!r}: say where the app is, as "module:name", like "myapp:app"'
             )
