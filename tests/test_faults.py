@@ -38,6 +38,7 @@ from raincheck import (
 from raincheck.errors import StoreError
 from raincheck.messages import CapturedRequest
 from raincheck.recording import PIECE
+from raincheck.stores.base import Abandoned
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 from tests.support import RawRequest, settled, slow_route, unfinished
@@ -136,10 +137,10 @@ class TrickyStore(MemoryStore):
         await self._after("renew")
         return held
 
-    async def abandoned(self) -> AsyncIterator[Job]:
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
         await self._before("abandoned")
-        for job in [job async for job in super().abandoned()]:
-            yield job
+        for found in [found async for found in super().abandoned()]:
+            yield found
             await self._before("abandoned")
 
     async def sweep(self, now: float) -> bool:

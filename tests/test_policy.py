@@ -70,6 +70,7 @@ IMPOSSIBLE = [
     *cases(Limits, "tombstone_ttl", *NO_TIME),
     *cases(Limits, "lease", *NO_TIME, 0),
     *cases(Limits, "store_timeout", *NO_TIME, 0),
+    *cases(Limits, "abandon_after", *NO_TIME, 0),
 ]
 
 
@@ -120,6 +121,7 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Limits, "tombstone_ttl", 0),
         *cases(Limits, "lease", 0.1),
         *cases(Limits, "store_timeout", 0.1),
+        *cases(Limits, "abandon_after", 0.1),
     ],
 )
 def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: object) -> None:
@@ -139,6 +141,7 @@ def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: obj
         (Limits, "tombstone_ttl"),
         (Limits, "lease"),
         (Limits, "store_timeout"),
+        (Limits, "abandon_after"),
     ],
 )
 @pytest.mark.parametrize("span", [90, 90.0, timedelta(minutes=1, seconds=30)])
@@ -215,6 +218,7 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "tombstone_ttl": 3600.0,
         "lease": 30.0,
         "store_timeout": 10.0,
+        "abandon_after": 3600.0,
     }
 
 

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
 from raincheck.job import Bounds
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, running, settled, slow_route
@@ -102,10 +102,13 @@ class Line(Store):
     async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
         return await self._over(lambda: self._store.renew(attempts, lease))
 
-    async def abandoned(self) -> AsyncIterator[Job]:
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
         await self._mended.wait()
-        async for job in self._store.abandoned():
-            yield job
+        async for found in self._store.abandoned():
+            yield found
+
+    async def discard(self, id: str) -> bool:
+        return await self._over(lambda: self._store.discard(id))
 
     async def sweep(self, now: float) -> bool:
         return await self._over(lambda: self._store.sweep(now))

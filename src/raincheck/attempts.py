@@ -8,10 +8,20 @@ from functools import partial
 from starlette.types import ASGIApp, Scope
 
 from raincheck.acceptance import Acceptance
-from raincheck.errors import INTERRUPTED, IllegalTransition, NoRoom, QueueFull, Refusal
+from raincheck.errors import (
+    INTERRUPTED,
+    UNREADABLE,
+    IllegalTransition,
+    NoRoom,
+    QueueFull,
+    Refusal,
+    UnreadableRecord,
+)
 from raincheck.handoff import Handoff
 from raincheck.job import Job, State
+from raincheck.policy import seconds
 from raincheck.roster import Waiting
+from raincheck.stores.base import Abandoned
 
 logger = logging.getLogger("raincheck")
 
@@ -60,11 +70,17 @@ class Attempts:
         """
         conductor = self._conductor
         id = waiting.job.id
-        request = await conductor.ledger.patiently(partial(conductor.store.request, id))
+        error = INTERRUPTED  # no request: another process has cancelled it or taken it over
+        request = None
+        try:
+            request = await conductor.ledger.patiently(partial(conductor.store.request, id))
+        except UnreadableRecord as unreadable:
+            logger.warning("job %s (%s) has failed: %s", id, waiting.job.route, unreadable)
+            error = UNREADABLE
         if not conductor.roster.waits(waiting):
             return  # cancelled or deleted while the store was asked; its place was given back
-        if request is None:  # another process has cancelled it or taken it over
-            await conductor.withdraw(waiting, State.FAILED, INTERRUPTED)
+        if request is None:
+            await conductor.withdraw(waiting, State.FAILED, error)
             return
         assert self.app is not None
         handoff = Handoff(
@@ -90,7 +106,11 @@ class Attempts:
         conductor = self._conductor
         if conductor.in_place or id in conductor.roster.running:
             return None
-        job = await conductor.ledger.patiently(partial(conductor.store.get, id))
+        try:
+            job = await conductor.ledger.patiently(partial(conductor.store.get, id))
+        except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
+            logger.warning("job %s cannot run here: %s", id, error)
+            return None
         if job is None or job.gone or job.state is not State.QUEUED or id in conductor.roster:
             return None
         if conductor.closing:
@@ -130,7 +150,10 @@ class Attempts:
         conductor = self._conductor
         roster = conductor.roster
         running, waiting = roster.running.get(id), roster.waiting.get(id)
-        job = await conductor.store.get(id)
+        try:
+            job = await conductor.store.get(id)
+        except UnreadableRecord:  # a process of a newer version has it now, or nobody
+            job = None
         if job is not None and job.holder == conductor.name and not (job.finished or job.gone):
             return  # it has begun in the meantime
         if running is not None and roster.running.get(id) is running:
@@ -138,9 +161,13 @@ class Attempts:
         elif waiting is not None and roster.waits(waiting):
             conductor.drop(waiting)
 
-    async def take_over(self, job: Job) -> None:
+    async def take_over(self, found: Abandoned) -> None:
         """Bring a job whose process has died or hangs to its end."""
         conductor = self._conductor
+        job = found.job
+        if job is None:
+            await self._give_up(found)
+            return
         if conductor.closing or job.id in conductor.roster:
             return  # if it is this process that hung, it renews its lease now
         try:
@@ -160,6 +187,16 @@ class Attempts:
             pass  # it has moved on, or somebody else was faster, or has room
         except Exception:
             logger.exception("job %s was abandoned, and could not be taken over", job.id)
+
+    async def _give_up(self, found: Abandoned) -> None:
+        """Let go of a job that cannot be read, once nobody has come who can."""
+        if found.idle < seconds(self._conductor.limits.abandon_after):
+            return
+        try:
+            if await self._conductor.store.discard(found.id):
+                logger.warning("job %s was given up: nobody could read its record", found.id)
+        except Exception:
+            logger.exception("job %s cannot be read, and could not be given up", found.id)
 
     async def _run_again(self, job: Job) -> None:
         """Let a job that waits for nobody wait here, or tell the engine of it once more.

@@ -6,7 +6,8 @@
     │   ├── LeaseLost                       another process has taken it over
     │   └── NoRoom                          as many are in that state as may be
     ├── StoreError                          a store could not do what it promises
-    │   └── StoreFull                       no room for another job; nothing was evicted
+    │   ├── StoreFull                       no room for another job; nothing was evicted
+    │   └── UnreadableRecord                damaged, or of another version; it will not read later
     └── Refusal                             the request was not accepted; nothing was stored
         ├── KeyMalformed            400
         ├── KeyMissing              400
@@ -77,6 +78,14 @@ def response_too_large(limit: int) -> Problem:
     )
 
 
+UNREADABLE = Problem(
+    "unreadable",
+    500,
+    "The request cannot be read",
+    "It was kept until its turn, and is damaged or in the format of another version.",
+)
+"""What was captured of the request cannot be read any more."""
+
 INTERRUPTED = Problem(
     "interrupted", 503, "The job was interrupted", "The server stopped before the handler ended."
 )
@@ -117,6 +126,13 @@ class StoreError(RaincheckError):
 
 class StoreFull(StoreError):
     """The store has no room for another job, and evicts no result to make some."""
+
+
+class UnreadableRecord(StoreError):
+    """A record that this version of raincheck cannot read: asking again changes nothing.
+
+    It is damaged, or another version wrote it.
+    """
 
 
 class Refusal(RaincheckError):

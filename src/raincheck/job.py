@@ -88,6 +88,7 @@ class Job(NamedTuple):
         keys: under which another request may be the same job, as `idempotency.scoped` makes them.
         fingerprint: of the request, if it came with an idempotency key.
         clients: how many requests share it, less those that were cancelled.
+        extra: fields of its record that only a newer version knows; kept as they came.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Job(NamedTuple):
     keys: tuple[str, ...] = ()
     fingerprint: str | None = None
     clients: int = 1
+    extra: Mapping[str, Any] | None = None
 
     @classmethod
     def accepted(
@@ -290,6 +292,7 @@ class Job(NamedTuple):
                 lasting(self.keys),
                 self.fingerprint,
                 1,  # client: a finished job is shared no more
+                self.extra,
             )
         )
 

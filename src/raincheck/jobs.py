@@ -127,8 +127,14 @@ class Jobs:
 
         Args:
             lifespan: the scope of the lifespan that it happens in, if there is one.
+
+        Raises:
+            ConfigurationError: the store can never work as it is set up.
         """
         if self.ready:
+            return
+        await self._open_store()
+        if self.ready:  # somebody else was faster
             return
         conductor = self._conductor
         # Of an event loop that has ended, and what ran on it with it.
@@ -153,6 +159,15 @@ class Jobs:
             if job is not None and not (job.finished or job.gone):
                 ttl = conductor.policies.ttl(job)
                 await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+
+    async def _open_store(self) -> None:
+        """See whether the store can ever work; one that is merely away may come back."""
+        try:
+            await self._conductor.store.open()
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            logger.warning("the store is away, and jobs wait for it: %s", error)
 
     def _hold(self, lease: float) -> None:
         """Hold on to the jobs that are here, and look for those that nobody holds any more."""

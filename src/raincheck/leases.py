@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
-from raincheck.job import Job, State
-from raincheck.stores.base import Store
+from raincheck.job import State
+from raincheck.stores.base import Abandoned, Store
 from raincheck.tasks import Tasks
 
 logger = logging.getLogger("raincheck")
@@ -45,7 +45,7 @@ class Leases:
         held: Callable[[], Mapping[str, int]],
         lost: Callable[[str], Awaitable[None]],
         cancelled: Callable[[str], None],
-        abandoned: Callable[[Job], Awaitable[None]],
+        abandoned: Callable[[Abandoned], Awaitable[None]],
     ) -> None:
         self._store = store
         self._lease = lease
@@ -54,6 +54,7 @@ class Leases:
         self._cancelled = cancelled
         self._abandoned = abandoned
         self._beating = False
+        self._unreadable: set[str] = set()  # those that the last look found
 
     def keep(self, tasks: Tasks) -> None:
         """Renew leases as long as there is anything to hold."""
@@ -93,13 +94,28 @@ class Leases:
 
     async def _look(self) -> None:
         room = anyio.Semaphore(_TOGETHER)
+        unreadable = set[str]()
         async with anyio.create_task_group() as group:
-            async for job in self._store.abandoned():
+            async for found in self._store.abandoned():
+                if found.job is None:
+                    unreadable.add(found.id)
+                    self._tell(found.id)
                 await room.acquire()
-                group.start_soon(self._take, job, room)
+                group.start_soon(self._take, found, room)
+        self._unreadable = unreadable
 
-    async def _take(self, job: Job, room: anyio.Semaphore) -> None:
+    def _tell(self, id: str) -> None:
+        """Say that a job cannot be read, once."""
+        if id not in self._unreadable:
+            self._unreadable.add(id)
+            logger.warning(
+                "job %s cannot be taken over: its record is damaged, or of another version of "
+                "raincheck, whose processes still may",
+                id,
+            )
+
+    async def _take(self, found: Abandoned, room: anyio.Semaphore) -> None:
         try:
-            await self._abandoned(job)
+            await self._abandoned(found)
         finally:
             room.release()

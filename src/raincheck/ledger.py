@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from raincheck.errors import IllegalTransition, LeaseLost
+from raincheck.errors import IllegalTransition, LeaseLost, UnreadableRecord
 from raincheck.job import Bounds, Job, Progress, State
 from raincheck.stores.base import Store
 
@@ -191,12 +191,17 @@ class Ledger:
         return (await self._advance(job, bury)).state is State.QUEUED
 
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store until it answers: an accepted job must come to its end (law 1)."""
+        """Ask the store until it answers: an accepted job must come to its end (law 1).
+
+        Raises:
+            IllegalTransition: whatever kind of it the store or the job raises.
+            UnreadableRecord: it will not be readable the next time, either.
+        """
         delay = _FIRST_RETRY
         while True:
             try:
                 return await ask()
-            except IllegalTransition:
+            except (IllegalTransition, UnreadableRecord):
                 raise
             except Exception:
                 logger.exception("the store failed; trying again in %.1f s", delay)
@@ -235,7 +240,10 @@ class Ledger:
                 changed, lease=lease, tail=tail, bounds=bounds
             ):
                 return changed
-            newest = await self._store.get(job.id)
+            try:
+                newest = await self._store.get(job.id)
+            except UnreadableRecord as error:  # a process of a newer version has it now, or nobody
+                raise LeaseLost(f"job {job.id} cannot be read any more") from error
             if newest is None or newest.gone:
                 return job  # deleted: nobody can ask for it any more
             if fenced and newest.attempt != attempt:

@@ -181,6 +181,8 @@ class Limits:
             with a store that they share. Longer than anything blocks the event loop. Default 30.
         store_timeout: seconds that a call to a shared store may take; then it counts as failed.
             Default 10.
+        abandon_after: seconds after the end of its lease when a job that no process could take
+            over is given up: nobody can read its record. Default 3600.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -193,6 +195,7 @@ class Limits:
     tombstone_ttl: Seconds = 3600.0
     lease: Seconds = 30.0
     store_timeout: Seconds = 10.0
+    abandon_after: Seconds = 3600.0
 
     def __post_init__(self) -> None:
         check = _Check(self)
@@ -203,6 +206,7 @@ class Limits:
         check.seconds("tombstone_ttl", at_least=0)
         check.seconds("lease", above=0)
         check.seconds("store_timeout", above=0)
+        check.seconds("abandon_after", above=0)
 
 
 def require_kind(argument: str, value: object, kind: type, example: str) -> None:

@@ -2,14 +2,18 @@
 
 A job is a line of JSON, a captured request another with the body behind it as it came. Each names
 the format that it is written in; of a field that has its default nothing is written.
+
+Fields that a newer version has added are kept as they came. Those that are there keep their shape
+within a format: whatever else is found cannot be read.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from raincheck.errors import Problem, StoreError
+from raincheck.errors import Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 
@@ -18,17 +22,73 @@ FORMAT = 1
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
-_NAMES = Job._fields
+_NAMES = tuple(name for name in Job._fields if name != "extra")
 _DEFAULTS = [Job._field_defaults.get(name, ...) for name in _NAMES]  # no value is the Ellipsis
+
+_Types = tuple[type, ...]
+
+_TEXT: _Types = (str,)
+_NUMBER: _Types = (int,)
+_TIME: _Types = (float, int)
+_FLAG: _Types = (bool,)
+_LIST: _Types = (list,)
+_NONE: _Types = (type(None),)
+
+# What JSON has for each field of a job that has not its default, and of a captured request.
+_JOB_SHAPES: dict[str, _Types] = {
+    "id": _TEXT,
+    "route": _TEXT,
+    "state": _TEXT,
+    "created_at": _TIME,
+    "version": _NUMBER,
+    "attempt": _NUMBER,
+    "runs": _NUMBER,
+    "attempts": _NUMBER,
+    "replayable": _FLAG,
+    "holder": _TEXT,
+    "queue": _TEXT,
+    "started_at": _TIME,
+    "finished_at": _TIME,
+    "expires_at": _TIME,
+    "purge_at": _TIME,
+    "progress": _LIST,
+    "response": _LIST,
+    "error": _LIST,
+    "gone": _FLAG,
+    "owner": _TEXT,
+    "keys": _LIST,
+    "fingerprint": _TEXT,
+    "clients": _NUMBER,
+}
+_REQUEST_SHAPES: dict[str, _Types] = {
+    "method": _TEXT,
+    "path": _TEXT,
+    "raw_path": _TEXT + _NONE,
+    "query_string": _TEXT,
+    "headers": _LIST,
+    "scheme": _TEXT,
+    "http_version": _TEXT,
+    "root_path": _TEXT,
+    "client": _LIST + _NONE,
+    "server": _LIST + _NONE,
+}
+
+# What the wrong shape of a value inside a record comes to; that of JSON itself is a ValueError.
+_MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+T = TypeVar("T")
 
 
 def dump(job: Job) -> bytes:
     """A job as bytes."""
+    # All of a tuple but its end, which is not written as it is.
     fields: dict[str, Any] = {"format": FORMAT} | {
         name: value
-        for name, value, default in zip(_NAMES, job, _DEFAULTS, strict=True)
+        for name, value, default in zip(_NAMES, job, _DEFAULTS, strict=False)
         if value != default
     }
+    if job.extra is not None:
+        fields |= job.extra
     if job.progress is not None:
         fields["progress"] = [job.progress.fraction, job.progress.message]
     if job.error is not None:
@@ -44,19 +104,65 @@ def load(record: bytes | str) -> Job:
     """The job that `dump` made these bytes of.
 
     Raises:
-        StoreError: another version of raincheck wrote them, in a format that this one cannot read.
+        UnreadableRecord: they are damaged, or in the format of another version of raincheck.
     """
+    return _shaped(_job, record)
+
+
+def readable(record: bytes | str) -> Job | None:
+    """The same, or None: for those to whom one that cannot be read is not to matter."""
+    try:
+        return load(record)
+    except UnreadableRecord:
+        return None
+
+
+def _job(record: bytes | str) -> Job:
     fields = _read(record)
+    extra = None
+    for name, value in fields.items():
+        if name not in _JOB_SHAPES:
+            extra = {**(extra or {}), name: value}
+        elif value.__class__ not in _JOB_SHAPES[name]:
+            raise TypeError(f"{name} is {value!r}")
+    for name in extra or ():
+        del fields[name]
     if "progress" in fields:
-        fields["progress"] = Progress(*fields["progress"])
+        fields["progress"] = _progress(fields["progress"])
     if "error" in fields:
-        fields["error"] = Problem(*fields["error"])
+        fields["error"] = _error(fields["error"])
     if "response" in fields:
-        status, headers, size = fields["response"]
-        fields["response"] = CapturedResponse(status, _pairs(headers), size)
+        fields["response"] = _response(fields["response"])
     if "keys" in fields:
-        fields["keys"] = tuple(fields["keys"])
-    return Job(**{**fields, "state": State(fields["state"])})
+        fields["keys"] = _keys(fields["keys"])
+    return Job(**{**fields, "state": State(fields["state"])}, extra=extra)
+
+
+def _keys(found: list[Any]) -> tuple[str, ...]:
+    if {key.__class__ for key in found} <= {str}:
+        return tuple(found)
+    raise TypeError(f"keys is {found!r}")
+
+
+def _progress(found: list[Any]) -> Progress:
+    match found:
+        case [int() | float(), str() | None]:
+            return Progress(*found)
+    raise TypeError(f"progress is {found!r}")
+
+
+def _error(found: list[Any]) -> Problem:
+    match found:
+        case [str(), int(), str(), str()]:
+            return Problem(*found)
+    raise TypeError(f"error is {found!r}")
+
+
+def _response(found: list[Any]) -> CapturedResponse:
+    match found:
+        case [int() as status, list() as headers, int() as size]:
+            return CapturedResponse(status, _pairs(headers), size)
+    raise TypeError(f"response is {found!r}")
 
 
 def dump_request(request: CapturedRequest) -> bytes:
@@ -81,25 +187,47 @@ def load_request(record: bytes) -> CapturedRequest:
     """The captured request that `dump_request` made these bytes of.
 
     Raises:
-        StoreError: another version of raincheck wrote them, in a format that this one cannot read.
+        UnreadableRecord: they are damaged, or in the format of another version of raincheck.
     """
+    return _shaped(_request, record)
+
+
+def _request(record: bytes) -> CapturedRequest:
     head, _, body = record.partition(b"\n")
-    fields = _read(head)
+    found = _read(head)
+    fields = {name: found[name] for name in _REQUEST_SHAPES}
+    for name, value in fields.items():
+        if value.__class__ not in _REQUEST_SHAPES[name]:
+            raise TypeError(f"{name} is {value!r}")
     if fields["raw_path"] is not None:
         fields["raw_path"] = fields["raw_path"].encode("latin-1")
     fields["query_string"] = fields["query_string"].encode("latin-1")
     fields["headers"] = _pairs(fields["headers"])
     for address in ("client", "server"):
         if fields[address] is not None:
-            fields[address] = tuple(fields[address])
+            fields[address] = _address(fields[address])
     return CapturedRequest(**fields, body=body)
+
+
+def _address(found: list[Any]) -> tuple[str, int | None]:
+    match found:
+        case [str(), int() | None]:
+            return found[0], found[1]
+    raise TypeError(f"an address is {found!r}")
+
+
+def _shaped(read: Callable[[Any], T], record: bytes | str) -> T:
+    try:
+        return read(record)
+    except _MISSHAPEN as error:
+        raise UnreadableRecord(f"a record is damaged ({error!r:.100})") from error
 
 
 def _read(record: bytes | str) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(record)
     found = fields.pop("format", None)
-    if found != FORMAT:
-        raise StoreError(
+    if found != FORMAT or found.__class__ is not int:  # True is 1 to Python
+        raise UnreadableRecord(
             f"a record has format {found!r}, and this version of raincheck reads {FORMAT}: another "
             "version wrote it; run one version, or let its jobs expire first"
         )

@@ -478,9 +478,10 @@ class StoreContract:
         await store.create(job(), lease=0.02)
         for _ in range(100):
             await anyio.sleep(0.03)
-            if found := [job async for job in store.abandoned()]:
+            if found := [each async for each in store.abandoned()]:
                 break
-        assert found == [job()]
+        assert [each.job for each in found] == [job()]
+        assert found[0].idle >= 0.0
 
     async def test_only_who_holds_a_job_renews_its_lease(self, store: Store) -> None:
         await store.create(job("stale", attempt=2), lease=0.0)

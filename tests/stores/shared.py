@@ -39,7 +39,7 @@ import anyio.to_thread
 import pytest
 from sniffio import current_async_library
 
-from raincheck.errors import StoreError
+from raincheck.errors import NoRoom, StoreError, UnreadableRecord
 from raincheck.job import Bounds, Job, Progress, State
 from raincheck.records import FORMAT, dump
 from raincheck.stores.base import Store
@@ -49,6 +49,12 @@ PATIENCE = 60.0
 """Seconds until a test gives up: processes have to start, on a machine that may be busy."""
 
 MEBIBYTE = 1024 * 1024
+
+UNREADABLE = [
+    json.dumps(json.loads(dump(job())) | change).encode()
+    for change in ({"format": FORMAT + 1}, {"version": "two"}, {"state": "asleep"})
+] + [b'{"format":1}', b"{", b"[]", b"\x7f"]
+"""What another version or a fault may leave where the record of a job was."""
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.stores.shared"])
@@ -543,14 +549,57 @@ class SharedStoreContract(StoreContract, ABC):
 
     # --- what may go wrong ----------------------------------------------------------------
 
-    async def test_a_record_of_another_format_is_refused(self, store: Store) -> None:
-        await store.create(job())
+    @pytest.mark.parametrize("record", UNREADABLE)
+    async def test_who_asks_for_an_unreadable_record_is_told_and_nobody_else(
+        self, store: Store, record: bytes
+    ) -> None:
+        await store.create(job(keys=("k",)))
         await store.create(job("b"))
-        record = json.loads(dump(job())) | {"format": FORMAT + 1}
-        await self.overwrite(store, "a", json.dumps(record).encode())
-        with pytest.raises(StoreError, match=f"format {FORMAT + 1}"):
-            await store.get("a")
+        await self.overwrite(store, "a", record)
+        asking: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: store.get("a"),
+            lambda: store.find("k"),
+            lambda: store.changed("a", 0),
+            lambda: store.create(job()),
+            lambda: store.create(job("c", keys=("k",))),
+        ]
+        for ask in asking:
+            with pytest.raises(UnreadableRecord):
+                await ask()
+        assert await store.get("c") is None
         assert await store.get("b") == job("b")
+        assert await store.changed("b", 0) == job("b")
+
+    async def test_an_unreadable_record_is_abandoned_without_its_job(self, store: Store) -> None:
+        ids = [str(number) for number in range(120)]  # pages of each store
+        for id in ids:
+            await store.create(job(id), lease=0.0)
+        for id in ids[::50]:
+            await self.overwrite(store, id, UNREADABLE[0])
+        found = {each.id: each.job async for each in store.abandoned()}
+        assert found == {id: None if id in ids[::50] else job(id) for id in ids}
+
+    async def test_it_is_said_how_long_nobody_has_held_a_job(self, store: Store) -> None:
+        await store.create(job("a"), lease=-100.0)
+        await store.create(job("b"), lease=-10.0)
+        await self.overwrite(store, "a", UNREADABLE[0])
+        found = [(each.id, each.idle) async for each in store.abandoned()]
+        assert [id for id, _ in found] == ["a", "b"]
+        assert 100.0 <= found[0][1] < 100.0 + PATIENCE
+        assert 10.0 <= found[1][1] < 10.0 + PATIENCE
+
+    async def test_the_fields_of_a_newer_version_stay(self, store: Store) -> None:
+        await store.create(job())
+        record = json.loads(dump(job())) | {"weight": [1, {"of": None}]}
+        await self.overwrite(store, "a", json.dumps(record).encode())
+        there = await store.get("a")
+        assert there is not None
+        assert await store.replace(there.cancelling())
+        assert await store.replace(finished(there.cancelling()))
+        there = await store.get("a")
+        assert there is not None
+        assert json.loads(dump(there))["weight"] == [1, {"of": None}]
+        assert there._replace(extra=None) == finished(job().cancelling())
 
     async def test_a_cancelled_call_leaves_the_store_usable(self, store: Store) -> None:
         """Each kind of call is cancelled before it begins, at its start and a little later."""
@@ -717,3 +766,92 @@ class ServedStoreContract(SharedStoreContract, ABC):
                 assert seen == []
                 assert await store.replace(job().cancelling())
         assert seen == [job().cancelling()]
+
+
+class UnreadableContract(SharedStoreContract):
+    """What they promise of jobs that nobody can read: those go, too."""
+
+    async def test_an_unreadable_record_goes_when_it_is_due(
+        self, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for id in "abc":
+            await store.create(job(id, keys=("key of " + id,)))
+            await store.append_body(id, 1, 0, b"x")
+            await store.replace(finished(job(id, keys=("key of " + id,)), ttl=60.0))
+        await self.overwrite(store, "b", UNREADABLE[0])
+        await store.sweep(1059.0)
+        assert caplog.messages == []
+        with anyio.fail_after(PATIENCE):
+            assert await store.sweep(1060.0)
+        assert [await store.get(id) is not None for id in "abc"] == [True, False, True]
+        assert await store.find("key of b") is None
+        assert await body_of(store, "b") == b""
+        assert len(caplog.messages) == 1
+        assert "job b" in caplog.messages[0]
+        assert not await store.sweep(1120.0)
+        assert len(caplog.messages) == 1
+
+    async def test_more_unreadable_records_than_a_sweep_turns_to_at_once(
+        self, store: Store
+    ) -> None:
+        ids = [str(number) for number in range(1100)]
+        async with anyio.create_task_group() as group:
+            for id in ids:
+                group.start_soon(store.create, job(id))
+        async with anyio.create_task_group() as group:
+            for id in ids:
+                group.start_soon(store.replace, finished(job(id)))
+        for id in ids[1:]:
+            await self.overwrite(store, id, UNREADABLE[0])
+        with anyio.fail_after(PATIENCE):
+            assert await store.sweep(1060.0)
+        there = await store.get("0")
+        assert there is not None
+        assert there.gone
+
+    async def test_an_abandoned_job_that_cannot_be_read_is_discarded(self, store: Store) -> None:
+        kept = job(keys=("k",), state=State.QUEUED, attempts=2, replayable=True, owner="ann")
+        one = Bounds(route=1, owner=1)
+        await store.create(kept, request(), lease=0.0, bounds=one)
+        await store.append_body("a", 1, 0, b"x")
+        await self.overwrite(store, "a", UNREADABLE[0])
+        other = job("b", state=State.QUEUED, owner="ann")
+        with pytest.raises(NoRoom):
+            await store.create(other, bounds=one)
+        assert await store.discard("a")
+        assert await store.get("a") is None
+        assert await store.find("k") is None
+        assert await store.request("a") is None
+        assert await body_of(store, "a") == b""
+        assert [each async for each in store.abandoned()] == []
+        assert await store.create(other, bounds=one) == other
+        assert not await store.discard("a")
+
+    async def test_only_what_nobody_holds_and_nobody_can_read_is_discarded(
+        self, store: Store
+    ) -> None:
+        await store.create(job("readable"), lease=0.0)
+        await store.create(job("held"), lease=60.0)
+        await store.create(job("without a lease"))
+        for id in ("held", "without a lease"):
+            await self.overwrite(store, id, UNREADABLE[0])
+        for id in ("readable", "held", "without a lease", "unknown"):
+            assert not await store.discard(id)
+        assert await store.get("readable") == job("readable")
+        assert await store.renew({"held": 1}, 0.0) == {"held": State.RUNNING}
+        assert await store.discard("held")
+
+    async def test_what_is_discarded_wakes_who_waits(self, store: Store, another: Store) -> None:
+        await store.create(job(), lease=0.0)
+        newest: list[Job | None] = [job()]
+
+        async def watch() -> None:
+            newest.append(await store.changed("a", 1))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                await anyio.sleep(0.05)
+                await self.overwrite(store, "a", UNREADABLE[0])
+                assert await another.discard("a")
+        assert newest[-1] is None

@@ -14,7 +14,7 @@ from raincheck import Job, MemoryStore, State
 from raincheck.errors import StoreError
 from raincheck.job import Bounds
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.testing import StoreContract, job, request
 
@@ -38,7 +38,7 @@ class Delayed(Store):
 
     Attributes:
         calls: what was called, with what.
-        open: how many iterators have begun and not ended.
+        reading: how many iterators have begun and not ended.
     """
 
     shared = True
@@ -46,21 +46,24 @@ class Delayed(Store):
     def __init__(self, before: Callable[[], Awaitable[object]]) -> None:
         self._before = before
         self.calls: list[tuple[Any, ...]] = []
-        self.open = 0
+        self.reading = 0
 
     async def _called(self, *call: Any) -> None:
         self.calls.append(call)
         await self._before()
 
     async def _several(self, of: list[Any]) -> AsyncIterator[Any]:
-        self.open += 1
+        self.reading += 1
         try:
             for one in of:
                 await self._before()
                 yield one
             await self._before()
         finally:
-            self.open -= 1
+            self.reading -= 1
+
+    async def open(self) -> None:
+        await self._called("open")
 
     async def create(
         self,
@@ -112,9 +115,13 @@ class Delayed(Store):
         await self._called("renew", attempts, lease)
         return {"a": State.RUNNING}
 
-    def abandoned(self) -> AsyncIterator[Job]:
+    def abandoned(self) -> AsyncIterator[Abandoned]:
         self.calls.append(("abandoned",))
-        return self._several([job("a"), job("b"), job("c")])
+        return self._several([Abandoned(id, job(id), 1.0) for id in "abc"])
+
+    async def discard(self, id: str) -> bool:
+        await self._called("discard", id)
+        return True
 
     async def sweep(self, now: float) -> bool:
         await self._called("sweep", now)
@@ -136,6 +143,7 @@ Call = Callable[[Store], Coroutine[Any, Any, Any]]
 
 # The call, how the store inside must see it, and what must come back.
 BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
+    "open": (lambda store: store.open(), (), None),
     "create": (
         lambda store: store.create(job(), request(), lease=5.0, bounds=Bounds(3, 2)),
         (job(), request(), 5.0, Bounds(3, 2)),
@@ -163,8 +171,9 @@ BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
     "abandoned": (
         lambda store: all_of(store.abandoned()),
         (),
-        [job("a"), job("b"), job("c")],
+        [Abandoned(id, job(id), 1.0) for id in "abc"],
     ),
+    "discard": (lambda store: store.discard("a"), ("a",), True),
     "sweep": (lambda store: store.sweep(1000.0), (1000.0,), True),
     "aclose": (lambda store: store.aclose(), (), None),
 }
@@ -174,8 +183,9 @@ every_call = pytest.mark.parametrize("name", BOUNDED)
 
 
 def test_every_method_of_the_port_is_bounded_here_but_one() -> None:
-    assert {*BOUNDED, "changed"} == Store.__abstractmethods__
-    for name in Store.__abstractmethods__:
+    port = {name for name, member in vars(Store).items() if inspect.isfunction(member)}
+    assert {*BOUNDED, "changed"} == port
+    for name in port:
         asked = inspect.signature(getattr(Store, name)).parameters
         assert list(inspect.signature(getattr(BoundedStore, name)).parameters) == list(asked)
 
@@ -189,7 +199,7 @@ async def test_a_call_that_hangs_fails_in_time_and_says_for_how_long(name: str) 
         await call(BoundedStore(inside, TIMEOUT))
     assert anyio.current_time() - start == pytest.approx(TIMEOUT, abs=0.1)
     assert inside.calls == [(name, *arguments)]
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 @every_call
@@ -198,7 +208,7 @@ async def test_a_call_just_in_time_comes_through_as_it_is(name: str) -> None:
     call, arguments, result = BOUNDED[name]
     assert await call(BoundedStore(inside, TIMEOUT)) == result
     assert inside.calls == [(name, *arguments)]
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 async def test_waiting_for_a_change_may_take_as_long_as_it_likes() -> None:
@@ -218,7 +228,7 @@ async def test_what_a_store_raises_comes_through_as_it_is(name: str) -> None:
     with pytest.raises(OSError, match="the disk is away") as raised:
         await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
     assert raised.value is error
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 @every_call
@@ -233,7 +243,7 @@ async def test_a_stores_own_timeout_is_a_store_that_has_not_answered(name: str) 
     with pytest.raises(StoreError) as raised:
         await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
     assert raised.value.__cause__ is error
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 @every_call
@@ -243,7 +253,7 @@ async def test_the_callers_own_deadline_stays_the_callers(name: str) -> None:
     with pytest.raises(TimeoutError), anyio.fail_after(TIMEOUT / 2):
         await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
     assert anyio.current_time() - start == pytest.approx(TIMEOUT / 2, abs=0.1)
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 @every_call
@@ -253,7 +263,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_open(name: str) -> None
         group.start_soon(BOUNDED[name][0], BoundedStore(inside, TIMEOUT))
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 # --- iterators ---------------------------------------------------------------------------------
@@ -296,7 +306,7 @@ async def test_the_one_of_several_that_hangs_fails_in_time(name: str, after: int
         await read()
     assert anyio.current_time() - start == pytest.approx(TIMEOUT, abs=0.1)
     assert len(seen) == after
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -305,8 +315,8 @@ async def test_a_reader_that_stops_closes_the_iterator_inside(name: str) -> None
     iterator: Any = iterate(BoundedStore(inside, TIMEOUT), name)
     async with aclosing(iterator):
         await anext(iterator)
-        assert inside.open == 1
-    assert inside.open == 0
+        assert inside.reading == 1
+    assert inside.reading == 0
     with pytest.raises(StopAsyncIteration):
         await anext(iterator)
 
@@ -316,7 +326,7 @@ async def test_nothing_is_asked_before_the_first_is_wanted(name: str) -> None:
     inside = Delayed(hang)
     iterator: Any = iterate(BoundedStore(inside, TIMEOUT), name)
     await iterator.aclose()
-    assert inside.open == 0
+    assert inside.reading == 0
 
 
 async def test_an_iterator_of_any_kind_will_do() -> None:

@@ -25,7 +25,7 @@ from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.stores.waiting import Waiting
 from raincheck.testing import body_of, finished, fits, job, request
-from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, SharedStoreContract, child, children
+from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
@@ -72,7 +72,7 @@ def look(path: Path, sql: str, *parameters: object) -> list[Any]:
         return db.execute(sql, parameters).fetchall()
 
 
-class TestSQLiteStore(SharedStoreContract):
+class TestSQLiteStore(UnreadableContract):
     @pytest.fixture(autouse=True)
     def _at(self, path: Path) -> None:
         self.path = path
@@ -588,45 +588,6 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
         assert file.look(store._use.waiting) == ["a"]
 
 
-UNREADABLE = '{"format": 99}'
-
-
-async def test_what_cannot_be_read_keeps_no_other_from_being_swept(
-    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(12):
-        await store.create(job(str(number)))
-        await store.replace(finished(job(str(number)), ttl=50.0 + number))
-    for id in ("0", "1", "7"):
-        look(path, "UPDATE jobs SET record = ? WHERE id = ?", UNREADABLE, id)
-    monkeypatch.setattr(_sqlite_changes, "SWEPT", 2)
-    for now, gone in ((1061.0, [True] * 9), (2000.0, [])):
-        with pytest.raises(StoreError, match="format 99"), anyio.fail_after(PATIENCE):
-            await store.sweep(now)
-        unread = look(path, "SELECT id FROM jobs WHERE record = ?", UNREADABLE)
-        assert unread == [("0",), ("1",), ("7",)]
-        others = [await store.get(str(id)) for id in range(12) if (str(id),) not in unread]
-        assert [job.gone for job in others if job is not None] == gone
-
-
-async def test_what_cannot_be_read_keeps_no_other_from_being_taken_over(
-    path: Path, store: SQLiteStore
-) -> None:
-    for number in range(202):  # two pages and some
-        await store.create(job(str(number)), lease=0.0)
-    for id in ("0", "99", "150"):
-        look(path, "UPDATE jobs SET record = ? WHERE id = ?", UNREADABLE, id)
-    found = []
-
-    async def look_for_them() -> None:
-        async for each in store.abandoned():
-            found.append(each.id)
-
-    with pytest.raises(StoreError, match="format 99"):
-        await look_for_them()
-    assert len(found) == 199
-
-
 async def test_a_sweep_takes_small_steps(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,9 +599,9 @@ async def test_a_sweep_takes_small_steps(
     swept = []
     sweep = Changes.sweep
 
-    def counted(self: Changes, now: float, skip: int) -> tuple[bool, list[StoreError]]:
+    def counted(self: Changes, now: float) -> tuple[bool, list[str]]:
         before = self._db.total_changes
-        found = sweep(self, now, skip)
+        found = sweep(self, now)
         swept.append(self._db.total_changes - before)
         return found
 

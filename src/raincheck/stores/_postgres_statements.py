@@ -178,7 +178,8 @@ RETURNING jobs.id, state
 """
 
 ABANDONED = """
-SELECT lease_until, id, record FROM raincheck.jobs
+SELECT lease_until, id, record, extract(epoch FROM now() - lease_until)::float8 AS idle
+FROM raincheck.jobs
 WHERE deployment = 'deployment' AND lease_until <= now()
     AND (lease_until, id) > (coalesce($1::timestamptz, '-infinity'), $2)
 ORDER BY lease_until, id LIMIT 50

@@ -245,12 +245,13 @@ ABANDONED = Script(
     "flags=no-writes",
     """
 local jobs, since, limit = unpack(ARGV)
-local found = call('ZRANGE', KEYS[1], since, clock(), 'BYSCORE', 'LIMIT', 0, limit, 'WITHSCORES')
+local now = clock()
+local found = call('ZRANGE', KEYS[1], since, now, 'BYSCORE', 'LIMIT', 0, limit, 'WITHSCORES')
 local page = {}
 for i = 1, #found, 2 do
   page[#page + 1] = {found[i], found[i + 1], call('HGET', jobs .. found[i], 'record')}
 end
-return page
+return {string.format('%.6f', now), page}
 """,
 )
 

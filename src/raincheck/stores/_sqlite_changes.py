@@ -6,10 +6,10 @@ import json
 import sqlite3
 from collections.abc import Mapping
 
-from raincheck.errors import NoRoom, StoreError
+from raincheck.errors import NoRoom
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, load
+from raincheck.records import dump, dump_request, readable
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
@@ -29,6 +29,8 @@ WHERE number = ?
 """.replace("NOW", NOW)
 
 RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", NOW)
+
+UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
 
 PIECE = 256 * 1024
 """Bytes of a body in one row, which SQLite reads as a whole."""
@@ -138,25 +140,30 @@ class Changes:
         self._db.executemany(RENEW, [(lease, number) for number, _, _ in held])
         return {id: State(state) for _, id, state in held}
 
-    def sweep(self, now: float, skip: int) -> tuple[bool, list[StoreError]]:
-        """Bury or forget some jobs, but for the first ones, which nobody can read.
+    def discard(self, id: str) -> bool:
+        row = self._execute(UNHELD, (id,)).fetchone()
+        if row is None or readable(row[1]) is not None:
+            return False
+        self._forget(row[0], id)
+        return True
+
+    def sweep(self, now: float) -> tuple[bool, list[str]]:
+        """Bury or forget some jobs.
 
         Returns:
-            Whether there were any, and what is wrong with those that cannot be read, either.
+            Whether there were any, and the ids of those that could not be read.
         """
         due = self._execute(
-            "SELECT number, record FROM jobs WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?",
-            (now, SWEPT, skip),
+            "SELECT number, id, record FROM jobs WHERE due <= ? ORDER BY due LIMIT ?", (now, SWEPT)
         ).fetchall()
         unread = []
         end = self._db.total_changes + SWEPT
-        for number, record in due:
-            try:
-                job = load(record)
-            except StoreError as error:  # it must not keep the others from being swept
-                unread.append(error)
-                continue
-            if job.gone:
+        for number, id, record in due:
+            job = readable(record)
+            if job is None:
+                unread.append(id)
+                self._forget(number, id)
+            elif job.gone:
                 self._execute("DELETE FROM jobs WHERE number = ?", (number,))
             else:
                 self.replace(job.tombstone(now))
@@ -174,6 +181,14 @@ class Changes:
         self._execute(f"PRAGMA incremental_vacuum({VACUUMED})").fetchall()
         ((left,),) = self._execute("PRAGMA page_count")
         return bool(left < pages)
+
+    def _forget(self, number: int, id: str) -> None:
+        """Drop a job with all that is its, whatever its record says."""
+        self._execute("DELETE FROM keys WHERE job = ?", (number,))
+        self._execute("DELETE FROM requests WHERE job = ?", (number,))
+        self._execute("DELETE FROM bodies WHERE job = ?", (number,))
+        self._execute("DELETE FROM jobs WHERE number = ?", (number,))
+        self.ids.append(id)
 
     def _record(self, id: str) -> str | None:
         row = self._execute("SELECT record FROM jobs WHERE id = ?", (id,)).fetchone()

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
+
+
+class Abandoned(NamedTuple):
+    """An unfinished job that nobody holds.
+
+    Attributes:
+        id: its id.
+        job: the job; None if its record cannot be read.
+        idle: seconds since its lease ended, by the store's clock.
+    """
+
+    id: str
+    job: Job | None
+    idle: float
 
 
 class Store(ABC):
@@ -19,11 +33,22 @@ class Store(ABC):
 
     A method that cannot do what it promises raises `StoreError`; what it acknowledged stays.
     Whoever is told of an error does not know whether it was done, and may ask again: a version
-    replaces only the one before it, and a chunk has its place.
+    replaces only the one before it, and a chunk has its place. A record that cannot be read raises
+    `UnreadableRecord`, for whoever asks for that job and for nobody else.
     """
 
     shared: ClassVar[bool]
     """Whether other processes that open the same store see the same jobs."""
+
+    async def open(self) -> None:  # noqa: B027  # a store may have nothing to see
+        """See whether it can work as it is set up; called when the jobs open.
+
+        Whoever does not call it loses nothing but the early word. Default: nothing to see.
+
+        Raises:
+            ConfigurationError: it never can; the message names the cure.
+            StoreError: it cannot now, and may later.
+        """
 
     @abstractmethod
     async def create(
@@ -130,12 +155,24 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def abandoned(self) -> AsyncIterator[Job]:
+    def abandoned(self) -> AsyncIterator[Abandoned]:
         """Unfinished jobs whose lease has ended, those that have been so the longest first."""
+
+    async def discard(self, id: str) -> bool:
+        """Forget an abandoned job that cannot be read, with all that is its.
+
+        Default: every job can be read, and nothing changes.
+
+        Returns:
+            Whether it is gone. If not, it can be read, or its lease has not ended.
+        """
+        return False
 
     @abstractmethod
     async def sweep(self, now: float) -> bool:
         """Turn jobs that have expired into tombstones, and drop the tombstones due by `purge_at`.
+
+        One that cannot be read goes at once when it is due, without a tombstone.
 
         Args:
             now: seconds since the epoch.

@@ -11,7 +11,7 @@ import anyio
 from raincheck.errors import StoreError
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 
 
 class BoundedStore(Store):
@@ -29,6 +29,10 @@ class BoundedStore(Store):
     def __init__(self, store: Store, timeout: float) -> None:
         self._store = store
         self._timeout = timeout
+
+    async def open(self) -> None:
+        with self._in_time():
+            await self._store.open()
 
     async def create(
         self,
@@ -78,8 +82,12 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.renew(attempts, lease)
 
-    def abandoned(self) -> AsyncIterator[Job]:
+    def abandoned(self) -> AsyncIterator[Abandoned]:
         return self._each_in_time(self._store.abandoned())
+
+    async def discard(self, id: str) -> bool:
+        with self._in_time():
+            return await self._store.discard(id)
 
     async def sweep(self, now: float) -> bool:
         with self._in_time():

@@ -15,7 +15,7 @@ from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
 from raincheck.job import Bounds, Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 from raincheck.stores.waiting import Waiting
 
 RECORD_COST = 1024
@@ -164,11 +164,11 @@ class MemoryStore(Store):
                 held[id] = job.state
         return held
 
-    async def abandoned(self) -> AsyncIterator[Job]:
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
         now = self._clock()
         for id, _ in sorted(self._leases.items(), key=lambda item: item[1]):
-            if self._leases.get(id, math.inf) <= now:
-                yield self._live[id]
+            if (until := self._leases.get(id, math.inf)) <= now:
+                yield Abandoned(id, self._live[id], now - until)
 
     async def sweep(self, now: float) -> bool:
         self._most = max(self._most, len(self))

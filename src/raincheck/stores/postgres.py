@@ -22,10 +22,10 @@ import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, load, load_request
+from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, Server
 from raincheck.stores._postgres_session import Session
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 
 PAGE = 4
 """Rows of a response body that are read at once."""
@@ -176,11 +176,11 @@ class PostgresStore(Store):
         rows = await self._rows(sql.RENEW, [*attempts], [*attempts.values()], lease)
         return {row["id"]: State(row["state"]) for row in rows}
 
-    async def abandoned(self) -> AsyncIterator[Job]:
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
         since, id = None, ""
         while rows := await self._rows(sql.ABANDONED, since, id):
             for row in rows:
-                yield load(row["record"])
+                yield Abandoned(row["id"], readable(row["record"]), row["idle"])
             since, id = rows[-1]["lease_until"], rows[-1]["id"]
 
     async def sweep(self, now: float) -> bool:

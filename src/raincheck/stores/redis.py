@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, load, load_request
+from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._redis_line import Line, Word, server
 from raincheck.stores._redis_scripts import (
     ABANDONED,
@@ -45,7 +45,7 @@ from raincheck.stores._redis_scripts import (
     place,
     stage,
 )
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 from raincheck.stores.deployments import checked
 
 logger = logging.getLogger("raincheck")
@@ -219,12 +219,12 @@ class RedisStore(Store):
                     held[id] = State(state.decode())
         return held
 
-    async def abandoned(self) -> AsyncIterator[Job]:
-        unread, more = None, True
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
+        more = True
         since, seen = b"-inf", set[bytes]()  # the end of a lease, and what was seen that ended then
         while more:
             words = (self._key("job:"), since, PAGE + len(seen))
-            page = await self._run(ABANDONED, [self._key("leases")], *words)
+            now, page = await self._run(ABANDONED, [self._key("leases")], *words)
             more = len(page) == PAGE + len(seen)
             for id, ended, record in page:
                 if ended != since:
@@ -232,14 +232,7 @@ class RedisStore(Store):
                 if id in seen or record is None:
                     continue
                 seen.add(id)
-                try:
-                    job = load(record)
-                except StoreError as error:  # it must not keep the others from being taken over
-                    unread = error
-                    continue
-                yield job
-        if unread is not None:
-            raise unread
+                yield Abandoned(id.decode(), readable(record), float(now) - float(ended))
 
     async def sweep(self, now: float) -> bool:
         unread, more, skip = None, True, 0

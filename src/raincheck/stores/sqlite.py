@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sqlite3
@@ -15,12 +16,14 @@ from anyio.lowlevel import current_token
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import load, load_request
+from raincheck.records import load, load_request, readable
 from raincheck.stores._sqlite_calls import explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
+
+logger = logging.getLogger("raincheck")
 
 SMALL = 64 * 1024
 """Bytes of a row that is read on the event loop, in some ten microseconds."""
@@ -168,38 +171,31 @@ class SQLiteStore(Store):
     async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
         return await self._here().write(lambda changes: changes.renew(attempts, lease))
 
-    async def abandoned(self) -> AsyncIterator[Job]:
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
         ((now,),) = await self._read(f"SELECT {NOW}")
         last = (-math.inf, 0)
-        unread = None
         while rows := await self._read(
-            "SELECT lease_until, number, record FROM jobs"
+            "SELECT lease_until, number, id, record FROM jobs"
             " WHERE (lease_until, number) > (?, ?) AND lease_until <= ?"
             " ORDER BY lease_until, number LIMIT 100",
             *last,
             now,
         ):
-            for _, _, record in rows:
-                try:
-                    job = load(record)
-                except StoreError as error:  # it must not keep the others from being taken over
-                    unread = error
-                    continue
-                yield job
+            for until, _, id, record in rows:
+                yield Abandoned(id, readable(record), now - until)
             last = rows[-1][:2]
-        if unread is not None:
-            raise unread
+
+    async def discard(self, id: str) -> bool:
+        return await self._here().write(lambda changes: changes.discard(id))
 
     async def sweep(self, now: float) -> bool:
-        more, unread = True, list[StoreError]()
+        more = True
         while more:
-            some = partial(Changes.sweep, now=now, skip=len(unread))
-            more, errors = await self._here().write(some)
-            unread += errors
+            more, unread = await self._here().write(partial(Changes.sweep, now=now))
+            for id in unread:
+                logger.warning("job %s has expired; its record could not be read", id)
         while await self._here().write(lambda changes: changes.vacuum()):
             pass
-        if unread:
-            raise unread[0]
         return bool(await self._read("SELECT 1 FROM jobs LIMIT 1"))
 
     async def aclose(self) -> None:
