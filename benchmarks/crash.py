@@ -18,7 +18,8 @@ once more, and every job is asked for again. The run fails (exit status 1) unles
 - every 202 that a client saw has led to a terminal state that it can read, and the second answer
   is the first one, to the byte;
 - routes that may run again have all succeeded, with the response of one run that the handler has
-  noted to its end; others have done so or failed as interrupted (503), and never began twice;
+  noted to its end; others have done so or failed as interrupted (503, or 502 where the process
+  was killed), and never began twice;
 - no handler began when its client knew the outcome already;
 - a key still leads to its job;
 - nothing unfinished is left in the store, also of jobs whose 202 nobody saw; its database passes
@@ -54,7 +55,7 @@ import redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.e2e.crashes import Crashes, Strike, striking
+from tests.e2e.crashes import INTERRUPTIONS, Crashes, Strike, striking
 from tests.e2e.durable import Deployment, until
 from tests.stores.postgres import Postgres
 from tests.stores.valkey import Valkey
@@ -322,7 +323,7 @@ async def run(store: Kept, workers: int, folder: Path, arguments: argparse.Names
 def show(name: str, crashes: Crashes) -> None:
     """Print a scenario's figures."""
     figures = crashes.figures
-    interrupted = figures.ends["once", "The job was interrupted"]
+    interrupted = sum(figures.ends["once", title] for title in INTERRUPTIONS)
     succeeded = sum(count for (_, end), count in figures.ends.items() if end == "succeeded")
     moments = ", ".join(f"{count} {moment}" for moment, count in figures.moments.items())
     delay = f"{figures.median_delay:.1f}" if figures.delays else "-"

@@ -12,7 +12,7 @@ in it is gone. The store is another Valkey. Nine of ten jobs may run again (`on_
 the tenth may not. After `--kills` workers there is peace. The run fails unless
 
 - each accepted job has an outcome that its client has read: its response, or of those that may not
-  run twice a 503;
+  run twice a 502, or a 503 if their worker stopped in time;
 - it is still the same, byte for byte, when every stopped worker has had its say;
 - it is that of the newest run that began;
 - no job began twice that may not.
@@ -184,7 +184,7 @@ def wrong(job: Accepted, again: httpx.Response, began: list[int]) -> str:
     if job.once:
         if len(began) > 1:
             return "run twice, which it may not"
-        return "" if job.status in (200, 503) else f"answered {job.status}"
+        return "" if job.status in (200, 502, 503) else f"answered {job.status}"
     if job.status != 201:
         return f"answered {job.status}"
     newest = max(began, default=0)

@@ -441,14 +441,14 @@ class Soak:
     def _judge(self, answer: Answer, way: str, number: int, *, fails: bool) -> str:
         status = answer.headers.get("job-status")
         expected = ("failed", 500) if fails else ("succeeded", 200)
-        if status is not None:
-            right = (status, answer.status) == expected and not way.startswith("deletes")
-            if right and answer.document()["number"] == number:
-                return status
-        elif answer.status == 410:
+        if answer.status == 410:
             kind = answer.document()["type"].rpartition(":")[2]
             if (kind, way.split()[0]) in (("cancelled", "cancels"), ("expired", "deletes")):
                 return "cancelled" if kind == "cancelled" else "deleted"
+        elif status is not None:
+            right = (status, answer.status) == expected and not way.startswith("deletes")
+            if right and answer.document()["number"] == number:
+                return status
         raise Wrong(f"a job whose client {way} ended with {answer}")
 
 

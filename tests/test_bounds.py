@@ -126,7 +126,7 @@ async def test_a_blocked_job_is_cancelled_before_it_starts() -> None:
         await both.a.post("/one")
         waiting = await both.b.post("/one")
         answer = await both.a.post(waiting.headers["location"] + "/cancel")
-        assert answer.json()["status"] == "cancelled"
+        assert answer.json()["status"] == "canceled"
         both.gates["a"].open()
         await anyio.sleep(3)
         assert both.runs == ["a"]

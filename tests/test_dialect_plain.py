@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 
 from raincheck.dialects.base import Outlook, Reply, Urls
-from raincheck.dialects.plain import PlainDialect, timestamp
-from raincheck.errors import INTERRUPTED, Problem, crashed, response_too_large, timed_out
+from raincheck.dialects.plain import WORDS, PlainDialect, timestamp
+from raincheck.errors import (
+    INTERRUPTED,
+    LOST_WORKER,
+    Problem,
+    crashed,
+    response_too_large,
+    timed_out,
+)
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedResponse, RawHeaders
 
@@ -40,6 +47,7 @@ def finished(
 ) -> Job:
     return job(
         state,
+        runs=1,
         started_at=NOON + 1,
         finished_at=NOON + 10,
         expires_at=NOON + 3610,
@@ -82,6 +90,7 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
         "queue_position": 3,
         "estimated_completion": "2026-11-21T12:00:09Z",
         "retry_after": 2,
+        "runs": 0,
         "links": {
             "self": "/jobs/4Xn/status",
             "result": "/jobs/4Xn",
@@ -90,6 +99,7 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
     }
     assert fields(reply) == {
         "location": "/jobs/4Xn",
+        "content-location": "/jobs/4Xn",
         "link": '</jobs/4Xn/status>; rel="monitor"',
         "retry-after": "2",
         "preference-applied": "respond-async",
@@ -98,6 +108,18 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
         "content-type": "application/json",
         "content-length": str(len(reply.body)),
     }
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED])
+def test_a_job_that_a_key_has_named_may_have_finished(state: State) -> None:
+    response = CapturedResponse(500 if state is State.FAILED else 200, (), 0)
+    reply = DIALECT.accepted(finished(state, response), RELATIVE, UNKNOWN, None)
+    read = document(reply)
+    assert (reply.status, read["status"], read["response"]["size"]) == (202, state, 0)
+    assert ("error" in read) is (state is State.FAILED)
+    assert fields(reply)["location"] == "/jobs/4Xn"
+    assert fields(reply)["retry-after"] == "1"
+    assert not {"content-location", "job-status"} & fields(reply).keys()
 
 
 def test_operation_location_is_sent_with_absolute_urls_only() -> None:
@@ -135,9 +157,9 @@ def test_a_status_url_is_202_until_the_job_is_finished(state: State) -> None:
     reply = DIALECT.pending(job(state), RELATIVE, OUTLOOK)
     headers = fields(reply)
     assert reply.status == 202
-    assert headers["location"] == "/jobs/4Xn"
+    assert headers["location"] == headers["content-location"] == "/jobs/4Xn"
     assert headers["retry-after"] == "2"
-    assert document(reply)["status"] == state
+    assert document(reply)["status"] == WORDS[state]
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
@@ -147,7 +169,7 @@ def test_a_monitor_is_200_while_the_job_is_not_finished(state: State) -> None:
     assert "location" not in fields(reply)
     assert fields(reply)["retry-after"] == "2"
     read = document(reply)
-    assert read["status"] == state
+    assert read["status"] == WORDS[state]
     assert not {"finished_at", "expires_at", "response", "error", "resourceLocation"} & read.keys()
 
 
@@ -221,24 +243,41 @@ def test_a_monitor_says_what_the_response_was(
     assert read["resourceLocation"] == "/jobs/4Xn"
     assert read["finished_at"] == "2026-11-21T12:00:10Z"
     assert read["expires_at"] == "2026-11-21T13:00:10Z"
-    assert not {"error", "queue_position", "estimated_completion", "retry_after"} & read.keys()
+    assert read["runs"] == 1
+    assert ("error" in read) is (state is State.FAILED)
+    assert not {"queue_position", "estimated_completion", "retry_after"} & read.keys()
 
 
-@pytest.mark.parametrize("problem", [crashed(), timed_out(5.0), response_too_large(5), INTERRUPTED])
+PROBLEMS = [crashed(), timed_out(5.0), response_too_large(5), INTERRUPTED, LOST_WORKER]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_monitor_holds_a_problem_as_a_member(problem: Problem) -> None:
     reply = DIALECT.monitor(finished(State.FAILED, error=problem), RELATIVE, None)
     assert reply.status == 200
     read = document(reply)
     assert read["status"] == "failed"
-    assert read["error"] == problem.document()
+    assert read["error"] == {
+        "code": problem.name,
+        "message": problem.detail,
+        **problem.document(),
+    }
     assert not {"response", "resourceLocation", "type", "title", "detail"} & read.keys()
+
+
+def test_a_monitor_says_why_a_response_is_a_failure() -> None:
+    reply = DIALECT.monitor(finished(State.FAILED, CapturedResponse(422, (), 0)), RELATIVE, None)
+    assert document(reply)["error"] == {
+        "code": "handler-response",
+        "message": "The response has status 422.",
+    }
 
 
 def test_a_monitor_says_that_a_job_was_cancelled() -> None:
     reply = DIALECT.monitor(finished(State.CANCELLED), RELATIVE, None)
     assert reply.status == 200
     read = document(reply)
-    assert read["status"] == "cancelled"
+    assert read["status"] == fields(reply)["job-status"] == "canceled"
     assert not {"response", "resourceLocation", "error"} & read.keys()
 
 
@@ -308,8 +347,9 @@ def test_a_cancel_is_202_until_the_handler_has_stopped(
     cancelled = job(state) if outlook else finished(state)
     reply = DIALECT.cancelled(cancelled, RELATIVE, outlook)
     assert reply.status == status
-    assert document(reply)["status"] == state
+    assert document(reply)["status"] == WORDS[state]
     assert ("retry-after" in fields(reply)) is (outlook is not None)
+    assert fields(reply).get("job-status") == (None if outlook else "canceled")
 
 
 def test_a_finished_job_is_deleted_without_a_word() -> None:
@@ -327,7 +367,8 @@ def test_a_job_that_had_not_finished_is_cancelled_and_forgotten(
     stopped = job(state) if outlook else finished(state)
     reply = DIALECT.deleted(stopped, RELATIVE, outlook, finished=False)
     assert reply.status == 202
-    assert document(reply)["status"] == state
+    assert document(reply)["status"] == WORDS[state]
+    assert "job-status" not in fields(reply)
 
 
 # --- problems ----------------------------------------------------------------------------------
@@ -354,6 +395,13 @@ def test_a_problem_is_problem_json(status: int, retry_after: int | None) -> None
     if retry_after is not None:
         expected["retry-after"] = str(retry_after)
     assert fields(reply) == expected
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_problem_about_a_job_that_has_ended_says_how_it_has(state: State) -> None:
+    shown = job(state) if state in UNFINISHED else finished(state)
+    said = fields(DIALECT.problem(INTERRUPTED, job=shown)).get("job-status")
+    assert said == (None if state in UNFINISHED else WORDS[state])
 
 
 def test_replies_are_each_their_own() -> None:

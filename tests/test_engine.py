@@ -329,7 +329,7 @@ async def test_a_cancel_reaches_a_job_that_waits_in_the_broker() -> None:
     async with fleet() as one:
         accepted = await one.web.post("/fail")
         answer = await one.web.post(accepted.headers["location"] + "/cancel")
-        assert answer.json()["status"] == "cancelled"
+        assert answer.json()["status"] == "canceled"
         await one.start("a")
         await anyio.sleep(2 * LEASE)
         assert one.runs == []
@@ -342,7 +342,7 @@ async def test_a_cancel_reaches_a_job_that_waits_in_a_worker() -> None:
         waiting = await one.web.post("/fail")
         await anyio.sleep(1)
         answer = await one.web.post(waiting.headers["location"] + "/cancel")
-        assert answer.json()["status"] == "cancelled"
+        assert answer.json()["status"] == "canceled"
         one.gates["a"].open()
         await anyio.sleep(1)
         assert one.runs == ["a"]
@@ -353,9 +353,9 @@ async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:
         accepted = await one.web.post("/fail")
         await anyio.sleep(1)
         answer = await one.web.post(accepted.headers["location"] + "/cancel")
-        assert answer.json()["status"] == "cancelling"
+        assert answer.json()["status"] == "canceling"
         await anyio.sleep(1)
-        assert await one.state(accepted) == "cancelled"
+        assert await one.state(accepted) == "canceled"
         assert one.gates["a"].cleaned_up == 1
 
 
@@ -394,14 +394,14 @@ async def test_another_worker_runs_the_job_of_one_that_died() -> None:
         assert (await one.web.get(accepted.headers["location"])).json()["by"] == "b"
 
 
-async def test_a_job_that_may_run_once_is_interrupted_with_its_worker() -> None:
+async def test_a_job_that_may_run_once_fails_with_its_worker() -> None:
     async with fleet("a") as one:
         accepted = await one.web.post("/fail")
         await anyio.sleep(1)
         one.lines["a"].cut()
         await one.start("b")
         response = await follow(one.web, accepted)
-        assert response.json()["type"] == "urn:raincheck:problem:interrupted"
+        assert response.json()["type"] == "urn:raincheck:problem:lost-worker"
         assert one.runs == ["a"]
 
 

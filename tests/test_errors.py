@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
 from raincheck import errors
 from raincheck.errors import (
     INTERRUPTED,
+    LOST_WORKER,
     ConfigurationError,
     IllegalTransition,
     KeyMalformed,
@@ -156,6 +159,7 @@ def test_every_refusal_has_a_status_of_its_own_to_show() -> None:
         (timed_out(600.0), "timeout", 504),
         (response_too_large(1024), "response-too-large", 500),
         (INTERRUPTED, "interrupted", 503),
+        (LOST_WORKER, "lost-worker", 502),
     ],
 )
 def test_a_problem_is_a_document(problem: Problem, name: str, status: int) -> None:
@@ -169,6 +173,20 @@ def test_a_problem_is_a_document(problem: Problem, name: str, status: int) -> No
     assert json.loads(json.dumps(document)) == document
     assert problem.title
     assert problem.detail
+
+
+def test_what_a_problem_says_stands_by_itself() -> None:
+    """Clients show it to people, without the title: it needs a subject (WIRE, `error.message`)."""
+    house = Path(errors.__file__).parent
+    nodes = [n for path in house.rglob("*.py") for n in ast.walk(ast.parse(path.read_text()))]
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if id(node) not in docstrings
+    ]
+    assert [text for text in texts if text.startswith(("It ", "They ", "See "))] == []
 
 
 def test_a_problem_says_what_the_bound_was() -> None:

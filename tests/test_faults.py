@@ -214,8 +214,8 @@ class Answer:
     broken: bool = False
 
     @property
-    def stored(self) -> bool:
-        """Whether it is the handler's response."""
+    def final(self) -> bool:
+        """Whether it tells how the job has ended, which is no failure to ask."""
         return b"job-status" in self.headers and not self.broken
 
 
@@ -236,10 +236,6 @@ def answer_to(request: RawRequest) -> Answer:
     assert request.status is not None
     assert not request.sent[-1].get("more_body")
     return Answer(request.status, dict(request.sent[0]["headers"]), request.body)
-
-
-# What a job without a response says of itself is its outcome, and no failure to ask.
-OUTCOMES = [b":problem:crashed", b":problem:timeout", b":problem:interrupted"]
 
 
 class Client:
@@ -267,7 +263,7 @@ class Client:
             start = anyio.current_time()
             answer = await ask(self._app, path, method, **headers)
             self.longest = max(self.longest, anyio.current_time() - start - wait)
-            if answer.status < 500 or answer.stored or any(o in answer.body for o in OUTCOMES):
+            if answer.status < 500 or answer.final:
                 return answer
             self.failures += 1
             await anyio.sleep(5)
@@ -363,7 +359,7 @@ RULES = {RULE: Policy(ttl=60)}
 
 def check_end(answer: Answer) -> None:
     """The job ended with its response, the whole of it."""
-    assert (answer.status, answer.stored) == (200, True)
+    assert (answer.status, answer.final) == (200, True)
     assert answer.body == BODY
 
 
@@ -504,11 +500,11 @@ async def take_over(client: Client) -> None:
         assert answer.status == status
         if status == 200:
             check_end(answer)
-        problem = {200: b"", 503: b":problem:interrupted", 410: b":problem:cancelled"}[status]
+        problem = {200: b"", 502: b":problem:lost-worker", 410: b":problem:cancelled"}[status]
         assert problem in answer.body
         await client.delete(f"/jobs/{id}")
 
-    ends = {"waited": 200, "more": 200, "again": 200, "last": 503, "stopping": 410}
+    ends = {"waited": 200, "more": 200, "again": 200, "last": 502, "stopping": 410}
     async with anyio.create_task_group() as group:
         for id, status in ends.items():
             group.start_soon(see_the_end_of, id, status)

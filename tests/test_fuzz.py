@@ -258,7 +258,12 @@ FIELD_VALUE = re.compile(
 )
 URI_REFERENCE = re.compile(rb"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 
-OF_A_JOB = {500: ("crashed", "response-too-large"), 503: ("interrupted",), 504: ("timeout",)}
+OF_A_JOB = {
+    500: ("crashed", "response-too-large"),
+    502: ("lost-worker",),
+    503: ("interrupted",),
+    504: ("timeout",),
+}
 """The 5xx problems that a job without a response has for its result (WIRE, "Status URL")."""
 
 REFUSED = ("queue-full", "store-unavailable", "shutting-down", "another-process")
@@ -301,9 +306,15 @@ class Answer:
         return document
 
     @property
+    def final(self) -> bool:
+        """Whether it tells how a job has ended."""
+        return self.get(b"job-status") is not None
+
+    @property
     def stored(self) -> bool:
         """Whether it is a handler's response."""
-        return self.get(b"job-status") is not None
+        problem = self.get(b"content-type") == b"application/problem+json"
+        return self.final and not problem and b'"job_id"' not in self.body
 
     @property
     def foreign(self) -> bool:
@@ -482,6 +493,9 @@ def check_status_answer(answer: Answer, method: str, unknown: Answer) -> None:
             assert answer.document()["job_id"]
         return
     name = answer.check_problem(method)
+    if method != "HEAD":
+        of_a_job = name in OF_A_JOB.get(answer.status, ()) or name in ("cancelled", "finished")
+        assert answer.final == of_a_job
     if answer.status == 404:
         assert (answer.headers, answer.body) == (
             unknown.headers,

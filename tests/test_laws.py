@@ -179,13 +179,13 @@ async def test_law_6_a_cancelled_job_is_cancelling_until_its_handler_has_stopped
         links = (await client.post("/slow")).json()["links"]
         await settled()
         response = await client.post(links["cancel"])
-        assert (response.status_code, response.json()["status"]) == (202, "cancelling")
+        assert (response.status_code, response.json()["status"]) == (202, "canceling")
         await settled()
-        assert (await client.get(links["self"])).json()["status"] == "cancelling"
+        assert (await client.get(links["self"])).json()["status"] == "canceling"
         assert (await client.get(links["result"])).status_code == 202
         cleanup.set()
         await settled()
-        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        assert (await client.get(links["self"])).json()["status"] == "canceled"
         response = await client.get(links["result"])
         assert response.status_code == 410
         assert response.json()["type"].endswith("cancelled")

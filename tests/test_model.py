@@ -51,6 +51,7 @@ from raincheck import (
     long_running,
 )
 from raincheck.conductor import SWEEP_INTERVAL
+from raincheck.dialects.plain import WORDS
 from raincheck.job import TRANSITIONS
 from raincheck.recording import PIECE
 from raincheck.testing import lifespan
@@ -826,7 +827,7 @@ class Conversation(RuleBasedStateMachine):
         assert ("idempotency-replayed" in answer.headers) == replayed
         state = job.states[0][1] if new else job.state
         assert answer.document["job_id"] == job.id
-        assert answer.document["status"] == state
+        assert answer.document["status"] == WORDS[state]
         assert answer.document.get("queue_position") == world.position(job)
         event(f"accepted {state}" if new else f"the same job, replayed: {replayed}")
 
@@ -869,11 +870,11 @@ class Conversation(RuleBasedStateMachine):
         if before is State.SUCCEEDED or before is State.FAILED:
             assert (answer.status, answer.problem) == (409, "finished")
         elif shared:
-            assert (answer.status, answer.document["status"]) == (202, before)
+            assert (answer.status, answer.document["status"]) == (202, WORDS[before])
         elif before is State.QUEUED or before is State.CANCELLED:
-            assert (answer.status, answer.document["status"]) == (200, "cancelled")
+            assert (answer.status, answer.document["status"]) == (200, "canceled")
         else:
-            assert (answer.status, answer.document["status"]) == (202, "cancelling")
+            assert (answer.status, answer.document["status"]) == (202, "canceling")
         event(f"cancel {before}, shared: {shared}")
 
     @precondition(has_jobs)
@@ -980,7 +981,7 @@ class Conversation(RuleBasedStateMachine):
         if job.finished and job.state in allowed and not self.server_document(answer):
             self.check_result(job, answer)
         else:
-            assert answer.document["status"] in allowed
+            assert answer.document["status"] in {WORDS[state] for state in allowed}
         event(f"long poll {answer.status}")
 
     def server_document(self, answer: Answer) -> bool:
@@ -999,7 +1000,7 @@ class Conversation(RuleBasedStateMachine):
             assert answer.status == 202
             assert answer.headers["location"] == f"/jobs/{job.id}"
             seen = [state for since, state in job.states if since <= waits.until]
-            assert answer.document["status"] in seen
+            assert answer.document["status"] in {WORDS[state] for state in seen}
         event(f"waited for the response, in time: {in_time}")
 
     @invariant()
@@ -1040,21 +1041,25 @@ class Conversation(RuleBasedStateMachine):
 
     def check_monitor(self, job: Expected, document: Any) -> None:
         assert document["job_id"] == job.id
-        assert document["status"] == job.state
+        assert document["status"] == WORDS[job.state]
         assert document.get("queue_position") == self.world.position(job)
         assert ("finished_at" in document) == job.finished
         if job.answered and job.outcome is not None:
             status, text = job.outcome
             assert document["response"]["status"] == status
             assert document["response"]["size"] == len(text)
-            assert "error" not in document
+            error = {"code": "handler-response", "message": f"The response has status {status}."}
+            assert document.get("error") == (error if status >= 400 else None)
         elif job.outcome is not None:
             status, name = job.outcome
             assert document["error"]["status"] == status
             assert document["error"]["type"].endswith(f":{name}")
+            assert document["error"]["code"] == name
+            assert document["error"]["message"] == document["error"]["detail"]
             assert "response" not in document
 
     def check_result(self, job: Expected, answer: Answer) -> None:
+        assert answer.headers["job-status"] == WORDS[job.state]
         if job.outcome is None:
             assert (answer.status, answer.problem) == (410, "cancelled")
         elif not job.answered:
@@ -1063,7 +1068,6 @@ class Conversation(RuleBasedStateMachine):
             status, text = job.outcome
             assert answer.status == (200 if status == 202 else status)
             assert answer.headers.get("job-response-status") == ("202" if status == 202 else None)
-            assert answer.headers["job-status"] == job.state
             assert answer.body.decode() == text
 
     def is_gone(self, job: Expected, answer: Answer) -> bool:

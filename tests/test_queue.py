@@ -236,7 +236,7 @@ async def test_a_held_job_can_be_cancelled_and_its_dependencies_clean_up() -> No
         await client.post("/slow")
         links = (await client.post("/slow")).json()["links"]
         response = await client.post(links["cancel"])
-        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+        assert (response.status_code, response.json()["status"]) == (200, "canceled")
         await anyio.sleep(2)
         assert cleaned_up == 1
         assert (jobs.statistics().running, jobs.statistics().queued) == (1, 0)
@@ -359,7 +359,7 @@ async def test_a_queued_job_is_cancelled_before_it_starts() -> None:
         links = (await client.post("/slow")).json()["links"]
         for _ in range(2):
             response = await client.post(links["cancel"])
-            assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+            assert (response.status_code, response.json()["status"]) == (200, "canceled")
         gate.open()
         await settled()
         assert gate.entered == 1

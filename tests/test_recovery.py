@@ -238,9 +238,9 @@ async def test_a_cancel_in_another_process_reaches_the_handler_within_a_second()
         accepted = await both.a.post("/fail")
         await settled()
         answer = await both.b.post(accepted.headers["location"] + "/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+        assert (answer.status_code, answer.json()["status"]) == (202, "canceling")
         await anyio.sleep(1)
-        assert await both.status(accepted) == "cancelled"
+        assert await both.status(accepted) == "canceled"
         assert both.gates["a"].cleaned_up == 1
 
 
@@ -264,7 +264,7 @@ async def test_a_job_that_waits_in_another_process_is_cancelled_before_it_starts
         waiting = await both.a.post(path)
         assert await both.status(waiting) == "queued"
         answer = await both.b.post(waiting.headers["location"] + "/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
         await anyio.sleep(2)
         both.gates["a"].open()
         await settled()
@@ -288,15 +288,15 @@ async def test_a_healthy_process_keeps_its_jobs_however_long_they_take() -> None
             assert (await follow(both.b, accepted)).json()["by"] == "a"
 
 
-async def test_law_1_a_job_whose_process_dies_is_interrupted() -> None:
+async def test_law_1_a_job_whose_process_dies_has_failed() -> None:
     async with two() as both:
         accepted = await both.a.post("/fail")
         await settled()
         both.line.cut()
         await anyio.sleep(2 * LEASE)
         response = await both.b.get(accepted.headers["location"])
-        assert response.status_code == 503
-        assert response.json()["type"] == "urn:raincheck:problem:interrupted"
+        assert response.status_code == 502
+        assert response.json()["type"] == "urn:raincheck:problem:lost-worker"
         assert await both.status(accepted) == "failed"
         assert both.runs == ["a"]
 
@@ -366,7 +366,7 @@ async def test_a_job_runs_no_more_often_than_it_may() -> None:
         both.line.mend()
         await anyio.sleep(3 * LEASE)
         assert both.runs == ["a", "b"]
-        assert (await both.a.get(accepted.headers["location"])).status_code == 503
+        assert (await both.a.get(accepted.headers["location"])).status_code == 502
         both.lines["b"].mend()
 
 
@@ -378,7 +378,7 @@ async def test_a_job_that_never_started_always_runs() -> None:
         both.line.cut()
         both.gates["b"].open()
         assert (await follow(both.b, second)).json() == {"by": "b", "body": "2"}
-        assert (await follow(both.b, first)).status_code == 503
+        assert (await follow(both.b, first)).status_code == 502
 
 
 async def test_a_live_request_that_waited_is_gone_with_its_process() -> None:
@@ -388,7 +388,7 @@ async def test_a_live_request_that_waited_is_gone_with_its_process() -> None:
         second = await both.a.post("/held")
         both.line.cut()
         await anyio.sleep(2 * LEASE)
-        assert (await both.b.get(second.headers["location"])).status_code == 503
+        assert (await both.b.get(second.headers["location"])).status_code == 502
         both.line.mend()
         both.gates["a"].open()
 
@@ -399,9 +399,9 @@ async def test_a_job_that_was_being_cancelled_is_cancelled() -> None:
         await settled()
         both.line.cut()
         await both.b.post(accepted.headers["location"] + "/cancel")
-        assert await both.status(accepted) == "cancelling"
+        assert await both.status(accepted) == "canceling"
         await anyio.sleep(2 * LEASE)
-        assert await both.status(accepted) == "cancelled"
+        assert await both.status(accepted) == "canceled"
         assert both.runs == ["a"]
 
 

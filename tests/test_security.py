@@ -299,7 +299,7 @@ async def test_code_of_yours_is_asked_for_no_owner() -> None:
         assert await jobs.cancel(job.id) is not None
         await settled()
         monitor = await client.get(accepted.json()["links"]["self"], headers=user("ann"))
-        assert monitor.json()["status"] == "cancelled"
+        assert monitor.json()["status"] == "canceled"
 
 
 async def test_no_document_names_the_owner() -> None:
@@ -353,7 +353,7 @@ async def test_a_form_of_another_site_can_cancel_what_only_a_cookie_guards() -> 
     async with running(app) as client:
         url = (await client.post("/slow", headers=FORM)).headers["location"]
         response = await client.post(url + "/cancel", content=b"", headers={**FORM, **EVIL})
-        assert response.json()["status"] in ("cancelling", "cancelled")
+        assert response.json()["status"] in ("canceling", "canceled")
 
 
 @pytest.mark.parametrize("outside", [True, False])

@@ -123,7 +123,7 @@ async def test_a_dependency_cleans_up_with_awaits_whatever_stops_the_handler(
             await anyio.sleep(2)
             assert session.closed == 1
         if by == "cancel":
-            assert (await client.get(links["self"])).json()["status"] == "cancelled"
+            assert (await client.get(links["self"])).json()["status"] == "canceled"
     if by == "shutdown":
         assert session.closed == 1
 
@@ -143,7 +143,7 @@ async def test_on_asyncio_a_handlers_own_finally_may_await(anyio_backend: str) -
         await settled()
         await client.post(links["cancel"])
         response = await client.get(links["self"], headers={"prefer": "wait=5"})
-        assert (response.json()["status"], session.closed) == ("cancelled", 1)
+        assert (response.json()["status"], session.closed) == ("canceled", 1)
 
 
 @pytest.mark.parametrize("rule", [False, True])
@@ -175,7 +175,7 @@ async def test_a_handler_that_polls_for_a_disconnect_is_told(rule: bool) -> None
         assert (await client.post(links["cancel"])).status_code == 202
         await anyio.sleep(5)
         assert told == [True]
-        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        assert (await client.get(links["self"])).json()["status"] == "canceled"
 
 
 async def test_a_streaming_response_stops_when_it_is_told() -> None:
@@ -214,7 +214,7 @@ async def test_a_handler_that_does_not_stop_is_asked_again() -> None:
         await client.post(links["cancel"])
         await anyio.sleep(16)
         assert asked == 3
-        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        assert (await client.get(links["self"])).json()["status"] == "canceled"
 
 
 async def test_a_cancelled_job_in_a_group_of_tasks_takes_its_children_along() -> None:
@@ -237,7 +237,7 @@ async def test_a_cancelled_job_in_a_group_of_tasks_takes_its_children_along() ->
         await client.post(links["cancel"])
         await settled()
         assert stopped == [True, True]
-        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        assert (await client.get(links["self"])).json()["status"] == "canceled"
 
 
 @pytest.mark.real
@@ -267,7 +267,7 @@ async def test_law_6_the_truth_about_a_thread_which_cannot_be_killed(
         assert (await client.post(links["cancel"])).status_code == 202
         for _ in range(3):
             await anyio.sleep(0.06)
-            assert (await client.get(links["self"])).json()["status"] == "cancelling"
+            assert (await client.get(links["self"])).json()["status"] == "canceling"
             assert jobs.statistics().running == 1
         release.set()
         response = await follow(client, accepted)
@@ -365,7 +365,7 @@ async def test_delete_cancels_and_then_forgets() -> None:
         links = (await client.post("/slow")).json()["links"]
         await settled()
         response = await client.delete(links["result"])
-        assert (response.status_code, response.json()["status"]) == (202, "cancelling")
+        assert (response.status_code, response.json()["status"]) == (202, "canceling")
         await settled()
         assert gate.cleaned_up == 1
         assert jobs.statistics().running == 0

@@ -65,7 +65,7 @@ class Acceptance:
         conductor = self.conductor
         assert handoff.route is not None
         if conductor.closing:
-            raise ShuttingDown("It accepts nothing new.", retry_after=self._until_restart())
+            raise ShuttingDown("The server accepts nothing new.", retry_after=self._until_restart())
         policy = handoff.policy
         owner = None
         if not self.owners.nobody(handoff.scope):
@@ -75,7 +75,7 @@ class Acceptance:
                     handoff.scope, handoff.outer_scope, mounted=self.mounted
                 )
             except OwnerError as error:
-                raise OwnerUnknown("Nothing was accepted.") from error
+                raise OwnerUnknown("Whose the request is cannot be determined.") from error
         keys, mark = conductor.twins.keys(handoff, policy, owner)
         if keys:
             try:
@@ -99,7 +99,7 @@ class Acceptance:
             if ticket is not None:
                 admission.leave(ticket)
             if not tries:
-                raise StoreUnavailable("It is of two minds.", retry_after=1)
+                raise StoreUnavailable("The job store gives answers that differ.", retry_after=1)
             await self.accept(handoff, tries - 1)
             return
         if ticket is None:
@@ -185,7 +185,8 @@ class Acceptance:
                 raise
             if await self._withdrawn(job):
                 logger.error("the runner took no job", exc_info=error)
-                raise RunnerUnavailable("It does not answer.", retry_after=5) from error
+                detail = "The engine that runs jobs does not answer."
+                raise RunnerUnavailable(detail, retry_after=5) from error
 
     async def _withdrawn(self, job: Job) -> bool:
         """Take back a new job; False if somebody has begun it, and only the answer was lost."""
@@ -205,6 +206,6 @@ class Acceptance:
 def _without_store(error: Exception) -> StoreUnavailable:
     """The refusal of what the store could not take, whatever the reason; clients learn no more."""
     if isinstance(error, StoreFull):
-        return StoreUnavailable("It is full.", retry_after=5)
+        return StoreUnavailable("The job store is full.", retry_after=5)
     logger.error("the store could not take a job", exc_info=error)
-    return StoreUnavailable("It does not answer.", retry_after=5)
+    return StoreUnavailable("The job store does not answer.", retry_after=5)

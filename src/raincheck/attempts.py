@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Scope
 from raincheck.acceptance import Acceptance
 from raincheck.errors import (
     INTERRUPTED,
+    LOST_WORKER,
     UNREADABLE,
     IllegalTransition,
     NoRoom,
@@ -175,7 +176,7 @@ class Attempts:
                 await conductor.ledger.finish(job, State.CANCELLED, ttl=conductor.policies.ttl(job))
             elif not job.replayable:
                 ttl = conductor.policies.ttl(job)
-                await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+                await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=LOST_WORKER)
             elif job.state is State.RUNNING:
                 backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
                 job = await conductor.ledger.requeue(job, min(backoff, _LONGEST_BACKOFF))

@@ -67,22 +67,21 @@ def crashed(detail: str = "The handler ended with an error.") -> Problem:
 def timed_out(seconds: float) -> Problem:
     """The handler ran longer than its policy's `timeout`."""
     return Problem(
-        "timeout", 504, "The handler took too long", f"It may run for {seconds:g} seconds."
+        "timeout", 504, "The handler took too long", f"The handler may run for {seconds:g} seconds."
     )
 
 
 def response_too_large(limit: int) -> Problem:
     """The response body grew larger than the policy's `max_response_size`."""
-    return Problem(
-        "response-too-large", 500, "The response is too large", f"It may have {limit} bytes."
-    )
+    detail = f"The response may have {limit} bytes."
+    return Problem("response-too-large", 500, "The response is too large", detail)
 
 
 UNREADABLE = Problem(
     "unreadable",
     500,
     "The request cannot be read",
-    "It was kept until its turn, and is damaged or in the format of another version.",
+    "The kept request is damaged, or in the format of another version.",
 )
 """What was captured of the request cannot be read any more."""
 
@@ -90,6 +89,14 @@ INTERRUPTED = Problem(
     "interrupted", 503, "The job was interrupted", "The server stopped before the handler ended."
 )
 """The server stopped before the handler ended."""
+
+LOST_WORKER = Problem(
+    "lost-worker",
+    502,
+    "The job's process was lost",
+    "The process that had the job died, or could not reach the job store any more.",
+)
+"""Nobody renewed the job's lease, and it may not run again."""
 
 
 class RaincheckError(Exception):

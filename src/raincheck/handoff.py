@@ -218,7 +218,7 @@ class Handoff(Detached):
                 return
             self._upload.arrive(message)
         if too_large or self._upload.too_large:
-            raise RequestTooLarge(f"The body may have {limit} bytes.")
+            raise RequestTooLarge(f"The request body may have {limit} bytes.")
         await self._acceptor.accept(self)
 
     @property

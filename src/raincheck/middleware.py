@@ -190,7 +190,7 @@ class LongRunningMiddleware:
         job, decision = handoff.accepted, handoff.decision
         refusal = handoff.refusal
         if job is None and handoff.interrupted:
-            refusal = ShuttingDown("It accepts nothing new.", retry_after=1)
+            refusal = ShuttingDown("The server accepts nothing new.", retry_after=1)
         if refusal is not None:
             reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
         elif job is None:

@@ -87,8 +87,9 @@ class Policy:
         hold: keep the live request while it waits for its turn, instead of releasing and
             replaying it: for routes whose preliminaries cannot run twice. Default False.
         on_interrupt: what becomes of a job whose process died or stopped while it ran, if its
-            store is shared: `"fail"` (the default) ends it with a 503 problem, `"rerun"` runs it
-            again from the captured request. Only for handlers that may run twice.
+            store is shared: `"fail"` (the default) ends it with a problem, 503 if the process
+            stopped and 502 if it died, `"rerun"` runs it again from the captured request. Only for
+            handlers that may run twice.
         attempts: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
             or an error response is an outcome, not an interruption. Default None: 3 with
             `"rerun"`, else 1.

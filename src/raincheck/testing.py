@@ -83,7 +83,7 @@ def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
 def finished(job: Job, now: float = 1000.0, ttl: float = 60.0, tombstone_ttl: float = 60.0) -> Job:
     """The job's next version, failed without a response."""
     return job.finish(
-        State.FAILED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, error=crashed("It broke.")
+        State.FAILED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, error=crashed("The handler broke.")
     )
 
 

@@ -16,6 +16,7 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
+from raincheck.errors import INTERRUPTED, LOST_WORKER
 from tests.e2e.durable import Answer, Broken, Deployment, Line, Note, Unreachable, until
 
 ROUTES = {"rerun": 45, "once": 25, "narrow": 20, "stream": 10}
@@ -28,7 +29,10 @@ SUBMITTERS = 16
 FOLLOWERS = 8
 """Connections at once."""
 
-TERMINAL = ("succeeded", "failed", "cancelled")
+TERMINAL = ("succeeded", "failed", "canceled")
+
+INTERRUPTIONS = (INTERRUPTED.title, LOST_WORKER.title)
+"""How a job ends that may run once, if its process stops or is killed."""
 
 
 @dataclass(frozen=True)
@@ -359,7 +363,7 @@ class Crashes:
         if outcome.state == "succeeded":
             if outcome.run not in ended & {note.run for note in began}:
                 self._wrong(f"no run of it ended so: {job}")
-        elif job.route != "once" or outcome.problem != "The job was interrupted":
+        elif job.route != "once" or outcome.problem not in INTERRUPTIONS:
             self._wrong(f"it has not succeeded: {job}")
         if job.route == "once" and len(began) > 1:
             self._wrong(f"it ran {len(began)} times: {job}")

@@ -177,16 +177,16 @@ class Sharing:
         if answer.status not in (200, 202):  # 200: it has stopped already
             self._wrong(nonce, "a cancel", answer)
         answer = await waiting
-        while answer.status == 200 and answer.document()["status"] in ("running", "cancelling"):
+        while answer.status == 200 and answer.document()["status"] in ("running", "canceling"):
             answer = await self._ask("long polls", "GET", links["self"], home, prefer="wait=10")
-        if answer.status != 200 or answer.document()["status"] != "cancelled":
+        if answer.status != 200 or answer.document()["status"] != "canceled":
             self._wrong(nonce, "a cancelled job", answer)
 
     async def _cancel_waiting(self, nonce: str, links: dict[str, str], home: int) -> None:
         """Cancel what may wait, run, or have ended."""
         cancelled = await self._ask("cancels", "POST", links["cancel"], home)
         answer = cancelled
-        while answer.status in (200, 202) and answer.document()["status"] == "cancelling":
+        while answer.status in (200, 202) and answer.document()["status"] == "canceling":
             answer = await self._ask("long polls", "GET", links["self"], home, prefer="wait=10")
         result = await self._ask("polls", "GET", links["result"], home)
         if result.status == 200:  # it was too late

@@ -146,7 +146,7 @@ def test_one_process_and_a_fleet_are_alike(web: Web) -> None:
     url = web.accepted("/work?seconds=30")
     until(lambda: web.state(url) == "running")
     assert web.post(url + "/cancel").status_code == 202
-    until(lambda: web.state(url) == "cancelled")
+    until(lambda: web.state(url) == "canceled")
     assert web.client.get(url).status_code == 410
     assert web.client.delete(url).status_code == 204
     assert web.client.get(url + "/status").status_code == 410
@@ -177,10 +177,10 @@ def test_a_cancel_from_any_web_process_reaches_the_handler_within_a_second(
     url = standing.web.accepted("/work?seconds=30")
     until(lambda: standing.other.state(url) == "running")
     start = time.monotonic()
-    assert standing.other.post(url + "/cancel").json()["status"] == "cancelling"
+    assert standing.other.post(url + "/cancel").json()["status"] == "canceling"
     until(lambda: any(url.endswith(note[1]) for note in standing.fleet.notes("stopped")))
     took = time.monotonic() - start
-    until(lambda: standing.web.state(url) == "cancelled")
+    until(lambda: standing.web.state(url) == "canceled")
     assert took < 1.0
 
 

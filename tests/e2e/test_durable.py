@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from raincheck.errors import LOST_WORKER
 from tests.e2e.crashes import Crashes, striking
 from tests.e2e.durable import Answer, Deployment, Line, until
 from tests.e2e.sharing import Sharing
@@ -129,7 +130,7 @@ def test_a_process_that_was_paused_cannot_overwrite_the_newer_outcome(
     for route, (newer, at_last) in zip(routes, asyncio.run(pause()), strict=True):
         assert (at_last.status, at_last.body) == (newer.status, newer.body)
         if route == "once":
-            assert (newer.status, newer.document()["title"]) == (503, "The job was interrupted")
+            assert (newer.status, newer.document()["title"]) == (502, LOST_WORKER.title)
         else:
             assert json.loads(newer.body.partition(b"}")[0] + b"}")["by"] == newer.by
             assert newer.by != at_last.by

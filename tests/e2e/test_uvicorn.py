@@ -89,7 +89,7 @@ def test_cancel_reaches_the_handler(server: Server) -> None:
     links = accepted.json()["links"]
     assert server.client.post(links["cancel"]).status_code == 202
     response = server.client.get(links["self"], headers={"prefer": "wait=10"})
-    assert response.json()["status"] == "cancelled"
+    assert response.json()["status"] == "canceled"
     assert server.notes() == ["cancelled"]
 
 

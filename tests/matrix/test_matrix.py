@@ -148,9 +148,9 @@ def cancel_reaches_the_handler(server: Server) -> None:
         assert server.client.post(links["cancel"]).status_code == 202
         for _ in range(10):
             monitor = server.client.get(links["self"], headers={"prefer": "wait=10"})
-            if monitor.json()["status"] != "cancelling":
+            if monitor.json()["status"] != "canceling":
                 break
-        assert monitor.json()["status"] == "cancelled"
+        assert monitor.json()["status"] == "canceled"
         assert f"{name} cancelled" in server.notes()
         assert server.client.get(accepted.headers["location"]).status_code == 410
 

@@ -176,7 +176,7 @@ async def test_cancel_reaches_the_handler(middleware: Middleware, place: Place) 
         assert (await client.post(links["cancel"])).status_code == 202
         await settled()
         assert gate.cleaned_up == 1
-        assert (await client.get(links["self"])).json()["status"] == "cancelled"
+        assert (await client.get(links["self"])).json()["status"] == "canceled"
         assert jobs.statistics().running == 0
 
 
@@ -191,7 +191,7 @@ async def test_a_queued_request_is_released_and_replayed(
         await settled()
         assert gate.entered == 1
         cancel = accepted[1].json()["links"]["cancel"]
-        assert (await client.post(cancel)).json()["status"] == "cancelled"
+        assert (await client.post(cancel)).json()["status"] == "canceled"
         gate.open()
         for there in (accepted[0], accepted[2]):
             assert (await follow(client, there)).json() == {"path": "/slow"}

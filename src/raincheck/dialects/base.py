@@ -97,5 +97,13 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def problem(self, problem: Problem, *, retry_after: int | None = None) -> Reply:
-        """A problem, with `Retry-After` if there is a time to name."""
+    def problem(
+        self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
+    ) -> Reply:
+        """A problem.
+
+        Args:
+            problem: the problem.
+            job: the job that the answer is about, if there is one to tell of.
+            retry_after: seconds until another try makes sense, if there is a time to name.
+        """

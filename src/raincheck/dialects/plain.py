@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,30 +22,47 @@ _NO_STORE = (b"cache-control", b"no-store")
 _NO_REFERRER = (b"referrer-policy", b"no-referrer")
 _JSON = (b"content-type", b"application/json")
 _PROBLEM_JSON = (b"content-type", b"application/problem+json")
+_JOB_STATUS = b"job-status"
+
+WORDS: Mapping[State, str] = {
+    **{state: state.value for state in State},
+    # With one l: azure-core and @azure/core-lro end on no other spelling.
+    State.CANCELLING: "canceling",
+    State.CANCELLED: "canceled",
+}
+"""How the states are spelt."""
 
 
 class PlainDialect(Dialect):
     """HTTP with JSON, understood by whatever follows a 202's `Location`."""
 
     def accepted(self, job: Job, urls: Urls, outlook: Outlook, applied: bytes | None) -> Reply:
-        headers = [(b"location", urls.result.encode())]
+        location = urls.result.encode()
+        headers = [(b"location", location)]
         if urls.absolute:  # Azure's clients hand it to the transport as it is
             headers.append((b"operation-location", urls.monitor.encode()))
+        finished = job.finished  # an earlier request's job, which a key has named
+        if not finished:
+            headers.append((b"content-location", location))
         headers.append((b"link", f'<{urls.monitor}>; rel="monitor"'.encode()))
         if applied:
             headers.append((b"preference-applied", applied))
-        return _document(202, job, urls, outlook, headers)
+        if finished:
+            headers.append((b"retry-after", b"%d" % outlook.retry_after))
+        return _document(202, job, urls, None if finished else outlook, headers)
 
     def navigated(self, urls: Urls) -> Reply:
         location = (b"location", urls.result.encode())
         return Reply(303, [location, _NO_STORE, _NO_REFERRER, (b"content-length", b"0")])
 
     def pending(self, job: Job, urls: Urls, outlook: Outlook) -> Reply:
-        # Location again: clients that poll take it from every 202 anew.
-        return _document(202, job, urls, outlook, [(b"location", urls.result.encode())])
+        # Both again: clients that poll take one or the other from every 202 anew.
+        location = urls.result.encode()
+        headers = [(b"location", location), (b"content-location", location)]
+        return _document(202, job, urls, outlook, headers)
 
     def monitor(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
-        return _document(200, job, urls, outlook, [])
+        return _document(200, job, urls, outlook, _final(job))
 
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
@@ -54,24 +72,33 @@ class PlainDialect(Dialect):
             headers = (*headers, _NO_STORE)
         if first_header(headers, b"referrer-policy") is None:
             headers = (*headers, _NO_REFERRER)
-        headers = (*headers, (b"job-status", job.state.encode()))
+        headers = (*headers, *_final(job))
         if status == 202:  # every client would go on polling for ever
             status, headers = 200, (*headers, (b"job-response-status", b"202"))
         return status, headers
 
     def cancelled(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
-        return _document(status, job, urls, outlook, [])
+        return _document(status, job, urls, outlook, _final(job))
 
     def deleted(self, job: Job, urls: Urls, outlook: Outlook | None, *, finished: bool) -> Reply:
         return Reply(204, [_NO_STORE]) if finished else _document(202, job, urls, outlook, [])
 
-    def problem(self, problem: Problem, *, retry_after: int | None = None) -> Reply:
+    def problem(
+        self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
+    ) -> Reply:
         body = _encode(problem.document()).encode()
         headers = [_PROBLEM_JSON, _NO_STORE, _NO_REFERRER, (b"content-length", b"%d" % len(body))]
+        if job is not None:
+            headers += _final(job)
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % retry_after))
         return Reply(problem.status, headers, body)
+
+
+def _final(job: Job) -> list[tuple[bytes, bytes]]:
+    """The field that tells how a job has ended, on every answer about it from then on."""
+    return [(_JOB_STATUS, WORDS[job.state].encode())] if job.finished else []
 
 
 def _document(
@@ -90,7 +117,7 @@ def _document(
 # third of what the encoder takes for it.
 _UNFINISHED = (
     '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
-    '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, '
+    '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
     '"links": {"self": %s, "result": %s, "cancel": %s}}'
 )
 
@@ -99,13 +126,14 @@ def _unfinished(job: Job, urls: Urls, outlook: Outlook) -> bytes:
     progress, position, completion = job.progress, outlook.queue_position, outlook.completion
     document = _UNFINISHED % (
         job.id,
-        job.state,
+        WORDS[job.state],
         timestamp(job.created_at),
         "null" if progress is None else progress.fraction,
         "null" if progress is None or progress.message is None else _quote(progress.message),
         "null" if position is None else position,
         "null" if completion is None else f'"{timestamp(completion)}"',
         outlook.retry_after,
+        job.runs,
         _quote(urls.monitor),
         _quote(urls.result),
         _quote(urls.cancel),
@@ -117,31 +145,37 @@ def _finished(job: Job, urls: Urls) -> dict[str, Any]:
     progress = job.progress
     return {
         "job_id": job.id,
-        "status": job.state,
+        "status": WORDS[job.state],
         "created_at": timestamp(job.created_at),
         "progress": None if progress is None else progress.fraction,
         "message": None if progress is None else progress.message,
         "finished_at": timestamp(job.finished_at),
         "expires_at": timestamp(job.expires_at),
+        "runs": job.runs,
         **_outcome(job, urls),
         "links": {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel},
     }
 
 
 def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
-    if job.error is not None:
-        return {"error": job.error.document()}
-    if job.response is None:
+    problem, response = job.error, job.response
+    if problem is not None:
+        return {"error": {"code": problem.name, "message": problem.detail, **problem.document()}}
+    if response is None:
         return {}
-    content_type = job.response.header(b"content-type")
-    return {
+    content_type = response.header(b"content-type")
+    shown: dict[str, Any] = {
         "response": {
-            "status": job.response.status,
+            "status": response.status,
             "content_type": None if content_type is None else content_type.decode("latin-1"),
-            "size": job.response.size,
+            "size": response.size,
         },
         "resourceLocation": urls.result,
     }
+    if job.state is State.FAILED:
+        message = f"The response has status {response.status}."
+        shown["error"] = {"code": "handler-response", "message": message}
+    return shown
 
 
 def timestamp(moment: float | None) -> str | None:

@@ -21,20 +21,25 @@ from raincheck.records import dump, load
 
 logger = logging.getLogger("raincheck")
 
-UNKNOWN = Problem("not-found", 404, "There is no such job", "The id is unknown.")
-EXPIRED = Problem("expired", 410, "The job is gone", "It has expired, or it was deleted.")
-CANCELLED = Problem("cancelled", 410, "The job was cancelled", "It will have no response.")
+UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.")
+EXPIRED = Problem("expired", 410, "The job is gone", "The job has expired, or was deleted.")
+CANCELLED = Problem("cancelled", 410, "The job was cancelled", "The job will have no response.")
 FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
-NOT_ALLOWED = Problem("method-not-allowed", 405, "The method is not allowed", "See Allow.")
+NOT_ALLOWED = Problem(
+    "method-not-allowed", 405, "The method is not allowed", "Allow names the methods of this URL."
+)
 NO_STORE = Problem(
-    StoreUnavailable.name, 503, StoreUnavailable.title, "It does not answer; the job is kept."
+    StoreUnavailable.name,
+    503,
+    StoreUnavailable.title,
+    "The job store does not answer; the job is kept.",
 )
 MISPLACED = Problem(
     "another-process",
     503,
     "Another process has this job",
-    "It was accepted by another process of this deployment, and each keeps its jobs in its own "
-    "memory. Run a single process, or give all of them a shared store.",
+    "The job was accepted by another process of this deployment, and each keeps its jobs in its "
+    "own memory. Run a single process, or give all of them a shared store.",
 )
 
 # What is done with a job that is there is done with this one where there is none.
@@ -243,7 +248,7 @@ class _Exchange:
             body = self._routes.jobs.store.read_body(job.id)
             await send_stored(status, headers, body, self._scope, self._begun)
         else:
-            await self.reply(self._dialect.problem(job.error or CANCELLED))
+            await self.reply(self._dialect.problem(job.error or CANCELLED, job=job))
 
     async def _begun(self, message: Message) -> None:
         self.started = True
@@ -260,7 +265,7 @@ class _Exchange:
         if job is None or job.gone:
             await self._find()
         elif job.finished and job.state is not State.CANCELLED:
-            await self.reply(self._dialect.problem(FINISHED))
+            await self.reply(self._dialect.problem(FINISHED, job=job))
         else:
             await self.reply(self._dialect.cancelled(job, self._urls(job), self._expected(job)))
 
