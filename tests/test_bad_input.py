@@ -12,6 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
@@ -358,6 +359,34 @@ async def test_a_policy_that_a_runner_cannot_keep_is_refused_by_the_routes_name(
     app = LongRunningMiddleware(Starlette(routes=[gated(Gate(), queue="videos")]), jobs=jobs())
     async with lifespan(app):
         pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "store", "told"),
+    [
+        ({"on_interrupt": "rerun"}, MemoryStore, "on_interrupt='rerun' has no effect"),
+        ({"on_interrupt": "rerun"}, Everywhere, None),
+        ({"queue": "videos"}, MemoryStore, "queue='videos' has no effect"),
+        ({"queue": "videos"}, Everywhere, "queue='videos' has no effect"),
+        ({}, MemoryStore, None),
+    ],
+)
+async def test_a_setting_without_effect_is_told_once_at_the_start(
+    settings: PolicySettings,
+    store: type[MemoryStore],
+    told: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is no error: the same app may be tried out on memory and deployed on something else."""
+    routes = [gated(Gate(), path, **settings) for path in ("/a", "/b")]
+    rules = {"POST /c": Policy(**settings)}
+    inner = Starlette(routes=[*routes, Route("/c", opaque("ok"), methods=["POST"])])
+    app = LongRunningMiddleware(inner, store=store(), routes=rules)
+    async with lifespan(app):
+        pass
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (told is not None)
+    assert told is None or f"POST /c: {told}" in warnings[0]
 
 
 async def test_a_large_prefer_header_is_no_attack() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -689,7 +691,9 @@ def test_a_rule_that_no_route_matches_is_refused_at_start_up(key: str) -> None:
     [
         pytest.param(raw, id="an app that cannot be read"),
         pytest.param(Slots(), id="an app of another framework"),
-        pytest.param(LongRunningMiddleware(Starlette()), id="below another middleware"),
+        pytest.param(
+            LongRunningMiddleware(Starlette(), path="/inner"), id="below another middleware"
+        ),
         pytest.param(Starlette(routes=[Mount("/b", raw)]), id="a mount that cannot be read"),
         pytest.param(
             Starlette(routes=[Host("x.example.org", Router([Route("/b", plain)]))]), id="a host"
@@ -739,6 +743,38 @@ def test_status_routes_that_are_taken_must_be_mounted_where_the_path_says() -> N
     routing(app, path="/api/jobs").read(mounted=True)
     with pytest.raises(ConfigurationError, match="no mount at path='/jobs'"):
         routing(app).read(mounted=True)
+
+
+async def status(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+MOUNTS: dict[str, Callable[[str], list[BaseRoute]]] = {
+    "a mount": lambda path: [Mount(path, status)],
+    "with middleware": lambda path: [Mount(path, status, middleware=[Middleware(GZipMiddleware)])],
+    "in a mount": lambda path: [Mount("/api", routes=[Mount(path.removeprefix("/api"), status)])],
+    "beside what cannot be read": lambda path: [
+        Mount("/raw", raw),
+        Mount(path, GZipMiddleware(status)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MOUNTS)
+def test_status_routes_are_known_where_they_are_mounted(name: str) -> None:
+    def mounted(path: str) -> Routing:
+        app = Starlette(routes=[Route("/a", slow), *MOUNTS[name]("/api/tasks")])
+        return Routing(
+            app,
+            {},
+            policy=POLICY,
+            route_of=route_of,
+            path=path,
+            is_status=lambda app: app == status,
+        )
+
+    mounted("/api/tasks").read(mounted=True)
+    with pytest.raises(ConfigurationError, match="is mounted at '/api/tasks', and path='/jobs'"):
+        mounted("/jobs").read(mounted=True)
 
 
 def test_an_app_that_cannot_be_read_may_have_the_status_routes_anywhere() -> None:
@@ -844,3 +880,128 @@ def test_most_requests_are_told_apart_by_how_their_paths_begin(path: str, near: 
 def test_every_path_is_near_to_an_app_that_cannot_be_read() -> None:
     table = routing(raw)
     assert [table.near({"path": path}) for path in ("/", "", "*", "/x")] == ["/", "", "*", "/x"]
+
+
+# --- marks that no request can enter -----------------------------------------------------------
+
+
+def marked(function: Callable[..., Any]) -> Callable[..., Any]:
+    return long_running(function)
+
+
+def above(*registered: Callable[..., Any]) -> Starlette:
+    return Starlette(routes=[Route(f"/{n}", each) for n, each in enumerate(registered)])
+
+
+async def work(request: object) -> Any: ...
+
+
+def tagged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(request: object) -> Any: ...
+
+    return wrapper
+
+
+class Views:
+    """An app that keeps its functions by their names."""
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self.view_functions = {str(n): each for n, each in enumerate(functions)}
+
+    async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+@pytest.mark.parametrize("make", [above, lambda *each: Views(*each).asgi_app], ids=["read", "kept"])
+def test_a_mark_above_the_route_decorator_is_refused(make: Callable[..., ASGIApp]) -> None:
+    async def registered(request: object) -> Any: ...
+
+    routing(make(registered)).read(mounted=False)
+    decorated = tagged(registered)
+    for function in registered, decorated:
+        marked(function)
+        with pytest.raises(ConfigurationError) as raised:
+            routing(make(plain, function)).read(mounted=False)
+        assert "@long_running stands above the route decorator" in str(raised.value)
+        assert "test_routing.test_a_mark_above" in str(raised.value)
+        assert "@app.post(...), then @long_running, then def" in str(raised.value)
+
+
+@pytest.mark.parametrize("make", [above, lambda *each: Views(*each).asgi_app], ids=["read", "kept"])
+def test_a_function_may_be_registered_with_its_mark_and_without(
+    make: Callable[..., ASGIApp],
+) -> None:
+    slow_work = marked(work)
+    routing(make(work, slow_work)).read(mounted=False)
+    routing(make(tagged(slow_work), work)).read(mounted=False)
+    routing(make(tagged(work))).read(mounted=False)  # another function, of which no mark was made
+
+
+class View:
+    """As Django REST framework's, which calls its methods and awaits nothing."""
+
+    def dispatch(self) -> None: ...
+
+
+def api_view(function: Callable[..., Any]) -> Any:
+    def handler(self: object) -> Any:
+        return function()
+
+    return as_view(type("WrappedView", (View,), {"post": handler}))
+
+
+def as_view(kind: type) -> Any:
+    def view(request: object) -> None: ...
+
+    view.cls = kind  # type: ignore[attr-defined] # as the framework does
+    return view
+
+
+def views_of(function: Callable[..., Any]) -> list[Any]:
+    return [api_view(function), as_view(type("Reports", (View,), {"post": function}))]
+
+
+@pytest.fixture
+def urls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The views of a Django, of which a project's URLs were imported."""
+    views: list[Any] = []
+    patterns = [SimpleNamespace(callback=None), SimpleNamespace(url_patterns=views)]
+    modules = {
+        "rest_framework.views": SimpleNamespace(APIView=View),
+        "django.conf": SimpleNamespace(settings=SimpleNamespace(ROOT_URLCONF="project.urls")),
+        "django.urls": SimpleNamespace(get_resolver=lambda: SimpleNamespace(url_patterns=patterns)),
+        "project.urls": SimpleNamespace(urlpatterns=patterns),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return views
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["api_view", "APIView"])
+def test_a_marked_view_that_is_called_plainly_is_refused(urls: list[Any], kind: int) -> None:
+    urls.append(SimpleNamespace(callback=views_of(plain)[kind]))
+    found = routing(raw)
+    urls.append(SimpleNamespace(callback=views_of(slow)[kind]))
+    cure = r"slow is marked long-running.*long_running\(View.as_view\(\)\)"
+    with pytest.raises(ConfigurationError, match=cure):
+        found.read(mounted=False)
+    with pytest.raises(ConfigurationError, match=cure):
+        routing(raw)  # the URLs are imported: no need to wait for the start
+
+
+def test_a_mark_around_such_a_view_is_entered(urls: list[Any]) -> None:
+    urls += [SimpleNamespace(callback=marked(view)) for view in views_of(plain)]
+    urls.append(SimpleNamespace(callback=as_view(type("Async", (), {"post": slow}))))
+    routing(raw).read(mounted=False)
+
+
+def test_urls_that_cannot_be_read_are_left_to_django(
+    urls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_resolver() -> Any:
+        raise ImportError("no module named 'reports'")
+
+    urls.append(SimpleNamespace(callback=api_view(slow)))
+    monkeypatch.setattr(sys.modules["django.urls"], "get_resolver", get_resolver)
+    monkeypatch.delitem(sys.modules, "project.urls")
+    routing(raw).read(mounted=False)

@@ -406,6 +406,15 @@ async def test_status_routes_mounted_without_a_middleware_say_what_is_missing() 
             await client.get("/jobs/x")
 
 
+async def test_status_routes_mounted_elsewhere_fail_the_start() -> None:
+    jobs = virtual_jobs()
+    inner = Starlette(routes=[gated(Gate()), Mount("/tasks", jobs.status_app)])
+    app = LongRunningMiddleware(inner, jobs=jobs)
+    with pytest.raises(ConfigurationError, match="is mounted at '/tasks', and path='/jobs'"):
+        async with running(app):
+            raise AssertionError("it has started")
+
+
 async def test_an_id_of_another_process_is_told_from_an_unknown_one(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ class Conductor:
             holder=self.name,
             lease=self.lease,
         )
-        self.policies = Policies(runner)
+        self.policies = Policies(runner, store)
         self.twins = Twins(self.store, self.ledger, clock)
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter

@@ -239,6 +239,10 @@ class Jobs:
         self.acceptance.mounted = True
         return self._serve_status
 
+    def is_status_app(self, app: object) -> bool:
+        """Whether an app is `status_app`."""
+        return app == self._serve_status
+
     async def _serve_status(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._status is None:
             raise ConfigurationError(

@@ -74,6 +74,8 @@ class Lifespan:
 
     async def _failed(self, error: Exception) -> None:
         """The app has raised."""
+        if isinstance(error, ConfigurationError) and not self._started:
+            self._mistake = error  # of another middleware inside: no way to say "no lifespan"
         if self._mistake is not None and not self._ended:
             await self.send({"type": "lifespan.startup.failed"})
         if self._started or self._ended:

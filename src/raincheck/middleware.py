@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -26,6 +25,8 @@ from raincheck.runners.base import Runner
 from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
 from raincheck.stopping import Reason
 from raincheck.stores.base import Store
+
+DEFAULT_PATH = "/jobs"
 
 
 class LongRunningMiddleware:
@@ -56,13 +57,13 @@ class LongRunningMiddleware:
             complete is raised at its start-up.
     """
 
-    __raincheck_boundary__: ClassVar[bool] = True
+    __raincheck_boundary__: str = DEFAULT_PATH
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        path: str = "/jobs",
+        path: str = DEFAULT_PATH,
         routes: Mapping[str, Policy] | None = None,
         policy: Policy | None = None,
         limits: Limits | None = None,
@@ -84,7 +85,7 @@ class LongRunningMiddleware:
         path = _checked_path(path)
         self.app = app
         self.jobs = jobs
-        self._path = path
+        self._path = self.__raincheck_boundary__ = path
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
         self._places = Places(path, _checked_base_url(base_url))
@@ -93,7 +94,12 @@ class LongRunningMiddleware:
             jobs, self._dialect, self._places, owners=owners, max_wait=seconds(policy.max_wait)
         )
         self._routing = Routing(
-            app, routes or {}, policy=policy, route_of=jobs.acceptance.route_of, path=path
+            app,
+            routes or {},
+            policy=policy,
+            route_of=jobs.acceptance.route_of,
+            path=path,
+            is_status=jobs.is_status_app,
         )
         jobs.bind(
             app,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from raincheck.errors import ConfigurationError
@@ -9,6 +10,9 @@ from raincheck.job import Bounds, Job, State
 from raincheck.marking import Mark
 from raincheck.policy import Policy, seconds
 from raincheck.runners.base import Runner
+from raincheck.stores.base import Store
+
+logger = logging.getLogger("raincheck")
 
 _UNBOUNDED = Bounds()
 
@@ -18,10 +22,13 @@ class Policies:
 
     Args:
         runner: where jobs run; not every policy goes with every runner.
+        store: where they are kept; nor with every store.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, store: Store) -> None:
         self._runner = runner
+        self._store = store
+        self._told: set[str] = set()
         self._default = Policy()
         self._policies: dict[str, Policy] = {}
         self._marks: dict[Mark, tuple[str, Policy]] = {}
@@ -69,7 +76,18 @@ class Policies:
                 self._runner.check(policy.queue)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{route}: {error}") from error
+            if self._runner.in_place:
+                self._tell_once(f"{route}: queue={policy.queue!r}", "its runner has no queues")
+        if policy.on_interrupt == "rerun" and not self._store.shared:
+            reason = "jobs end with the process, in which its store keeps them"
+            self._tell_once(f"{route}: on_interrupt='rerun'", reason)
         return policy
+
+    def _tell_once(self, setting: str, reason: str) -> None:
+        """A setting has no effect here; no error, since it may have one where this is deployed."""
+        if reason not in self._told:
+            self._told.add(reason)
+            logger.warning("%s has no effect, here and on other routes: %s", setting, reason)
 
 
 def _check_elsewhere(route: str, policy: Policy) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from raincheck.errors import ConfigurationError
-from raincheck.marking import Mark, mark_of
+from raincheck.marking import Mark, mark_of, marked_above
+
+logger = logging.getLogger("raincheck")
 
 Methods = frozenset[str] | None
 """Methods of a route; None for all."""
@@ -24,7 +27,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """The methods that a path rule without one means: not HEAD, OPTIONS and the like."""
 
 BOUNDARY = "__raincheck_boundary__"
-"""An attribute of apps whose routes are another middleware's."""
+"""An attribute of apps whose routes are another middleware's: where its status routes are."""
 
 ANYTHING = "/{rest_of_the_path:path}"
 """The path of all that lies below an app which cannot be looked into."""
@@ -38,34 +41,52 @@ class Found:
         path: in Starlette's path syntax.
         methods: those that reach it, or None for all.
         marks: the marks on it with their methods; None if it cannot be looked into.
+        above: the marks of what was made of its endpoint, if that is registered as it was before.
+        status: whether the status routes are mounted there.
+        another: whether those of another middleware are.
     """
 
     path: str
     methods: Methods
     marks: Sequence[tuple[Methods, Mark]] | None
+    above: Sequence[Mark] = ()
+    status: bool = False
+    another: bool = False
 
 
-def walk(app: ASGIApp, prefix: str, seen: list[tuple[Sequence[BaseRoute], int]]) -> Iterator[Found]:
+def walk(
+    app: ASGIApp,
+    prefix: str,
+    seen: list[tuple[Sequence[BaseRoute], int]],
+    is_status: Callable[[object], bool],
+) -> Iterator[Found]:
     """What is found in an app.
 
     Args:
         app: the app.
         prefix: where it is mounted.
         seen: takes the lists of routes that were read, each with its length then.
+        is_status: whether an app is the one of the status routes.
 
     Raises:
         ConfigurationError: a decorated websocket route.
     """
-    if isinstance(app, StaticFiles) or _bounded(app):
+    if any(isinstance(layer, StaticFiles) for layer in _layers(app)):
+        return
+    if any(is_status(layer) for layer in _layers(app)):
+        yield Found(prefix, None, (), status=True)
+        return
+    if others := [*_others(app)]:
+        yield from (Found(prefix + path, None, (), another=True) for path in others)
         return
     router = router_of(app)
     if router is None:
-        yield Found(prefix + ANYTHING, None, None)
+        yield Found(prefix + ANYTHING, None, None, _above_of_functions(app))
         return
     seen.append((router.routes, len(router.routes)))
     default = getattr(getattr(router, "router", router), "default", None)
     if default is not None and getattr(default, "__func__", None) is not Router.not_found:
-        yield from walk(default, prefix, seen)
+        yield from walk(default, prefix, seen, is_status)
     for route in _routes(router):
         kind = getattr(route, "original_route", route)
         if isinstance(kind, WebSocketRoute):
@@ -77,9 +98,9 @@ def walk(app: ASGIApp, prefix: str, seen: list[tuple[Sequence[BaseRoute], int]])
         elif isinstance(kind, Mount):
             path = prefix + (getattr(route, "path", None) or "")
             yield Found(path + "/", None, ())
-            yield from walk(kind.app, path, seen)
+            yield from walk(kind.app, path, seen, is_status)
         elif isinstance(kind, Host):
-            yield from walk(kind.app, prefix, seen)
+            yield from walk(kind.app, prefix, seen, is_status)
         elif isinstance(kind, Route):
             methods = getattr(route, "methods", None)
             yield _endpoint(prefix + route.path, methods and frozenset(methods), route.endpoint)
@@ -101,7 +122,19 @@ def _endpoint(path: str, methods: Methods, endpoint: Any) -> Found:
     while isinstance(plain, functools.partial):
         plain = plain.func
     # A function without a mark has none; any other object is an ASGI app that may hide one.
-    return Found(path, methods, () if inspect.isroutine(plain) else None)
+    if inspect.isroutine(plain):
+        return Found(path, methods, (), marked_above(plain))
+    return Found(path, methods, None)
+
+
+def _above_of_functions(app: ASGIApp) -> Sequence[Mark]:
+    """The marks above the functions of an app that keeps them by name, as Quart does."""
+    functions = getattr(getattr(app, "__self__", app), "view_functions", None)
+    if not isinstance(functions, dict):
+        return ()
+    used = {mark_of(function) for function in functions.values()}
+    every = map(marked_above, functions.values())
+    return next((marks for marks in every if marks and used.isdisjoint(marks)), ())
 
 
 def _routes(router: Any) -> Iterable[Any]:
@@ -125,8 +158,59 @@ def router_of(app: Any) -> Any:
 
 
 def _bounded(app: Any) -> bool:
+    return any(getattr(layer, BOUNDARY, None) for layer in _layers(app))
+
+
+def _others(app: Any) -> Iterator[str]:
+    """Where the middlewares that an app wraps, or is going to, have their status routes."""
+    for layer in _layers(app):
+        if path := getattr(layer, BOUNDARY, None):
+            yield path
+        for middleware in getattr(layer, "user_middleware", ()):  # of a stack that is built later
+            if path := getattr(middleware.cls, BOUNDARY, None):
+                yield middleware.kwargs.get("path", path)
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    """An app and what it wraps, down to the first that has routes."""
     while app is not None:
-        if getattr(app, BOUNDARY, False):
-            return True
+        yield app
         app = None if hasattr(app, "routes") else getattr(app, "app", None)
-    return False
+
+
+def called_plainly(*, load: bool) -> Iterator[Mark]:
+    """The marks on views of Django REST framework, which calls them and awaits nothing.
+
+    Args:
+        load: whether Django may be asked for its URLs, which imports them; else those are looked
+            at that a module has by now.
+    """
+    rest, settings = sys.modules.get("rest_framework.views"), sys.modules.get("django.conf")
+    urls = sys.modules.get("django.urls")
+    if rest is None or settings is None or urls is None:
+        return
+    try:
+        root = settings.settings.ROOT_URLCONF
+        found = urls.get_resolver() if load else sys.modules.get(root, root)
+        views = list(_views(getattr(found, "url_patterns" if load else "urlpatterns", ())))
+    except Exception as error:  # Django says so itself, when a request needs them
+        logger.debug("the URLs of Django cannot be read: %r", error)
+        return
+    for view in views:
+        kind = getattr(view, "cls", None)
+        if mark_of(view) is None and getattr(kind, "dispatch", 0) is rest.APIView.dispatch:
+            yield from _marks_of_class(kind)
+
+
+def _views(patterns: Iterable[Any]) -> Iterator[Any]:
+    for pattern in patterns:
+        yield getattr(pattern, "callback", None)
+        yield from _views(getattr(pattern, "url_patterns", ()))
+
+
+def _marks_of_class(kind: Any) -> Iterator[Mark]:
+    for _, member in inspect.getmembers_static(kind, inspect.isfunction):
+        # `@api_view` makes methods that call the view, which they have from around them.
+        for function in (member, *inspect.getclosurevars(member).nonlocals.values()):
+            if (mark := mark_of(function)) is not None:
+                yield mark

@@ -15,7 +15,15 @@ from starlette.types import ASGIApp, Scope
 from raincheck.errors import ConfigurationError
 from raincheck.marking import Mark
 from raincheck.policy import Policy
-from raincheck.reading import ANYTHING, METHODS, Found, Methods, router_of, walk
+from raincheck.reading import (
+    ANYTHING,
+    METHODS,
+    Found,
+    Methods,
+    called_plainly,
+    router_of,
+    walk,
+)
 
 _RULE = re.compile(r"(?:(?P<method>[A-Za-z-]+) +)?(?P<path>/\S*)")
 _NO_PATH = re.compile(r"[?#*]")
@@ -126,9 +134,11 @@ class Routing:
         policy: the middleware's own policy.
         route_of: the name and the policy of a decorated endpoint's route.
         path: the mount path of the status routes.
+        is_status: whether an app is the one of the status routes, mounted by hand.
 
     Raises:
-        ConfigurationError: a rule that is malformed, or that no request can meet.
+        ConfigurationError: a rule that is malformed, or that no request can meet; or a marked view
+            that is known by now to be called as a plain function.
     """
 
     def __init__(
@@ -139,8 +149,10 @@ class Routing:
         policy: Policy,
         route_of: Callable[[Mark], tuple[str, Policy]],
         path: str,
+        is_status: Callable[[object], bool] = lambda app: False,
     ) -> None:
         self._app = app
+        self._is_status = is_status
         self._policy = policy
         self._route_of = route_of
         self._path = path
@@ -154,6 +166,7 @@ class Routing:
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
         self._seen: list[tuple[Sequence[BaseRoute], int]] = [((), -1)]
+        _check_callers(load=False)
 
     def near(self, scope: Scope) -> str | None:
         """The path of a request, below `root_path`, if it begins like one of ours; else None.
@@ -183,24 +196,25 @@ class Routing:
             check: whether to look for mistakes as well.
 
         Raises:
-            ConfigurationError: a decorated websocket route, a route of the app below the mount
-                path, or a path rule that matches none of the app's routes.
+            ConfigurationError: a mark that no request can enter, status routes where no client
+                looks for them, or a path rule that matches none of the app's routes.
         """
-        self._by_mark = _Table()
-        self._seen = []
-        found = list(walk(self._app, "", self._seen))
+        by_mark = _Table()
+        seen: list[tuple[Sequence[BaseRoute], int]] = []
+        found = list(walk(self._app, "", seen, self._is_status))
         for there in found:
             if there.marks is None:
                 candidate = Candidate(self._policy, certain=False)
-                self._by_mark.add(there.path, there.methods, candidate)
+                by_mark.add(there.path, there.methods, candidate)
                 continue
             for methods, mark in there.marks:
-                self._by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
-        self._near = _shortest(
-            {self._path + "/", *self._by_rule.beginnings, *self._by_mark.beginnings}
-        )
+                by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
+        self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
+        self._by_mark, self._seen = by_mark, seen
         if check:
             self._check_mount(found, mounted=mounted)
+            _check_order(found)
+            _check_callers(load=True)
             router = router_of(self._app)
             if router is not None:
                 for rule in self._rules:
@@ -220,9 +234,22 @@ class Routing:
                 )
 
     def _check_mount(self, found: list[Found], *, mounted: bool) -> None:
+        for there in found:
+            if there.another and there.path == self._path:
+                raise ConfigurationError(
+                    f"path={self._path!r}: a LongRunningMiddleware stands around another one, and "
+                    "both have their status routes there; take one of them away, or give it "
+                    'another path, e.g. "/_jobs"'
+                )
+        places = [there.path for there in found if there.status]
+        if places and self._path not in places:
+            raise ConfigurationError(
+                f"jobs.status_app is mounted at {places[0]!r}, and path={self._path!r}: clients "
+                "would be sent there in vain; give both the same path"
+            )
         below = [there.path for there in found if there.path.startswith(self._path + "/")]
         readable = all(there.marks is not None for there in found)
-        if mounted and readable and not below:
+        if mounted and readable and not places and not below:
             raise ConfigurationError(
                 f"jobs.status_app was taken, but the app has no mount at path={self._path!r}; "
                 "mount it there, or tell the middleware where it is"
@@ -248,6 +275,28 @@ class Routing:
         raise ConfigurationError(
             f"routes={{{rule.name!r}: ...}} matches none of the app's routes; compare the method "
             "and the path, without the root_path, with the app's own"
+        )
+
+
+def _check_order(found: list[Found]) -> None:
+    used = {mark for there in found for _, mark in there.marks or ()}
+    for there in found:
+        if there.above and used.isdisjoint(there.above):
+            name = there.above[0].name
+            at = "" if there.marks is None else f" of {there.path!r}"
+            raise ConfigurationError(
+                f"@long_running stands above the route decorator{at}, which has registered {name} "
+                "without it; put it below, right above the function: @app.post(...), then "
+                "@long_running, then def"
+            )
+
+
+def _check_callers(*, load: bool) -> None:
+    for mark in called_plainly(load=load):
+        raise ConfigurationError(
+            f"{mark.name} is marked long-running, and Django REST framework calls it without "
+            "awaiting it; put @long_running above @api_view, or around the view: "
+            "long_running(View.as_view()), or use a path rule (routes=...)"
         )
 
 

@@ -34,6 +34,9 @@ SERVERS: dict[str, tuple[str, ...]] = {
 }
 """The module that is run with `python -m`, and its arguments before the app."""
 
+MODULES = {"bare": "", "rest": "rest_framework"}
+"""The module of a framework that is not called like its app here."""
+
 ASYNCIO_ONLY = ("quart", "django")
 """Frameworks that call asyncio itself, so that they cannot run on trio."""
 
@@ -58,8 +61,10 @@ CELLS = [
 IMPOSSIBLE = [Cell(framework, "hypercorn-trio") for framework in ASYNCIO_ONLY]
 TYPED = [Cell("ninja", "uvicorn-h11"), Cell("blacksheep", "uvicorn-h11")]
 """Frameworks beside the matrix that find the types of annotations in ways of their own."""
-NAMES = ("cell", "impossible", "typed")
-"""The parameters of tests that are run for these, in the same order."""
+PLAIN = [Cell("rest", "uvicorn-h11")]
+"""One that awaits no view."""
+NAMES = {"cell": CELLS, "impossible": IMPOSSIBLE, "typed": TYPED, "plain": PLAIN}
+"""The parameters of tests, and what they are run for."""
 DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
 
 
@@ -72,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name, cells in zip(NAMES, (CELLS, IMPOSSIBLE, TYPED), strict=True):
+    for name, cells in NAMES.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, cells, ids=str)
 
@@ -170,8 +175,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Cell], Server]]:
     servers: list[Server] = []
 
     def start(cell: Cell) -> Server:
-        framework = () if cell.framework == "bare" else (cell.framework,)
-        require(*framework, SERVERS[cell.server][0])
+        module = MODULES.get(cell.framework, cell.framework)
+        require(*([module] if module else []), SERVERS[cell.server][0])
         servers.append(Server(cell, tmp_path))
         servers[-1].wait()
         return servers[-1]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -194,6 +196,21 @@ def test_types_are_found_by_their_names(typed: Cell, serve: Serve) -> None:
         accepted = server.client.post(path, json=ORDER)
         assert accepted.status_code == 202
         assert server.follow(accepted).json() == {"item": "tea", "total": 4}
+
+
+def test_a_framework_that_awaits_no_view_has_its_marks_around_it(plain: Cell, serve: Serve) -> None:
+    server = serve(plain)
+    for path in ("/function", "/class", "/rule"):
+        accepted = server.client.post(path, json=ORDER)
+        assert accepted.status_code == 202
+        response = server.follow(accepted)
+        assert (response.status_code, response.json()) == (200, {"item": "tea", "total": 4})
+    for name in ("function", "class"):
+        start = f"from tests.matrix.apps.rest_app import start; start({name!r})"
+        command = [sys.executable, "-c", start]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "ConfigurationError" in done.stderr
+        assert "put @long_running above @api_view, or around the view" in done.stderr
 
 
 def receive(connection: socket.socket, *, timeout: float) -> str:

@@ -213,11 +213,10 @@ def app_with(runner: Runner, **settings: Any) -> LongRunningMiddleware:
 
 async def test_an_unknown_queue_fails_the_start_up(nowhere: str) -> None:
     app = app_with(PgQueuerRunner(nowhere, queues=["mail"]), queue="videos")
-    with pytest.raises(BaseExceptionGroup) as caught:
+    problem = r"answer: queue='videos': PgQueuerRunner has no such queue.*queues=\['videos'\]"
+    with pytest.raises(ConfigurationError, match=problem):
         async with lifespan(app):
             raise AssertionError("it has started")
-    problem = r"answer: queue='videos': PgQueuerRunner has no such queue.*queues=\['videos'\]"
-    assert caught.group_contains(ConfigurationError, match=problem)
 
 
 def test_an_unknown_queue_of_a_rule_is_told_at_once() -> None:
@@ -419,9 +418,8 @@ async def test_a_worker_whose_app_does_not_start_ends(nowhere: str) -> None:
 
     runner = PgQueuerRunner(nowhere)
     runner.attach(broken)
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(RuntimeError, match="no database"):
         await pgqueuer.run(runner.worker, shutdown=asyncio.Event())
-    assert caught.group_contains(RuntimeError, match="no database")
 
 
 # --- in processes of their own -----------------------------------------------------------------

@@ -208,11 +208,10 @@ async def test_a_broker_has_one_runner(caplog: pytest.LogCaptureFixture) -> None
 
 async def test_an_unknown_queue_fails_the_start_up() -> None:
     app = app_with(TaskiqRunner(Broker(), queues={"mail": Broker()}), queue="videos")
-    with pytest.raises(BaseExceptionGroup) as caught:
+    problem = r"answer: queue='videos': TaskiqRunner has no such queue"
+    with pytest.raises(ConfigurationError, match=problem):
         async with lifespan(app):
             raise AssertionError("it has started")
-    problem = r"answer: queue='videos': TaskiqRunner has no such queue"
-    assert caught.group_contains(ConfigurationError, match=problem)
 
 
 def test_an_unknown_queue_of_a_rule_is_told_at_once() -> None:
@@ -470,7 +469,6 @@ async def test_a_worker_whose_app_does_not_start_ends() -> None:
 
     broker = Broker()
     TaskiqRunner(broker).attach(broken)
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(RuntimeError, match="no database"):
         async with working(broker):
             await asyncio.sleep(10)
-    assert caught.group_contains(RuntimeError, match="no database")
