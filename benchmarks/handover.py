@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from importlib.metadata import version
 
 import anyio
@@ -69,7 +70,7 @@ def by_raincheck() -> Once:
         async def task() -> None:
             gate.open()
 
-        tasks.spawn(task)
+        tasks.spawn(task, copy_context())
         await gate.wait()
 
     return once

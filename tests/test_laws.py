@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -310,6 +311,27 @@ async def test_law_12_accepted_jobs_have_time_to_finish() -> None:
         job = await jobs.get(id)
         assert job is not None
         assert job.state is State.SUCCEEDED
+
+
+async def test_law_13_a_job_runs_as_its_own_request() -> None:
+    tenant: ContextVar[str] = ContextVar("tenant")
+
+    async def answer(request: Request) -> list[str]:
+        await anyio.sleep(1)
+        return [tenant.get(), request.state.tenant, request.headers["x-tenant"]]
+
+    app = app_of(slow_route(answer, max_running=1))
+
+    async def outside(scope: Scope, receive: Receive, send: Send) -> None:
+        name = dict(scope.get("headers", ())).get(b"x-tenant", b"nobody").decode()
+        tenant.set(name)
+        await app({**scope, "state": {"tenant": name}}, receive, send)
+
+    async with running(outside) as client:
+        names = ["ann", "bob", "cleo"]
+        accepted = [await client.post("/slow", headers={"x-tenant": name}) for name in names]
+        for name, there in zip(names, accepted, strict=True):
+            assert (await follow(client, there)).json() == [name] * 3
 
 
 def test_a_policy_is_found_by_every_way_of_asking() -> None:

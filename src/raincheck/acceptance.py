@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import Context
 from functools import partial
 
 from raincheck.admission import Ticket
@@ -111,10 +112,7 @@ class Acceptance:
         elif job.state is State.RUNNING:
             conductor.roster.running[job.id] = handoff
         else:
-            assert handoff.outer_scope is not None
-            outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
-            held = handoff if handoff.holds else None
-            conductor.wait(Waiting(job, ticket, policy, {} if held else outer, held))
+            conductor.wait(_waiting(handoff, job, ticket))
         if conductor.leases is not None:
             conductor.leases.keep(conductor.tasks)
         conductor.keep_sweeping()
@@ -164,7 +162,7 @@ class Acceptance:
             return await self._create(handoff, ticket, owner, keys, mark)  # it waits, then
         except BaseException as error:
             if not isinstance(error, StoreFull):  # it may be there all the same
-                conductor.tasks.spawn(partial(conductor.undo, job))
+                conductor.tasks.spawn(partial(conductor.undo, job), Context())
             if isinstance(error, Exception):
                 raise _without_store(error) from error
             raise
@@ -181,7 +179,7 @@ class Acceptance:
             await conductor.bring(job)
         except BaseException as error:
             if not isinstance(error, Exception):
-                conductor.tasks.spawn(partial(conductor.undo, job))
+                conductor.tasks.spawn(partial(conductor.undo, job), Context())
                 raise
             if await self._withdrawn(job):
                 logger.error("the runner took no job", exc_info=error)
@@ -194,13 +192,25 @@ class Acceptance:
         try:
             withdrawn = await conductor.ledger.take_back(job)
         except Exception:  # it may come to that later
-            conductor.tasks.spawn(partial(conductor.undo, job))
+            conductor.tasks.spawn(partial(conductor.undo, job), Context())
             return True
         conductor.keep_sweeping()
         return withdrawn
 
     def _until_restart(self) -> int:
         return max(1, round(seconds(self.conductor.limits.drain_timeout)))
+
+
+def _waiting(handoff: Handoff, job: Job, ticket: Ticket) -> Waiting:
+    """What waits of a request: nothing that the first pass of its app has written."""
+    if handoff.holds:
+        return Waiting(job, ticket, handoff.policy, {}, Context(), handoff)
+    assert handoff.outer_scope is not None
+    assert handoff.context is not None
+    outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
+    if "state" in outer:
+        outer["state"] = handoff.state
+    return Waiting(job, ticket, handoff.policy, outer, handoff.context, None)
 
 
 def _without_store(error: Exception) -> StoreUnavailable:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextvars import Context
 from functools import partial
 
+import anyio
 from starlette.types import ASGIApp, Scope
 
 from raincheck.acceptance import Acceptance
@@ -22,12 +24,16 @@ from raincheck.handoff import Handoff
 from raincheck.job import Job, State
 from raincheck.policy import seconds
 from raincheck.roster import Waiting
+from raincheck.stopping import Reason
 from raincheck.stores.base import Abandoned
 
 logger = logging.getLogger("raincheck")
 
 # Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
 _LONGEST_BACKOFF = 60.0
+
+REPLAY = "raincheck.replay"
+"""The key that is true in the scope of a request which the app is given once more."""
 
 # Leases after which a job that an engine was told of, and has not begun, is brought again, at most.
 _MOST_LEASES = 16
@@ -84,19 +90,46 @@ class Attempts:
             await conductor.withdraw(waiting, State.FAILED, error)
             return
         assert self.app is not None
+        scope = {**request.scope(), **waiting.outer}
+        if waiting.job.runs or not conductor.policies.ruled(waiting.job.route):
+            scope[REPLAY] = True
         handoff = Handoff(
             self._acceptance,
             self.app,
-            {**request.scope(), **waiting.outer},
+            scope,
             route=waiting.job.route,
             policy=waiting.policy,
         )
         handoff.job, handoff.ticket = waiting.job, waiting.ticket
         if await conductor.begin(handoff):
             handoff.replay(request)
-            await handoff.run()
+            await self._run(handoff, waiting.context)
         else:
             conductor.ended(handoff)
+
+    async def _run(self, handoff: Handoff, context: Context) -> None:
+        """Run the app to its end, in a context of its own."""
+        tasks = self._conductor.tasks
+        if self._conductor.in_place:  # so runs this task
+            await handoff.run()
+            return
+        # The engine's task may have run other jobs, or be the request's of whoever submitted it.
+        ended = tasks.gate()
+
+        async def run() -> None:
+            try:
+                await handoff.run()
+            finally:
+                ended.open()
+
+        tasks.spawn(run, context)
+        try:
+            await ended.wait()
+        except BaseException:  # the engine gives it up
+            handoff.stop(Reason.INTERRUPTED)
+            with anyio.CancelScope(shield=True):
+                await ended.wait()
+            raise
 
     async def _claim(self, id: str) -> Waiting | None:
         """Take a place for a job that an engine has brought, and wait for its turn.
@@ -144,7 +177,7 @@ class Attempts:
         outer = dict(self.outer)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request
-        return Waiting(job, ticket, policy, outer, None)
+        return Waiting(job, ticket, policy, outer, Context(), None)
 
     async def lost(self, id: str) -> None:
         """A job seems not to be this process's any more: see whether that is so."""

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 
 import anyio
@@ -121,7 +122,7 @@ class Conductor:
         self.roster.admission.block(ticket, owner=full.owner)
         if not self._unblocking:
             self._unblocking = True
-            self.tasks.spawn(self._unblock)
+            self.tasks.spawn(self._unblock, Context())
 
     async def _unblock(self) -> None:
         """Let those who are blocked try again from time to time: nobody tells when they may."""
@@ -151,7 +152,7 @@ class Conductor:
             ticket.turn()
 
     def _turn(self, id: str) -> None:
-        self.tasks.spawn(partial(self.runner.submit, id))
+        self.tasks.spawn(partial(self.runner.submit, id), Context())
 
     def drop(self, waiting: Waiting) -> None:
         """A job does not wait here any more."""
@@ -277,7 +278,7 @@ class Conductor:
                 del self._settling[detached]
                 gate.open()
 
-        self.tasks.spawn(settle)
+        self.tasks.spawn(settle, Context())
         await gate.wait()
 
     async def settled(self, detached: Detached) -> None:
@@ -329,7 +330,7 @@ class Conductor:
         """Sweep from time to time, from now on until nothing is left."""
         if not self._sweeping:
             self._sweeping = True
-            self.tasks.spawn(self._sweep)
+            self.tasks.spawn(self._sweep, Context())
 
     async def _sweep(self) -> None:
         """Sweep while anything can expire; the next acceptance starts it anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from contextvars import Context
 from enum import Enum
 from typing import Protocol
 
@@ -295,7 +296,7 @@ class Detached:
             self._stopping.after(seconds(self.policy.timeout), self._out_of_time)
 
     def _out_of_time(self) -> None:
-        self.conductor.tasks.spawn(self._time_out)
+        self.conductor.tasks.spawn(self._time_out, Context())
 
     async def _time_out(self) -> None:
         assert self.policy.timeout is not None
@@ -312,7 +313,7 @@ class Detached:
             self.conductor.tasks.call_soon(self._start_flushing)
 
     def _start_flushing(self) -> None:
-        self.conductor.tasks.spawn(self._flush)
+        self.conductor.tasks.spawn(self._flush, Context())
 
     async def _flush(self) -> None:
         """Write the newest report, at most once an interval, until there is nothing new."""

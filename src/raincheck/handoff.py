@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from typing import Any, Protocol
 
 import anyio
@@ -71,10 +72,13 @@ class Handoff(Detached):
         send: the server's; None for a replay.
         route: the route's name, if it is known.
         policy: the policy that the request will probably meet.
+        context: a copy of the context variables that it came with; None for a replay.
 
     Attributes:
         scope: the request as the app sees it.
         outer_scope: the same as it came; None once the handoff is done.
+        context: as given; None once the handoff is done.
+        state: the `state` in its scope as it came, before the app could write to it.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
@@ -98,6 +102,7 @@ class Handoff(Detached):
         "_turn",
         "_upload",
         "accepted",
+        "context",
         "decision",
         "error",
         "fields",
@@ -106,6 +111,7 @@ class Handoff(Detached):
         "refusal",
         "replayed",
         "scope",
+        "state",
         "vary",
     )
 
@@ -119,10 +125,14 @@ class Handoff(Detached):
         *,
         route: str | None = None,
         policy: Policy,
+        context: Context | None = None,
     ) -> None:
         super().__init__(acceptor.conductor, route, policy)
         self.outer_scope: Scope | None = scope
         self.scope = _private(scope)
+        self.context = context
+        state = scope.get("state")
+        self.state = dict(state) if isinstance(state, dict) else state
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
         self.vary = False
@@ -275,6 +285,7 @@ class Handoff(Detached):
         self.handed_over.open()
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
+        self.context = self.state = None
 
     def _show_route(self) -> None:
         if self.outer_scope is not None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 
@@ -180,7 +181,7 @@ class Jobs:
             cancelled=conductor.stop,
             abandoned=self._attempts.take_over,
         )
-        conductor.tasks.spawn(conductor.leases.watch)
+        conductor.tasks.spawn(conductor.leases.watch, Context())
         conductor.keep_sweeping()
 
     @property
@@ -220,7 +221,9 @@ class Jobs:
         self._open = False
 
     def _spawn(self, attempt: Attempt, id: str) -> None:
-        self._conductor.tasks.spawn(partial(attempt, id))
+        waiting = self._conductor.roster.waiting.get(id)
+        context = Context() if waiting is None else waiting.context.copy()
+        self._conductor.tasks.spawn(partial(attempt, id), context)
 
     # --- for those who ask ---------------------------------------------------------------------
 

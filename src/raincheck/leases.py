@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
 
 import anyio
 
@@ -60,7 +61,7 @@ class Leases:
         """Renew leases as long as there is anything to hold."""
         if not self._beating:
             self._beating = True
-            tasks.spawn(self._beat)
+            tasks.spawn(self._beat, Context())
 
     async def _beat(self) -> None:
         while True:

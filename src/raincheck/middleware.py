@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextvars import copy_context
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -149,6 +150,7 @@ class LongRunningMiddleware:
             send,
             route=None if rule is None else rule.name,
             policy=candidate.policy,
+            context=copy_context(),
         )
         if rule is not None and not handoff.prefers_async():
             with handoff.synchronous():
@@ -159,7 +161,7 @@ class LongRunningMiddleware:
         else:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.vary = candidate.certain
-            jobs.tasks.spawn(handoff.run)
+            jobs.tasks.spawn(handoff.run, copy_context())
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
@@ -181,7 +183,7 @@ class LongRunningMiddleware:
             handoff.refusal = refusal
         if handoff.runs:
             handoff.record()
-            self.jobs.tasks.spawn(handoff.run)
+            self.jobs.tasks.spawn(handoff.run, copy_context())
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:

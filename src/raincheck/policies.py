@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from raincheck.errors import ConfigurationError
 from raincheck.job import Bounds, Job, State
@@ -30,6 +30,7 @@ class Policies:
         self._store = store
         self._told: set[str] = set()
         self._default = Policy()
+        self._rules: Collection[str] = ()
         self._policies: dict[str, Policy] = {}
         self._marks: dict[Mark, tuple[str, Policy]] = {}
 
@@ -40,6 +41,7 @@ class Policies:
             ConfigurationError: one of them does not go with the runner.
         """
         self._default = default
+        self._rules = rules.keys()
         for name, policy in rules.items():
             self._policies[name] = self._checked(name, policy)
 
@@ -63,6 +65,10 @@ class Policies:
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""
         return self._policies.get(job.route, self._default)
+
+    def ruled(self, route: str) -> bool:
+        """Whether a path rule made the route: the app has not seen what was accepted there."""
+        return route in self._rules
 
     def ttl(self, job: Job) -> float:
         """Seconds that a job is kept when it has finished."""

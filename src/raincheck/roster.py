@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from dataclasses import dataclass
 
 import anyio
@@ -24,6 +25,7 @@ class Waiting:
         ticket: its place.
         policy: its route's policy.
         outer: what a replay puts into the scope besides what is in the store.
+        context: the context variables that it is replayed in.
         held: the live request that waits with it, if one does.
     """
 
@@ -31,6 +33,7 @@ class Waiting:
     ticket: Ticket
     policy: Policy
     outer: Scope
+    context: Context
     held: Handoff | None
 
 

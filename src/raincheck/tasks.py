@@ -21,7 +21,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -88,8 +88,15 @@ class Tasks(ABC):
         """Whether the running event loop is the one that these tasks belong to."""
 
     @abstractmethod
-    def spawn(self, run: Run) -> None:
-        """Start a task. `run` must not raise, and inherits the caller's context variables."""
+    def spawn(self, run: Run, context: Context) -> None:
+        """Start a task. `run` must not raise.
+
+        Args:
+            run: what it does.
+            context: the context variables that it runs in, and nobody else meanwhile: a request's,
+                or `Context()` for what raincheck does for itself. Whoever happens to start it is
+                mostly somebody else.
+        """
 
     @abstractmethod
     def gate(self) -> Gate:
@@ -101,11 +108,15 @@ class Tasks(ABC):
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after `delay` seconds; the returned function calls it off."""
+        """Call back after `delay` seconds, in an empty context.
+
+        Returns:
+            What calls it off.
+        """
 
     @abstractmethod
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call back on the event loop; from any thread."""
+        """Call back on the event loop, in an empty context; from any thread."""
 
     @abstractmethod
     def cancelled(self) -> bool:
@@ -144,23 +155,23 @@ class AsyncioTasks(Tasks):
         except RuntimeError:  # another library's loop is running
             return False
 
-    def spawn(self, run: Run) -> None:
-        task = self._start(run())
+    def spawn(self, run: Run, context: Context) -> None:
+        task = self._start(run(), context)
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     if sys.version_info >= (3, 12):
 
-        def _start(self, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
             # Most requests come to their acceptance or their end without having to wait: they are
             # spared a turn of the loop, in which as many others as there are would pile up.
-            return asyncio.Task(run, loop=self._loop, eager_start=True)
+            return asyncio.Task(run, loop=self._loop, context=context, eager_start=True)
 
     else:
 
-        def _start(self, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            return self._loop.create_task(run)
+        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
+            return self._loop.create_task(run, context=context)
 
     def gate(self) -> Gate:
         return _AsyncioGate(self._loop)
@@ -169,11 +180,11 @@ class AsyncioTasks(Tasks):
         return _AsyncioStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
-        return self._loop.call_later(delay, callback).cancel
+        return self._loop.call_later(delay, callback, context=Context()).cancel
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # a thread has outlived the loop: nobody is left to be told
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(callback, context=Context())
 
     def cancelled(self) -> bool:
         task = asyncio.current_task()
@@ -295,10 +306,10 @@ class TrioTasks(Tasks):
     def here(self) -> bool:
         return self._trio.in_trio_run() and self._trio.current_trio_token() is self._token
 
-    def spawn(self, run: Run) -> None:
-        self._start(run)
+    def spawn(self, run: Run, context: Context) -> None:
+        self._start(run, context)
 
-    def _start(self, run: Run) -> anyio.CancelScope:
+    def _start(self, run: Run, context: Context) -> anyio.CancelScope:
         scope = anyio.CancelScope()
         self._scopes.add(scope)
 
@@ -311,7 +322,7 @@ class TrioTasks(Tasks):
                 if not self._scopes:
                     self._empty.set()
 
-        self._trio.spawn_system_task(task, context=copy_context())
+        self._trio.spawn_system_task(task, context=context)
         return scope
 
     def gate(self) -> Gate:
@@ -325,11 +336,11 @@ class TrioTasks(Tasks):
             await anyio.sleep(delay)
             callback()
 
-        return self._start(timer).cancel
+        return self._start(timer, Context()).cancel
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         with suppress(self._finished):  # a thread has outlived the loop: nobody is left to be told
-            self._token.run_sync_soon(callback)
+            self._token.run_sync_soon(Context().run, callback)
 
     def cancelled(self) -> bool:
         return True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from starlette.types import ASGIApp
 
@@ -26,6 +27,8 @@ from raincheck.lifetime import lifespan
 from raincheck.runners.base import Attempt, Runner, Stop
 
 logger = logging.getLogger("raincheck")
+
+T = TypeVar("T")
 
 DEFAULT = "default"
 """The queue of jobs whose policy names none."""
@@ -205,7 +208,7 @@ class _Worker(QueueManager):
     async def attempt(self, job: Job) -> None:
         """Run one job to its end, or until the drain is over."""
         assert job.payload is not None
-        attempt = asyncio.ensure_future(self._bound()(job.payload.decode()))
+        attempt = _task(self._bound()(job.payload.decode()))
         await asyncio.wait((attempt, self._over), return_when=asyncio.FIRST_COMPLETED)
         attempt.cancel()  # else pgqueuer would wait for ever for a handler that does not stop
 
@@ -258,11 +261,19 @@ class _Connection:
     async def _make(self) -> None:
         # The ids that a crash of the server loses are brought again; nothing waits for its disk.
         settings = {"synchronous_commit": "off"}
-        self._made = await asyncpg.connect(
-            self._dsn, timeout=_PATIENCE, command_timeout=_TIMEOUT, server_settings=settings
+        # What is read from it is read in the context in which it was made.
+        self._made = await _task(
+            asyncpg.connect(
+                self._dsn, timeout=_PATIENCE, command_timeout=_TIMEOUT, server_settings=settings
+            )
         )
         for channel, callback in self._listeners:
             await self._made.add_listener(channel, callback)
+
+
+def _task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task in a context of its own, not in that of the first who needs it."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
 
 
 def _entrypoint(queue: str) -> str:

@@ -7,8 +7,9 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
+from contextvars import Context
 from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
@@ -137,7 +138,7 @@ class TaskiqRunner(Runner):
         start = self._starts.get(broker)
         if start is None or (start.done() and (start.cancelled() or start.exception())):
             # A worker's own is started by taskiq, which then listens to it.
-            start = asyncio.Future() if _ours(broker) else asyncio.ensure_future(_start(broker))
+            start = asyncio.Future() if _ours(broker) else _task(_start(broker))
             start.add_done_callback(_seen)
             self._starts[broker] = start
         return start
@@ -148,7 +149,7 @@ class TaskiqRunner(Runner):
         async def run(id: str) -> None:
             """Run one job to its end, or until the worker's drain is over."""
             assert self._attempt is not None
-            attempt = asyncio.ensure_future(self._attempt(id))
+            attempt = _task(self._attempt(id))
             over = () if self._life is None else (self._life.over,)
             await asyncio.wait((attempt, *over), return_when=asyncio.FIRST_COMPLETED)
             attempt.cancel()  # else taskiq would wait for ever for a handler that does not stop
@@ -205,6 +206,11 @@ class TaskiqRunner(Runner):
 def _ours(broker: AsyncBroker) -> bool:
     """Whether this is a worker process of a broker."""
     return broker.is_worker_process
+
+
+def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task in a context of its own, not in that of the first who needs it."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
 
 
 def _of_now(start: asyncio.Future[None]) -> bool:

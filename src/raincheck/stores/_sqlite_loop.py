@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, TypeVar
 
 import anyio
@@ -122,4 +123,4 @@ class Use:
             with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
                 self._call_soon(then, future)
 
-        threads.submit(run, *arguments).add_done_callback(tell)
+        threads.submit(Context().run, run, *arguments).add_done_callback(tell)

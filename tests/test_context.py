@@ -1,0 +1,323 @@
+"""Context variables and scope: a job's are those of its own request, there and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raincheck import (
+    Job,
+    Limits,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    long_running,
+)
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import Gate, app_of, client_of, running, slow_route
+from tests.test_engine import Broker, Engine
+from tests.test_recovery import LEASE, Line
+
+pytestmark = pytest.mark.anyio
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+seen_by: ContextVar[str] = ContextVar("seen_by", default="nobody")
+
+
+def tenants(app: ASGIApp) -> ASGIApp:
+    """Middleware outside that binds a context variable, as those for request ids do."""
+
+    async def bound(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            tenant.set(dict(scope["headers"]).get(b"x-tenant", b"nobody").decode())
+        await app(scope, receive, send)
+
+    return bound
+
+
+def of(name: str) -> dict[str, str]:
+    return {"x-tenant": name}
+
+
+async def whose(request: Request) -> dict[str, str]:
+    await anyio.sleep(1)
+    return {"tenant": tenant.get()}
+
+
+async def whose_of(client: httpx.AsyncClient, accepted: httpx.Response) -> str:
+    response = await follow(client, accepted)
+    assert response.status_code == 200, response.text
+    name: str = response.json()["tenant"]
+    return name
+
+
+# --- whose context variables -------------------------------------------------------------------
+
+
+async def plainly(request: Request) -> Response:
+    return JSONResponse(await whose(request))
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("ruled", [False, True])
+async def test_what_waited_runs_in_the_context_of_its_own_request(ruled: bool, hold: bool) -> None:
+    policy = Policy(max_running=1, hold=hold)
+    if ruled:
+        app = app_of(Route("/slow", plainly, methods=["POST"]), routes={"POST /slow": policy})
+    else:
+        app = app_of(slow_route(whose, max_running=1, hold=hold))
+    async with running(tenants(app)) as client:
+        names = ["ann", "bob", "cleo"]
+        accepted = [await client.post("/slow", headers=of(name)) for name in names]
+        assert [there.json()["status"] for there in accepted] == ["running", "queued", "queued"]
+        assert [await whose_of(client, there) for there in accepted] == names
+
+
+async def test_so_it_does_when_another_client_frees_the_place() -> None:
+    app = app_of(slow_route(whose, max_running=1))
+    async with running(tenants(app)) as client:
+        first = await client.post("/slow", headers=of("ann"))
+        waits = await client.post("/slow", headers=of("bob"))
+        await client.post(first.json()["links"]["cancel"], headers=of("eve"))
+        assert await whose_of(client, waits) == "bob"
+
+
+async def test_what_another_process_left_runs_in_an_empty_context() -> None:
+    store = MemoryStore()
+    lines = [Line(store), Line(store)]
+    apps = [
+        tenants(
+            app_of(
+                slow_route(whose, on_interrupt="rerun", attempts=2, max_running=1),
+                jobs=virtual_jobs(store=line, limits=Limits(lease=LEASE, store_timeout=2)),
+            )
+        )
+        for line in lines
+    ]
+    async with running(apps[0]) as dies, running(apps[1]) as client:
+        left = await dies.post("/slow", headers=of("ann"))
+        lines[0].cut()
+        await client.post("/slow", headers=of("bob"))
+        assert await whose_of(client, left) == "nobody"
+        lines[0].mend()
+
+
+async def test_what_an_engine_brings_runs_in_a_context_of_its_own() -> None:
+    """Its one task runs every job, and may be that of a request."""
+
+    async def sees(request: Request) -> dict[str, str]:
+        before = tenant.get()
+        tenant.set("of an earlier job")
+        return {"tenant": before}
+
+    broker, store = Broker(), MemoryStore()
+
+    def process(slots: int) -> ASGIApp:
+        jobs = virtual_jobs(store=Line(store), runner=Engine(broker, slots))
+        return tenants(app_of(slow_route(sees), jobs=jobs))
+
+    async with running(process(0)) as client:
+        accepted = [await client.post("/slow", headers=of("ann")) for _ in range(3)]
+        worker = process(1)
+        async with client_of(worker) as first:  # no lifespan: a request opens it, in its context
+            await first.post("/slow", headers=of("eve"))
+            assert [await whose_of(client, there) for there in accepted] == ["nobody"] * 3
+
+
+class Watched(MemoryStore):
+    """Notes in whose context it is asked for what no request asks for."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[str, set[str]] = {}
+
+    def note(self, what: str) -> None:
+        self.asked.setdefault(what, set()).add(tenant.get())
+
+    async def sweep(self, now: float) -> Any:
+        self.note("sweep")
+        return await super().sweep(now)
+
+    async def renew(self, *arguments: Any, **more: Any) -> Any:
+        self.note("renew")
+        return await super().renew(*arguments, **more)
+
+    async def abandoned(self) -> AsyncIterator[Any]:
+        self.note("abandoned")
+        async for there in super().abandoned():
+            yield there
+
+    async def replace(self, job: Job, *arguments: Any, **more: Any) -> Any:
+        if job.finished:
+            self.note(f"the outcome of {job.route.rpartition('.')[2]}")
+        return await super().replace(job, *arguments, **more)
+
+
+async def test_what_raincheck_does_for_itself_runs_in_an_empty_context() -> None:
+    """Also where a request opens it, since no lifespan did."""
+
+    async def answer(request: Request) -> None:
+        await anyio.sleep_forever()
+
+    store = Watched()
+    app = tenants(app_of(slow_route(answer, timeout=5), jobs=virtual_jobs(store=store)))
+    async with client_of(app) as client:
+        accepted = await client.post("/slow", headers=of("ann"))
+        tenant.set("nobody")  # the client's task is that of its requests, and polls
+        assert (await follow(client, accepted)).status_code == 504
+        await anyio.sleep(60)
+    assert store.asked.keys() == {"sweep", "renew", "abandoned", "the outcome of endpoint"}
+    assert set().union(*store.asked.values()) == {"nobody"}
+
+
+# --- what else a replay is given ---------------------------------------------------------------
+
+
+@asynccontextmanager
+async def two_passes(
+    inner: Callable[[ASGIApp], ASGIApp], outside: Scope, **settings: Any
+) -> AsyncIterator[httpx.Response]:
+    """The response of a job that had to wait, with middleware inside, and a scope from outside."""
+    gate = Gate()
+
+    async def answer(request: Request) -> Any:
+        await gate.wait()
+        return {}
+
+    app = Starlette(routes=[slow_route(answer, max_running=1, **settings)])
+    wrapped = LongRunningMiddleware(inner(app), jobs=virtual_jobs())
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, **{key: dict(value) for key, value in outside.items()}}
+        await wrapped(scope, receive, send)
+
+    async with running(outer) as client:
+        await client.post("/slow")
+        waits = await client.post("/slow")
+        gate.open()
+        yield await follow(client, waits)
+
+
+async def test_state_is_in_a_replay_what_it_was_before_the_first_pass() -> None:
+    found: list[Any] = []
+
+    def counting(app: ASGIApp) -> ASGIApp:
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/slow":
+                found.append((dict(scope["state"]), dict(scope["session"])))
+                scope["state"]["closed"] = True
+            await app(scope, receive, send)
+
+        return counted
+
+    outside = {"state": {"given": 1}, "session": {"user": "ann"}}
+    async with two_passes(counting, outside) as response:
+        assert response.status_code == 200
+    assert found == [({"given": 1}, {"user": "ann"})] * 3
+
+
+async def test_what_the_first_pass_writes_into_state_is_seen_outside() -> None:
+    state: dict[str, Any] = {}
+
+    async def answer(request: Request) -> dict[str, Any]:
+        return {}
+
+    def named(request: Request) -> None:
+        request.state.user = "ann"
+
+    @long_running
+    async def marked(request: Request) -> Response:
+        return Response()
+
+    async def endpoint(request: Request) -> Response:
+        named(request)
+        return await marked(request)
+
+    endpoint.__raincheck_mark__ = marked.__raincheck_mark__  # type: ignore[attr-defined]
+    app = app_of(Route("/slow", endpoint, methods=["POST"]))
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": state}, receive, send)
+
+    async with running(app), client_of(outer) as client:
+        assert (await client.post("/slow")).status_code == 202
+        assert state == {"user": "ann"}
+
+
+REPLAY = "raincheck.replay"
+
+
+async def test_a_replay_is_known_by_its_scope() -> None:
+    passes: list[Any] = []
+
+    def noting(app: ASGIApp) -> ASGIApp:
+        async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/slow":
+                passes.append(scope.get(REPLAY))
+            await app(scope, receive, send)
+
+        return noted
+
+    async with two_passes(noting, {}) as response:
+        assert response.status_code == 200
+    assert passes == [None, None, True]
+
+
+async def test_one_that_is_held_has_one_pass() -> None:
+    passes: list[Any] = []
+
+    async def answer(request: Request) -> Any:
+        passes.append(request.scope.get(REPLAY))
+        return {}
+
+    async with running(app_of(slow_route(answer, max_running=1, hold=True))) as client:
+        both = [await client.post("/slow") for _ in range(2)]
+        for accepted in both:
+            await follow(client, accepted)
+    assert passes == [None, None]
+
+
+async def test_under_a_path_rule_the_first_pass_comes_after_the_queue() -> None:
+    """What counts requests inside must not take it for one that was counted."""
+    passes: list[Any] = []
+
+    async def endpoint(request: Request) -> Response:
+        passes.append(request.scope.get(REPLAY))
+        await anyio.sleep(4 * LEASE)
+        return Response()
+
+    rules = {"/slow": Policy(max_running=1, on_interrupt="rerun", attempts=2)}
+    store = MemoryStore()
+    lines = [Line(store), Line(store)]
+    apps = [
+        app_of(
+            Route("/slow", endpoint, methods=["POST"]),
+            routes=rules,
+            jobs=virtual_jobs(store=line, limits=Limits(lease=LEASE, store_timeout=2)),
+        )
+        for line in lines
+    ]
+    async with running(apps[0]) as dies, running(apps[1]) as client:
+        await dies.post("/slow")
+        waits = await dies.post("/slow")
+        await anyio.sleep(5 * LEASE)
+        assert passes == [None, None]
+        lines[0].cut()
+        assert (await follow(client, waits)).status_code == 200
+        assert passes == [None, None, True]
+        lines[0].mend()
