@@ -11,10 +11,11 @@ import anyio
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import (
     Job,
@@ -22,11 +23,12 @@ from raincheck import (
     LongRunningMiddleware,
     MemoryStore,
     Policy,
+    current_job,
     long_running,
 )
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, client_of, running, slow_route
+from tests.support import Gate, app_of, client_of, running, settled, slow_route
 from tests.test_engine import Broker, Engine
 from tests.test_recovery import LEASE, Line
 
@@ -321,3 +323,147 @@ async def test_under_a_path_rule_the_first_pass_comes_after_the_queue() -> None:
         assert (await follow(client, waits)).status_code == 200
         assert passes == [None, None, True]
         lines[0].mend()
+
+
+# --- the way back ------------------------------------------------------------------------------
+
+
+async def binds(request: Request) -> None:
+    seen_by.set(f"whoever asked for {request.url.path}")
+
+
+def binding(*routes: BaseRoute) -> ASGIApp:
+    """An app that binds a context variable on its way to an endpoint."""
+    inner = Starlette(routes=list(routes))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            seen_by.set("the app")
+        await inner(scope, receive, send)
+
+    app.routes = inner.routes  # type: ignore[attr-defined] # so that it can be read
+    return app
+
+
+class Outside:
+    """What stands outside, and looks at what is there when the app is done with a request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.seen: list[Any] = []
+        self.look: Callable[[Scope], Any] = lambda scope: seen_by.get()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if scope["type"] == "http" and not scope["path"].startswith("/jobs"):
+                self.seen.append(self.look(scope))
+
+
+async def refuses(request: Request) -> Response:
+    raise HTTPException(422)
+
+
+async def breaks(request: Request) -> Response:
+    raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/slow", 202), ("/preferred", 200), ("/refused", 413), ("/missing", 404), ("/broken", 500)],
+)
+async def test_context_variables_that_the_app_sets_are_seen_outside(path: str, status: int) -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        return {}
+
+    routes = [
+        slow_route(answer, methods=["POST"]),
+        slow_route(answer, "/preferred", respond="preferred"),
+        slow_route(answer, "/refused", max_request_size=1),
+        Route("/broken", breaks, methods=["POST"]),
+    ]
+    # Not to be read, so that every request is a candidate.
+    outside = Outside(LongRunningMiddleware(lambda *a: binding(*routes)(*a), jobs=virtual_jobs()))
+    async with client_of(outside, raise_app_exceptions=False) as client:
+        seen_by.set("nobody")
+        assert (await client.post(path, content=b"xx")).status_code == status
+        assert outside.seen == ["the app"]
+        assert current_job() is None
+
+
+async def test_those_of_a_request_that_waits_are_seen_too() -> None:
+    app = binding(slow_route(whose, max_running=1))
+    outside = Outside(LongRunningMiddleware(app, jobs=virtual_jobs()))
+    async with running(outside) as client:
+        for _ in range(2):
+            seen_by.set("nobody")
+            await client.post("/slow")
+        assert outside.seen == ["the app"] * 2
+
+
+async def test_what_the_handler_sets_is_its_own() -> None:
+    """From the hand-over on nobody waits for it outside, and nothing there waits for it."""
+    changed, answered = anyio.Event(), anyio.Event()
+
+    async def answer(request: Request) -> dict[str, str]:
+        seen_by.set("the handler")
+        changed.set()
+        await answered.wait()
+        return {"seen": seen_by.get()}
+
+    inner = LongRunningMiddleware(binding(slow_route(answer)), jobs=virtual_jobs())
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == "/slow":
+            await changed.wait()
+            assert seen_by.get() == "the app"
+            seen_by.set("what is outside")
+            answered.set()
+
+    async with running(waiting) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.json() == {"seen": "the handler"}
+
+
+async def test_what_routing_found_is_seen_outside() -> None:
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("done")
+
+    inside = slow_route(answer, "/slow/{number:int}")
+    plain = slow_route(answer, "/plain/{number:int}", respond="preferred")
+    app = Starlette(routes=[Mount("/v1", Router([inside, plain]))])
+    outside = Outside(LongRunningMiddleware(app, jobs=virtual_jobs()))
+    outside.look = lambda scope: {key: scope.get(key) for key in ("route", "router", "path_params")}
+    async with running(outside) as client:
+        for path in ("/v1/slow/7", "/v1/plain/7"):
+            response = await client.post(path)
+            assert response.headers.get("location", "/jobs/").startswith("/jobs/")
+    for seen, route in zip(outside.seen, (inside, plain), strict=True):
+        assert seen == {"route": route, "router": app.router, "path_params": {"number": 7}}
+
+
+async def test_it_is_seen_by_the_time_that_the_response_begins() -> None:
+    """Where it is looked for by those who count in `send`."""
+    begun: list[Any] = []
+
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("done")
+
+    route = slow_route(answer, respond="preferred")
+    app = app_of(route)
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                begun.append(scope.get("route"))
+            await send(message)
+
+        await app(scope, receive, counting)
+
+    async with running(app), client_of(outer) as client:
+        assert (await client.post("/slow")).status_code == 200
+        assert (await client.post("/slow", headers={"prefer": "respond-async"})).status_code == 202
+        await settled()
+    assert begun == [route, route]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from typing import Any, Protocol
@@ -36,8 +36,11 @@ _BYPASSING = frozenset(
 
 VARY = (b"vary", b"Prefer")
 
-# What routing below us writes into the scope, and tracing above us reads when the call is over.
-_ROUTED = frozenset({"route", "endpoint", "path_params"})
+# What routing below us writes into the scope, and what counts and traces above us reads there; not
+# `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
+_ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
+
+_UNSET = object()
 
 # The request's header fields that raincheck itself goes by: one pass over all of them is enough.
 _HEARD = frozenset({b"prefer", b"content-length", b"idempotency-key", b"accept", b"sec-fetch-mode"})
@@ -78,6 +81,7 @@ class Handoff(Detached):
         scope: the request as the app sees it.
         outer_scope: the same as it came; None once the handoff is done.
         context: as given; None once the handoff is done.
+        inner: the context variables of the app's task, until the hand-over; then as they were.
         state: the `state` in its scope as it came, before the app could write to it.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
@@ -107,6 +111,7 @@ class Handoff(Detached):
         "error",
         "fields",
         "handed_over",
+        "inner",
         "outer_scope",
         "refusal",
         "replayed",
@@ -129,8 +134,11 @@ class Handoff(Detached):
     ) -> None:
         super().__init__(acceptor.conductor, route, policy)
         self.outer_scope: Scope | None = scope
-        self.scope = _private(scope)
+        self.scope = dict(scope)
+        if scope.get("extensions"):
+            self.scope["extensions"] = _sendable(scope["extensions"])
         self.context = context
+        self.inner: Context | None = None
         state = scope.get("state")
         self.state = dict(state) if isinstance(state, dict) else state
         self.fields: Sequence[tuple[bytes, bytes]] = ()
@@ -282,6 +290,8 @@ class Handoff(Detached):
 
     def _hand_over(self) -> None:
         self._show_route()
+        if self.inner is not None:  # what comes now is the job's own
+            self.inner = self.inner.copy()
         self.handed_over.open()
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
@@ -365,18 +375,33 @@ class Handoff(Detached):
         """ASGI `send` for the app."""
         if self._client_send is None:
             return self._record(message)
-        self._answered = True
+        if not self._answered:
+            self._answered = True
+            self._show_route()
         if self.vary and message["type"] == "http.response.start":
             message = {**message, "headers": with_vary(message.get("headers", ()))}
         return self._client_send(message)
 
 
-def _private(scope: Scope) -> Scope:
-    """The app's own scope, without the extensions that would bypass its private `send`."""
-    private = dict(scope)
-    if extensions := private.get("extensions"):
-        private["extensions"] = {k: v for k, v in extensions.items() if k not in _BYPASSING}
-    return private
+def _sendable(extensions: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that do not bypass the private `send`."""
+    return {key: value for key, value in extensions.items() if key not in _BYPASSING}
+
+
+def bring_back(inner: Context | None, known: Context) -> None:
+    """Set what an app has changed of the context variables, as if it had run in the running task.
+
+    Context changes do not come back from a task by themselves; what stands outside of us goes by
+    them all the same, such as an access log by what a dependency has bound.
+
+    Args:
+        inner: the context of the app's task.
+        known: what that was a copy of.
+    """
+    if inner is not None:
+        for variable, value in inner.items():
+            if known.get(variable, _UNSET) is not value and variable is not current_handoff:
+                variable.set(value)
 
 
 def with_vary(headers: Any) -> list[tuple[bytes, bytes]]:

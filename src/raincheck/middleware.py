@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.dialects.base import Dialect
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import ConfigurationError, Refusal, ShuttingDown
-from raincheck.handoff import VARY, Handoff, with_vary
+from raincheck.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
@@ -142,6 +142,7 @@ class LongRunningMiddleware:
             self._routing.read(mounted=jobs.mounted)
             await jobs.open()
         rule = candidate.rule
+        context = copy_context()
         handoff = Handoff(
             jobs.acceptance,
             self.app,
@@ -150,7 +151,7 @@ class LongRunningMiddleware:
             send,
             route=None if rule is None else rule.name,
             policy=candidate.policy,
-            context=copy_context(),
+            context=context,
         )
         if rule is not None and not handoff.prefers_async():
             with handoff.synchronous():
@@ -161,12 +162,17 @@ class LongRunningMiddleware:
         else:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.vary = candidate.certain
-            jobs.tasks.spawn(handoff.run, copy_context())
+            # Not in the request's own context: once it is answered the server goes on in that.
+            handoff.inner = context.copy()
+            jobs.tasks.spawn(handoff.run, handoff.inner)
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
                 await self._abandon(handoff)
                 raise
+            finally:
+                bring_back(handoff.inner, context)
+                handoff.inner = None  # it leads back here: no garbage for the collector to find
         await self._answer(handoff, scope, send)
 
     async def _abandon(self, handoff: Handoff) -> None:
