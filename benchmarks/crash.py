@@ -182,7 +182,9 @@ class InRedis:
             yield f"{requests} requests are left of jobs that have ended"
         bodies = {name.split(b":")[1] for name in names if name.startswith(b"body:")}
         keyed = {
-            value for key, value in after.items() if key.startswith(b"{raincheck:orders}:key:")
+            value[b"id"]
+            for key, value in after.items()
+            if key.startswith(b"{raincheck:orders}:key:")
         }
         for what, ids in (("bodies", bodies), ("keys", keyed)):
             if ids - jobs:
@@ -193,6 +195,7 @@ class InRedis:
             reading = {
                 b"string": client.get,
                 b"hash": client.hgetall,
+                b"set": client.smembers,
                 b"zset": lambda key: sorted(client.zrange(key, 0, -1, withscores=True)),
             }
             return {key: reading[client.type(key)](key) for key in client.scan_iter(count=1000)}

@@ -38,7 +38,7 @@ from raincheck import (
 from raincheck.errors import StoreError
 from raincheck.messages import CapturedRequest
 from raincheck.recording import PIECE
-from raincheck.stores.base import Abandoned
+from raincheck.stores.base import Abandoned, Found
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 from tests.support import RawRequest, settled, slow_route, unfinished
@@ -96,11 +96,11 @@ class TrickyStore(MemoryStore):
         await self._after("get")
         return job
 
-    async def find(self, key: str) -> Job | None:
+    async def find(self, name: str) -> Found | None:
         await self._before("find")
-        job = await super().find(key)
+        found = await super().find(name)
         await self._after("find")
-        return job
+        return found
 
     async def request(self, id: str) -> CapturedRequest | None:
         await self._before("request")
@@ -546,7 +546,8 @@ async def check_nothing_is_left(house: House, store: MemoryStore) -> None:
     assert (now.running, now.queued) == (0, 0)
     assert len(store) == 0
     assert store.size == 0
-    assert (store._requests, store._bodies, store._leases, store._keys) == ({}, {}, {}, {})
+    assert (store._requests, store._bodies, store._leases) == ({}, {}, {})
+    assert (store._keys, store._names) == ({}, {})
     answers = [await ask(house.app, "/work", "POST") for _ in range(3)]
     assert [answer.status for answer in answers] == [202, 202, 503]
     await anyio.sleep(200)  # they have run and expired, and are forgotten

@@ -58,8 +58,6 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "error": st.none() | st.builds(Problem, names, st.integers(400, 599), texts, texts),
     "gone": st.booleans(),
     "owner": st.none() | texts,
-    "keys": st.lists(names, max_size=3).map(tuple),
-    "fingerprint": st.none() | texts,
     "clients": st.integers(-1, 2**31),
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
@@ -161,8 +159,6 @@ FULL = Job(
     error=Problem("crashed", 500, "The handler failed", "It broke."),
     gone=True,
     owner="ann",
-    keys=("key-1", "run-2"),
-    fingerprint="f1",
     clients=2,
 )
 REQUEST = CapturedRequest(
@@ -195,7 +191,7 @@ GOLDEN = [
         b'"progress":[0.5,"halb fertig: \\u00bd"],'
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
-        b'"keys":["key-1","run-2"],"fingerprint":"f1","clients":2}',
+        b'"clients":2}',
     ),
 ]
 GOLDEN_REQUESTS = [

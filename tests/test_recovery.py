@@ -6,7 +6,7 @@ virtual time. Real processes are killed in `tests/e2e/test_durable.py` and `benc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,9 +21,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
-from raincheck.job import Bounds
+from raincheck.job import Bounds, Key
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, running, settled, slow_route
@@ -60,18 +60,19 @@ class Line(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         return await self._over(
-            lambda: self._store.create(job, request, lease=lease, bounds=bounds)
+            lambda: self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
         )
 
     async def get(self, id: str) -> Job | None:
         return await self._over(lambda: self._store.get(id))
 
-    async def find(self, key: str) -> Job | None:
-        return await self._over(lambda: self._store.find(key))
+    async def find(self, name: str) -> Found | None:
+        return await self._over(lambda: self._store.find(name))
 
     async def request(self, id: str) -> CapturedRequest | None:
         return await self._over(lambda: self._store.request(id))
@@ -80,12 +81,13 @@ class Line(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         return await self._over(
-            lambda: self._store.replace(job, tail=tail, lease=lease, bounds=bounds)
+            lambda: self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
         )
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
@@ -543,12 +545,13 @@ class SlowStore(MemoryStore):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         await anyio.sleep(1)
-        return await super().replace(job, tail=tail, lease=lease)
+        return await super().replace(job, keys=keys, tail=tail, lease=lease)
 
 
 async def test_a_cancel_does_not_tear_an_outcome_that_is_being_written() -> None:

@@ -566,14 +566,22 @@ async def test_a_key_that_joined_a_shared_run_is_remembered() -> None:
         assert gate.entered == 1
 
 
-async def test_a_key_whose_request_differs_from_the_shared_run_runs_by_itself() -> None:
+async def test_a_key_that_joined_a_shared_run_is_compared_with_its_own_request() -> None:
     gate = Gate()
     async with running(app_of(gated(gate, coalesce=lambda request: "all"))) as client:
-        for key in ("k1", "k2"):
-            headers = {"idempotency-key": key}
-            assert (await client.post("/slow", content=key, headers=headers)).status_code == 202
+
+        async def send(key: str, content: str) -> httpx.Response:
+            return await client.post("/slow", content=content, headers={"idempotency-key": key})
+
+        urls = {(await send(key, key)).headers["location"] for key in ("k1", "k2", "k3")}
+        assert len(urls) == 1
         await settled()
-        assert gate.entered == 2
+        assert gate.entered == 1
+        for key, other in (("k1", "k2"), ("k2", "k1")):
+            again = await send(key, key)
+            assert again.headers["location"] in urls
+            assert again.headers["idempotency-replayed"] == "true"
+            assert (await send(key, other)).status_code == 422
         gate.open()
 
 

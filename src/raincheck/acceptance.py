@@ -19,7 +19,7 @@ from raincheck.errors import (
 )
 from raincheck.handoff import Handoff
 from raincheck.ids import Ids
-from raincheck.job import Job, State
+from raincheck.job import Job, Key, State
 from raincheck.marking import Mark
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
@@ -77,10 +77,10 @@ class Acceptance:
                 )
             except OwnerError as error:
                 raise OwnerUnknown("Whose the request is cannot be determined.") from error
-        keys, mark = conductor.twins.keys(handoff, policy, owner)
+        keys = conductor.twins.keys(handoff, policy, owner)
         if keys:
             try:
-                own = await conductor.twins.join(handoff, keys, mark)
+                own = await conductor.twins.join(handoff, keys)
             except Refusal:
                 raise
             except Exception as error:
@@ -91,7 +91,7 @@ class Acceptance:
         admission = conductor.roster.admission
         ticket = admission.admit(handoff.route, policy, owner) if conductor.in_place else None
         try:
-            job = await self._create(handoff, ticket, owner, keys, mark)
+            job = await self._create(handoff, ticket, owner, keys)
         except BaseException:
             if ticket is not None:
                 admission.leave(ticket)
@@ -122,8 +122,7 @@ class Acceptance:
         handoff: Handoff,
         ticket: Ticket | None,
         owner: str | None,
-        keys: tuple[str, ...],
-        mark: str | None,
+        keys: tuple[Key, ...],
     ) -> Job | None:
         """A new job in the store; None if there is an earlier one under one of the keys.
 
@@ -146,20 +145,21 @@ class Acceptance:
             holder=None if ticket is None else conductor.name,
             queue=policy.queue,
             owner=owner,
-            keys=keys,
-            fingerprint=mark,
         )
+        handoff.keyed = bool(keys)
         request = handoff.kept_request() if replayable else None
         within = conductor.bounds(policy, job.state)
         try:
-            there = await conductor.store.create(job, request, lease=conductor.lease, bounds=within)
+            there = await conductor.store.create(
+                job, request, keys=keys, lease=conductor.lease, bounds=within
+            )
         except NoRoom as error:
             if ticket is None or not runs:
                 raise conductor.roster.admission.full(
                     job.route, policy, owner=error.owner
                 ) from error
             conductor.block(ticket, error)
-            return await self._create(handoff, ticket, owner, keys, mark)  # it waits, then
+            return await self._create(handoff, ticket, owner, keys)  # it waits, then
         except BaseException as error:
             if not isinstance(error, StoreFull):  # it may be there all the same
                 conductor.tasks.spawn(partial(conductor.undo, job), Context())

@@ -88,6 +88,7 @@ class Handoff(Detached):
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
         replayed: whether its idempotency key named a job that was there.
+        keyed: whether others can come to its job by a key.
         refusal: why it was refused.
         error: what the app raised without having been accepted.
         handed_over: opens with acceptance, or with the app's end.
@@ -112,6 +113,7 @@ class Handoff(Detached):
         "fields",
         "handed_over",
         "inner",
+        "keyed",
         "outer_scope",
         "refusal",
         "replayed",
@@ -146,6 +148,7 @@ class Handoff(Detached):
         self.vary = False
         self.accepted: Job | None = None
         self.replayed = False
+        self.keyed = False
         self.refusal: Refusal | None = None
         self.error: BaseException | None = None
         self.handed_over = self.conductor.tasks.gate()

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable
 
 from raincheck.errors import KeyMalformed, KeyMissing, KeyReused
-from raincheck.job import Job
+from raincheck.job import Key
 from raincheck.messages import CapturedRequest
 
 IDEMPOTENT = "key-"
 """How the stored form of an Idempotency-Key begins."""
+
+SHARED_RUN = "run-"
+"""How the names begin of keys under which requests share a run; they end with it."""
 
 MAX_KEY = 255
 """Characters of a key: as many as Stripe takes."""
@@ -71,13 +74,17 @@ def fingerprint(request: CapturedRequest) -> str:
     return _digest(request.method, request.path, request.query_string, content_type, request.body)
 
 
-def compare(job: Job, fingerprint: str | None) -> None:
+def compare(key: Key, fingerprint: str | None) -> None:
     """Check that a request may be answered with the job that its key names.
+
+    Args:
+        key: the request's.
+        fingerprint: what came with that key before.
 
     Raises:
         KeyReused: the key was used for another request (draft 07, §2.7).
     """
-    if job.fingerprint != fingerprint:
+    if key.fingerprint != fingerprint:
         raise KeyReused("This Idempotency-Key was used for another request.")
 
 

@@ -85,8 +85,6 @@ class Job(NamedTuple):
         error: why there is no response, for a job that failed without one.
         gone: this is a tombstone: the id was a job's, and little else is kept.
         owner: who may see it; None if its id is enough.
-        keys: under which another request may be the same job, as `idempotency.scoped` makes them.
-        fingerprint: of the request, if it came with an idempotency key.
         clients: how many requests share it, less those that were cancelled.
         extra: fields of its record that only a newer version knows; kept as they came.
     """
@@ -111,8 +109,6 @@ class Job(NamedTuple):
     error: Problem | None = None
     gone: bool = False
     owner: str | None = None
-    keys: tuple[str, ...] = ()
-    fingerprint: str | None = None
     clients: int = 1
     extra: Mapping[str, Any] | None = None
 
@@ -129,8 +125,6 @@ class Job(NamedTuple):
         holder: str | None = None,
         queue: str | None = None,
         owner: str | None = None,
-        keys: tuple[str, ...] = (),
-        fingerprint: str | None = None,
     ) -> Job:
         """The first version of a job, which is accepted `now`, and `runs` at once or is queued.
 
@@ -159,14 +153,17 @@ class Job(NamedTuple):
             None,  # error
             False,  # gone
             owner,
-            keys,
-            fingerprint,
         )
 
     @property
     def finished(self) -> bool:
         """Whether the state is terminal."""
         return not TRANSITIONS[self.state]
+
+    @property
+    def joinable(self) -> bool:
+        """Whether another request may still share its run."""
+        return not (self.finished or self.gone or self.state is State.CANCELLING)
 
     def expired(self, now: float) -> bool:
         """Whether only a tombstone is left, or should be."""
@@ -182,22 +179,15 @@ class Job(NamedTuple):
             raise IllegalTransition(f"a {self.state} job makes no progress")
         return self._replace(version=self.version + 1, progress=progress)
 
-    def shared(
-        self, clients: int, keys: tuple[str, ...] = (), fingerprint: str | None = None
-    ) -> Job:
-        """The next version, with one client more or less, and what a new one brings.
+    def shared(self, clients: int) -> Job:
+        """The next version, with one client more or less.
 
         Raises:
             IllegalTransition: it is too late to join the job, or to leave it to others.
         """
-        if self.finished or self.state is State.CANCELLING:
+        if not self.joinable:
             raise IllegalTransition(f"a {self.state} job is not shared any more")
-        return self._replace(
-            version=self.version + 1,
-            clients=self.clients + clients,
-            keys=(*self.keys, *keys),
-            fingerprint=self.fingerprint or fingerprint,
-        )
+        return self._replace(version=self.version + 1, clients=self.clients + clients)
 
     def start(self, now: float, holder: str | None = None) -> Job:
         """The next version, running. The captured request goes with the last run."""
@@ -235,7 +225,7 @@ class Job(NamedTuple):
 
     def cancelling(self) -> Job:
         """The next version, asked to stop: nobody can join it any more."""
-        return self._move(State.CANCELLING, keys=lasting(self.keys))
+        return self._move(State.CANCELLING)
 
     def finish(
         self,
@@ -289,9 +279,7 @@ class Job(NamedTuple):
                 error,
                 False,  # gone
                 self.owner,
-                lasting(self.keys),
-                self.fingerprint,
-                1,  # client: a finished job is shared no more
+                self.clients,
                 self.extra,
             )
         )
@@ -321,6 +309,20 @@ class Job(NamedTuple):
             raise IllegalTransition(f"a {self.state} job cannot become {state}")
 
 
+class Key(NamedTuple):
+    """A name under which another request may be the same job. At any time it is one job's.
+
+    Attributes:
+        name: as `idempotency.scoped` makes it.
+        fingerprint: of the request that came with it; None if there is nothing to compare.
+        lasting: whether the job keeps it until it is gone; else only while it is `joinable`.
+    """
+
+    name: str
+    fingerprint: str | None = None
+    lasting: bool = True
+
+
 class Bounds(NamedTuple):
     """How many jobs may be in the same state as one that comes to it, in all processes together.
 
@@ -334,12 +336,3 @@ class Bounds(NamedTuple):
 
     route: int | None = None
     owner: int | None = None
-
-
-SHARED_RUN = "run-"
-"""How the keys begin under which requests share a run; they end with it."""
-
-
-def lasting(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that a finished job keeps: those of idempotency, not those of a shared run."""
-    return keys and tuple(key for key in keys if not key.startswith(SHARED_RUN))

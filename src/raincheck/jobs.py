@@ -312,7 +312,7 @@ class Jobs:
         job = await self.get(id)
         if job is not None and not job.gone and job.clients > 1:
             with suppress(IllegalTransition):  # it is about to end by itself
-                job = await self._conductor.ledger.shared(job, -1)
+                job = await self._conductor.ledger.leave(job)
                 if running := self._conductor.roster.running.get(id):
                     running.job = job
                 return job

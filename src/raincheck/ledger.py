@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 
 from raincheck.errors import IllegalTransition, LeaseLost, UnreadableRecord
-from raincheck.job import Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.stores.base import Store
 
 logger = logging.getLogger("raincheck")
@@ -118,16 +118,33 @@ class Ledger:
             job, lambda job: job if job.finished else job.with_progress(progress), fenced=True
         )
 
-    async def shared(
-        self, job: Job, clients: int, keys: tuple[str, ...] = (), mark: str | None = None
-    ) -> Job:
-        """Record one client more or less, and the keys and the fingerprint that it brings.
+    async def join(self, job: Job, keys: Collection[Key]) -> Job:
+        """Record one client more, and the keys that it brings.
 
         Raises:
-            IllegalTransition: it is too late to join the job, or to leave it to others.
-            StoreError: whatever the store raises; nothing has changed then.
+            IllegalTransition: it is too late to join the job, or another request has been given
+                one of the keys meanwhile.
+            StoreError: whatever the store raises.
         """
-        return await self._advance(job, lambda job: job.shared(clients, keys, mark))
+        while True:
+            joined = job.shared(1)
+            if await self._store.replace(joined, keys=keys):
+                return joined
+            newest = await self._store.get(job.id)
+            if newest is None:
+                raise IllegalTransition("it is gone")
+            if newest.version == job.version:
+                raise IllegalTransition("another request came with the same key")
+            job = newest
+
+    async def leave(self, job: Job) -> Job:
+        """Record one client less.
+
+        Raises:
+            IllegalTransition: it is too late to leave the job to others.
+            StoreError: whatever the store raises.
+        """
+        return await self._advance(job, lambda job: job.shared(-1))
 
     async def cancelling(self, job: Job) -> Job:
         """Record that it was asked to stop.

@@ -244,7 +244,7 @@ class LongRunningMiddleware:
             await send_reply(self._dialect.problem(job.error), scope, send)
         else:
             return False
-        if not accepted.keys:  # nobody else can ask for it
+        if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
         return True
 

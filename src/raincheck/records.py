@@ -56,8 +56,6 @@ _JOB_SHAPES: dict[str, _Types] = {
     "error": _LIST,
     "gone": _FLAG,
     "owner": _TEXT,
-    "keys": _LIST,
-    "fingerprint": _TEXT,
     "clients": _NUMBER,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
@@ -133,15 +131,7 @@ def _job(record: bytes | str) -> Job:
         fields["error"] = _error(fields["error"])
     if "response" in fields:
         fields["response"] = _response(fields["response"])
-    if "keys" in fields:
-        fields["keys"] = _keys(fields["keys"])
     return Job(**{**fields, "state": State(fields["state"])}, extra=extra)
-
-
-def _keys(found: list[Any]) -> tuple[str, ...]:
-    if {key.__class__ for key in found} <= {str}:
-        return tuple(found)
-    raise TypeError(f"keys is {found!r}")
 
 
 def _progress(found: list[Any]) -> Progress:

@@ -20,11 +20,11 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from raincheck.errors import NoRoom, crashed
-from raincheck.job import SHARED_RUN, Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.lifetime import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.runners.base import Attempt, Runner, Stop
-from raincheck.stores.base import Store
+from raincheck.stores.base import Found, Store
 
 
 class Response(Protocol):
@@ -122,8 +122,6 @@ class StoreContract:
             started_at=1.5,
             progress=Progress(0.5, "halb fertig: ½"),
             owner="user ü",
-            keys=("key-1", SHARED_RUN + "2"),
-            fingerprint="f",
             clients=2,
         )
         await store.create(full, request())
@@ -187,14 +185,15 @@ class StoreContract:
         there = set()
 
         async def create(number: int) -> None:
-            there.add((await store.create(job(str(number), keys=("k", f"own-{number}")))).id)
+            keys = Key("k"), Key(f"own-{number}")
+            there.add((await store.create(job(str(number)), keys=keys)).id)
 
         async with anyio.create_task_group() as group:
             for number in range(100):
                 group.start_soon(create, number)
         assert len(there) == 1
         (winner,) = there
-        assert await store.find("k") == await store.get(winner)
+        assert await store.find("k") == (await store.get(winner), None)
         losers = {str(number) for number in range(100)} - there
         assert [await store.get(id) for id in losers] == [None] * 99
         assert [await store.find(f"own-{id}") for id in losers] == [None] * 99
@@ -203,26 +202,116 @@ class StoreContract:
         await store.create(job())
         assert await store.find("k") is None
 
-    async def test_a_key_that_a_job_has_no_more_is_free(self, store: Store) -> None:
-        shared, lasting = SHARED_RUN + "1", "key-1"
-        await store.create(job(keys=(shared, lasting)))
-        await store.replace(finished(job(keys=(shared, lasting))))
-        assert await store.find(shared) is None
-        kept = await store.find(lasting)
-        assert kept is not None
-        assert kept.id == "a"
-        assert (await store.create(job("b", keys=(shared,)))).id == "b"
+    async def test_each_key_has_a_fingerprint_of_its_own(self, store: Store) -> None:
+        keys = Key("k", "f1"), Key("l", "ü" * 100, lasting=False), Key("m")
+        await store.create(job(), keys=keys)
+        joined = job().shared(1)
+        assert await store.replace(joined, keys=(Key("n", "f2"),))
+        for name, fingerprint in (*(key[:2] for key in keys), ("n", "f2")):
+            assert await store.find(name) == Found(joined, fingerprint)
+
+    async def test_a_key_that_does_not_last_is_free_once_nobody_can_join(
+        self, store: Store
+    ) -> None:
+        lasting, passing = Key("k", "f"), Key("l", lasting=False)
+        waits = job(state=State.QUEUED, attempts=2, replayable=True)
+        for last in ("cancelling", "finished", "gone"):
+            queued = waits._replace(id=last)
+            keys = [key._replace(name=f"{key.name} of {last}") for key in (lasting, passing)]
+            await store.create(queued, request(), keys=keys)
+            again = queued.start(1001.0).requeue()
+            for version in (queued.start(1001.0), again, again.start(1002.0)):
+                assert await store.replace(version)
+                assert [await store.find(key.name) for key in keys] == [
+                    *((version, "f"), (version, None))
+                ]
+            runs = again.start(1002.0)
+            ends = {
+                "cancelling": runs.cancelling(),
+                "finished": finished(runs),
+                "gone": runs.tombstone(1003.0, 60.0),
+            }[last]
+            assert await store.replace(ends)
+            assert await store.find(keys[1].name) is None
+            assert await store.find(keys[0].name) == (None if last == "gone" else (ends, "f"))
+            another = job(f"after {last}")
+            assert await store.create(another, keys=keys[1:]) == another
+
+    async def test_a_key_that_lasts_is_free_once_its_job_is_gone(self, store: Store) -> None:
+        await store.create(job(), keys=(Key("k"),))
+        joined, stopping = job().shared(1), job().shared(1).cancelling()
+        assert await store.replace(joined, keys=(Key("l"),))
+        assert await store.replace(stopping)
+        assert await store.replace(finished(stopping))
+        for name in "kl":
+            there = await store.create(job("b"), keys=(Key(name),))
+            assert there == finished(stopping)
         await store.sweep(1060.0)
-        assert await store.find(lasting) is None
-        assert (await store.create(job("c", keys=(lasting,)))).id == "c"
+        assert [await store.find(name) for name in "kl"] == [None, None]
+        assert await store.create(job("b"), keys=(Key("k"), Key("l"))) == job("b")
 
     async def test_a_key_that_a_job_gets_later_is_its_own(self, store: Store) -> None:
-        await store.create(job(keys=(SHARED_RUN + "1",)))
-        assert await store.replace(job(keys=(SHARED_RUN + "1",)).shared(1, ("key-1",), "f"))
-        found = await store.find("key-1")
+        await store.create(job(), keys=(Key("k", lasting=False),))
+        joined = job().shared(1)
+        assert await store.replace(joined, keys=(Key("l", "f"), Key("m", lasting=False)))
+        assert await store.find("l") == (joined, "f")
+        assert await store.find("m") == (joined, None)
+        assert (await store.create(job("b"), keys=(Key("l"),))).id == "a"
+        assert await store.replace(finished(joined))
+        assert [await store.find(name) for name in "km"] == [None, None]
+        assert await store.find("l") == (finished(joined), "f")
+
+    async def test_a_key_that_is_taken_keeps_a_version_out(self, store: Store) -> None:
+        """Be it another job's or this one's: who brought it has yet to look whose it is."""
+        await store.create(job(), keys=(Key("k", "f"),))
+        await store.create(job("b"), keys=(Key("l", "g"),))
+        for name in "kl":
+            assert not await store.replace(job().shared(1), keys=(Key("free"), Key(name)))
+        assert await store.get("a") == job()
+        assert await store.find("free") is None
+        assert [await store.find(name) for name in "kl"] == [(job(), "f"), (job("b"), "g")]
+        assert await store.replace(job().shared(1), keys=(Key("free"),))
+
+    async def test_of_many_who_bring_one_key_one_wins(self, store: Store) -> None:
+        """Be it to a job that is there or with one of their own."""
+        await store.create(job())
+        won = []
+
+        async def join() -> None:
+            there: Job | None = job()
+            while there is not None and await store.find("k") is None:
+                if await store.replace(there.shared(1), keys=(Key("k"),)):
+                    won.append("a")
+                there = await store.get("a")
+
+        async def create(number: int) -> None:
+            there = await store.create(job(str(number)), keys=(Key("k"),))
+            if there.id == str(number):
+                won.append(there.id)
+
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                group.start_soon(join)
+                group.start_soon(create, number)
+        found = await store.find("k")
         assert found is not None
-        assert (found.id, found.clients, found.fingerprint) == ("a", 2, "f")
-        assert (await store.create(job("b", keys=("key-1",)))).id == "a"
+        assert won == [found.job.id]
+
+    async def test_a_job_may_have_very_many_keys(self, store: Store) -> None:
+        version = job()
+        await store.create(version, keys=[Key(f"k{number}") for number in range(100)])
+        for first in range(100, 10_000, 900):
+            version = version.shared(1)
+            keys = [Key(f"k{n}", f"f{n}", lasting=n % 2 == 0) for n in range(first, first + 900)]
+            assert await store.replace(version, keys=keys)
+        assert await store.find("k9999") == (version, "f9999")
+        version = finished(version)
+        assert await store.replace(version)
+        assert await store.find("k9999") is None
+        assert await store.find("k9998") == (version, "f9998")
+        assert await store.replace(version.tombstone(1000.0, 60.0))
+        assert await store.find("k9998") is None
+        assert await store.create(job("b"), keys=(Key("k9998"),)) == job("b")
 
     async def test_a_route_has_room_for_so_many(self, store: Store) -> None:
         two = Bounds(route=2)
@@ -305,9 +394,9 @@ class StoreContract:
 
     async def test_a_twin_is_found_though_there_is_no_room(self, store: Store) -> None:
         one = Bounds(route=1)
-        await store.create(job(keys=("k",)), bounds=one)
+        await store.create(job(), keys=(Key("k"),), bounds=one)
         assert (await store.create(job(), bounds=one)).id == "a"
-        assert (await store.create(job("b", keys=("k",)), bounds=one)).id == "a"
+        assert (await store.create(job("b"), keys=(Key("k"),), bounds=one)).id == "a"
 
     async def test_of_many_creators_as_many_win_as_there_is_room_for(self, store: Store) -> None:
         fit = []

@@ -8,13 +8,14 @@ from raincheck.errors import IllegalTransition
 from raincheck.handoff import Handoff
 from raincheck.idempotency import (
     IDEMPOTENT,
+    SHARED_RUN,
     coalesce_key,
     compare,
     fingerprint,
     parse_key,
     scoped,
 )
-from raincheck.job import SHARED_RUN
+from raincheck.job import Key
 from raincheck.ledger import Ledger
 from raincheck.messages import RawHeaders, named_in_vary
 from raincheck.policy import Policy
@@ -36,10 +37,8 @@ class Twins:
         self._clock = clock
         self._varying: dict[str, set[str]] = {}
 
-    def keys(
-        self, handoff: Handoff, policy: Policy, owner: str | None
-    ) -> tuple[tuple[str, ...], str | None]:
-        """Under which keys a request may be an earlier job, and its fingerprint if it has any.
+    def keys(self, handoff: Handoff, policy: Policy, owner: str | None) -> tuple[Key, ...]:
+        """Under which keys a request may be an earlier job.
 
         Raises:
             Refusal: its idempotency key is malformed, or missing where one is required.
@@ -49,23 +48,22 @@ class Twins:
             required = policy.idempotency == "required"
             key = parse_key(handoff.fields, required=required)
         if key is None and not policy.coalesce:
-            return (), None
+            return ()
         request = handoff.capture()
-        keys: tuple[str, ...] = ()
+        keys: tuple[Key, ...] = ()
         if key is not None:
-            keys = (scoped(IDEMPOTENT, owner, key),)
+            keys = (Key(scoped(IDEMPOTENT, owner, key), fingerprint(request)),)
         shared = None
         if callable(policy.coalesce):
             shared = policy.coalesce(request)
         elif policy.coalesce:
             shared = coalesce_key(request, self._varying.get(handoff.route or "", ()))
         if shared is not None:
-            keys = (*keys, scoped(SHARED_RUN, owner, f"{handoff.route} {shared}"))
-        return keys, None if key is None else fingerprint(request)
+            name = scoped(SHARED_RUN, owner, f"{handoff.route} {shared}")
+            keys = (*keys, Key(name, lasting=False))
+        return keys
 
-    async def join(
-        self, handoff: Handoff, keys: tuple[str, ...], mark: str | None
-    ) -> tuple[str, ...] | None:
+    async def join(self, handoff: Handoff, keys: tuple[Key, ...]) -> tuple[Key, ...] | None:
         """Let a request be the job that one of its keys names, if there is one.
 
         Returns:
@@ -75,20 +73,20 @@ class Twins:
             KeyReused: that job came from another request.
             StoreError: whatever the store raises.
         """
-        free: list[str] = []
+        free: list[Key] = []
         for key in keys:
-            job = await self._store.find(key)
-            if job is not None and job.expired(self._clock()):
-                await self._ledger.bury(job, remember=True)  # no sweep has freed its keys yet
-            elif job is not None and not key.startswith(SHARED_RUN):
-                compare(job, mark)
-                handoff.accepted, handoff.replayed = job, True
+            found = await self._store.find(key.name)
+            if found is None:
+                pass
+            elif found.job.expired(self._clock()):
+                await self._ledger.bury(found.job, remember=True)  # no sweep has freed its keys yet
+            elif key.lasting:
+                compare(key, found.fingerprint)
+                handoff.accepted, handoff.replayed = found.job, True
                 return None
-            elif job is not None:
-                if mark is not None and job.fingerprint not in (None, mark):
-                    continue  # it could not remember the key of this request as well
+            else:
                 try:
-                    handoff.accepted = await self._ledger.shared(job, 1, tuple(free), mark)
+                    handoff.accepted = await self._ledger.join(found.job, free)
                     return None
                 except IllegalTransition:  # it has just ended, or is about to
                     pass

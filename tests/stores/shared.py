@@ -40,7 +40,7 @@ import pytest
 from sniffio import current_async_library
 
 from raincheck.errors import NoRoom, StoreError, UnreadableRecord
-from raincheck.job import Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.records import FORMAT, dump
 from raincheck.stores.base import Store
 from raincheck.testing import StoreContract, body_of, finished, fits, job, request
@@ -196,7 +196,7 @@ async def creates_under_one_key(store: Store, parent: Parent) -> None:
 
     async def create(number: int) -> None:
         id = f"{me}-{number}"
-        there.append((await store.create(job(id, keys=(f"own-{id}", "k")))).id)
+        there.append((await store.create(job(id), keys=(Key(f"own-{id}"), Key("k")))).id)
 
     async with anyio.create_task_group() as group:
         for number in range(CROWD):
@@ -345,10 +345,11 @@ class SharedStoreContract(StoreContract, ABC):
         assert [len(told) for told in winners] == [CROWD] * 3
         found = await store.find("k")
         assert found is not None
-        assert {id for told in winners for id in told} == {found.id}
+        winner = found.job.id
+        assert {id for told in winners for id in told} == {winner}
         ids = {f"{child}-{number}" for child in range(3) for number in range(CROWD)}
-        assert [id for id in ids if await store.get(id)] == [found.id]
-        assert [id for id in ids if await store.find(f"own-{id}")] == [found.id]
+        assert [id for id in ids if await store.get(id)] == [winner]
+        assert [id for id in ids if await store.find(f"own-{id}")] == [winner]
 
     async def test_of_creators_in_several_processes_as_many_win_as_there_is_room_for(
         self, store: Store, opening: str
@@ -372,8 +373,8 @@ class SharedStoreContract(StoreContract, ABC):
         keys = [f"key-{id}" for id in ids]
 
         async def keep(id: str, key: str) -> None:
-            await store.create(job(id, keys=(key,)))
-            assert await store.replace(finished(job(id, keys=(key,))), tail=b"x")
+            await store.create(job(id), keys=(Key(key),))
+            assert await store.replace(finished(job(id)), tail=b"x")
 
         async with anyio.create_task_group() as group:
             for id, key in zip(ids, keys, strict=True):
@@ -553,7 +554,7 @@ class SharedStoreContract(StoreContract, ABC):
     async def test_who_asks_for_an_unreadable_record_is_told_and_nobody_else(
         self, store: Store, record: bytes
     ) -> None:
-        await store.create(job(keys=("k",)))
+        await store.create(job(), keys=(Key("k"),))
         await store.create(job("b"))
         await self.overwrite(store, "a", record)
         asking: list[Callable[[], Coroutine[Any, Any, object]]] = [
@@ -561,7 +562,7 @@ class SharedStoreContract(StoreContract, ABC):
             lambda: store.find("k"),
             lambda: store.changed("a", 0),
             lambda: store.create(job()),
-            lambda: store.create(job("c", keys=("k",))),
+            lambda: store.create(job("c"), keys=(Key("k"),)),
         ]
         for ask in asking:
             with pytest.raises(UnreadableRecord):
@@ -603,7 +604,7 @@ class SharedStoreContract(StoreContract, ABC):
 
     async def test_a_cancelled_call_leaves_the_store_usable(self, store: Store) -> None:
         """Each kind of call is cancelled before it begins, at its start and a little later."""
-        await store.create(job(keys=("k",)), lease=60.0)
+        await store.create(job(), keys=(Key("k"),), lease=60.0)
         await store.append_body("a", 1, 0, b"x" * MEBIBYTE)
 
         async def read() -> None:
@@ -619,7 +620,8 @@ class SharedStoreContract(StoreContract, ABC):
             lambda: store.get("a"),
             lambda: store.find("k"),
             lambda: store.request("a"),
-            lambda: store.replace(job(keys=("k",)).with_progress(Progress(0.5))),
+            lambda: store.replace(job().with_progress(Progress(0.5))),
+            lambda: store.replace(job().shared(1), keys=(Key("l"),)),
             lambda: store.append_body("a", 1, MEBIBYTE, b"y"),
             read,
             lambda: store.changed("a", 9),
@@ -640,7 +642,7 @@ class SharedStoreContract(StoreContract, ABC):
             while not await store.replace(there.cancelling()):  # a cancelled call took effect late
                 there = await store.get("a")
                 assert there is not None
-            assert await store.find("k") == there.cancelling()
+            assert await store.find("k") == (there.cancelling(), None)
             assert await store.create(job("b")) == job("b")
             assert (await body_of(store, "a")).rstrip(b"y") == b"x" * MEBIBYTE
 
@@ -673,8 +675,8 @@ class ServedStoreContract(SharedStoreContract, ABC):
     async def test_deployments_do_not_see_each_others_jobs(
         self, store: Store, neighbour: Store
     ) -> None:
-        secret = (job(keys=("k",), replayable=True), request(b"credentials"))
-        await store.create(*secret)
+        secret = (job(replayable=True), request(b"credentials"))
+        await store.create(*secret, keys=(Key("k"),))
         await store.append_body("a", 1, 0, b"secret")
         assert await neighbour.get("a") is None
         assert await neighbour.find("k") is None
@@ -689,26 +691,28 @@ class ServedStoreContract(SharedStoreContract, ABC):
     async def test_deployments_have_ids_and_keys_of_their_own(
         self, store: Store, neighbour: Store
     ) -> None:
-        mine = job(keys=("k",), replayable=True)
-        theirs = job(route="theirs", keys=("k",), replayable=True)
-        assert await store.create(mine, request(b"mine")) == mine
-        assert await neighbour.create(theirs, request(b"theirs")) == theirs
+        mine, theirs = job(replayable=True), job(route="theirs", replayable=True)
+        assert await store.create(mine, request(b"mine"), keys=(Key("k"),)) == mine
+        assert await neighbour.create(theirs, request(b"theirs"), keys=(Key("k"),)) == theirs
         await store.append_body("a", 1, 0, b"mine")
         await neighbour.append_body("a", 1, 0, b"theirs")
         assert await neighbour.replace(theirs.tombstone(1000.0, 60.0))
         assert await store.get("a") == mine
-        assert await store.find("k") == mine
+        assert await store.find("k") == (mine, None)
         assert await store.request("a") == request(b"mine")
         assert await body_of(store, "a") == b"mine"
         assert await neighbour.find("k") is None
         assert await body_of(neighbour, "a") == b""
         for each, route in ((store, "mine"), (neighbour, "theirs")):
-            there = job("b", route=route, keys=("l",))
-            assert await each.create(there) == there
+            there = job("b", route=route)
+            assert await each.create(there, keys=(Key("l"),)) == there
         for each, route in ((store, "mine"), (neighbour, "theirs")):
-            earlier = await each.create(job("c", keys=("l",)))
+            earlier = await each.create(job("c"), keys=(Key("l"),))
             assert (earlier.id, earlier.route) == ("b", route)
-        assert (await neighbour.create(job("c", keys=("k",)))).id == "c"
+            joined = earlier.shared(1)
+            assert await each.replace(joined, keys=(Key("m", route),))
+            assert await each.find("m") == (joined, route)
+        assert (await neighbour.create(job("c"), keys=(Key("k"),))).id == "c"
 
     async def test_deployments_do_not_count_together(self, store: Store, neighbour: Store) -> None:
         one = Bounds(route=1, owner=1)
@@ -736,15 +740,15 @@ class ServedStoreContract(SharedStoreContract, ABC):
         self, store: Store, neighbour: Store
     ) -> None:
         for each in (store, neighbour):
-            await each.create(job(keys=("k",)))
+            await each.create(job(), keys=(Key("k"),))
             await each.append_body("a", 1, 0, b"x")
-        done = finished(job(keys=("k",)))
+        done = finished(job())
         await store.replace(done)
         await neighbour.replace(done)
         await neighbour.sweep(1060.0)
         assert not await neighbour.sweep(1120.0)
         assert await store.get("a") == done
-        assert await store.find("k") == done
+        assert await store.find("k") == (done, None)
         assert await body_of(store, "a") == b"x"
         assert await store.sweep(1059.0)
 
@@ -775,9 +779,9 @@ class UnreadableContract(SharedStoreContract):
         self, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         for id in "abc":
-            await store.create(job(id, keys=("key of " + id,)))
+            await store.create(job(id), keys=(Key("key of " + id),))
             await store.append_body(id, 1, 0, b"x")
-            await store.replace(finished(job(id, keys=("key of " + id,)), ttl=60.0))
+            await store.replace(finished(job(id), ttl=60.0))
         await self.overwrite(store, "b", UNREADABLE[0])
         await store.sweep(1059.0)
         assert caplog.messages == []
@@ -810,9 +814,9 @@ class UnreadableContract(SharedStoreContract):
         assert there.gone
 
     async def test_an_abandoned_job_that_cannot_be_read_is_discarded(self, store: Store) -> None:
-        kept = job(keys=("k",), state=State.QUEUED, attempts=2, replayable=True, owner="ann")
+        kept = job(state=State.QUEUED, attempts=2, replayable=True, owner="ann")
         one = Bounds(route=1, owner=1)
-        await store.create(kept, request(), lease=0.0, bounds=one)
+        await store.create(kept, request(), keys=(Key("k"),), lease=0.0, bounds=one)
         await store.append_body("a", 1, 0, b"x")
         await self.overwrite(store, "a", UNREADABLE[0])
         other = job("b", state=State.QUEUED, owner="ann")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -12,9 +12,9 @@ import pytest
 
 from raincheck import Job, MemoryStore, State
 from raincheck.errors import StoreError
-from raincheck.job import Bounds
+from raincheck.job import Bounds, Key
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.testing import StoreContract, job, request
 
@@ -70,19 +70,20 @@ class Delayed(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
-        await self._called("create", job, request, lease, bounds)
+        await self._called("create", job, request, keys, lease, bounds)
         return job
 
     async def get(self, id: str) -> Job | None:
         await self._called("get", id)
         return job(id)
 
-    async def find(self, key: str) -> Job | None:
-        await self._called("find", key)
-        return job("of " + key)
+    async def find(self, name: str) -> Found | None:
+        await self._called("find", name)
+        return Found(job("of " + name), "f")
 
     async def request(self, id: str) -> CapturedRequest | None:
         await self._called("request", id)
@@ -92,11 +93,12 @@ class Delayed(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        await self._called("replace", job, tail, lease, bounds)
+        await self._called("replace", job, keys, tail, lease, bounds)
         return True
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
@@ -142,19 +144,21 @@ async def all_of(iterator: AsyncIterator[Any]) -> list[Any]:
 Call = Callable[[Store], Coroutine[Any, Any, Any]]
 
 # The call, how the store inside must see it, and what must come back.
+KEYS = (Key("k"), Key("l", lasting=False))
+
 BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
     "open": (lambda store: store.open(), (), None),
     "create": (
-        lambda store: store.create(job(), request(), lease=5.0, bounds=Bounds(3, 2)),
-        (job(), request(), 5.0, Bounds(3, 2)),
+        lambda store: store.create(job(), request(), keys=KEYS, lease=5.0, bounds=Bounds(3, 2)),
+        (job(), request(), KEYS, 5.0, Bounds(3, 2)),
         job(),
     ),
     "get": (lambda store: store.get("a"), ("a",), job("a")),
-    "find": (lambda store: store.find("k"), ("k",), job("of k")),
+    "find": (lambda store: store.find("k"), ("k",), (job("of k"), "f")),
     "request": (lambda store: store.request("a"), ("a",), request(b"a")),
     "replace": (
-        lambda store: store.replace(job(), tail=b"end", lease=5.0, bounds=Bounds(3, 2)),
-        (job(), b"end", 5.0, Bounds(3, 2)),
+        lambda store: store.replace(job(), keys=KEYS, tail=b"end", lease=5.0, bounds=Bounds(3, 2)),
+        (job(), KEYS, b"end", 5.0, Bounds(3, 2)),
         True,
     ),
     "append_body": (lambda store: store.append_body("a", 2, 7, b"x"), ("a", 2, 7, b"x"), True),

@@ -12,6 +12,7 @@ import pytest
 
 from raincheck import ConfigurationError, Job, MemoryStore, Progress, State
 from raincheck.errors import StoreFull
+from raincheck.job import Key
 from raincheck.messages import CapturedResponse
 from raincheck.stores import _memory_bodies
 from raincheck.stores._memory_bodies import BLOCK, Body
@@ -163,14 +164,14 @@ def traced() -> Iterator[None]:
 @pytest.mark.anyio
 async def test_memory_is_given_back_though_a_few_jobs_stay() -> None:
     store = MemoryStore()
-    stays = job("stays", keys=("key-stays",))
+    stays = job("stays")
     with traced():
-        await store.create(stays)
+        await store.create(stays, keys=(Key("key-stays"),))
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         for number in range(10_000):
-            each = job(str(number), keys=(f"key-{number}",))
-            await store.create(each)
+            each = job(str(number))
+            await store.create(each, keys=(Key(f"key-{number}"),))
             await store.replace(finished(each), tail=b"x" * 100)
         most, _ = tracemalloc.get_traced_memory()
         del each
@@ -181,7 +182,7 @@ async def test_memory_is_given_back_though_a_few_jobs_stay() -> None:
     assert most - before > 5_000_000
     assert after - before < 50_000
     assert len(store) == 1
-    assert await store.find("key-stays") == stays
+    assert await store.find("key-stays") == (stays, None)
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from raincheck import ConfigurationError
 from raincheck.errors import NoRoom, StoreError, StoreFull
-from raincheck.job import Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedResponse
 from raincheck.records import dump, dump_request
 from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
@@ -258,22 +259,27 @@ async def test_what_was_there_before_deployments_goes_to_the_first(
         await connection.execute(
             "INSERT INTO jobs (id, version, attempt, gone, state, record, route, lease_until) "
             "VALUES ('a', 1, 1, false, 'running', $1, $2, now())",
-            dump(job(keys=("k",), replayable=True)).decode(),
+            json.dumps(json.loads(dump(job(replayable=True))) | {"fingerprint": "f"}),
             digest("r"),
         )
-        await connection.execute("INSERT INTO keys VALUES ('k', 'a')")
+        await connection.execute("INSERT INTO keys VALUES ('key-1', 'a'), ('run-1', 'a')")
         await connection.execute("INSERT INTO requests VALUES ('a', $1)", dump_request(request()))
         await connection.execute("INSERT INTO chunks VALUES ('a', 1, 0, 'x')")
     store, neighbour = open_store(), open_store(deployment="bank")
-    there = job(keys=("k",), replayable=True)
-    assert await store.get("a") == there
+    there = await store.get("a")
+    assert there is not None
+    assert there._replace(extra=None) == job(replayable=True)
     assert await neighbour.get("a") is None
-    assert await store.find("k") == there
+    assert await store.find("key-1") == (there, "f")
+    assert await store.find("run-1") == (there, None)
     assert await store.request("a") == request()
     assert await body_of(store, "a") == b"x"
     assert not await fits(store, job("b"), Bounds(route=1))
     assert await fits(neighbour, job("b"), Bounds(route=1))
     assert [job.id async for job in store.abandoned()] == ["a"]
+    assert await store.replace(finished(there))
+    assert await store.find("key-1") is not None
+    assert await store.find("run-1") is None
 
 
 async def test_a_deployment_may_have_the_name_of_the_schema(open_store: Open) -> None:
@@ -342,8 +348,8 @@ async def test_a_sweep_cancelled_in_the_middle_changes_nothing(
     postgres: Postgres, schema: str, open_store: Open
 ) -> None:
     store = open_store(connections=1)
-    done = finished(job(keys=("k",)))
-    await store.create(job(keys=("k",)))
+    done = finished(job())
+    await store.create(job(), keys=(Key("k"),))
     await store.replace(done)
     async with connected(postgres, schema) as other, other.transaction():
         await other.execute("LOCK keys")
@@ -447,8 +453,8 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_server(
         for number in count():
             id = f"{worker}-{number}"
             try:
-                await store.create(job(id, keys=(f"key-{id}",)))
-                assert await store.replace(finished(job(id, keys=(f"key-{id}",))), tail=b"x")
+                await store.create(job(id), keys=(Key(f"key-{id}"),))
+                assert await store.replace(finished(job(id)), tail=b"x")
                 acknowledged.append(id)
             except StoreError:
                 failed.append(id)
@@ -468,7 +474,7 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_server(
             enough.set()
     assert failed
     for id in acknowledged:
-        assert await store.get(id) == finished(job(id, keys=(f"key-{id}",)))
+        assert await store.get(id) == finished(job(id))
         assert await store.find(f"key-{id}") is not None
         assert await body_of(store, id) == b"x"
 
@@ -555,7 +561,10 @@ async def test_a_full_disk_refuses_new_jobs(
             "CREATE TRIGGER refuse BEFORE INSERT ON keys FOR EACH ROW EXECUTE FUNCTION refuse()"
         )
     with pytest.raises(StoreFull, match="no space left"):
-        await store.create(job("b", keys=("k",)))
+        await store.create(job("b"), keys=(Key("k"),))
+    with pytest.raises(StoreFull, match="no space left"):
+        await store.replace(job().shared(1), keys=(Key("k"),))
+    assert await store.get("a") == job()
     assert await store.get("b") is None
 
 
@@ -577,19 +586,27 @@ ISOLATIONS = pytest.mark.parametrize(
 
 
 @ISOLATIONS
-@pytest.mark.parametrize("mine", [job("mine", keys=("l", "k")), job("theirs", route="mine")])
+@pytest.mark.parametrize(
+    ("mine", "names"), [(job("mine"), "lk"), (job("theirs", route="mine"), "")]
+)
 async def test_a_creator_waits_for_another_and_sees_what_it_did(
-    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, mine: Job
+    postgres: Postgres,
+    schema: str,
+    open_store: Open,
+    isolation: str,
+    listen: bool,
+    mine: Job,
+    names: str,
 ) -> None:
     url = f"{postgres.url}?default_transaction_isolation={isolation}"
     store = open_store(url, listen=listen)
-    theirs = job("theirs", keys=("k", "l"))
+    theirs = job("theirs")
     await store.get("a")
     for outcome in ("rollback", "commit"):
         there: list[Job] = []
 
         async def create(there: list[Job] = there) -> None:
-            there.append(await store.create(mine))
+            there.append(await store.create(mine, keys=[*map(Key, names)]))
 
         async with connected(postgres, schema) as other, anyio.create_task_group() as group:
             transaction = other.transaction()
@@ -600,21 +617,21 @@ async def test_a_creator_waits_for_another_and_sees_what_it_did(
                 "VALUES ('shop', 'theirs', 1, 1, false, $1, '')",
                 dump(theirs).decode(),
             )
-            await other.execute("INSERT INTO keys VALUES ('k', 'theirs', 'shop')")
+            await other.execute("INSERT INTO keys VALUES ('k', 'theirs', 'shop', NULL, true)")
             group.start_soon(create)
             await until(lambda: postgres.ask(LOCKED) == "1")
             assert await store.get(mine.id) is None
             # All go in one order, so that nobody has this key already.
             await other.execute("SET LOCAL lock_timeout = '1s'")
-            await other.execute("INSERT INTO keys VALUES ('l', 'theirs', 'shop')")
+            await other.execute("INSERT INTO keys VALUES ('l', 'theirs', 'shop', NULL, true)")
             await getattr(transaction, outcome)()
         if outcome == "rollback":
             assert there == [mine]
-            assert await store.replace(mine._replace(keys=()).tombstone(0.0, 0.0))
+            assert await store.replace(mine.tombstone(0.0, 0.0))
             await store.sweep(0.0)
         else:
             assert there == [theirs]
-            assert await store.find("l") == theirs
+            assert await store.find("l") == (theirs, None)
             assert mine.id == "theirs" or await store.get("mine") is None
 
 
@@ -624,13 +641,15 @@ async def test_each_key_is_that_of_one_creator(
 ) -> None:
     url = f"{postgres.url}?default_transaction_isolation={isolation.replace(' ', '%20')}"
     stores = [open_store(url), open_store(url)]
-    keys = [f"key-{number}" for number in range(30)]
+    keys = [Key(f"key-{number}") for number in range(30)]
+    asked: dict[str, list[Key]] = {}
     won: list[Job] = []
 
-    async def create(number: int, some: list[str]) -> None:
-        mine = job(str(number), keys=tuple(some))
-        there = await stores[number % 2].create(mine)
-        assert there == mine or set(there.keys) & set(some)
+    async def create(number: int, some: list[Key]) -> None:
+        mine = job(str(number))
+        asked[mine.id] = some
+        there = await stores[number % 2].create(mine, keys=some)
+        assert set(asked[there.id]) & set(some)
         if there == mine:
             won.append(mine)
 
@@ -638,11 +657,11 @@ async def test_each_key_is_that_of_one_creator(
     async with anyio.create_task_group() as group:
         for number in range(120):
             group.start_soon(create, number, dice.sample(keys, 4))
-    taken = [key for winner in won for key in winner.keys]
+    taken = [key for winner in won for key in asked[winner.id]]
     assert len(taken) == len(set(taken))
     for winner in won:
-        for key in winner.keys:
-            assert await stores[0].find(key) == winner
+        for key in asked[winner.id]:
+            assert await stores[0].find(key.name) == (winner, None)
 
 
 @ISOLATIONS
@@ -651,7 +670,7 @@ async def test_a_replacer_waits_for_another_and_loses(
 ) -> None:
     url = f"{postgres.url}?default_transaction_isolation={isolation}"
     store = open_store(url, listen=listen)
-    await store.create(job(keys=("k",)))
+    await store.create(job(), keys=(Key("k"),))
     outcomes = []
 
     async def replace() -> None:
@@ -666,8 +685,7 @@ async def test_a_replacer_waits_for_another_and_loses(
         group.start_soon(replace)
         await until(lambda: postgres.ask(LOCKED) == "1")
     assert outcomes == [False]
-    assert await store.get("a") == job(keys=("k",))
-    assert await store.find("k") is not None
+    assert await store.find("k") == (job(), None)
     assert await body_of(store, "a") == b""
 
 
@@ -694,7 +712,9 @@ ONE = Bounds(route=1)
 
 
 @asynccontextmanager
-async def somebody_within(postgres: Postgres, schema: str, theirs: Job) -> AsyncIterator[Any]:
+async def somebody_within(
+    postgres: Postgres, schema: str, theirs: Job, *keys: str
+) -> AsyncIterator[Any]:
     """A transaction that has found room for a job, and has put it there."""
     async with connected(postgres, schema) as other:
         transaction = other.transaction()
@@ -720,8 +740,9 @@ async def somebody_within(postgres: Postgres, schema: str, theirs: Job) -> Async
             "SET version = jobs.version + 1, state = excluded.state, record = excluded.record",
             *(theirs.id, theirs.state.value, dump(theirs).decode(), digest(theirs.route)),
         )
-        for key in theirs.keys:
-            await other.execute("INSERT INTO keys VALUES ($1, $2, 'shop')", key, theirs.id)
+        for key in keys:
+            row = key, theirs.id, "shop"
+            await other.execute("INSERT INTO keys VALUES ($1, $2, $3, NULL, true)", *row)
         yield transaction
 
 
@@ -750,22 +771,28 @@ async def test_who_looks_for_room_waits_for_who_looks_already(
 
 
 @ISOLATIONS
-@pytest.mark.parametrize("mine", [job("mine", keys=("l", "k")), job("theirs", route="r")])
+@pytest.mark.parametrize(("mine", "names"), [(job("mine"), "lk"), (job("theirs", route="r"), "")])
 async def test_who_waits_for_room_sees_an_earlier_job_that_took_it(
-    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, mine: Job
+    postgres: Postgres,
+    schema: str,
+    open_store: Open,
+    isolation: str,
+    listen: bool,
+    mine: Job,
+    names: str,
 ) -> None:
     url = f"{postgres.url}?default_transaction_isolation={isolation}"
     store = open_store(url, listen=listen)
-    theirs = job("theirs", keys=("k",))
+    theirs = job("theirs")
     there = []
 
     async def create() -> None:
-        there.append(await store.create(mine, bounds=ONE))
+        there.append(await store.create(mine, keys=[*map(Key, names)], bounds=ONE))
 
     await store.get("a")
     async with (
         anyio.create_task_group() as group,
-        somebody_within(postgres, schema, theirs) as transaction,
+        somebody_within(postgres, schema, theirs, "k") as transaction,
     ):
         group.start_soon(create)
         await until(lambda: postgres.ask(LOCKED) == "1")
@@ -802,7 +829,7 @@ async def test_who_need_not_look_for_room_does_not_wait(
     postgres: Postgres, schema: str, open_store: Open
 ) -> None:
     store = open_store(timeout=5.0)
-    await store.create(job("earlier", keys=("k",)))
+    await store.create(job("earlier"), keys=(Key("k"),))
     async with somebody_within(postgres, schema, job("theirs", route="their route")):
         mine = {"route": "their route", "owner": "ann"}
         assert await fits(store, job("a", **mine), None)
@@ -811,7 +838,8 @@ async def test_who_need_not_look_for_room_does_not_wait(
         assert await fits(store, job("d", state=State.QUEUED, **mine), ONE)
         assert await fits(store, job("e"), Bounds(route=2))
         assert (await store.create(job("earlier", **mine), bounds=ONE)).route == "r"
-        assert (await store.create(job("f", keys=("k",), **mine), bounds=ONE)).id == "earlier"
+        there = await store.create(job("f", **mine), keys=(Key("k"),), bounds=ONE)
+        assert there.id == "earlier"
         assert await store.replace(job("a", **mine).cancelling(), bounds=ONE)  # as it ran before
         assert await store.replace(finished(job("d", state=State.QUEUED, **mine)), bounds=ONE)
         assert not await store.replace(job("unknown", **mine).cancelling(), bounds=ONE)
@@ -870,22 +898,26 @@ async def test_there_may_be_no_room_at_all(store: PostgresStore) -> None:
 # --- keys and bodies ---------------------------------------------------------------------------
 
 
-async def test_a_key_given_twice_is_one(store: PostgresStore) -> None:
-    twice = job(keys=("k", "k"))
-    assert await store.create(twice) == twice
-    assert await store.find("k") == twice
+async def test_who_brings_a_key_waits_for_another_and_loses(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    await store.create(job())
+    outcomes = []
 
+    async def join() -> None:
+        outcomes.append(await store.replace(job().shared(1), keys=(Key("k"),)))
 
-async def test_a_key_passes_to_who_replaces_with_it(store: PostgresStore) -> None:
-    await store.create(job("a", keys=("k", "l")))
-    await store.create(job("b"))
-    assert await store.replace(job("b").shared(1, ("k",)))
-    found = await store.find("k")
-    assert found is not None
-    assert found.id == "b"
-    assert await store.replace(job("a", keys=("k", "l")).tombstone(1000.0, 60.0))
-    assert await store.find("k") == found
-    assert await store.find("l") is None
+    for outcome in ("commit", "rollback"):
+        async with connected(postgres, schema) as other, anyio.create_task_group() as group:
+            transaction = other.transaction()
+            await transaction.start()
+            await other.execute("INSERT INTO keys VALUES ('k', 'theirs', 'shop', NULL, true)")
+            group.start_soon(join)
+            await until(lambda: postgres.ask(LOCKED) == "1")
+            await getattr(transaction, outcome)()
+        await store._rows("DELETE FROM raincheck.keys WHERE id = 'theirs'")
+    assert outcomes == [False, True]
+    assert await store.find("k") == (job().shared(1), None)
 
 
 async def test_a_chunk_waits_for_who_replaces_its_job(
@@ -1141,8 +1173,9 @@ async def test_a_sweep_goes_in_steps(store: PostgresStore, monkeypatch: pytest.M
     monkeypatch.setattr(module, "BATCH_BYTES", 15)
     response = CapturedResponse(200, (), 10)
     for number in range(10):
-        await store.create(job(str(number), replayable=True, keys=(f"k{number}",)), request())
-        done = job(str(number), keys=(f"k{number}",)).finish(
+        keys = (Key(f"k{number}"),)
+        await store.create(job(str(number), replayable=True), request(), keys=keys)
+        done = job(str(number)).finish(
             State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response
         )
         assert await store.replace(done, tail=bytes(10))

@@ -23,7 +23,7 @@ import pytest
 import raincheck.stores._redis_line as line_room
 from raincheck import ConfigurationError
 from raincheck.errors import NoRoom, StoreError, StoreFull
-from raincheck.job import Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Store
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
@@ -186,7 +186,8 @@ def test_without_redis_py_it_says_what_to_install() -> None:
 async def test_every_call_is_one_command(serve: Serve) -> None:
     server = serve()
     store = RedisStore(server.url, deployment="shop")
-    there = job(keys=("k",), owner="ann")
+    there = job(owner="ann")
+    keys = Key("k", "f"), Key("l", lasting=False)
 
     async def read() -> None:
         assert await body_of(store, "a") == b"onetwo"
@@ -195,15 +196,16 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         assert [job async for job in store.abandoned()] == []
 
     calls: list[Callable[[], Any]] = [
-        partial(store.create, there, request(), lease=60.0, bounds=Bounds(1, 1)),
+        partial(store.create, there, request(), keys=keys, lease=60.0, bounds=Bounds(1, 1)),
         partial(store.get, "a"),
         partial(store.find, "k"),
         partial(store.request, "a"),
         partial(store.append_body, "a", 1, 0, b"one"),
         partial(store.renew, {"a": 1, "b": 1}, 60.0),
         look,
-        partial(store.replace, there.cancelling(), bounds=Bounds(1, 1)),
-        partial(store.replace, finished(there.cancelling()), tail=b"two"),
+        partial(store.replace, there.shared(1), keys=(Key("m"),)),
+        partial(store.replace, there.shared(1).cancelling(), bounds=Bounds(1, 1)),
+        partial(store.replace, finished(there.shared(1).cancelling()), tail=b"two"),
         read,
         partial(store.sweep, 0.0),
     ]
@@ -275,15 +277,16 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
     store = RedisStore(server.url, deployment="shop")
-    first = job(keys=("k", "l"), replayable=True, attempts=2, owner="ann")
-    await store.create(first, request(), lease=0.0, bounds=Bounds(1, 1))
+    first = job(replayable=True, attempts=2, owner="ann")
+    keys = Key("k"), Key("l", lasting=False)
+    await store.create(first, request(), keys=keys, lease=0.0, bounds=Bounds(1, 1))
     with pytest.raises(NoRoom):
         await store.create(job("b", owner="ann"), bounds=Bounds(1, 1))
     assert [there.id async for there in store.abandoned()] == ["a"]
-    assert await store.find("l") == first
+    assert await store.find("l") == (first, None)
     assert await store.append_body("a", 1, 0, b"x" * WINDOW)
-    second = first.shared(1, ("m",))
-    assert await store.replace(second)
+    second = first.shared(1)
+    assert await store.replace(second, keys=(Key("m"),))
     assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
     assert await store.replace(finished(second), tail=b"y")
     assert await body_of(store, "a") == b"x" * WINDOW + b"y"
@@ -298,8 +301,9 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
 
 async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
     for number in range(40):
-        there = job(str(number), keys=(f"k{number}", f"l{number}"), replayable=True)
-        await store.create(there, request(), lease=60.0)
+        there = job(str(number), replayable=True)
+        keys = Key(f"k{number}"), Key(f"l{number}"), Key(f"m{number}", lasting=False)
+        await store.create(there, request(), keys=keys, lease=60.0)
         for window in range(3):
             await store.append_body(there.id, 1, window * WINDOW, b"x" * WINDOW)
         if number % 2:
@@ -307,7 +311,7 @@ async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
         else:
             await store.replace(finished(there), tail=b"y")
     assert await store.sweep(1059.0)
-    assert len(await keys_of(store)) == 1 + 20 * (1 + 2 + 4) + 20  # due, jobs, tombstones
+    assert len(await keys_of(store)) == 1 + 20 * (1 + 3 + 4) + 20  # due, jobs, tombstones
     await store.sweep(1060.0)
     assert len(await keys_of(store)) == 1 + 20  # those deleted at 1000 are forgotten
     assert not await store.sweep(1120.0)
@@ -315,12 +319,14 @@ async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
 
 
 async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> None:
-    there = job(keys=("k",), replayable=True)
-    await store.create(there, request(), lease=60.0)
+    there = job(replayable=True)
+    keys = Key("k"), Key("l", lasting=False)
+    await store.create(there, request(), keys=keys, lease=60.0)
     await store.append_body("a", 1, 0, b"x" * (WINDOW + 1))
-    every = {"job:a", "key:k", "body:a:0", "body:a:1"}
-    assert await keys_of(store) == {*every, "request:a", "due", "leases", "busy"}
-    assert [await tell(store, "TTL", key) for key in every] == [-1] * 4
+    every = {"job:a", "key:k", "keys:a", "body:a:0", "body:a:1"}
+    passing = {"request:a", "leases", "busy", "key:l", "passing:a"}
+    assert await keys_of(store) == {*every, *passing, "due"}
+    assert [await tell(store, "TTL", key) for key in every] == [-1] * 5
     await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0))
     assert await keys_of(store) == {*every, "due"}
     kept = [await tell(store, "TTL", key) for key in every]
@@ -331,24 +337,15 @@ async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> 
 
 async def test_what_the_server_has_dropped_is_forgotten(store: RedisStore) -> None:
     for id in "ab":
-        await store.create(job(id, keys=(id,)), lease=0.0)
-        await store.replace(finished(job(id, keys=(id,))))
+        await store.create(job(id), keys=(Key(id, "f"),), lease=0.0)
+        await store.replace(finished(job(id)))
         await tell(store, "DEL", f"job:{id}")
     assert await store.find("a") is None
-    assert await store.create(job("c", keys=("a",))) == job("c", keys=("a",))
+    assert await store.create(job("c"), keys=(Key("a"),)) == job("c")
+    assert await store.find("a") == (job("c"), None)
     assert await store.sweep(1060.0)
-    await store.replace(job("c", keys=("a",)).tombstone(1000.0, 60.0))
+    await store.replace(job("c").tombstone(1000.0, 60.0))
     assert not await store.sweep(1060.0)
-
-
-async def test_a_key_taken_over_by_another_job_stays_its_own(store: RedisStore) -> None:
-    await store.create(job("a", keys=("k",)))
-    await store.create(job("b"))
-    await store.replace(job("b").shared(1, ("k",)))
-    await store.replace(job("a", keys=("k",)).tombstone(1000.0, 60.0))
-    found = await store.find("k")
-    assert found is not None
-    assert found.id == "b"
 
 
 async def test_a_chunk_that_overlaps_brings_the_rest(store: RedisStore) -> None:
@@ -419,9 +416,9 @@ async def test_many_leases_are_renewed_in_batches(store: RedisStore) -> None:
 @pytest.mark.parametrize("id", ["", "a b\r\n", "ü", "\x00", "\ud800", "*", "{x}:y"])
 async def test_any_string_is_an_id_and_a_key(store: RedisStore, id: str) -> None:
     assert await store.get(id) is None
-    await store.create(job(id, keys=(id,)))
-    assert await store.find(id) == job(id, keys=(id,))
-    assert await store.get(id) == job(id, keys=(id,))
+    await store.create(job(id), keys=(Key(id, id),))
+    assert await store.find(id) == (job(id), id)
+    assert await store.get(id) == job(id)
 
 
 # --- how many are busy -----------------------------------------------------------------------
@@ -848,9 +845,9 @@ async def test_nothing_acknowledged_is_lost_when_the_server_dies(serve: Serve) -
 
     async def accept(worker: int) -> None:
         for number in range(1000):
-            there = job(f"{worker}-{number}", keys=(f"k-{worker}-{number}",))
+            there = job(f"{worker}-{number}")
             try:
-                await store.create(there, lease=60.0)
+                await store.create(there, keys=(Key(f"k-{there.id}"),), lease=60.0)
                 created.append(there)
                 assert await store.replace(finished(there), tail=b"x" * 100)
                 replaced.append(there)
@@ -929,13 +926,15 @@ async def test_a_change_that_came_while_the_server_was_away_is_not_missed(serve:
 async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serve) -> None:
     server = serve("--maxmemory-policy", "noeviction")
     store = RedisStore(server.url, deployment="shop")
-    queued = job(state=State.QUEUED, attempt=0, replayable=True, attempts=2, keys=("k",))
-    await store.create(queued, request(b"x" * 1000), lease=0.0)
+    queued = job(state=State.QUEUED, attempt=0, replayable=True, attempts=2)
+    await store.create(queued, request(b"x" * 1000), keys=(Key("k"),), lease=0.0)
     await store.create(job("old"))
     await store.replace(finished(job("old")))
     server.ask("CONFIG", "SET", "maxmemory", "1mb")
     with pytest.raises(StoreFull, match="is full"):
-        await store.create(job("new", keys=("l",)), request(), lease=60.0)
+        await store.create(job("new"), request(), keys=(Key("l"),), lease=60.0)
+    with pytest.raises(StoreFull, match="is full"):
+        await store.replace(queued.shared(1), keys=(Key("l"),))
     assert await store.get("new") is None
     assert await store.find("l") is None
     running = queued.start(1001.0)
@@ -946,7 +945,7 @@ async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serv
         assert await store.append_body("a", 1, number * WINDOW, b"y" * WINDOW)
     assert await store.replace(finished(running), tail=b"z" * 100_000)
     assert len(await body_of(store, "a")) == 10 * WINDOW + 100_000
-    assert await store.find("k") == finished(running)
+    assert await store.find("k") == (finished(running), None)
     assert await store.sweep(1060.0)
     assert not await store.sweep(1120.0)
     server.ask("CONFIG", "SET", "maxmemory", 0)

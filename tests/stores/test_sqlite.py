@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,12 @@ import pytest
 
 from raincheck import ConfigurationError
 from raincheck.errors import StoreError, StoreFull
-from raincheck.job import Bounds, Progress, State
+from raincheck.job import Bounds, Key, Progress, State
 from raincheck.messages import CapturedResponse
 from raincheck.stores import _sqlite_changes
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import File
+from raincheck.stores._sqlite_opening import SCHEMA_VERSION
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.stores.waiting import Waiting
@@ -93,8 +95,8 @@ async def works_at_full_speed(store: Store, parent: Parent) -> None:
     async def work(worker: int) -> None:
         number = 0
         while True:
-            accepted = job(f"{life}-{worker}-{number}", keys=(f"key-{life}-{worker}-{number}",))
-            await store.create(accepted, lease=60.0)
+            accepted = job(f"{life}-{worker}-{number}")
+            await store.create(accepted, keys=(Key(f"key-{accepted.id}"),), lease=60.0)
             parent.say(accepted.id)
             if number % 10 == 0:
                 response = CapturedResponse(200, (), len(ANSWER))
@@ -130,7 +132,7 @@ async def test_what_was_acknowledged_outlives_a_crash(path: Path, opening: str) 
             id = word.removeprefix("finished ")
             there = await store.get(id)
             assert there is not None
-            assert await store.find(f"key-{id}") == there
+            assert await store.find(f"key-{id}") == (there, None)
             if word != id:
                 assert there.finished
             body = await body_of(store, id)
@@ -218,10 +220,10 @@ async def test_the_database_of_another_application_is_refused_and_left_alone(
 async def test_another_schema_is_refused(path: Path, store: SQLiteStore) -> None:
     await store.create(job())
     await store.aclose()
-    look(path, "PRAGMA user_version = 2")
-    with pytest.raises(StoreError, match="schema 2, and this version of raincheck knows 1"):
+    look(path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(StoreError, match="schema 3, and this version of raincheck knows 2"):
         await store.get("a")
-    look(path, "PRAGMA user_version = 1")
+    look(path, f"PRAGMA user_version = {SCHEMA_VERSION}")
     assert await store.get("a") == job()
 
 
@@ -303,12 +305,12 @@ async def test_what_is_dropped_leaves_no_rows(path: Path, store: SQLiteStore) ->
         tables = ("jobs", "keys", "requests", "bodies")
         return [look(path, f"SELECT count(*) FROM {table}")[0][0] for table in tables]
 
-    first = job(attempts=2, replayable=True, keys=("k",))
-    await store.create(first, request())
+    first = job(attempts=2, replayable=True)
+    await store.create(first, request(), keys=(Key("k"), Key("l", lasting=False)))
     await store.append_body("a", 1, 0, bytes(MEBIBYTE))
-    assert rows() == [1, 1, 1, 4]
+    assert rows() == [1, 2, 1, 4]
     assert await store.replace(first.requeue())
-    assert rows() == [1, 1, 1, 0]
+    assert rows() == [1, 2, 1, 0]
     last = first.requeue().start(1001.0)
     assert await store.replace(last)
     await store.append_body("a", last.attempt, 0, bytes(MEBIBYTE))
@@ -365,7 +367,7 @@ async def test_changes_share_a_transaction(
 
 
 async def test_a_change_that_fails_spoils_no_other(store: SQLiteStore) -> None:
-    await store.create(job("before", keys=("k",)))
+    await store.create(job("before"), keys=(Key("k"),))
     failed = []
 
     async def fail() -> None:
@@ -376,16 +378,17 @@ async def test_a_change_that_fails_spoils_no_other(store: SQLiteStore) -> None:
 
     async with anyio.create_task_group() as group:
         for number in range(20):
-            group.start_soon(store.create, job(str(number), keys=(f"key-{number}",)))
+            keys = (Key(f"key-{number}"),)
+            group.start_soon(partial(store.create, job(str(number)), keys=keys))
             if number % 5 == 0:
                 group.start_soon(fail)
-        group.start_soon(store.replace, job("before", keys=("k",)).cancelling())
+        group.start_soon(store.replace, job("before").cancelling())
     assert len(failed) == 4
     assert await store.get("not to be written") is None
     assert [await store.find(f"key-{id}") for id in range(20)] == [
-        job(str(id), keys=(f"key-{id}",)) for id in range(20)
+        (job(str(id)), None) for id in range(20)
     ]
-    assert await store.get("before") == job("before", keys=("k",)).cancelling()
+    assert await store.get("before") == job("before").cancelling()
 
 
 async def test_a_job_without_room_spoils_no_other(
@@ -424,7 +427,7 @@ async def test_who_had_no_room_is_asked_again_when_its_transaction_fails(
         runs.append(changes)
         if len(runs) > 1:
             raise ValueError("not again")
-        changes.create(job("b"), None, None, None)
+        changes.create(job("b"), None, (), None, None)
 
     def fails(changes: Changes) -> None:
         raise ValueError("not at all")
@@ -480,7 +483,7 @@ async def test_a_full_disk_refuses_what_is_too_large_and_nothing_else(store: SQL
 
 
 async def test_who_reads_waits_for_nobody_who_writes(path: Path, store: SQLiteStore) -> None:
-    await store.create(job(keys=("k",)))
+    await store.create(job(), keys=(Key("k"),))
     await store.append_body("a", 1, 0, bytes(MEBIBYTE))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
@@ -488,8 +491,8 @@ async def test_who_reads_waits_for_nobody_who_writes(path: Path, store: SQLiteSt
             group.start_soon(store.create, job("b"))
             await anyio.sleep(0.01)
             with anyio.fail_after(3):  # less than a change would wait
-                assert await store.get("a") == job(keys=("k",))
-                assert await store.find("k") == job(keys=("k",))
+                assert await store.get("a") == job()
+                assert await store.find("k") == (job(), None)
                 assert len(await body_of(store, "a")) == MEBIBYTE
                 assert await store.get("b") is None
             db.execute("ROLLBACK")

@@ -176,6 +176,18 @@ MIGRATIONS = (
     END
     $no_room$;
     """,
+    # A key's fingerprint and whether it lasts stood in the record of its job, and in its name.
+    """
+    ALTER TABLE raincheck.keys
+        ADD fingerprint text COLLATE "C",
+        ADD lasting boolean NOT NULL DEFAULT true;  -- whether the job has it until it is gone
+    ALTER TABLE raincheck.keys ALTER lasting DROP DEFAULT;
+    UPDATE raincheck.keys SET
+        lasting = key NOT LIKE 'run-%',
+        fingerprint = CASE WHEN key NOT LIKE 'run-%' THEN record::json ->> 'fingerprint' END
+    FROM raincheck.jobs
+    WHERE jobs.deployment = keys.deployment AND jobs.id = keys.id;
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

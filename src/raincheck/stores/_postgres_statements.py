@@ -7,10 +7,11 @@ statement, and so one round trip.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.records import dump
 
 PIECE = 256 * 1024
@@ -36,17 +37,18 @@ WITH there AS (
     INSERT INTO raincheck.jobs
         (deployment, id, version, attempt, state, gone, due, record, route, owner, lease_until)
     SELECT
-        'deployment', $1, $2, $3, $4, $5, $6, $7, $11, $12,
-        clock_timestamp() + $9::float8 * interval '1 second'
+        'deployment', $1, $2, $3, $4, $5, $6, $7, $13, $14,
+        clock_timestamp() + $11::float8 * interval '1 second'
     WHERE NOT EXISTS (SELECT FROM there)
     RETURNING id
 ), owned AS (
-    INSERT INTO raincheck.keys (deployment, key, id)
-    SELECT DISTINCT 'deployment', key, $1 FROM unnest($8::text[]) AS key
+    INSERT INTO raincheck.keys (deployment, key, id, fingerprint, lasting)
+    SELECT 'deployment', key, $1, fingerprint, lasting
+    FROM unnest($8::text[], $9::text[], $10::boolean[]) AS new (key, fingerprint, lasting)
     WHERE EXISTS (SELECT FROM job) ORDER BY key
 ), kept AS (
     INSERT INTO raincheck.requests (deployment, id, request)
-    SELECT 'deployment', $1, $10::bytea WHERE $10 IS NOT NULL AND EXISTS (SELECT FROM job)
+    SELECT 'deployment', $1, $12::bytea WHERE $12 IS NOT NULL AND EXISTS (SELECT FROM job)
 )
 SELECT record FROM there
 """
@@ -59,7 +61,7 @@ CREATE_WITHIN = _CREATING.format(
     or_no_room="""
     UNION ALL
     SELECT bound FROM raincheck.no_room(
-        'deployment', $1, 0, $8, $13, $11, $12, $14, $15, $16
+        'deployment', $1, 0, $8, $15, $13, $14, $16, $17, $18
     ) AS bound
     WHERE bound IS NOT NULL
     """
@@ -68,7 +70,7 @@ CREATE_WITHIN = _CREATING.format(
 GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
 
 FIND = """
-SELECT record FROM raincheck.keys JOIN raincheck.jobs USING (deployment, id)
+SELECT record, fingerprint FROM raincheck.keys JOIN raincheck.jobs USING (deployment, id)
 WHERE deployment = 'deployment' AND key = $1
 """
 
@@ -80,26 +82,25 @@ WITH {no_room} job AS (
         version = $2, attempt = $3, state = $4, gone = $5, due = $6, record = $7,
         lease_until = CASE
             WHEN $4::text IS NULL THEN NULL
-            WHEN $9::float8 IS NULL THEN lease_until
-            ELSE clock_timestamp() + $9 * interval '1 second'
+            WHEN $11::float8 IS NULL THEN lease_until
+            ELSE clock_timestamp() + $11 * interval '1 second'
         END
-    WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1 {and_room}
+    WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1 AND NOT EXISTS (
+        SELECT FROM raincheck.keys WHERE deployment = 'deployment' AND key = ANY ($8)
+    ) {and_room}
     RETURNING id
 ), freed AS (
     DELETE FROM raincheck.keys
-    WHERE deployment = 'deployment' AND id = $1 AND key <> ALL ($8::text[])
-        AND EXISTS (SELECT FROM job)
+    WHERE deployment = 'deployment' AND id = $1 AND ($4 IS NULL OR $4 = 'cancelling')
+        AND ($5 OR NOT lasting) AND EXISTS (SELECT FROM job)
 ), owned AS (
-    INSERT INTO raincheck.keys (deployment, key, id)
-    SELECT 'deployment', key, $1 FROM (
-        SELECT unnest($8) AS key
-        EXCEPT SELECT key FROM raincheck.keys WHERE deployment = 'deployment' AND id = $1
-        ORDER BY key
-    ) AS new WHERE EXISTS (SELECT FROM job)
-    ON CONFLICT (deployment, key) DO UPDATE SET id = excluded.id
+    INSERT INTO raincheck.keys (deployment, key, id, fingerprint, lasting)
+    SELECT 'deployment', key, $1, fingerprint, lasting
+    FROM unnest($8::text[], $9::text[], $10::boolean[]) AS new (key, fingerprint, lasting)
+    WHERE EXISTS (SELECT FROM job) ORDER BY key
 ), forgotten AS (
     DELETE FROM raincheck.requests
-    WHERE deployment = 'deployment' AND id = $1 AND NOT $10::boolean AND EXISTS (SELECT FROM job)
+    WHERE deployment = 'deployment' AND id = $1 AND NOT $12::boolean AND EXISTS (SELECT FROM job)
 ), dropped AS (
     DELETE FROM raincheck.chunks
     WHERE deployment = 'deployment' AND id = $1 AND (attempt <> $3 OR $5)
@@ -111,7 +112,7 @@ WITH {no_room} job AS (
         WHERE deployment = 'deployment' AND id = $1 AND attempt = $3
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
-    FROM unnest($11::bigint[], $12::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
+    FROM unnest($13::bigint[], $14::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
 )
 SELECT 'replaced' FROM job {or_no_room}
 """
@@ -123,10 +124,10 @@ REPLACE_WITHIN = _REPLACING.format(
     no_room AS MATERIALIZED (
         SELECT bound FROM raincheck.jobs,
             raincheck.no_room(
-                'deployment', id, version, NULL, $13, route, owner, $14, $15, $16
+                'deployment', id, version, NULL, $15, route, owner, $16, $17, $18
             ) AS bound
         WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1
-            AND state <> ALL ($14) AND bound IS NOT NULL
+            AND state <> ALL ($16) AND bound IS NOT NULL
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",
@@ -233,12 +234,13 @@ WHERE version IS NULL OR version > after
 ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"
 
 
-def columns(job: Job) -> tuple[Any, ...]:
+def columns(job: Job, keys: Collection[Key]) -> tuple[Any, ...]:
     """What `CREATE` and `REPLACE` begin with."""
     state = None if job.finished or job.gone else job.state.value
     due = job.purge_at if job.gone else job.expires_at
     record = dump(job).decode()
-    return job.id, job.version, job.attempt, state, job.gone, due, record, job.keys
+    row = job.id, job.version, job.attempt, state, job.gone, due, record
+    return *row, *([key[column] for key in keys] for column in range(len(Key._fields)))
 
 
 class Most(NamedTuple):

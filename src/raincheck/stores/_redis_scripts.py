@@ -6,10 +6,11 @@ The keys are listed in `stores/redis.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from hashlib import sha1
 
 from raincheck.errors import NoRoom
-from raincheck.job import Bounds, Job
+from raincheck.job import Bounds, Job, Key
 
 WINDOW = 256 * 1024
 """Bytes of a response body that are kept under one key, and read at once."""
@@ -43,12 +44,23 @@ def place(job: Job) -> tuple[str, str]:
     return f"{len(job.route)}:{job.route}", owner
 
 
-def most(job: Job, bounds: Bounds | None) -> tuple[str | int, ...]:
-    """What `no_room` compares with; most calls have no bounds, and send none."""
-    if bounds is None:
+def most(job: Job, bounds: Bounds | None, keys: Collection[Key]) -> tuple[str | int, ...]:
+    """What `no_room` compares with, and the marks of keys; most calls have neither."""
+    if bounds is None and not keys:
         return ()
-    owner = None if job.owner is None else bounds.owner
-    return "" if bounds.route is None else bounds.route, "" if owner is None else owner
+    route = None if bounds is None else bounds.route
+    owner = None if bounds is None or job.owner is None else bounds.owner
+    return "" if route is None else route, "" if owner is None else owner, *map(mark, keys)
+
+
+def mark(key: Key) -> str:
+    """What is kept of a key besides whose it is."""
+    return f"{key.lasting:d}" + ("" if key.fingerprint is None else f"={key.fingerprint}")
+
+
+def fingerprint(mark: bytes) -> str | None:
+    """The fingerprint in a mark."""
+    return mark[2:].decode("utf-8", "surrogatepass") if len(mark) > 1 else None
 
 
 def check_room(answer: object) -> None:
@@ -107,6 +119,24 @@ local function append(body, size, chunk)
   return size
 end
 
+-- Give a job the keys that `KEYS` has from `first` on; `ARGV` has their marks, as many places
+-- after `before`.
+local function give(job, id, keys, passing, first, before)
+  if #KEYS >= first then call('HSET', job, 'keyed', 1) end
+  for i = first, #KEYS do
+    local mark = ARGV[before + i - first + 1]
+    call('HSET', KEYS[i], 'id', id, 'mark', mark)
+    call('SADD', string.sub(mark, 1, 1) == '1' and keys or passing, KEYS[i])
+  end
+end
+
+local function free(id, keys)
+  for _, key in ipairs(call('SMEMBERS', keys)) do
+    if call('HGET', key, 'id') == id then call('UNLINK', key) end
+  end
+  call('UNLINK', keys)
+end
+
 local function windows(body, size)
   local keys = {}
   for start = 0, size - 1, WINDOW do keys[#keys + 1] = body .. ':' .. start / WINDOW end
@@ -118,12 +148,12 @@ end
 CREATE = Script(
     "",
     """
-local job, request, _, due, leases, busy = unpack(KEYS, 1, 6)
+local job, request, _, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local jobs, id, record, version, attempt, stage, captured, lease, score = unpack(ARGV, 1, 9)
 local route, owner, of_route, of_owner = unpack(ARGV, 10)
 local there = call('HGET', job, 'record')
-for i = 7, #KEYS do
-  local other = not there and call('GET', KEYS[i])
+for i = 9, #KEYS do
+  local other = not there and call('HGET', KEYS[i], 'id')
   there = there or other and call('HGET', jobs .. other, 'record')
 end
 if there then return there end
@@ -132,8 +162,7 @@ local full = group and no_room(busy, group, route, owner, of_route, of_owner)
 if full then return full end
 call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
   'size', 0)
-if #KEYS > 6 then call('HSET', job, 'keys', cmsgpack.pack({unpack(KEYS, 7)})) end
-for i = 7, #KEYS do call('SET', KEYS[i], id) end
+give(job, id, keys, passing, 9, 13)
 if captured ~= '' then call('SET', request, captured) end
 if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
 if group then call('ZADD', busy, 0, group .. route .. owner .. id) end
@@ -145,22 +174,24 @@ return false
 FIND = Script(
     "flags=no-writes",
     """
-local id = call('GET', KEYS[1])
-return id and call('HGET', ARGV[1] .. id, 'record')
+local key = call('HMGET', KEYS[1], 'id', 'mark')
+local record = key[1] and call('HGET', ARGV[1] .. key[1], 'record')
+return record and {record, key[2]}
 """,
 )
 
-REPLACE = Script(
-    "flags=allow-oom",
-    """
-local job, request, body, due, leases, busy = unpack(KEYS, 1, 6)
+_REPLACING = """
+local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)
 local replayable, tail, lease, score, keep = unpack(ARGV, 8, 12)
 local route, owner, of_route, of_owner = unpack(ARGV, 13)
-local old = call('HMGET', job, 'version', 'attempt', 'size', 'keys', 'stage')
+local old = call('HMGET', job, 'version', 'attempt', 'size', 'stage', 'keyed')
 if old[1] ~= before then return 0 end
+for i = 9, #KEYS do
+  if call('EXISTS', KEYS[i]) == 1 then return 0 end
+end
 
-local left, group = grouped(old[5]), grouped(stage)
+local left, group = grouped(old[4]), grouped(stage)
 if left ~= group then
   local full = group and no_room(busy, group, route, owner, of_route, of_owner)
   if full then return full end
@@ -178,15 +209,10 @@ call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'sta
   'size', size)
 if replayable == '0' then call('UNLINK', request) end
 
-local keys = {unpack(KEYS, 7)}
-local packed = #keys > 0 and cmsgpack.pack(keys)
-if packed ~= old[4] then
-  for _, key in ipairs(old[4] and cmsgpack.unpack(old[4]) or {}) do
-    if call('GET', key) == id then call('UNLINK', key) end
-  end
-  for _, key in ipairs(keys) do call('SET', key, id) end
-  if packed then call('HSET', job, 'keys', packed) else call('HDEL', job, 'keys') end
-end
+local keyed = old[5]
+if keyed and stage ~= 'queued' and stage ~= 'running' then free(id, passing) end
+if keyed and stage == 'gone' then free(id, keys) end
+give(job, id, keys, passing, 9, 16)
 
 if not unfinished(stage) then
   call('ZREM', leases, id)
@@ -196,13 +222,18 @@ elseif lease ~= '' then
 end
 if keep ~= '' then
   call('EXPIRE', job, keep)
-  for _, key in ipairs(keys) do call('EXPIRE', key, keep) end
+  if keyed then call('EXPIRE', keys, keep) end
+  for _, key in ipairs(keyed and call('SMEMBERS', keys) or {}) do call('EXPIRE', key, keep) end
   for _, key in ipairs(windows(body, size)) do call('EXPIRE', key, keep) end
 end
 call('PUBLISH', channel, id)
 return 1
-""",
-)
+"""
+
+REPLACE = Script("flags=allow-oom", _REPLACING)
+
+# With keys, for which a full server has no room.
+JOIN = Script("", _REPLACING)
 
 APPEND = Script(
     "flags=allow-oom",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from raincheck.errors import NoRoom
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import dump, dump_request, readable
 
@@ -17,14 +17,14 @@ NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
 # A lease of NULL seconds ends never.
 INSERT = """
-INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, keys, due, record,
+INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, due, record, keyed,
     lease_until)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NOW + ?) ON CONFLICT (id) DO NOTHING
 """.replace("NOW", NOW)
 
 UPDATE = """
-UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, keys = ?, due = ?,
-    record = ?, lease_until = CASE WHEN ? THEN NULL ELSE coalesce(NOW + ?, lease_until) END
+UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, due = ?, record = ?,
+    keyed = keyed OR ?, lease_until = CASE WHEN ? THEN NULL ELSE coalesce(NOW + ?, lease_until) END
 WHERE number = ?
 """.replace("NOW", NOW)
 
@@ -59,15 +59,16 @@ class Changes:
         self,
         job: Job,
         request: CapturedRequest | None,
+        keys: Collection[Key],
         lease: float | None,
         bounds: Bounds | None,
     ) -> str | None:
         """Insert a job; the record that is there instead."""
-        for key in job.keys:
+        for key in keys:
             there = self._execute(
                 "SELECT record FROM jobs WHERE id = ? UNION ALL"
-                " SELECT record FROM keys JOIN jobs ON number = job WHERE key = ?",
-                (job.id, key),
+                " SELECT record FROM keys JOIN jobs ON number = job WHERE name = ?",
+                (job.id, key.name),
             ).fetchone()
             if there is not None:
                 return str(there[0])
@@ -77,36 +78,44 @@ class Changes:
             self._check_room(job, bounds)
         inserted = self._execute(
             INSERT,
-            (job.id, job.route, job.owner, *_columns(job), lease),
+            (job.id, job.route, job.owner, *_columns(job), bool(keys), lease),
         )
         if not inserted.rowcount:
             return self._record(job.id)
         number = inserted.lastrowid
-        if job.keys:
-            keys = [(key, number) for key in {*job.keys}]
-            self._db.executemany("INSERT INTO keys VALUES (?, ?)", keys)
+        if keys:
+            self._give(number, keys)
         if request is not None and job.replayable:
             self._execute("INSERT INTO requests VALUES (?, ?)", (number, dump_request(request)))
         return None
 
     def replace(
-        self, job: Job, tail: bytes = b"", lease: float | None = None, bounds: Bounds | None = None
+        self,
+        job: Job,
+        keys: Collection[Key] = (),
+        tail: bytes = b"",
+        lease: float | None = None,
+        bounds: Bounds | None = None,
     ) -> bool:
         old = self._execute(
-            "SELECT number, attempt, unfinished, replayable, keys FROM jobs"
+            "SELECT number, attempt, unfinished, replayable, keyed FROM jobs"
             " WHERE id = ? AND version = ?",
             (job.id, job.version - 1),
         ).fetchone()
         if old is None:
             return False
-        number, attempt, state, replayable, keys = old
+        number, attempt, state, replayable, keyed = old
+        if any(
+            self._execute("SELECT 1 FROM keys WHERE name = ?", key[:1]).fetchone() for key in keys
+        ):
+            return False
         if bounds is not None and not (job.finished or job.gone or state in _alike(job.state)):
             self._check_room(job, bounds)
-        if keys is not None or job.keys:
-            had, has = set(json.loads(keys or "[]")), set(job.keys)
-            freed, taken = ([(key, number) for key in some] for some in (had - has, has - had))
-            self._db.executemany("DELETE FROM keys WHERE key = ? AND job = ?", freed)
-            self._db.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", taken)
+        if keyed and not job.joinable:
+            # All of them if it is gone, else those that do not last.
+            self._execute("DELETE FROM keys WHERE job = ? AND lasting <= ?", (number, job.gone))
+        if keys:
+            self._give(number, keys)
         if replayable and not job.replayable:
             self._execute("DELETE FROM requests WHERE job = ?", (number,))
         if job.gone or job.attempt != attempt:
@@ -117,7 +126,7 @@ class Changes:
             self._append(number, job.attempt, end, tail)
         self._execute(
             UPDATE,
-            (*_columns(job), job.finished or job.gone, lease, number),
+            (*_columns(job), bool(keys), job.finished or job.gone, lease, number),
         )
         self.ids.append(job.id)
         return True
@@ -194,6 +203,10 @@ class Changes:
         row = self._execute("SELECT record FROM jobs WHERE id = ?", (id,)).fetchone()
         return None if row is None else str(row[0])
 
+    def _give(self, number: int | None, keys: Collection[Key]) -> None:
+        rows = [(name, number, fingerprint, lasting) for name, fingerprint, lasting in keys]
+        self._db.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", rows)
+
     def _check_room(self, job: Job, bounds: Bounds) -> None:
         """Nobody else writes, so that what is counted is so still when this one is written."""
         alike = _alike(job.state)
@@ -242,7 +255,6 @@ def _columns(job: Job) -> tuple[object, ...]:
         job.attempt,
         None if job.finished or job.gone else job.state,
         job.replayable,
-        json.dumps(job.keys) if job.keys else None,
         job.purge_at if job.gone else job.expires_at,
         dump(job).decode(),
     )

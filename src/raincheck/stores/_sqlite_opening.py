@@ -10,12 +10,12 @@ from raincheck.errors import StoreError
 APPLICATION_ID = int.from_bytes(b"rain")
 """Marks a file as ours (SQLite's `PRAGMA application_id`)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """What this version makes (`PRAGMA user_version`). It opens no other."""
 
 # A number stands for a job in the other tables, so that what comes together lies together, and not
-# where a random id would put it. `unfinished` is the state of a job until it has ended; `keys` are
-# those that it has, as JSON.
+# where a random id would put it. `unfinished` is the state of a job until it has ended; `keyed`
+# whether it was ever given keys: those that were not, which is most of them, are spared a look.
 SCHEMA = f"""
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,
@@ -26,7 +26,7 @@ CREATE TABLE jobs (
     attempt INTEGER NOT NULL,
     unfinished TEXT,
     replayable INTEGER NOT NULL,
-    keys TEXT,
+    keyed INTEGER NOT NULL,
     lease_until REAL,
     due REAL,
     record TEXT NOT NULL
@@ -34,7 +34,13 @@ CREATE TABLE jobs (
 CREATE INDEX unfinished ON jobs (unfinished, route, owner) WHERE unfinished IS NOT NULL;
 CREATE INDEX leased ON jobs (lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX due ON jobs (due) WHERE due IS NOT NULL;
-CREATE TABLE keys (key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE keys (
+    name TEXT PRIMARY KEY,
+    job INTEGER NOT NULL,
+    fingerprint TEXT,
+    lasting INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX keys_of_job ON keys (job, lasting);
 CREATE TABLE requests (job INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE bodies (
     job INTEGER NOT NULL,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import ClassVar, NamedTuple
 
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 
 
@@ -22,6 +22,18 @@ class Abandoned(NamedTuple):
     id: str
     job: Job | None
     idle: float
+
+
+class Found(NamedTuple):
+    """The job that has a key.
+
+    Attributes:
+        job: the job.
+        fingerprint: what came with that key.
+    """
+
+    job: Job
+    fingerprint: str | None
 
 
 class Store(ABC):
@@ -56,14 +68,16 @@ class Store(ABC):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
-        """Insert a job unless there is one of this id, or one under any of its keys.
+        """Insert a job unless there is one of this id, or one under any of these keys.
 
         Args:
             job: the job.
             request: kept with it if it is `replayable`.
+            keys: its own from now on; all of them, or none. No name stands there twice.
             lease: seconds until it counts as abandoned; None: it never does.
             bounds: how many may be in its state, this one counted. An earlier job is returned
                 whatever they say.
@@ -82,8 +96,8 @@ class Store(ABC):
         """The newest version of a job or of its tombstone; None if there is neither."""
 
     @abstractmethod
-    async def find(self, key: str) -> Job | None:
-        """The job that has this key among its `keys` now; None if there is none."""
+    async def find(self, name: str) -> Found | None:
+        """The job that has the key of this name now; None if there is none."""
 
     @abstractmethod
     async def request(self, id: str) -> CapturedRequest | None:
@@ -94,28 +108,33 @@ class Store(ABC):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         """Put the next version in the place of the last (compare and swap).
 
-        Keys that it has no more are free again, and new ones are its own. A version that is not
-        `replayable` drops the captured request, one of another `attempt` the response body, and a
-        tombstone (`job.gone`) both. There is always room for a newer version.
+        A version that is not `joinable` gives up the keys that are not `lasting`, a tombstone
+        (`job.gone`) all of them. A version that is not `replayable` drops the captured request, one
+        of another `attempt` the response body, and a tombstone both. There is always room for a
+        newer version, if it brings no keys. What a key costs does not grow with their number.
 
         Args:
             job: the next version.
+            keys: further ones, its own from now on, if none of them is anybody's yet.
             tail: the last bytes of the response body, if this version has the response.
             lease: seconds until it counts as abandoned; None leaves that as it is. A job that is
                 terminal or gone has no lease any more.
             bounds: how many may be in its state, if it comes to it by this version.
 
         Returns:
-            Whether `job.version` was the next one. If not, nothing has changed.
+            Whether `job.version` was the next one, and all of `keys` were free. If not, nothing
+            has changed.
 
         Raises:
             NoRoom: as many are in its state as `bounds` allows; nothing has changed.
+            StoreFull: there is no room for `keys`; nothing has changed.
         """
 
     @abstractmethod

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
 import anyio
 
 from raincheck.errors import StoreError
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 
 
 class BoundedStore(Store):
@@ -39,19 +39,20 @@ class BoundedStore(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         with self._in_time():
-            return await self._store.create(job, request, lease=lease, bounds=bounds)
+            return await self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
 
     async def get(self, id: str) -> Job | None:
         with self._in_time():
             return await self._store.get(id)
 
-    async def find(self, key: str) -> Job | None:
+    async def find(self, name: str) -> Found | None:
         with self._in_time():
-            return await self._store.find(key)
+            return await self._store.find(name)
 
     async def request(self, id: str) -> CapturedRequest | None:
         with self._in_time():
@@ -61,12 +62,13 @@ class BoundedStore(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         with self._in_time():
-            return await self._store.replace(job, tail=tail, lease=lease, bounds=bounds)
+            return await self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         with self._in_time():

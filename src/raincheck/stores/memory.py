@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import astuple
 from itertools import chain
 from typing import Any, ClassVar
@@ -12,10 +12,10 @@ import anyio
 from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
-from raincheck.job import Bounds, Job, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.stores.waiting import Waiting
 
 RECORD_COST = 1024
@@ -54,7 +54,8 @@ class MemoryStore(Store):
         self._requests: dict[str, CapturedRequest] = {}
         self._bodies: dict[str, bytes | Body] = {}
         self._leases: dict[str, float] = {}
-        self._keys: dict[str, str] = {}  # to the id of the job that has it
+        self._keys: dict[str, tuple[str, str | None, bool]] = {}  # whose each is, and the rest
+        self._names: dict[str, list[str]] = {}  # of the keys of each job that has any
         self._waiting = Waiting()
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
         # what has come since.
@@ -76,15 +77,16 @@ class MemoryStore(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         there = self._get(job.id)
         if there is not None:
             return there
-        for key in job.keys:
-            if key in self._keys:
-                return self._there(self._keys[key])
+        for key in keys:
+            if (taken := self._keys.get(key.name)) is not None:
+                return self._there(taken[0])
         if bounds is not None:
             self._check_room(job, bounds)
         if not job.replayable:
@@ -94,8 +96,8 @@ class MemoryStore(Store):
             raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
         self._live[job.id] = job
         self._bytes += cost
-        for key in job.keys:
-            self._keys[key] = job.id
+        if keys:
+            self._give(job.id, keys)
         if request is not None:
             self._requests[job.id] = request
         if lease is not None:
@@ -105,9 +107,11 @@ class MemoryStore(Store):
     async def get(self, id: str) -> Job | None:
         return self._get(id)
 
-    async def find(self, key: str) -> Job | None:
-        id = self._keys.get(key)
-        return None if id is None else self._get(id)
+    async def find(self, name: str) -> Found | None:
+        if (key := self._keys.get(name)) is None:
+            return None
+        id, fingerprint, _ = key
+        return Found(self._there(id), fingerprint)
 
     async def request(self, id: str) -> CapturedRequest | None:
         return self._requests.get(id)
@@ -116,12 +120,15 @@ class MemoryStore(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         old = self._get(job.id)
         if old is None or old.version + 1 != job.version:
+            return False
+        if any(key.name in self._keys for key in keys):
             return False
         if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
             self._check_room(job, bounds)
@@ -132,6 +139,8 @@ class MemoryStore(Store):
         if lease is not None:
             self._leases[job.id] = self._clock() + lease
         self._put(old, job)
+        if keys:
+            self._give(job.id, keys)
         return True
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
@@ -216,6 +225,7 @@ class MemoryStore(Store):
         self._bodies = dict(self._bodies)
         self._leases = dict(self._leases)
         self._keys = dict(self._keys)
+        self._names = dict(self._names)
         self._newly_due = dict(self._newly_due)
         due, self._due = self._due, _due_dates()
         self._due.update(due)
@@ -228,10 +238,8 @@ class MemoryStore(Store):
             self._at_rest[id] = _packed(job)
         else:
             self._live[id] = job
-        if job.keys != old.keys:
-            for key in old.keys:
-                self._keys.pop(key, None)
-            self._keys.update(dict.fromkeys(job.keys, id))
+        if id in self._names and not job.joinable:
+            self._take_keys(job)
         if not job.replayable and (request := self._requests.pop(id, None)) is not None:
             self._bytes -= _cost(request)
         if job.response is not None:
@@ -247,6 +255,22 @@ class MemoryStore(Store):
             self._newly_due[id] = due
         if self._waiting:
             self._waiting.wake((id,))
+
+    def _give(self, id: str, keys: Collection[Key]) -> None:
+        for name, fingerprint, lasting in keys:
+            self._keys[name] = id, fingerprint, lasting
+        self._names.setdefault(id, []).extend(key.name for key in keys)
+
+    def _take_keys(self, job: Job) -> None:
+        """Free the keys that a job has no more now that nobody can join it."""
+        kept = []
+        for name in self._names.pop(job.id):
+            if job.gone or not self._keys[name][2]:
+                del self._keys[name]
+            else:
+                kept.append(name)
+        if kept:
+            self._names[job.id] = kept
 
     def _append(self, id: str, chunk: bytes) -> None:
         self._bytes += len(chunk)

@@ -7,7 +7,7 @@ runs, and who waits there for changes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
@@ -20,12 +20,12 @@ except ImportError as error:
 
 import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, Server
 from raincheck.stores._postgres_session import Session
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 
 PAGE = 4
 """Rows of a response body that are read at once."""
@@ -102,13 +102,14 @@ class PostgresStore(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         kept = dump_request(request) if request is not None and job.replayable else None
         route = sql.digest(job.route)
         owner = None if job.owner is None else sql.digest(job.owner)
-        arguments = [*sql.columns(job), lease, kept, route, owner]
+        arguments = [*sql.columns(job, keys), lease, kept, route, owner]
         if (most := sql.most(job, bounds)) is None:
             there = await self._value(sql.CREATE, *arguments)
         else:
@@ -121,9 +122,9 @@ class PostgresStore(Store):
         record = await self._value(sql.GET, id)
         return None if record is None else load(record)
 
-    async def find(self, key: str) -> Job | None:
-        record = await self._value(sql.FIND, key)
-        return None if record is None else load(record)
+    async def find(self, name: str) -> Found | None:
+        rows = await self._rows(sql.FIND, name)
+        return Found(load(rows[0]["record"]), rows[0]["fingerprint"]) if rows else None
 
     async def request(self, id: str) -> CapturedRequest | None:
         record = await self._value(sql.REQUEST, id)
@@ -133,11 +134,12 @@ class PostgresStore(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        arguments = [*sql.columns(job), lease, job.replayable, *sql.pieces(tail)]
+        arguments = [*sql.columns(job, keys), lease, job.replayable, *sql.pieces(tail)]
         if (most := sql.most(job, bounds)) is None:
             replaced = await self._value(sql.REPLACE, *arguments)
         else:

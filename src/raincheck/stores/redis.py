@@ -5,7 +5,9 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
     job:<id>         hash: the record, and what the scripts need of it
     request:<id>     the captured request
     body:<id>:<n>    the n-th `WINDOW` bytes of the response body
-    key:<key>        the id of the job that has this key
+    key:<name>       hash: the id of the job that has this key, and what came with it
+    keys:<id>        set: the keys that a job has until it is gone
+    passing:<id>     set: those that it has until nobody can join it any more
     due              sorted set: every id, by when `sweep` turns to it (the callers' clocks)
     leases           sorted set: every leased id, by when its lease ends (the server's clock)
     busy             sorted set: every unfinished job by whether it waits or runs, its route, its
@@ -19,11 +21,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, ClassVar
 
 from raincheck.errors import ConfigurationError, StoreError
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._redis_line import Line, Word, server
@@ -32,6 +34,7 @@ from raincheck.stores._redis_scripts import (
     APPEND,
     CREATE,
     FIND,
+    JOIN,
     READ,
     RENEW,
     REPLACE,
@@ -40,12 +43,13 @@ from raincheck.stores._redis_scripts import (
     Script,
     check_room,
     due,
+    fingerprint,
     keep,
     most,
     place,
     stage,
 )
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.stores.deployments import checked
 
 logger = logging.getLogger("raincheck")
@@ -107,12 +111,13 @@ class RedisStore(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         there = await self._run(
             CREATE,
-            self._keys_of(job),
+            self._keys_of(job, keys),
             self._key("job:"),
             job.id,
             dump(job),
@@ -123,7 +128,7 @@ class RedisStore(Store):
             "" if lease is None else lease,
             due(job),
             *place(job),
-            *most(job, bounds),
+            *most(job, bounds, keys),
         )
         check_room(there)
         return job if there is None else load(there)
@@ -131,9 +136,9 @@ class RedisStore(Store):
     async def get(self, id: str) -> Job | None:
         return await self._get(self._line(), id)
 
-    async def find(self, key: str) -> Job | None:
-        record = await self._run(FIND, [self._key("key:", key)], self._key("job:"))
-        return None if record is None else load(record)
+    async def find(self, name: str) -> Found | None:
+        found = await self._run(FIND, [self._key("key:", name)], self._key("job:"))
+        return None if found is None else Found(load(found[0]), fingerprint(found[1]))
 
     async def request(self, id: str) -> CapturedRequest | None:
         line = self._line()
@@ -144,13 +149,14 @@ class RedisStore(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
         replaced = await self._run(
-            REPLACE,
-            self._keys_of(job),
+            JOIN if keys else REPLACE,
+            self._keys_of(job, keys),
             self._key("changed"),
             job.id,
             job.version - 1,
@@ -164,7 +170,7 @@ class RedisStore(Store):
             due(job),
             keep(job),
             *place(job),
-            *most(job, bounds),
+            *most(job, bounds, keys),
         )
         check_room(replaced)
         return bool(replaced)
@@ -259,13 +265,12 @@ class RedisStore(Store):
     def _key(self, kind: str, name: str = "") -> str:
         return f"{self._prefix}{kind}{name}"
 
-    def _keys_of(self, job: Job) -> list[str]:
+    def _keys_of(self, job: Job, keys: Collection[Key]) -> list[str]:
         return [
             *(self._key(kind, job.id) for kind in ("job:", "request:", "body:")),
-            self._key("due"),
-            self._key("leases"),
-            self._key("busy"),
-            *(self._key("key:", key) for key in job.keys),
+            *map(self._key, ("due", "leases", "busy")),
+            *(self._key(kind, job.id) for kind in ("keys:", "passing:")),
+            *(self._key("key:", key.name) for key in keys),
         ]
 
     async def _run(self, script: Script, keys: list[str], *words: Word) -> Any:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal
 from anyio.lowlevel import current_token
 
 from raincheck.errors import ConfigurationError, StoreError
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import load, load_request, readable
 from raincheck.stores._sqlite_calls import explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 
 logger = logging.getLogger("raincheck")
 
@@ -98,11 +98,12 @@ class SQLiteStore(Store):
         job: Job,
         request: CapturedRequest | None = None,
         *,
+        keys: Collection[Key] = (),
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
         there = await self._here().write(
-            lambda changes: changes.create(job, request, lease, bounds)
+            lambda changes: changes.create(job, request, keys, lease, bounds)
         )
         return job if there is None else load(there)
 
@@ -110,11 +111,11 @@ class SQLiteStore(Store):
         rows = await self._read("SELECT record FROM jobs WHERE id = ?", id)
         return load(rows[0][0]) if rows else None
 
-    async def find(self, key: str) -> Job | None:
+    async def find(self, name: str) -> Found | None:
         rows = await self._read(
-            "SELECT record FROM keys JOIN jobs ON number = job WHERE key = ?", key
+            "SELECT record, fingerprint FROM keys JOIN jobs ON number = job WHERE name = ?", name
         )
-        return load(rows[0][0]) if rows else None
+        return Found(load(rows[0][0]), rows[0][1]) if rows else None
 
     async def request(self, id: str) -> CapturedRequest | None:
         rows = await self._read_large(
@@ -126,11 +127,14 @@ class SQLiteStore(Store):
         self,
         job: Job,
         *,
+        keys: Collection[Key] = (),
         tail: bytes = b"",
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        return await self._here().write(lambda changes: changes.replace(job, tail, lease, bounds))
+        return await self._here().write(
+            lambda changes: changes.replace(job, keys, tail, lease, bounds)
+        )
 
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         return await self._here().write(
