@@ -9,13 +9,22 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, MemoryStore, Policy
+from raincheck import (
+    ConfigurationError,
+    Job,
+    Jobs,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    long_running,
+)
 from raincheck.policy import PolicySettings
 from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.runners.local import LocalRunner
@@ -160,22 +169,75 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_handler_killed_by_a_base_exception_fails_its_job(
-    error: type[BaseException], anyio_backend: str, caplog: pytest.LogCaptureFixture
+KILLERS = [Killed, KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("error", KILLERS)
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_whatever_a_handler_raises_its_job_has_failed_and_its_place_is_free(
+    error: type[BaseException], at_once: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answer(request: Request) -> None:
+        if not at_once:
+            await anyio.sleep(1)
+        raise error
+
+    jobs = virtual_jobs()
+    async with running(app_of(slow_route(answer, max_running=1), jobs=jobs)) as client:
+        for accepted in [await client.post("/slow") for _ in range(3)]:
+            response = await follow(client, accepted)
+            assert response.status_code == 500
+            assert response.json()["type"].endswith("crashed")
+        await settled()
+        assert (jobs.statistics().running, jobs.statistics().queued) == (0, 0)
+    assert error.__name__ in caplog.text
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("error", KILLERS)
+async def test_whatever_a_handler_raises_in_its_thread_too(error: type[BaseException]) -> None:
+    @long_running
+    def slow(request: Request) -> None:
         raise error
 
     jobs = Jobs()
-    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
-        response = await follow(client, await client.post("/slow"))
-        assert response.status_code == 500
+    async with running(app_of(Route("/slow", slow), jobs=jobs)) as client:
+        response = await follow(client, await client.get("/slow"))
         assert response.json()["type"].endswith("crashed")
         await settled()
         assert jobs.statistics().running == 0
-    assert error.__name__ in caplog.text
+
+
+async def test_what_is_left_on_the_way_from_a_killed_handler_may_await() -> None:
+    cleaned: list[str] = []
+
+    async def session() -> Any:
+        try:
+            yield
+        finally:
+            await anyio.sleep(1)
+            cleaned.append("up")
+
+    app = FastAPI()
+
+    @app.post("/slow")
+    @long_running
+    async def slow(there: None = Depends(session)) -> None:
+        raise GeneratorExit
+
+    async with running(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.json()["type"].endswith("crashed")
+    assert cleaned == ["up"]
+
+
+async def test_without_a_job_it_is_the_servers() -> None:
+    async def answer(request: Request) -> None:
+        raise GeneratorExit
+
+    async with running(app_of(slow_route(answer, respond="preferred"))) as client:
+        with pytest.raises(GeneratorExit):
+            await client.post("/slow")
 
 
 class BrokenStore(MemoryStore):

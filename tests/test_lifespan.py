@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -424,6 +425,29 @@ def test_jobs_whose_event_loop_has_ended_are_interrupted() -> None:
     asyncio.run(look(asyncio.run(submit())))
     trio.run(look, trio.run(submit))
     asyncio.run(look(trio.run(submit)))
+
+
+def test_an_event_loop_that_is_thrown_away_is_no_error_of_its_jobs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = app_of(slow_route(_forever))
+
+    async def submit() -> str:
+        async with client_of(app) as client:
+            return str((await client.post("/slow")).json()["job_id"])
+
+    async def look(id: str) -> None:
+        async with client_of(app) as client:
+            await client.post("/slow")  # opens the jobs here, and nobody holds the old tasks now
+            gc.collect()
+            response = await client.get(f"/jobs/{id}")
+            assert response.json()["type"].endswith("interrupted")
+
+    loop = asyncio.new_event_loop()
+    id = loop.run_until_complete(submit())
+    loop.close()
+    asyncio.run(look(id))
+    assert "GeneratorExit" not in caplog.text
 
 
 async def _forever(request: Request) -> None:

@@ -117,10 +117,8 @@ class Attempts:
         ended = tasks.gate()
 
         async def run() -> None:
-            try:
-                await handoff.run()
-            finally:
-                ended.open()
+            await handoff.run()
+            ended.open()
 
         tasks.spawn(run, context)
         try:

@@ -308,17 +308,22 @@ class Handoff(Detached):
     # --- the app's side ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run the app to its end, in a task of its own. Raises nothing but GeneratorExit."""
+        """Run the app to its end, in a task of its own.
+
+        Raises:
+            GeneratorExit: the event loop was thrown away.
+        """
         current_handoff.set(self)
         error: BaseException | None = None
+        stopper = self._stopping.inside()
         try:
             if self._stopping.reason is None:  # cancelled while its start was being recorded
-                with self._stopping.inside():
+                with stopper:
                     await self._app(self.scope, self.receive, self.send)
-        except GeneratorExit:  # the event loop was thrown away; nothing can be awaited any more
-            raise
         except BaseException as caught:
             # The task ends here: what it ended with goes to the client's task or to the record.
+            if stopper.orphaned:
+                raise
             error = caught
         self._stopping.end()
         if error is not None and self._is_our_doing(error):

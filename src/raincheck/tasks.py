@@ -53,12 +53,17 @@ class Stopper(ABC):
 
     Args:
         stack: the stoppers whose blocks are entered, the innermost last.
+
+    Attributes:
+        orphaned: whether the block was left by `GeneratorExit` because its event loop was thrown
+            away: nothing can be awaited any more. Code may raise that by itself as well.
     """
 
-    __slots__ = ("_stack",)
+    __slots__ = ("_stack", "orphaned")
 
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack
+        self.orphaned = False
 
     @abstractmethod
     def __enter__(self) -> object: ...
@@ -226,6 +231,7 @@ class _AsyncioStopper(Stopper):
 
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack  # not by way of super(): two are made for every job
+        self.orphaned = False
         self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
 
@@ -242,6 +248,8 @@ class _AsyncioStopper(Stopper):
     ) -> None:
         self._stack.remove(self)
         task, self._task = self._task, None
+        if isinstance(exc, GeneratorExit):
+            self.orphaned = _running_task() is not task
         if not self._cancels or task is None:
             return
         # The cancellation ends here, so the count that asyncio.timeout() and TaskGroup in outer
@@ -259,6 +267,13 @@ class _AsyncioStopper(Stopper):
         self._cancels += 1
         self._task.cancel()
         return True
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs
+        return None
 
 
 def waits_for_thread(task: asyncio.Task[Any]) -> bool:
@@ -329,7 +344,7 @@ class TrioTasks(Tasks):
         return _EventGate()
 
     def stopper(self, stack: list[Stopper]) -> Stopper:
-        return _ScopeStopper(stack)
+        return _ScopeStopper(stack, self.here)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:
@@ -370,10 +385,11 @@ class _EventGate:
 
 
 class _ScopeStopper(Stopper):
-    __slots__ = ("_scope",)
+    __slots__ = ("_here", "_scope")
 
-    def __init__(self, stack: list[Stopper]) -> None:
+    def __init__(self, stack: list[Stopper], here: Callable[[], bool]) -> None:
         super().__init__(stack)
+        self._here = here
         self._scope = anyio.CancelScope()
 
     def __enter__(self) -> Self:
@@ -388,6 +404,9 @@ class _ScopeStopper(Stopper):
         traceback: TracebackType | None,
     ) -> None:
         self._stack.remove(self)
+        if isinstance(exc, GeneratorExit) and not self._here():
+            self.orphaned = True
+            return
         self._scope.__exit__(exc_type, exc, traceback)
         if self._scope.cancelled_caught:
             raise Release from exc
