@@ -20,6 +20,12 @@ from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 
 
+class SharedMemory(MemoryStore):
+    """A store of several apps, all of this process: a simulation of one of several processes."""
+
+    shared = True
+
+
 class Gate:
     """A handler that waits until the test lets it go on."""
 

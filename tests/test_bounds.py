@@ -11,22 +11,16 @@ import anyio
 import httpx
 import pytest
 
-from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy
+from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, Policy
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, running, settled, slow_route
+from tests.support import Gate, SharedMemory, app_of, running, settled, slow_route
 from tests.test_engine import Broker, Engine, fleet
 from tests.test_recovery import LEASE, two
 
 pytestmark = pytest.mark.anyio
 
 ANN, BOB = {"x-user": "ann"}, {"x-user": "bob"}
-
-
-class SharedMemory(MemoryStore):
-    """A store of several apps, all of this process: a simulation of one of several processes."""
-
-    shared = True
 
 
 class Several:

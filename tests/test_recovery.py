@@ -74,6 +74,12 @@ class Line(Store):
     async def find(self, name: str) -> Found | None:
         return await self._over(lambda: self._store.find(name))
 
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        await self._over(lambda: self._store.learn(route, names))
+
+    async def learned(self, route: str) -> frozenset[str]:
+        return await self._over(lambda: self._store.learned(route))
+
     async def request(self, id: str) -> CapturedRequest | None:
         return await self._over(lambda: self._store.request(id))
 

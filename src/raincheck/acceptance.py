@@ -77,17 +77,9 @@ class Acceptance:
                 )
             except OwnerError as error:
                 raise OwnerUnknown("Whose the request is cannot be determined.") from error
-        keys = conductor.twins.keys(handoff, policy, owner)
-        if keys:
-            try:
-                own = await conductor.twins.join(handoff, keys)
-            except Refusal:
-                raise
-            except Exception as error:
-                raise _without_store(error) from error
-            if own is None:
-                return
-            keys = own
+        keys = await self._keys(handoff, owner)
+        if keys and await self._joined(handoff, keys):
+            return
         admission = conductor.roster.admission
         ticket = admission.admit(handoff.route, policy, owner) if conductor.in_place else None
         try:
@@ -116,6 +108,23 @@ class Acceptance:
         if conductor.leases is not None:
             conductor.leases.keep(conductor.tasks)
         conductor.keep_sweeping()
+
+    async def _keys(self, handoff: Handoff, owner: str | None) -> tuple[Key, ...]:
+        twins, varying = self.conductor.twins, frozenset[str]()
+        if handoff.policy.coalesce is True:
+            try:
+                varying = await twins.varying(handoff)
+            except Exception as error:
+                raise _without_store(error) from error
+        return twins.keys(handoff, owner, varying)
+
+    async def _joined(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
+        try:
+            return await self.conductor.twins.join(handoff, keys)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise _without_store(error) from error
 
     async def _create(
         self,

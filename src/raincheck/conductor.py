@@ -227,8 +227,6 @@ class Conductor:
         assert job is not None
         if response is not None and detached.ticket is not None and job.started_at is not None:
             self.roster.admission.learn(detached.ticket, self.clock() - job.started_at)
-            if detached.policy.coalesce is True:
-                self.twins.learn(job.route, response.headers)
         write = partial(
             self.ledger.finish,
             job,
@@ -239,10 +237,18 @@ class Conductor:
             error=error,
             progress=detached.progress,
         )
+        if response is not None and detached.policy.coalesce is True:
+            write = partial(self._learn_first, job.route, response, write)
         if self.leases is None:  # a store in memory answers at once
             detached.job = await write()
         else:
             await self._settle(detached, write)
+
+    async def _learn_first(
+        self, route: str, response: CapturedResponse, write: Callable[[], Awaitable[Job]]
+    ) -> Job:
+        await self.twins.learn(route, response.headers)
+        return await write()
 
     async def interrupted(self, detached: Detached) -> None:
         """Record that the server stopped: the job runs again elsewhere if it may, or has failed."""

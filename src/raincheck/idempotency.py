@@ -27,16 +27,26 @@ MAX_KEY = 255
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"[ ]*(?:;.*)?')
 _BARE = re.compile(r"[!#-+\--:<-~]+")
 
-# Header fields whose value makes another request of it, whatever Vary says: who asks, and in which
-# form the answer is wanted.
-_TELLING = (
-    "accept",
-    "accept-encoding",
-    "accept-language",
-    "authorization",
-    "content-type",
-    "cookie",
+TELLING = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "authorization",
+        "content-type",
+        "cookie",
+    }
 )
+"""Header fields whose value makes another request of it, whatever Vary says: who asks, and in which
+form the answer is wanted."""
+
+ANYTHING = "*"
+"""What a response varies by that says so, and one that names too much: no run of it is shared."""
+
+MOST_NAMES = 32
+"""Fields that the responses of a route may vary by, beyond which none of its runs is shared."""
+
+_LONGEST_NAME = 64
 
 
 def parse_key(headers: Iterable[tuple[bytes, bytes]], *, required: bool) -> str | None:
@@ -95,13 +105,28 @@ def coalesce_key(request: CapturedRequest, varying: Iterable[str]) -> str:
         request: the request.
         varying: names of further header fields, lower case, as earlier responses named in `Vary`.
     """
-    names = sorted({*_TELLING, *varying})
+    names = sorted({*TELLING, *varying})
     values = [
         b"\0".join(v for n, v in request.headers if n.lower() == name.encode()) for name in names
     ]
     return _digest(
         request.method, request.path, request.query_string, request.body, *names, *values
     )
+
+
+def unheard(known: frozenset[str], named: Iterable[str]) -> frozenset[str]:
+    """What is still to be remembered of what a route's responses vary by.
+
+    Args:
+        known: what was remembered before.
+        named: what another response names in `Vary`, lower case.
+    """
+    if ANYTHING in known:
+        return frozenset()
+    names = frozenset(named) - TELLING - known
+    few = len(known) + len(names) <= MOST_NAMES
+    short = all(len(name) <= _LONGEST_NAME for name in names)
+    return names if few and short else frozenset({ANYTHING})
 
 
 def _digest(*parts: str | bytes) -> str:

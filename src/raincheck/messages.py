@@ -139,10 +139,10 @@ def exceeds(content_length: bytes, limit: int) -> bool:
 
 
 def named_in_vary(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
-    """The field names in `Vary`, lower case (RFC 9110 §12.5.5)."""
+    """The field names in `Vary`, lower case, and `*` (RFC 9110 §12.5.5)."""
     lines = [value for name, value in headers if name.lower() == b"vary"]
     names = b",".join(lines).decode("latin-1").lower().split(",")
-    return {name.strip() for name in names} - {"", "*"}
+    return {name.strip(" \t") for name in names} - {""}
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

@@ -313,6 +313,24 @@ class StoreContract:
         assert await store.find("k9998") is None
         assert await store.create(job("b"), keys=(Key("k9998"),)) == job("b")
 
+    async def test_what_a_route_varies_by_is_remembered(self, store: Store) -> None:
+        route = "POST /vidéos/{id:int} " * 100
+        assert await store.learned(route) == frozenset()
+        await store.learn(route, {"x-tenant", "*"})
+        await store.learn(route, ["x-tenant", "x-plan"])
+        await store.learn(route, [])
+        assert await store.learned(route) == {"x-tenant", "x-plan", "*"}
+        assert await store.learned("another") == frozenset()
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(store.learn, route, [f"x-{number}", f"x-{(number + 1) % 20}"])
+        assert len(await store.learned(route)) == 23
+        await store.create(job(route=route))
+        await store.replace(finished(job(route=route)))
+        await store.sweep(1060.0)
+        await store.sweep(1120.0)
+        assert len(await store.learned(route)) == 23
+
     async def test_a_route_has_room_for_so_many(self, store: Store) -> None:
         two = Bounds(route=2)
         assert [await fits(store, job(id), two) for id in "abc"] == [True, True, False]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from raincheck.errors import IllegalTransition
 from raincheck.handoff import Handoff
 from raincheck.idempotency import (
+    ANYTHING,
     IDEMPOTENT,
     SHARED_RUN,
     coalesce_key,
@@ -14,11 +16,11 @@ from raincheck.idempotency import (
     fingerprint,
     parse_key,
     scoped,
+    unheard,
 )
 from raincheck.job import Key
 from raincheck.ledger import Ledger
 from raincheck.messages import RawHeaders, named_in_vary
-from raincheck.policy import Policy
 from raincheck.stores.base import Store
 
 
@@ -35,15 +37,32 @@ class Twins:
         self._store = store
         self._ledger = ledger
         self._clock = clock
-        self._varying: dict[str, set[str]] = {}
+        # What this process has told the store of what each route's responses vary by.
+        self._told: dict[str, frozenset[str]] = {}
 
-    def keys(self, handoff: Handoff, policy: Policy, owner: str | None) -> tuple[Key, ...]:
+    async def varying(self, handoff: Handoff) -> frozenset[str]:
+        """What the responses of a request's route vary by.
+
+        Of the store, each time: another process may have heard of more.
+
+        Raises:
+            StoreError: whatever the store raises.
+        """
+        assert handoff.route is not None
+        return await self._store.learned(handoff.route)
+
+    def keys(self, handoff: Handoff, owner: str | None, varying: frozenset[str]) -> tuple[Key, ...]:
         """Under which keys a request may be an earlier job.
+
+        Args:
+            handoff: the request.
+            owner: whose it is.
+            varying: what the responses of its route vary by.
 
         Raises:
             Refusal: its idempotency key is malformed, or missing where one is required.
         """
-        key = None
+        key, policy = None, handoff.policy
         if policy.idempotency != "off":
             required = policy.idempotency == "required"
             key = parse_key(handoff.fields, required=required)
@@ -56,18 +75,18 @@ class Twins:
         shared = None
         if callable(policy.coalesce):
             shared = policy.coalesce(request)
-        elif policy.coalesce:
-            shared = coalesce_key(request, self._varying.get(handoff.route or "", ()))
+        elif policy.coalesce and ANYTHING not in varying:
+            shared = coalesce_key(request, varying)
         if shared is not None:
             name = scoped(SHARED_RUN, owner, f"{handoff.route} {shared}")
             keys = (*keys, Key(name, lasting=False))
         return keys
 
-    async def join(self, handoff: Handoff, keys: tuple[Key, ...]) -> tuple[Key, ...] | None:
+    async def join(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
         """Let a request be the job that one of its keys names, if there is one.
 
         Returns:
-            None if it has become that job; else the keys under which it makes one of its own.
+            Whether it has become that job; else it makes one of its own, under all of its keys.
 
         Raises:
             KeyReused: that job came from another request.
@@ -83,16 +102,25 @@ class Twins:
             elif key.lasting:
                 compare(key, found.fingerprint)
                 handoff.accepted, handoff.replayed = found.job, True
-                return None
+                return True
             else:
                 try:
                     handoff.accepted = await self._ledger.join(found.job, free)
-                    return None
+                    return True
                 except IllegalTransition:  # it has just ended, or is about to
                     pass
             free.append(key)
-        return tuple(free)
+        return False
 
-    def learn(self, route: str, headers: RawHeaders) -> None:
-        """Remember what a route's responses vary by: later requests share a run by that."""
-        self._varying.setdefault(route, set()).update(named_in_vary(headers))
+    async def learn(self, route: str, headers: RawHeaders) -> None:
+        """Have the store remember what a route's responses vary by: later requests go by that.
+
+        Before the outcome that frees the run's key: who comes after that has to know.
+        """
+        told, named = self._told.get(route, frozenset[str]()), named_in_vary(headers)
+        if not unheard(told, named):
+            return
+        told |= await self._ledger.patiently(partial(self._store.learned, route))
+        if names := unheard(told, named):
+            await self._ledger.patiently(partial(self._store.learn, route, names))
+        self._told[route] = told | names

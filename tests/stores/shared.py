@@ -392,6 +392,13 @@ class SharedStoreContract(StoreContract, ABC):
         assert [id for id in ids if await store.get(id)] == []
         assert not await store.sweep(1120.0)
 
+    async def test_what_one_process_has_learned_others_know(
+        self, store: Store, another: Store
+    ) -> None:
+        assert await another.learned("r") == frozenset()
+        await store.learn("r", ["x-tenant"])
+        assert await another.learned("r") == {"x-tenant"}
+
     # --- changes --------------------------------------------------------------------------
 
     async def test_a_change_in_another_process_wakes_who_waits(
@@ -619,6 +626,8 @@ class SharedStoreContract(StoreContract, ABC):
             lambda: store.create(job("new")),
             lambda: store.get("a"),
             lambda: store.find("k"),
+            lambda: store.learn("r", ["x-tenant"]),
+            lambda: store.learned("r"),
             lambda: store.request("a"),
             lambda: store.replace(job().with_progress(Progress(0.5))),
             lambda: store.replace(job().shared(1), keys=(Key("l"),)),
@@ -713,6 +722,14 @@ class ServedStoreContract(SharedStoreContract, ABC):
             assert await each.replace(joined, keys=(Key("m", route),))
             assert await each.find("m") == (joined, route)
         assert (await neighbour.create(job("c"), keys=(Key("k"),))).id == "c"
+
+    async def test_deployments_learn_nothing_from_each_other(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        await store.learn("r", ["x-tenant"])
+        await neighbour.learn("r", ["x-plan"])
+        assert await store.learned("r") == {"x-tenant"}
+        assert await neighbour.learned("r") == {"x-plan"}
 
     async def test_deployments_do_not_count_together(self, store: Store, neighbour: Store) -> None:
         one = Bounds(route=1, owner=1)

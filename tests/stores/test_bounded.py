@@ -85,6 +85,13 @@ class Delayed(Store):
         await self._called("find", name)
         return Found(job("of " + name), "f")
 
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        await self._called("learn", route, names)
+
+    async def learned(self, route: str) -> frozenset[str]:
+        await self._called("learned", route)
+        return frozenset(route)
+
     async def request(self, id: str) -> CapturedRequest | None:
         await self._called("request", id)
         return request(id.encode())
@@ -155,6 +162,8 @@ BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
     ),
     "get": (lambda store: store.get("a"), ("a",), job("a")),
     "find": (lambda store: store.find("k"), ("k",), (job("of k"), "f")),
+    "learn": (lambda store: store.learn("r", ["x"]), ("r", ["x"]), None),
+    "learned": (lambda store: store.learned("r"), ("r",), {"r"}),
     "request": (lambda store: store.request("a"), ("a",), request(b"a")),
     "replace": (
         lambda store: store.replace(job(), keys=KEYS, tail=b"end", lease=5.0, bounds=Bounds(3, 2)),

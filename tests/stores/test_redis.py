@@ -199,6 +199,8 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         partial(store.create, there, request(), keys=keys, lease=60.0, bounds=Bounds(1, 1)),
         partial(store.get, "a"),
         partial(store.find, "k"),
+        partial(store.learn, "r", ["x-tenant", "x-plan"]),
+        partial(store.learned, "r"),
         partial(store.request, "a"),
         partial(store.append_body, "a", 1, 0, b"one"),
         partial(store.renew, {"a": 1, "b": 1}, 60.0),
@@ -220,7 +222,7 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         scripts = sum(asked[name]["calls"] for name in outer & asked.keys())
         assert scripts <= 1
         if not scripts:
-            plain = {"cmdstat_hget", "cmdstat_get"} & asked.keys()
+            plain = {"cmdstat_hget", "cmdstat_get", "cmdstat_smembers"} & asked.keys()
             assert [asked[name]["calls"] for name in plain] == [1]
     await store.aclose()
 

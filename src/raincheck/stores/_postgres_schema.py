@@ -188,6 +188,14 @@ MIGRATIONS = (
     FROM raincheck.jobs
     WHERE jobs.deployment = keys.deployment AND jobs.id = keys.id;
     """,
+    """
+    CREATE TABLE raincheck.varying (
+        deployment text COLLATE "C",
+        route bytea,                -- a digest
+        name text COLLATE "C",      -- of a request header field by which its responses vary
+        PRIMARY KEY (deployment, route, name)
+    );
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

@@ -74,6 +74,12 @@ SELECT record, fingerprint FROM raincheck.keys JOIN raincheck.jobs USING (deploy
 WHERE deployment = 'deployment' AND key = $1
 """
 
+LEARN = """
+INSERT INTO raincheck.varying SELECT 'deployment', $1, unnest($2::text[]) ON CONFLICT DO NOTHING
+"""
+
+LEARNED = "SELECT name FROM raincheck.varying WHERE deployment = 'deployment' AND route = $1"
+
 REQUEST = "SELECT request FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1"
 
 _REPLACING = """

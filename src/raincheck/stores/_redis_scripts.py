@@ -180,6 +180,8 @@ return record and {record, key[2]}
 """,
 )
 
+LEARN = Script("flags=allow-oom", "call('SADD', KEYS[1], unpack(ARGV))")
+
 _REPLACING = """
 local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)

@@ -131,6 +131,10 @@ class Changes:
         self.ids.append(job.id)
         return True
 
+    def learn(self, route: str, names: Collection[str]) -> None:
+        rows = [(route, name) for name in names]
+        self._db.executemany("INSERT OR IGNORE INTO varying VALUES (?, ?)", rows)
+
     def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
         row = self._execute(
             "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND unfinished IS NOT NULL",

@@ -41,6 +41,7 @@ CREATE TABLE keys (
     lasting INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX keys_of_job ON keys (job, lasting);
+CREATE TABLE varying (route TEXT, name TEXT, PRIMARY KEY (route, name)) WITHOUT ROWID;
 CREATE TABLE requests (job INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE bodies (
     job INTEGER NOT NULL,

@@ -100,6 +100,17 @@ class Store(ABC):
         """The job that has the key of this name now; None if there is none."""
 
     @abstractmethod
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        """Remember by which request header fields a route's responses vary, besides those known.
+
+        There is always room for them: whoever calls sees to it that they are few.
+        """
+
+    @abstractmethod
+    async def learned(self, route: str) -> frozenset[str]:
+        """All that `learn` was told of a route."""
+
+    @abstractmethod
     async def request(self, id: str) -> CapturedRequest | None:
         """The captured request of a job that is `replayable`; else None."""
 

@@ -54,6 +54,14 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.find(name)
 
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        with self._in_time():
+            await self._store.learn(route, names)
+
+    async def learned(self, route: str) -> frozenset[str]:
+        with self._in_time():
+            return await self._store.learned(route)
+
     async def request(self, id: str) -> CapturedRequest | None:
         with self._in_time():
             return await self._store.request(id)

@@ -56,6 +56,7 @@ class MemoryStore(Store):
         self._leases: dict[str, float] = {}
         self._keys: dict[str, tuple[str, str | None, bool]] = {}  # whose each is, and the rest
         self._names: dict[str, list[str]] = {}  # of the keys of each job that has any
+        self._varying: dict[str, frozenset[str]] = {}  # what each route's responses vary by
         self._waiting = Waiting()
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
         # what has come since.
@@ -112,6 +113,12 @@ class MemoryStore(Store):
             return None
         id, fingerprint, _ = key
         return Found(self._there(id), fingerprint)
+
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        self._varying[route] = self._varying.get(route, frozenset()).union(names)
+
+    async def learned(self, route: str) -> frozenset[str]:
+        return self._varying.get(route, frozenset())
 
     async def request(self, id: str) -> CapturedRequest | None:
         return self._requests.get(id)

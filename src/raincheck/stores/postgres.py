@@ -126,6 +126,13 @@ class PostgresStore(Store):
         rows = await self._rows(sql.FIND, name)
         return Found(load(rows[0]["record"]), rows[0]["fingerprint"]) if rows else None
 
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        await self._rows(sql.LEARN, sql.digest(route), sorted(names))
+
+    async def learned(self, route: str) -> frozenset[str]:
+        rows = await self._rows(sql.LEARNED, sql.digest(route))
+        return frozenset(row["name"] for row in rows)
+
     async def request(self, id: str) -> CapturedRequest | None:
         record = await self._value(sql.REQUEST, id)
         return None if record is None else load_request(record)

@@ -8,6 +8,7 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
     key:<name>       hash: the id of the job that has this key, and what came with it
     keys:<id>        set: the keys that a job has until it is gone
     passing:<id>     set: those that it has until nobody can join it any more
+    varying:<route>  set: the request header fields by which a route's responses vary
     due              sorted set: every id, by when `sweep` turns to it (the callers' clocks)
     leases           sorted set: every leased id, by when its lease ends (the server's clock)
     busy             sorted set: every unfinished job by whether it waits or runs, its route, its
@@ -35,6 +36,7 @@ from raincheck.stores._redis_scripts import (
     CREATE,
     FIND,
     JOIN,
+    LEARN,
     READ,
     RENEW,
     REPLACE,
@@ -139,6 +141,15 @@ class RedisStore(Store):
     async def find(self, name: str) -> Found | None:
         found = await self._run(FIND, [self._key("key:", name)], self._key("job:"))
         return None if found is None else Found(load(found[0]), fingerprint(found[1]))
+
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        if names:
+            await self._run(LEARN, [self._key("varying:", route)], *names)
+
+    async def learned(self, route: str) -> frozenset[str]:
+        line = self._line()
+        names = await line.told(line.ask("SMEMBERS", self._key("varying:", route), shared=True))
+        return frozenset(name.decode("utf-8", "surrogatepass") for name in names)
 
     async def request(self, id: str) -> CapturedRequest | None:
         line = self._line()

@@ -117,6 +117,13 @@ class SQLiteStore(Store):
         )
         return Found(load(rows[0][0]), rows[0][1]) if rows else None
 
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        await self._here().write(lambda changes: changes.learn(route, names))
+
+    async def learned(self, route: str) -> frozenset[str]:
+        rows = await self._read("SELECT name FROM varying WHERE route = ?", route)
+        return frozenset(name for (name,) in rows)
+
     async def request(self, id: str) -> CapturedRequest | None:
         rows = await self._read_large(
             "SELECT requests.record FROM jobs JOIN requests ON job = number WHERE id = ?", id

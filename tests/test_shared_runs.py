@@ -1,0 +1,143 @@
+"""Shared runs: which requests are one, whichever process they come to (law 13)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from raincheck.errors import StoreError
+from raincheck.stores.base import Store
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.support import SharedMemory, app_of, running, slow_route
+
+pytestmark = pytest.mark.anyio
+
+
+async def by_tenant(request: Request) -> Response:
+    await anyio.sleep(5)
+    tenant = request.headers.get("x-tenant")
+    return JSONResponse({"tenant": tenant}, headers={"vary": "Accept-Encoding, X-Tenant"})
+
+
+@asynccontextmanager
+async def processes(store: Store, *names: str) -> AsyncIterator[Any]:
+    """Clients of several apps with one store, each as if in a process of its own."""
+    async with anyio.create_task_group() as group:
+        clients, done = {}, anyio.Event()
+
+        async def serve(name: str, *, task_status: Any) -> None:
+            route = slow_route(by_tenant, coalesce=True, name="report")
+            async with running(app_of(route, jobs=virtual_jobs(store=store))) as client:
+                clients[name] = client
+                task_status.started()
+                await done.wait()
+
+        for name in names:
+            await group.start(serve, name)
+        yield [clients[name] for name in names]
+        done.set()
+
+
+async def as_tenant(client: httpx.AsyncClient, tenant: str) -> httpx.Response:
+    return await client.post("/slow", headers={"x-tenant": tenant})
+
+
+async def test_what_responses_vary_by_is_known_in_every_process() -> None:
+    async with processes(SharedMemory(), "ran it", "never ran any") as (one, other):
+        await follow(one, await as_tenant(one, "warm-up"))
+        a, b, again = [await as_tenant(other, tenant) for tenant in "aba"]
+        assert a.headers["location"] == again.headers["location"]
+        assert (await follow(other, a)).json() == {"tenant": "a"}
+        assert (await follow(other, b)).json() == {"tenant": "b"}
+
+
+class SlowToLearn(SharedMemory):
+    """Fails to remember anything before so many seconds have gone."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.failed = 0
+        self._until = until
+
+    async def learn(self, route: str, names: Collection[str]) -> None:
+        if anyio.current_time() < self._until:
+            self.failed += 1
+            raise StoreError("it does not answer")
+        await super().learn(route, names)
+
+
+async def test_nobody_comes_after_a_run_without_knowing_what_it_varied_by() -> None:
+    """Until the store has learned it the run lasts, and is joined by those who came before it."""
+    store = SlowToLearn(anyio.current_time() + 20.0)
+    async with processes(store, "one", "other") as (one, other):
+        first = await as_tenant(one, "a")
+        await anyio.sleep(15.0)
+        assert store.failed
+        assert (await other.get(first.headers["location"])).status_code == 202
+        await follow(one, first)
+        assert await store.learned("report") == {"x-tenant"}
+        a, b = [await as_tenant(other, tenant) for tenant in "ab"]
+        assert a.headers["location"] != b.headers["location"]
+
+
+async def varied(vary: str, times: int = 2) -> set[str]:
+    """Where requests go that come after a response with this `Vary`, to a route of its own."""
+
+    async def answer(request: Request) -> Response:
+        await anyio.sleep(5)
+        return Response(headers={"vary": vary})
+
+    async with running(app_of(slow_route(answer, coalesce=True))) as client:
+        await follow(client, await client.post("/slow"))
+        return {(await client.post("/slow")).headers["location"] for _ in range(times)}
+
+
+async def test_a_response_that_varies_by_anything_is_shared_no_more() -> None:
+    assert len(await varied("X-Tenant")) == 1
+    assert len(await varied("*")) == 2
+    assert len(await varied("Accept, *")) == 2
+
+
+@pytest.mark.parametrize(
+    "vary", [", ".join(f"x-{number}" for number in range(1000)), "x-" + "y" * 1000]
+)
+async def test_what_is_remembered_of_a_route_is_bounded(vary: str) -> None:
+    """Whose responses name more than that runs each request by itself: nothing was forgotten."""
+    store = SharedMemory()
+
+    async def answer(request: Request) -> Response:
+        return Response(headers={"vary": vary})
+
+    route = slow_route(answer, coalesce=True, name="report")
+    async with running(app_of(route, jobs=virtual_jobs(store=store))) as client:
+        for _ in range(3):
+            await follow(client, await client.post("/slow"))
+    assert await store.learned("report") == {"*"}
+    assert len(await varied(vary)) == 2
+
+
+async def test_the_store_is_told_once_and_asked_for_each_request_what_a_route_varies_by() -> None:
+    told, asked = [], []
+
+    class Noted(SharedMemory):
+        async def learn(self, route: str, names: Collection[str]) -> None:
+            told.append(set(names))
+            await super().learn(route, names)
+
+        async def learned(self, route: str) -> frozenset[str]:
+            asked.append(route)
+            return await super().learned(route)
+
+    async with processes(Noted(), "one", "other") as clients:
+        for client in clients * 3:
+            await follow(client, await as_tenant(client, "a"))
+    assert told == [{"x-tenant"}]
+    assert len(asked) == 2 * 3 + 2  # and once by each process before it would tell
