@@ -67,6 +67,7 @@ LAYERS = {
     "leases": 2,
     "owners": 2,
     "lifetime": 1,
+    "stores.availability": 1,
     "stores.base": 1,
     "stores.deployments": 1,
     "stores.waiting": 1,

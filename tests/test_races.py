@@ -109,4 +109,4 @@ async def test_a_store_that_is_away_for_a_minute_loses_nothing(
             assert (await follow(client, response)).status_code == 200
         await anyio.sleep(3 * 3600)
         assert len(store) == 0
-    assert "trying again" in caplog.text
+    assert "the store answers again" in caplog.text

@@ -6,7 +6,7 @@ virtual time. Real processes are killed in `tests/e2e/test_durable.py` and `benc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
+from raincheck.errors import StoreError
 from raincheck.job import Bounds, Key
+from raincheck.leases import BEAT
 from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
@@ -32,11 +34,20 @@ pytestmark = pytest.mark.anyio
 
 T = TypeVar("T")
 
-LEASE = 12.0
+LEASE = 12.8
+STORE_TIMEOUT = 2.0
+
+
+# What becomes of a call over a line that is cut.
+DELAYED, REFUSED, LOST = FATES = ("delayed", "refused", "lost")
 
 
 class Line(Store):
-    """One process's line to a store that several share; it can be cut, and mended."""
+    """One process's line to a store that several share; it can be cut, and mended.
+
+    Attributes:
+        cuts: how many calls have met a line that was cut.
+    """
 
     shared = True
 
@@ -44,15 +55,27 @@ class Line(Store):
         self._store = store
         self._mended = anyio.Event()
         self._mended.set()
+        self._how = DELAYED
+        self.cuts = 0
 
-    def cut(self) -> None:
+    def cut(self, how: str = DELAYED) -> None:
         self._mended = anyio.Event()
+        self._how = how
 
     def mend(self) -> None:
         self._mended.set()
 
+    async def _ready(self) -> None:
+        if not self._mended.is_set():
+            self.cuts += 1
+            if self._how == REFUSED:
+                raise StoreError("connection refused")
+            if self._how == LOST:
+                await anyio.sleep_forever()
+            await self._mended.wait()
+
     async def _over(self, call: Callable[[], Awaitable[T]]) -> T:
-        await self._mended.wait()
+        await self._ready()
         return await call()
 
     async def create(
@@ -100,7 +123,7 @@ class Line(Store):
         return await self._over(lambda: self._store.append_body(id, attempt, offset, chunk))
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        await self._mended.wait()
+        await self._ready()
         async for chunk in self._store.read_body(id, offset):
             yield chunk
 
@@ -111,7 +134,7 @@ class Line(Store):
         return await self._over(lambda: self._store.renew(attempts, lease))
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
-        await self._mended.wait()
+        await self._ready()
         async for found in self._store.abandoned():
             yield found
 
@@ -174,7 +197,8 @@ class Two:
             return Streamed(name.encode() * 300_000, self.gates[name])
 
         jobs = virtual_jobs(
-            store=self.lines[name], limits=Limits(lease=LEASE, store_timeout=2, **limits)
+            store=self.lines[name],
+            limits=Limits(lease=LEASE, store_timeout=STORE_TIMEOUT, **limits),
         )
         return app_of(
             slow_route(answer, "/fail", max_running=2),
@@ -212,10 +236,13 @@ async def two(**limits: Any) -> AsyncIterator[Two]:
         both = Two(stack, limits)
         await both.start("b")
         await both.start("a")
-        yield both
-        both.line.mend()
-        for gate in both.gates.values():
-            gate.open()
+        try:
+            yield both
+        finally:  # a test that has failed is to end, too
+            for line in both.lines.values():
+                line.mend()
+            for gate in both.gates.values():
+                gate.open()
         await settled()
 
 
@@ -434,6 +461,77 @@ async def test_one_of_many_takes_over() -> None:
             assert (await follow(clients[1], response)).status_code == 200
         assert len(runs) == 40
         lines[0].mend()
+
+
+# --- a store that is away -----------------------------------------------------------------------
+
+
+RUNNING = ("/fail", "/rerun", "/streamed")
+"""Paths of jobs that all begin at once."""
+
+
+async def survive(
+    both: Two,
+    lines: str,
+    away: float,
+    how: str,
+    *,
+    begin: float,
+    end: float,
+    paths: Sequence[str] = RUNNING,
+) -> None:
+    """Let handlers end while the store is away, or after that, and see how their jobs end.
+
+    Args:
+        both: two new processes; all happens in "a".
+        lines: who cannot reach the store.
+        away: for how many seconds.
+        how: what becomes of calls meanwhile.
+        begin: seconds until it begins.
+        end: seconds from then until the handlers end.
+        paths: of the jobs.
+    """
+    accepted = [await both.a.post(path) for path in paths]
+    await settled()
+    await anyio.sleep(begin)
+    for name in lines:
+        both.lines[name].cut(how)
+    await anyio.sleep(min(end, away))
+    if end < away:
+        both.gates["a"].open()
+        await anyio.sleep(away - end)
+    assert all(both.lines[name].cuts > 0 for name in lines)  # it was away
+    for name in lines:
+        both.lines[name].mend()
+    await anyio.sleep(max(0.0, end - away))
+    both.gates["a"].open()
+    for response in accepted:
+        assert (await follow(both.b, response)).status_code == 200
+    assert both.runs == ["a"] * len(paths)
+
+
+@pytest.mark.parametrize("how", FATES)
+async def test_when_nobody_could_renew_a_lease_those_who_live_do_so_first(how: str) -> None:
+    """As after the restart of a store: for however long it was away, and whoever asks it first."""
+    for n in range(12):
+        away = 3 * LEASE + n * LEASE / 3 / 12
+        async with two() as both:
+            end = away - 0.01 if n % 2 else away + LEASE
+            await survive(both, "ab", away, how, begin=3 * BEAT, end=end)
+
+
+async def test_what_waits_for_the_store_is_written_as_soon_as_it_answers_anybody() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/fail")
+        await settled()
+        both.line.cut(REFUSED)
+        both.gates["a"].open()
+        await anyio.sleep(LEASE - BEAT)
+        assert both.line.cuts > 0
+        both.line.mend()
+        await both.a.get(accepted.headers["location"])
+        await settled()
+        assert (await both.b.get(accepted.headers["location"])).status_code == 200
 
 
 # --- what it leaves when it stops --------------------------------------------------------------

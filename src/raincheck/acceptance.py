@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextvars import Context
 from functools import partial
 
@@ -24,8 +23,6 @@ from raincheck.marking import Mark
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
 from raincheck.roster import Waiting
-
-logger = logging.getLogger("raincheck")
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -115,7 +112,7 @@ class Acceptance:
             try:
                 varying = await twins.varying(handoff)
             except Exception as error:
-                raise _without_store(error) from error
+                raise self._without_store(error) from error
         return twins.keys(handoff, owner, varying)
 
     async def _joined(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
@@ -124,7 +121,7 @@ class Acceptance:
         except Refusal:
             raise
         except Exception as error:
-            raise _without_store(error) from error
+            raise self._without_store(error) from error
 
     async def _create(
         self,
@@ -173,7 +170,7 @@ class Acceptance:
             if not isinstance(error, StoreFull):  # it may be there all the same
                 conductor.tasks.spawn(partial(conductor.undo, job), Context())
             if isinstance(error, Exception):
-                raise _without_store(error) from error
+                raise self._without_store(error) from error
             raise
         return job if there is job or there.id == job.id else None
 
@@ -191,7 +188,7 @@ class Acceptance:
                 conductor.tasks.spawn(partial(conductor.undo, job), Context())
                 raise
             if await self._withdrawn(job):
-                logger.error("the runner took no job", exc_info=error)
+                conductor.engine.failed(error)
                 detail = "The engine that runs jobs does not answer."
                 raise RunnerUnavailable(detail, retry_after=5) from error
 
@@ -205,6 +202,13 @@ class Acceptance:
             return True
         conductor.keep_sweeping()
         return withdrawn
+
+    def _without_store(self, error: Exception) -> StoreUnavailable:
+        """The refusal of what the store could not take; clients do not learn the reason."""
+        if isinstance(error, StoreFull):
+            return StoreUnavailable("The job store is full.", retry_after=5)
+        self.conductor.availability.failed(error)
+        return StoreUnavailable("The job store does not answer.", retry_after=5)
 
     def _until_restart(self) -> int:
         return max(1, round(seconds(self.conductor.limits.drain_timeout)))
@@ -220,11 +224,3 @@ def _waiting(handoff: Handoff, job: Job, ticket: Ticket) -> Waiting:
     if "state" in outer:
         outer["state"] = handoff.state
     return Waiting(job, ticket, handoff.policy, outer, handoff.context, None)
-
-
-def _without_store(error: Exception) -> StoreUnavailable:
-    """The refusal of what the store could not take, whatever the reason; clients learn no more."""
-    if isinstance(error, StoreFull):
-        return StoreUnavailable("The job store is full.", retry_after=5)
-    logger.error("the store could not take a job", exc_info=error)
-    return StoreUnavailable("The job store does not answer.", retry_after=5)

@@ -217,8 +217,8 @@ class Attempts:
                 await self._run_again(job)
         except (IllegalTransition, QueueFull):
             pass  # it has moved on, or somebody else was faster, or has room
-        except Exception:
-            logger.exception("job %s was abandoned, and could not be taken over", job.id)
+        except Exception as error:
+            conductor.availability.failed(error)  # the job is found again
 
     async def _give_up(self, found: Abandoned) -> None:
         """Let go of a job that cannot be read, once nobody has come who can."""
@@ -227,8 +227,8 @@ class Attempts:
         try:
             if await self._conductor.store.discard(found.id):
                 logger.warning("job %s was given up: nobody could read its record", found.id)
-        except Exception:
-            logger.exception("job %s cannot be read, and could not be given up", found.id)
+        except Exception as error:
+            self._conductor.availability.failed(error)
 
     async def _run_again(self, job: Job) -> None:
         """Let a job that waits for nobody wait here, or tell the engine of it once more.
@@ -240,7 +240,8 @@ class Attempts:
         conductor = self._conductor
         if not conductor.in_place:
             job = await conductor.ledger.hold(job)
-            await conductor.bring(job)
+            if not await conductor.submit_again(job):
+                return
             # Most likely the queue is just long, and must not grow each time by all that waits.
             # Of the changes of hands each run has three: it begins, is taken back and is brought.
             assert conductor.lease is not None

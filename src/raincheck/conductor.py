@@ -30,6 +30,7 @@ from raincheck.policy import Limits, Policy, seconds
 from raincheck.roster import Roster, Waiting
 from raincheck.runners.base import Runner
 from raincheck.stopping import Reason
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.tasks import Gate, Tasks
@@ -55,6 +56,7 @@ class Conductor:
 
     Attributes:
         store: the store; calls to one that processes share are bounded in time.
+        availability, engine: whether the store answers, and the runner's engine.
         runner, limits, clock: as given.
         in_place: whether accepted handlers go on where they are.
         name: of this process, as the holder of its jobs.
@@ -79,7 +81,9 @@ class Conductor:
                 f"{type(store).__name__}; give store=... one that they share"
             )
         timeout = seconds(limits.store_timeout)
-        self.store: Store = BoundedStore(store, timeout) if store.shared else store
+        self.availability = Availability("the store")
+        self.engine = Availability("the engine that runs jobs")
+        self.store = BoundedStore(store, timeout, self.availability) if store.shared else store
         self.runner = runner
         self.in_place = runner.in_place
         self.limits = limits
@@ -92,6 +96,7 @@ class Conductor:
             self.store,
             clock,
             seconds(limits.tombstone_ttl),
+            availability=self.availability,
             holder=self.name,
             lease=self.lease,
         )
@@ -110,6 +115,11 @@ class Conductor:
         self._settling: dict[Detached, Gate] = {}
         self._sweeping = False
         self._unblocking = False
+
+    def know_nothing(self) -> None:
+        """Forget whether store and engine answered: that was on another event loop, if ever."""
+        self.availability.reset()
+        self.engine.reset()
 
     # --- places --------------------------------------------------------------------------------
 
@@ -135,13 +145,17 @@ class Conductor:
         """Tell the engine of a job, in time. Raises whatever it raises."""
         with anyio.fail_after(seconds(self.limits.store_timeout)):
             await self.runner.submit(job.id, job.queue)
+        if self.engine.away:
+            self.engine.answered()
 
-    async def submit_again(self, job: Job) -> None:
-        """Tell the engine of a job once more; if that fails, its lease will end."""
+    async def submit_again(self, job: Job) -> bool:
+        """Tell the engine of a job once more, in time; if that fails, it is found abandoned."""
         try:
             await self.bring(job)
-        except Exception:
-            logger.exception("job %s waits until somebody finds it abandoned", job.id)
+        except Exception as error:
+            self.engine.failed(error)
+            return False
+        return True
 
     def wait(self, waiting: Waiting) -> None:
         """Let a job wait here for its turn, which may have come already."""
@@ -310,8 +324,8 @@ class Conductor:
             detached.job = await self.ledger.progress(detached.job, progress)
         except LeaseLost:
             detached.lose()
-        except Exception:
-            logger.exception("the progress of job %s could not be stored", detached.job.id)
+        except Exception as error:
+            self.availability.failed(error)
 
     def ended(self, detached: Detached) -> None:
         """Give the capacity back."""
@@ -328,8 +342,8 @@ class Conductor:
         """Take back a job that the store may have taken before it failed; as well as it can."""
         try:
             await self.ledger.bury(job, remember=False)
-        except Exception:
-            logger.exception("job %s was refused, and may be left in the store", job.id)
+        except Exception as error:
+            self.availability.failed(error)
         self.keep_sweeping()
 
     def keep_sweeping(self) -> None:
@@ -345,8 +359,11 @@ class Conductor:
             await anyio.sleep(SWEEP_INTERVAL)
             try:
                 left = await self.store.sweep(self.clock())
-            except Exception:
-                logger.exception("the store could not be swept; trying again")
+            except Exception as error:
+                self.availability.failed(error)
+            else:
+                if self.availability.away:
+                    self.availability.answered()
         self._sweeping = False
 
 

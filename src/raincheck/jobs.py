@@ -61,6 +61,7 @@ class Jobs:
     Attributes:
         acceptance: makes jobs of requests.
         store: where they are.
+        availability: whether the store answers.
         clock: the clock.
 
     Raises:
@@ -88,6 +89,7 @@ class Jobs:
             clock,
         )
         self.store = self._conductor.store
+        self.availability = self._conductor.availability
         self.clock = clock
         self.acceptance = Acceptance(self._conductor)
         self._attempts = Attempts(self.acceptance)
@@ -163,18 +165,20 @@ class Jobs:
 
     async def _open_store(self) -> None:
         """See whether the store can ever work; one that is merely away may come back."""
+        self._conductor.know_nothing()
         try:
             await self._conductor.store.open()
         except ConfigurationError:
             raise
         except Exception as error:
-            logger.warning("the store is away, and jobs wait for it: %s", error)
+            self.availability.failed(error)
 
     def _hold(self, lease: float) -> None:
         """Hold on to the jobs that are here, and look for those that nobody holds any more."""
         conductor = self._conductor
         conductor.leases = Leases(
             self.store,
+            conductor.availability,
             lease,
             held=lambda: conductor.roster.attempts(waiting=conductor.in_place),
             lost=self._attempts.lost,

@@ -9,6 +9,7 @@ from contextvars import Context
 import anyio
 
 from raincheck.job import State
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Abandoned, Store
 from raincheck.tasks import Tasks
 
@@ -31,6 +32,7 @@ class Leases:
 
     Args:
         store: the store.
+        availability: of the store.
         lease: seconds that a job stays this process's own without renewal.
         held: the jobs of this process, by id, each with its attempt.
         lost: called with a job that this process seems not to hold any more.
@@ -41,6 +43,7 @@ class Leases:
     def __init__(
         self,
         store: Store,
+        availability: Availability,
         lease: float,
         *,
         held: Callable[[], Mapping[str, int]],
@@ -49,6 +52,7 @@ class Leases:
         abandoned: Callable[[Abandoned], Awaitable[None]],
     ) -> None:
         self._store = store
+        self._availability = availability
         self._lease = lease
         self._held = held
         self._lost = lost
@@ -64,18 +68,17 @@ class Leases:
             tasks.spawn(self._beat, Context())
 
     async def _beat(self) -> None:
-        while True:
-            await anyio.sleep(min(BEAT, self._lease / _LOOKS))
-            held = self._held()
-            if not held:
-                break
-            try:
-                await self._renew(held)
-            except Exception:
-                logger.exception("leases could not be renewed; trying again")
+        beat = min(BEAT, self._lease / _LOOKS)
+        await anyio.sleep(beat)
+        while self._held():
+            await self._availability.patiently(self._renew, first=beat, last=beat, permanent=())
+            await anyio.sleep(beat)
         self._beating = False
 
-    async def _renew(self, held: Mapping[str, int]) -> None:
+    async def _renew(self) -> None:
+        held = self._held()
+        if not held:
+            return
         states = await self._store.renew(held, self._lease)
         for id in held:
             state = states.get(id)
@@ -87,22 +90,25 @@ class Leases:
     async def watch(self) -> None:
         """Look for abandoned jobs, at once and from time to time; for ever."""
         while True:
-            try:
-                await self._look()
-            except Exception:
-                logger.exception("abandoned jobs could not be looked for; trying again")
+            await self._look()
             await anyio.sleep(self._lease / _LOOKS)
 
     async def _look(self) -> None:
         room = anyio.Semaphore(_TOGETHER)
         unreadable = set[str]()
         async with anyio.create_task_group() as group:
-            async for found in self._store.abandoned():
-                if found.job is None:
-                    unreadable.add(found.id)
-                    self._tell(found.id)
-                await room.acquire()
-                group.start_soon(self._take, found, room)
+            try:
+                async for found in self._store.abandoned():
+                    if found.job is None:
+                        unreadable.add(found.id)
+                        self._tell(found.id)
+                    # While the store was away nobody could renew: whoever lives does that first.
+                    if self._availability.back_for() >= self._lease / _LOOKS:
+                        await room.acquire()
+                        group.start_soon(self._take, found, room)
+            except Exception as error:
+                self._availability.failed(error)
+                return
         self._unreadable = unreadable
 
     def _tell(self, id: str) -> None:

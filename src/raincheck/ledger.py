@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio
-
 from raincheck.errors import IllegalTransition, LeaseLost, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 
-logger = logging.getLogger("raincheck")
-
 T = TypeVar("T")
-
-# Seconds between tries to tell the store what it must not miss, at first and at most.
-_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 
 
 class Ledger:
@@ -31,6 +24,7 @@ class Ledger:
         store: where they are.
         clock: seconds since the epoch.
         tombstone_ttl: seconds that an expired or deleted job is remembered.
+        availability: of the store.
         holder: the name of this process.
         lease: seconds that a job which starts is this process's own; None for always.
     """
@@ -41,12 +35,14 @@ class Ledger:
         clock: Callable[[], float],
         tombstone_ttl: float,
         *,
+        availability: Availability,
         holder: str | None = None,
         lease: float | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
+        self._availability = availability
         self._holder = holder
         self._lease = lease
 
@@ -176,8 +172,8 @@ class Ledger:
             try:  # the common case, spared the patience
                 if await self._store.replace(done, tail=tail):
                     return done
-            except Exception:
-                logger.exception("the outcome of job %s was not stored; trying again", job.id)
+            except Exception as error:
+                self._availability.failed(error)
             finish = partial(self._finished, state=state, ttl=ttl, **outcome)
             return await self.patiently(partial(self._advance, job, finish, fenced=True, tail=tail))
         except LeaseLost:
@@ -214,16 +210,10 @@ class Ledger:
             IllegalTransition: whatever kind of it the store or the job raises.
             UnreadableRecord: it will not be readable the next time, either.
         """
-        delay = _FIRST_RETRY
-        while True:
-            try:
-                return await ask()
-            except (IllegalTransition, UnreadableRecord):
-                raise
-            except Exception:
-                logger.exception("the store failed; trying again in %.1f s", delay)
-            await anyio.sleep(delay)
-            delay = min(2 * delay, _LAST_RETRY)
+        answer = await self._availability.patiently(ask)
+        if self._availability.away:
+            self._availability.answered()
+        return answer
 
     def _finished(self, job: Job, state: State, ttl: float, **outcome: Any) -> Job:
         return job.finish(

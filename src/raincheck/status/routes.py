@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.types import Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
-from raincheck.errors import Problem, StoreUnavailable
+from raincheck.errors import Problem, StoreError, StoreUnavailable
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
@@ -138,10 +138,13 @@ class StatusRoutes:
                 await exchange.result()  # the poll, which is most of all requests
             else:
                 await self._serve(route if slash else None, exchange, scope["method"])
-        except Exception:
+        except Exception as error:
             if exchange.started:
                 raise
-            logger.exception("the store could not be asked for a job")
+            if isinstance(error, StoreError | OSError):
+                self.jobs.availability.failed(error)
+            else:  # ours, the dialect's or the owner's
+                logger.exception("a status route failed")
             await exchange.reply(self.dialect.problem(NO_STORE, retry_after=5))
 
     async def _serve(self, route: str | None, exchange: _Exchange, name: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import anyio
 
-from raincheck.errors import StoreError
+from raincheck.errors import NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Abandoned, Found, Store
 
 
@@ -22,13 +23,17 @@ class BoundedStore(Store):
     Args:
         store: the other one.
         timeout: seconds for each call, and for each chunk or job of those that give several.
+        availability: told of each answer while the store is away.
     """
 
     shared = True
 
-    def __init__(self, store: Store, timeout: float) -> None:
+    def __init__(
+        self, store: Store, timeout: float, availability: Availability | None = None
+    ) -> None:
         self._store = store
         self._timeout = timeout
+        self._availability = Availability("the store") if availability is None else availability
 
     async def open(self) -> None:
         with self._in_time():
@@ -86,7 +91,10 @@ class BoundedStore(Store):
         return self._each_in_time(self._store.read_body(id, offset))
 
     async def changed(self, id: str, after_version: int) -> Job | None:
-        return await self._store.changed(id, after_version)
+        job = await self._store.changed(id, after_version)
+        if self._availability.away:
+            self._availability.answered()
+        return job
 
     async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
         with self._in_time():
@@ -108,7 +116,7 @@ class BoundedStore(Store):
             await self._store.aclose()
 
     def _in_time(self) -> _InTime:
-        return _InTime(self._timeout)
+        return _InTime(self._timeout, self._availability)
 
     async def _each_in_time(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
         try:
@@ -128,10 +136,11 @@ class BoundedStore(Store):
 class _InTime:
     """`anyio.fail_after`, with an error that says what it is about; and no generators to enter."""
 
-    __slots__ = ("_scope", "_timeout")
+    __slots__ = ("_availability", "_scope", "_timeout")
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, availability: Availability) -> None:
         self._timeout = timeout
+        self._availability = availability
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + timeout)
 
     def __enter__(self) -> None:
@@ -146,3 +155,5 @@ class _InTime:
         self._scope.__exit__(exc_type, exc, traceback)
         if self._scope.cancelled_caught or isinstance(exc, TimeoutError):
             raise StoreError(f"it has not answered for {self._timeout:g} seconds") from exc
+        if self._availability.away and (exc is None or isinstance(exc, NoRoom)):
+            self._availability.answered()
