@@ -466,6 +466,10 @@ async def test_one_of_many_takes_over() -> None:
 # --- a store that is away -----------------------------------------------------------------------
 
 
+SURVIVED = LEASE - BEAT - STORE_TIMEOUT
+"""Seconds that the store may be away without any job's noticing."""
+
+
 RUNNING = ("/fail", "/rerun", "/streamed")
 """Paths of jobs that all begin at once."""
 
@@ -508,6 +512,30 @@ async def survive(
     for response in accepted:
         assert (await follow(both.b, response)).status_code == 200
     assert both.runs == ["a"] * len(paths)
+
+
+async def look_out(store: Store, found: list[Abandoned]) -> None:
+    """Look for jobs that nobody holds, all the time."""
+    while True:
+        found += [each async for each in store.abandoned()]
+        await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", FATES)
+async def test_law_1_an_outage_shorter_than_the_lease_changes_no_outcome(how: str) -> None:
+    """Whenever it begins, and whenever within it or after it the handlers end."""
+    for n in range(36):
+        away = (SURVIVED, SURVIVED, LEASE / 2, BEAT + 0.1)[n % 4]
+        # Right after or before a renewal; the others look for abandoned jobs at another pace.
+        begin = (3 + n) * BEAT + (BEAT - 0.01 if n % 2 else 0.01)
+        end = away + STORE_TIMEOUT if n % 9 == 8 else away * (n % 9) / 8
+        paths = (*RUNNING, "/one", "/one") if n % 2 else RUNNING  # the last one waits
+        async with two() as both, anyio.create_task_group() as group:
+            found: list[Abandoned] = []
+            group.start_soon(look_out, both.store, found)
+            await survive(both, "a", away, how, begin=begin, end=end, paths=paths)
+            assert found == []  # others may look at any moment
+            group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("how", FATES)

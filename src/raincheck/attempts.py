@@ -143,7 +143,7 @@ class Attempts:
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
             logger.warning("job %s cannot run here: %s", id, error)
             return None
-        if job is None or job.gone or job.state is not State.QUEUED or id in conductor.roster:
+        if job is None or job.gone or job.state is not State.QUEUED or id in conductor:
             return None
         if conductor.closing:
             await conductor.submit_again(job)
@@ -200,7 +200,7 @@ class Attempts:
         if job is None:
             await self._give_up(found)
             return
-        if conductor.closing or job.id in conductor.roster:
+        if conductor.closing or job.id in conductor:
             return  # if it is this process that hung, it renews its lease now
         try:
             if job.state is State.CANCELLING:

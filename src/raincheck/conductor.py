@@ -113,6 +113,7 @@ class Conductor:
         self.closing = False
         self.roster = Roster(self.limits)
         self._settling: dict[Detached, Gate] = {}
+        self._leaving: dict[str, int] = {}
         self._sweeping = False
         self._unblocking = False
 
@@ -120,6 +121,20 @@ class Conductor:
         """Forget whether store and engine answered: that was on another event loop, if ever."""
         self.availability.reset()
         self.engine.reset()
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    def held(self) -> dict[str, int]:
+        """The jobs whose leases are to be renewed, by id, each with its attempt.
+
+        Among them are those that neither run nor wait here any more, and of which the store has
+        not been told so yet.
+        """
+        return self.roster.attempts(waiting=self.in_place) | self._leaving
+
+    def __contains__(self, id: str) -> bool:
+        """Whether a job is here: nobody here takes it over."""
+        return id in self.roster or id in self._leaving
 
     # --- places --------------------------------------------------------------------------------
 
@@ -181,10 +196,13 @@ class Conductor:
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
         self.drop(waiting)
         ttl = seconds(waiting.policy.ttl)
+        self._leaving[waiting.job.id] = waiting.job.attempt
         try:
             return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error)
         except LeaseLost:
             return waiting.job
+        finally:
+            del self._leaving[waiting.job.id]
 
     async def interrupt_waiting(self, waiting: Waiting) -> None:
         """The server stops: leave a job that has not begun to others, or end it."""
@@ -288,6 +306,9 @@ class Conductor:
     async def _settle(self, detached: Detached, write: Callable[[], Awaitable[Job]]) -> None:
         """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
         gate = self._settling[detached] = self.tasks.gate()
+        job = detached.job
+        assert job is not None
+        self._leaving[job.id] = job.attempt
 
         async def settle() -> None:
             try:
@@ -295,7 +316,7 @@ class Conductor:
             except LeaseLost:
                 logger.warning("job %s was taken over; its outcome here is dropped", _id(detached))
             finally:
-                del self._settling[detached]
+                del self._settling[detached], self._leaving[job.id]
                 gate.open()
 
         self.tasks.spawn(settle, Context())

@@ -180,7 +180,7 @@ class Jobs:
             self.store,
             conductor.availability,
             lease,
-            held=lambda: conductor.roster.attempts(waiting=conductor.in_place),
+            held=conductor.held,
             lost=self._attempts.lost,
             cancelled=conductor.stop,
             abandoned=self._attempts.take_over,
