@@ -731,6 +731,26 @@ class ServedStoreContract(SharedStoreContract, ABC):
         assert await store.learned("r") == {"x-tenant"}
         assert await neighbour.learned("r") == {"x-plan"}
 
+    async def test_deployments_have_bodies_of_their_own(
+        self, store: Store, neighbour: Store
+    ) -> None:
+        for each in (store, neighbour):
+            await each.create(job())
+        for offset in range(3):
+            assert await store.append_body("a", 1, offset, b"x")
+        for offset in range(2):
+            assert await neighbour.append_body("a", 1, offset, b"y")
+        assert await body_of(store, "a") == b"xxx"
+        assert await body_of(neighbour, "a", 1) == b"y"
+        assert await neighbour.replace(finished(job()), tail=b"z")
+        assert await store.append_body("a", 1, 3, b"x")
+        assert await body_of(neighbour, "a") == b"yyz"
+        assert await body_of(store, "a", 1) == b"xxx"
+        assert await neighbour.replace(finished(job()).tombstone(1000.0, 60.0))
+        assert await body_of(neighbour, "a") == b""
+        assert await store.replace(finished(job()), tail=b"z")
+        assert await body_of(store, "a") == b"xxxxz"
+
     async def test_deployments_do_not_count_together(self, store: Store, neighbour: Store) -> None:
         one = Bounds(route=1, owner=1)
         assert await fits(store, job("a", owner="ann"), one)
@@ -740,6 +760,11 @@ class ServedStoreContract(SharedStoreContract, ABC):
         await neighbour.create(waits)
         assert await neighbour.replace(finished(job("b", owner="ann")))
         assert await neighbour.replace(waits.start(1001.0), bounds=one)
+        await neighbour.create(job("x", route="elsewhere"))
+        for each, route in ((store, "elsewhere"), (neighbour, "here")):
+            await each.create(job("y", route=route, state=State.QUEUED))
+        begun = job("y", route="here", state=State.QUEUED).start(1001.0)
+        assert await neighbour.replace(begun, bounds=one)
 
     async def test_deployments_do_not_take_over_from_each_other(
         self, store: Store, neighbour: Store
