@@ -266,12 +266,31 @@ async def test_a_broken_connection_is_made_anew_with_the_next_job(
         attempts.go_on.set()
         await runner.submit("a")
         postgres.kill()
+
+        async def submit() -> None:
+            while True:  # its processes end a moment later
+                await runner.submit("b")
+
         with pytest.raises(AWAY):
-            await runner.submit("b")
+            await submit()
         postgres.start()
         await runner.submit("c")
         async with working(runner):
             await until(lambda: "c" in attempts.ended)
+
+
+async def test_a_job_is_submitted_though_the_server_was_started_again(
+    dsn: str, postgres: Postgres
+) -> None:
+    """The connection has died, and nobody has heard of that."""
+    async with opened(dsn, attempts := Attempts()) as runner:
+        attempts.go_on.set()
+        await runner.submit("a")
+        postgres.kill()
+        postgres.start()
+        await asyncio.gather(*(runner.submit(id) for id in "bcd"))
+        async with working(runner):
+            await until(lambda: {*"bcd"} <= {*attempts.ended})
 
 
 async def test_a_submission_that_is_given_up_leaves_no_broken_connection(

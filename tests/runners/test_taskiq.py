@@ -327,6 +327,25 @@ async def test_a_broker_of_tests_runs_jobs_where_they_are() -> None:
         assert response.json() == {"body": "x"}
 
 
+@pytest.mark.real
+async def test_a_job_is_submitted_though_the_broker_was_started_again(tmp_path: Path) -> None:
+    """All connections that its client keeps have died, and nobody has heard of that."""
+    server = Valkey(tmp_path)
+    server.start()
+    try:
+        runner = TaskiqRunner(ListQueueBroker(server.url, queue_name="shop"))
+        bound(runner, nothing)
+        await runner.open()
+        await asyncio.gather(*(runner.submit(id) for id in "abcd"))
+        server.kill()
+        server.start()
+        await asyncio.gather(*(runner.submit(id) for id in "efgh"))
+        assert server.ask("LLEN", "shop") == 4
+        await runner.aclose()
+    finally:
+        server.kill()
+
+
 # --- the worker's side -------------------------------------------------------------------------
 
 

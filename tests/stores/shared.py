@@ -38,12 +38,19 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from sniffio import current_async_library
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
+from raincheck import LongRunningMiddleware, long_running
 from raincheck.errors import NoRoom, StoreError, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.records import FORMAT, dump
 from raincheck.stores.base import Store
-from raincheck.testing import StoreContract, body_of, finished, fits, job, request
+from raincheck.testing import StoreContract, body_of, finished, fits, job, lifespan, request
+from tests.stores.relay import Relay
+from tests.support import client_of
 
 PATIENCE = 60.0
 """Seconds until a test gives up: processes have to start, on a machine that may be busy."""
@@ -293,6 +300,23 @@ def peak_memory() -> int:
     status = Path("/proc/self/status").read_text()
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak) * 1024
+
+
+async def serves_through_a_restart(store: Store, restart: Callable[[], None]) -> None:
+    """Let an app's server be started again, and see that no client learns of it."""
+
+    @long_running
+    async def work(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    app = LongRunningMiddleware(Starlette(routes=[Route("/work", work)]), store=store)
+    async with lifespan(app), client_of(app) as client:
+        location = (await client.get("/work")).headers["location"]
+        done = await client.get(location, headers={"prefer": "wait=10"})
+        for url, status in ((location, 200), ("/work", 202), (f"{location}/status", 200)):
+            restart()
+            assert (await client.get(url)).status_code == status
+        assert done.text == "done"
 
 
 # --- the contract ----------------------------------------------------------------------------
@@ -677,8 +701,12 @@ class SharedStoreContract(StoreContract, ABC):
 class ServedStoreContract(SharedStoreContract, ABC):
     """What every store on a server promises besides.
 
-    A subclass also gives a fixture `neighbour`: the store of another deployment on the same server,
-    as near to the first as there may be one.
+    A subclass also gives
+
+    - a fixture `neighbour`: the store of another deployment on the same server, as near to the
+      first as there may be one.
+    - a fixture `relay`: an open `Relay` to the server.
+    - a fixture `far`: the same store as `store`, through the relay.
     """
 
     async def test_deployments_do_not_see_each_others_jobs(
@@ -787,8 +815,13 @@ class ServedStoreContract(SharedStoreContract, ABC):
         done = finished(job())
         await store.replace(done)
         await neighbour.replace(done)
+        waits = job("b", replayable=True)
+        await store.create(waits, request())
+        await neighbour.create(waits, request())
+        await neighbour.replace(finished(waits))
         await neighbour.sweep(1060.0)
         assert not await neighbour.sweep(1120.0)
+        assert await store.request("b") == request()
         assert await store.get("a") == done
         assert await store.find("k") == (done, None)
         assert await body_of(store, "a") == b"x"
@@ -812,6 +845,51 @@ class ServedStoreContract(SharedStoreContract, ABC):
                 assert seen == []
                 assert await store.replace(job().cancelling())
         assert seen == [job().cancelling()]
+
+    async def test_what_was_asked_is_asked_again_if_the_answer_got_lost(
+        self, store: Store, far: Store, relay: Relay
+    ) -> None:
+        there = job(owner="ann", replayable=True)
+        one = Bounds(route=1, owner=1)
+        await store.create(job("earlier", route="other"), lease=0.0)
+
+        async def look() -> list[str]:
+            return [job.id async for job in far.abandoned()]
+
+        calls: list[tuple[Callable[[], Awaitable[object]], object]] = [
+            (
+                lambda: far.create(there, request(), keys=(Key("k"),), lease=60.0, bounds=one),
+                there,
+            ),
+            (lambda: far.get("a"), there),
+            (lambda: far.find("k"), (there, None)),
+            (lambda: far.request("a"), request()),
+            (lambda: far.append_body("a", 1, 0, b"body"), True),
+            (lambda: body_of(far, "a"), b"body"),
+            (lambda: far.renew({"a": 1}, 60.0), {"a": State.RUNNING}),
+            (look, ["earlier"]),
+        ]
+        for call, _ in calls:
+            await call()  # so that a statement is prepared and a script is known
+        await store.replace(there.tombstone(0.0, 0.0))
+        await store.sweep(0.0)
+        for number, (call, answer) in enumerate(calls):
+            relay.lose()
+            assert await call() == answer
+            assert relay.lost == number + 1
+        assert await body_of(store, "a") == b"body"
+
+    async def test_a_version_is_not_called_late_because_the_answer_got_lost(
+        self, store: Store, far: Store, relay: Relay
+    ) -> None:
+        await store.create(job())
+        assert not await far.replace(job("unknown").cancelling())  # now it is prepared
+        relay.lose()
+        with pytest.raises(StoreError):
+            await far.replace(job().cancelling())
+        assert relay.lost == 1
+        assert await store.get("a") == job().cancelling()
+        assert not await far.replace(job().cancelling())
 
 
 class UnreadableContract(SharedStoreContract):

@@ -27,7 +27,14 @@ from raincheck.stores.base import Store
 from raincheck.stores.postgres import PAGE, PostgresStore
 from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
-from tests.stores.shared import PATIENCE, ServedStoreContract, changes_jobs, child
+from tests.stores.relay import Relay
+from tests.stores.shared import (
+    PATIENCE,
+    ServedStoreContract,
+    changes_jobs,
+    child,
+    serves_through_a_restart,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
@@ -100,6 +107,16 @@ class TestPostgresStore(ServedStoreContract):
     @pytest.fixture
     def neighbour(self, open_store: Open) -> Store:
         return open_store(deployment="bank")
+
+    @pytest.fixture
+    async def relay(self, postgres: Postgres) -> AsyncIterator[Relay]:
+        relay = Relay(postgres.port)
+        async with relay.opened():
+            yield relay
+
+    @pytest.fixture
+    async def far(self, relay: Relay, postgres: Postgres, open_store: Open) -> Store:
+        return open_store(postgres.url.replace(f":{postgres.port}/", f":{relay.port}/"))
 
     async def overwrite(self, store: Store, id: str, record: bytes) -> None:
         assert isinstance(store, PostgresStore)
@@ -439,6 +456,42 @@ async def test_a_statement_that_another_connection_prepared_names_the_cure(
     with pytest.raises(StoreError, match="`listen`"):
         await store.get("a")
     assert await store.get("a") is None
+
+
+async def test_no_client_learns_that_the_server_was_started_again(
+    postgres: Postgres, store: PostgresStore
+) -> None:
+    def restart() -> None:
+        postgres.kill()
+        postgres.start()
+
+    await serves_through_a_restart(store, restart)
+
+
+@pytest.mark.parametrize("rested", [0.0, 60.0])
+async def test_a_server_that_was_started_again_costs_nobody_an_answer(
+    postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch, rested: float
+) -> None:
+    """The event loop hears of nothing before the next call, which meets dead connections."""
+    monkeypatch.setattr(_postgres_session, "RESTED", rested)
+    store = open_store()
+    there = job(replayable=True, attempts=2)
+    calls: list[Callable[[], Any]] = [
+        lambda: store.create(there, request(), bounds=ONE),
+        lambda: store.get("a"),
+        lambda: store.request("a"),
+        lambda: store.append_body("a", 1, 0, b"x"),
+        lambda: store.renew({"a": 1}, 60.0),
+    ]
+    if not rested:  # which asks first whether a connection is alive
+        calls.append(lambda: store.replace(there.cancelling()))
+    for call in calls:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(store.get, "a")
+        postgres.kill()
+        postgres.start()
+        assert await call()
 
 
 # --- a server in trouble -----------------------------------------------------------------------
@@ -836,6 +889,7 @@ async def test_who_need_not_look_for_room_does_not_wait(
         assert await fits(store, job("b", **mine), Bounds())
         assert await fits(store, job("c", **{**mine, "owner": None}), Bounds(owner=1))
         assert await fits(store, job("d", state=State.QUEUED, **mine), ONE)
+        assert await fits(open_store(deployment="bank", timeout=5.0), job("a", **mine), ONE)
         assert await fits(store, job("e"), Bounds(route=2))
         assert (await store.create(job("earlier", **mine), bounds=ONE)).route == "r"
         there = await store.create(job("f", **mine), keys=(Key("k"),), bounds=ONE)

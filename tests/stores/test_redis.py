@@ -28,7 +28,8 @@ from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Store
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
 from raincheck.testing import body_of, finished, fits, job, request
-from tests.stores.shared import PATIENCE, ServedStoreContract
+from tests.stores.relay import Relay
+from tests.stores.shared import PATIENCE, ServedStoreContract, serves_through_a_restart
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -76,6 +77,18 @@ class TestRedisStore(ServedStoreContract):
         neighbour = RedisStore(valkey.url, deployment=uuid4().hex)
         yield neighbour
         await neighbour.aclose()
+
+    @pytest.fixture
+    async def relay(self, valkey: Valkey) -> AsyncIterator[Relay]:
+        relay = Relay(valkey.port)
+        async with relay.opened():
+            yield relay
+
+    @pytest.fixture
+    async def far(self, relay: Relay, deployment: str) -> AsyncIterator[Store]:
+        far = RedisStore(f"redis://127.0.0.1:{relay.port}/0", deployment=deployment)
+        yield far
+        await far.aclose()
 
     @pytest.fixture
     def opening(self, valkey: Valkey, deployment: str) -> str:
@@ -782,6 +795,43 @@ async def test_connections_that_were_killed_are_opened_anew(serve: Serve) -> Non
             server.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
         await anyio.sleep(0.01)
         assert await store.replace(job().cancelling())  # perhaps while it does not listen
+    await store.aclose()
+
+
+async def test_no_client_learns_that_the_server_was_started_again(serve: Serve) -> None:
+    server = serve("--appendonly", "yes", "--appendfsync", "always")
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    await serves_through_a_restart(RedisStore(server.url, deployment="shop"), restart)
+
+
+@pytest.mark.parametrize("idle", [0.001, 60.0])
+async def test_a_server_that_was_started_again_costs_nobody_an_answer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, idle: float
+) -> None:
+    """The event loop hears of nothing before the next call, which meets a dead connection."""
+    monkeypatch.setattr(line_room, "IDLE", idle)
+    server = serve("--appendonly", "yes", "--appendfsync", "always")
+    store = RedisStore(server.url, deployment="shop")
+    there = job(replayable=True)
+    calls: list[Callable[[], Any]] = [
+        partial(store.create, there, request(), keys=(Key("k"),), bounds=Bounds(route=1)),
+        partial(store.get, "a"),
+        partial(store.find, "k"),
+        partial(store.request, "a"),
+        partial(store.append_body, "a", 1, 0, b"x"),
+        partial(store.renew, {"a": 1}, 60.0),
+    ]
+    if idle < 1.0:  # which asks first whether the connection is alive
+        calls.append(partial(store.replace, there.cancelling()))
+    await store.get("a")
+    for call in calls:
+        server.kill()
+        server.start()
+        assert await call()
     await store.aclose()
 
 

@@ -245,13 +245,18 @@ class _Connection:
             made.terminate()
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        tried = False
         while True:
+            anew = tried or self._made is None or self._made.is_closed()
+            tried = True
             try:
                 if self._made is None or self._made.is_closed():
                     await self._make()
                 return await getattr(self._made, method)(*arguments)
             except BaseException as error:
                 self.close()  # it may be in the middle of a statement
+                if not anew and isinstance(error, _LOST) and not isinstance(error, TimeoutError):
+                    continue  # it may have died before; an id that is brought twice does no harm
                 if self.patience is None or self.patience.is_set() or not isinstance(error, _LOST):
                     raise
                 logger.warning("PostgreSQL cannot be reached (%r); trying again", error)

@@ -118,7 +118,10 @@ class TaskiqRunner(Runner):
             self.check(queue)
         broker = self._brokers[queue]
         await asyncio.shield(self._started(broker))
-        await self._tasks[broker].kiq(id)
+        try:
+            await self._tasks[broker].kiq(id)
+        except Exception:  # the broker's own; it may have used a connection that had died
+            await self._tasks[broker].kiq(id)  # an id that it brings twice does nothing
 
     async def cancel(self, id: str) -> None:
         self._stop(id)

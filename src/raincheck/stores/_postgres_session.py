@@ -10,7 +10,11 @@ from typing import Any
 
 from raincheck.stores._postgres_changes import Changes
 from raincheck.stores._postgres_schema import migrate
-from raincheck.stores._postgres_server import Server, spawn
+from raincheck.stores._postgres_server import FAILURES, Server, spawn
+
+RESTED = 1.0
+"""Seconds without use after which a connection is asked whether it is alive before it is given a
+statement: the server may have ended it meanwhile."""
 
 IDLE = 60.0
 """Seconds until a connection that nobody uses is not used again: a firewall may forget it."""
@@ -64,18 +68,36 @@ class Session:
             else:
                 self._idle.append((connection, self.loop.time()))
 
+    def forget(self) -> None:
+        """Use none of the connections again that are idle: one has died, and so may the others."""
+        while self._idle:
+            self._idle.pop()[0].terminate()
+
     async def _take(self) -> Any:
         while self._idle and self._idle[0][1] < self.loop.time() - IDLE:
             self._idle.popleft()[0].terminate()
         while self._idle:
-            connection, _ = self._idle.pop()
-            if not connection.is_closed():
+            connection, used = self._idle.pop()
+            if connection.is_closed():
+                continue
+            if used > self.loop.time() - RESTED or await _alive(connection):
                 return connection
+            self.forget()
         return await self._server.connect()
 
     async def _serve(self) -> None:
         try:
             await self.changes.serve()
         finally:  # it ends with the event loop, and so do the connections
-            for connection, _ in self._idle:
-                connection.terminate()
+            self.forget()
+
+
+async def _alive(connection: Any) -> bool:
+    try:
+        await connection.execute("SELECT 1")
+    except BaseException as error:
+        connection.terminate()
+        if not isinstance(error, FAILURES):
+            raise
+        return False
+    return True

@@ -139,6 +139,9 @@ REPLACE_WITHIN = _REPLACING.format(
     or_no_room="UNION ALL SELECT bound FROM no_room",
 )
 
+ONCE = (REPLACE, REPLACE_WITHIN)
+"""Those that would find their own version there, and say that it was not the next one."""
+
 # The lock holds off whoever is about to replace the job until the chunk is there.
 APPEND = """
 WITH job AS (

@@ -14,6 +14,8 @@ from raincheck.stores.waiting import Waiting
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
     from redis.exceptions import ConnectionError as Disconnected
     from redis.exceptions import (
         NoScriptError,
@@ -27,6 +29,10 @@ except ImportError as error:
         "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
     ) from error
 
+IDLE = 1.0
+"""Seconds without a question after which the next one goes out behind a PING: the server may have
+closed the connection meanwhile, and has not seen it then."""
+
 KEEPALIVE = 10.0
 """Seconds between two looks whether the subscription is alive, and still needed."""
 
@@ -37,7 +43,7 @@ T = TypeVar("T")
 Word = str | bytes | int | float
 
 
-def server(url: str) -> tuple[str, Callable[[], AbstractConnection]]:
+def server(url: str) -> tuple[str, Callable[..., AbstractConnection]]:
     """How errors call a server, and what makes connections to it."""
     try:
         options: dict[str, Any] = {**parse_url(url)}
@@ -64,13 +70,13 @@ class Line:
     """
 
     def __init__(
-        self, name: str, connect: Callable[[], AbstractConnection], channel: str, timeout: float
+        self, name: str, connect: Callable[..., AbstractConnection], channel: str, timeout: float
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.closed = False
         self.feed = Feed(connect, channel, timeout)
         self._name = name
-        self._connection = connect()
+        self._connection = connect(health_check_interval=IDLE, retry=Retry(NoBackoff(), 1))
         self._timeout = timeout
         self._questions: list[Question] = []
         self._shared: dict[tuple[Word, ...], Question] = {}
@@ -126,7 +132,7 @@ class Line:
                 await self._asked.wait()
                 batch = self._take()
                 try:
-                    await self._exchange(batch)
+                    await self._insist(batch)
                 except Exception as error:  # goes to those who asked
                     await self._connection.disconnect(nowait=True)
                     if isinstance(error, TimeoutError):
@@ -144,7 +150,21 @@ class Line:
         questions, self._questions = self._questions, []
         self._shared.clear()
         self._asked.clear()
-        return [q for q in questions if not all(future.done() for future in q.futures)]
+        return [question for question in questions if question.open]
+
+    async def _insist(self, batch: list[Question]) -> None:
+        """Ask, and ask anew what went down with a connection that had been there before."""
+        before = self._connection.is_connected
+        try:
+            await self._exchange(batch)
+        except (Disconnected, OSError) as error:
+            if not before or isinstance(error, TimeoutError):
+                raise
+            await self._connection.disconnect(nowait=True)
+            for question in batch:
+                if question.script is not None and not question.script.repeatable:
+                    question.fail(error)  # it may have been done
+            await self._exchange([question for question in batch if question.open])
 
     async def _exchange(self, batch: list[Question], *, known: bool = True) -> None:
         connection, unknown, demoted = self._connection, [], False
@@ -178,6 +198,11 @@ class Question:
         self.script = script
         self.words = words
         self.futures: list[asyncio.Future[Any]] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return not all(future.done() for future in self.futures)
 
     def answer(self, answer: Any) -> None:
         for future in self.futures:

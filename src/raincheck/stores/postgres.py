@@ -23,7 +23,7 @@ from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import dump, dump_request, load, load_request, readable
-from raincheck.stores._postgres_server import FAILURES, Server
+from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
 from raincheck.stores.base import Abandoned, Found, Store
 
@@ -257,8 +257,21 @@ class PostgresStore(Store):
         self, statement: str, *arguments: Any, isolation: str | None = None
     ) -> list[Any]:
         """What the statement says; with `isolation`, in a transaction for it alone."""
-        statement = self._server.in_schema(statement)
-        async with self._opened() as session, session.connection() as connection:
+        own = self._server.in_schema(statement)
+        async with self._opened() as session:
+            try:
+                return await self._tried(session, own, arguments, isolation)
+            except LOST:
+                if statement in sql.ONCE:
+                    raise  # it may have been done
+                session.forget()
+            return await self._tried(session, own, arguments, isolation)
+
+    async def _tried(
+        self, session: Session, statement: str, arguments: tuple[Any, ...], isolation: str | None
+    ) -> list[Any]:
+        """The same on one connection, until it has lost no race."""
+        async with session.connection() as connection:
             for _ in range(TRIES):
                 with suppress(*_RACES):
                     rows: list[Any]
