@@ -2,11 +2,11 @@
 
     python benchmarks/walks.py
 
-Needs `pip install raincheck`. Each walk is a real request to an app in this process, with the memory
-store; every call of a function of raincheck's is noted, with the file that it stands in (going on
-with a coroutine counts as a call, as Python's profiler sees it). Shown are the calls, the files they
-stand in, how often the next call stands in another file, how many of these lead back to a file that
-was left before, and how often the store was asked for the job.
+Needs `pip install raincheck`. Each walk is a real request to an app in this process, with the
+memory store; every call of a function of raincheck's is noted, with the file that it stands in (to
+go on with a coroutine counts as a call, as Python's profiler sees it). Shown are the calls, the
+files they stand in, how often the next call stands in another file, how many of these lead back to
+a file that was left before, and how often the store was asked for the job.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive
 
 from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
 from raincheck.stores.base import Store
@@ -129,6 +129,11 @@ class RawRequest:
     async def run(self, app: ASGIApp) -> None:
         with self._to_app, self._from_client:
             await app(self.scope, self._from_client.receive, self._send)
+
+    async def run_with(self, receive: Receive, app: ASGIApp) -> None:
+        """Send it from a client that does not just send what it was fed."""
+        with self._to_app, self._from_client:
+            await app(self.scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+import random
+import tracemalloc
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -25,11 +29,12 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import (
     ConfigurationError,
+    Jobs,
     Limits,
     LongRunningMiddleware,
     MemoryStore,
@@ -43,6 +48,8 @@ from tests.conftest import virtual_jobs
 from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
 
 
 async def echo(request: Request) -> dict[str, Any]:
@@ -539,28 +546,184 @@ async def test_an_app_whose_routes_cannot_be_read_works_all_the_same() -> None:
         assert (await follow(client, accepted)).json()["body"] == "in"
 
 
-async def test_in_an_unreadable_app_bodies_are_kept_up_to_the_middlewares_own_bound() -> None:
-    inner = Starlette(
-        routes=[
-            slow_route(echo, max_request_size=1000),
-            Route("/plain", echo_endpoint, methods=["POST"]),
-        ]
-    )
+def opaque_app(*routes: BaseRoute, jobs: Jobs, limit: int) -> LongRunningMiddleware:
+    """An app that cannot be read, and that reads the body before any endpoint is entered."""
+    inner = Starlette(routes=list(routes))
 
     async def opaque(scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
         more = scope["type"] == "http"
-        while more:  # reads the body before the entry
+        while more:
             message = await receive()
             body, more = body + message["body"], message["more_body"]
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
         await inner(scope, _chain(waiting, receive), send)
 
-    app = LongRunningMiddleware(opaque, policy=Policy(max_request_size=10), jobs=virtual_jobs())
+    return LongRunningMiddleware(opaque, policy=Policy(max_request_size=limit), jobs=jobs)
+
+
+async def test_what_was_read_before_the_entry_is_kept_up_to_the_middlewares_own_bound() -> None:
+    """Beyond it a request runs where it is, but cannot wait, or be told from another by its key."""
+    jobs = virtual_jobs(limits=Limits(max_running=1))
+    gate = Gate()
+
+    async def held(request: Request) -> dict[str, int]:
+        await gate.wait()
+        return {"size": len(await request.body())}
+
+    slow = slow_route(held, max_request_size=1000, idempotency="optional")
+    plain = Route("/plain", echo_endpoint, methods=["POST"])
+    app = opaque_app(slow, plain, jobs=jobs, limit=10)
     async with running(app) as client:
         assert (await client.post("/plain", content=b"x" * 500)).json()["body"] == "x" * 500
+        keyed = await client.post("/slow", content=b"x" * 11, headers={"idempotency-key": "a"})
+        assert (keyed.status_code, keyed.json()["title"]) == (413, "The request body is too large")
+        accepted = await client.post("/slow", content=b"x" * 11)
+        assert accepted.status_code == 202
+        await settled()
+        refused = await client.post("/slow", content=b"x" * 11)
+        assert (refused.status_code, "cannot wait" in refused.text) == (503, True)
         assert (await client.post("/slow", content=b"x" * 10)).status_code == 202
-        assert (await client.post("/slow", content=b"x" * 11)).status_code == 413
+        assert (await client.post("/slow", content=b"x" * 1001)).status_code == 413
+        gate.open()
+        assert (await follow(client, accepted)).json() == {"size": 11}
+
+
+@pytest.mark.real
+async def test_a_large_body_that_was_read_before_the_entry_waits_whole() -> None:
+    """More than is kept in memory of it goes through a temporary file."""
+    jobs = Jobs(limits=Limits(max_running=1))
+    gate = Gate()
+
+    async def held(request: Request) -> Response:
+        await gate.wait()
+        return Response(hashlib.sha256(await request.body()).hexdigest())
+
+    app = opaque_app(slow_route(held), jobs=jobs, limit=16 * MIB)
+    large = random.Random(7).randbytes(5 * MIB + 7)
+    async with running(app) as client:
+        accepted = [await client.post("/slow", content=in_pieces(large)) for _ in range(2)]
+        assert [response.status_code for response in accepted] == [202, 202]
+        gate.open()
+        for response in accepted:
+            done = await follow(client, response)
+            assert done.text == hashlib.sha256(large).hexdigest()
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 65536):
+        yield body[start : start + 65536]
+
+
+@pytest.mark.real
+async def test_uploads_that_never_come_to_an_entry_are_not_kept_in_memory() -> None:
+    gates, all_there = Gate(), anyio.Event()
+    taken: list[int] = []
+
+    async def streams(scope: Scope, receive: Receive, send: Send) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        taken.append(size)
+        if len(taken) == 8:
+            all_there.set()
+        await gates.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def upload(app: LongRunningMiddleware) -> None:
+        left = [12 * MIB]
+
+        async def receive() -> Message:
+            left[0] -= 65536
+            return {"type": "http.request", "body": bytes(65536), "more_body": left[0] > 0}
+
+        request = RawRequest("/upload")
+        await request.run_with(receive, app)
+        assert request.status == 200
+
+    app = LongRunningMiddleware(streams)
+    async with lifespan(app):
+        tracemalloc.start()
+        try:
+            async with anyio.create_task_group() as group:
+                for _ in range(8):
+                    group.start_soon(upload, app)
+                await all_there.wait()
+                assert tracemalloc.get_traced_memory()[0] < 8 * 2 * MIB
+                gates.open()
+        finally:
+            tracemalloc.stop()
+    assert taken == [12 * MIB] * 8
+
+
+async def test_a_full_queue_refuses_before_the_rest_of_the_body_is_read() -> None:
+    jobs = virtual_jobs(limits=Limits(max_running=1, max_queued=0))
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    async with running(app) as client:
+        await client.post("/slow")
+        await settled()
+        request = RawRequest()
+        request.feed(b"x", more=True)  # and no more comes
+        with anyio.fail_after(60):
+            await request.run(app)
+        assert request.status == 503
+        gate.open()
+
+
+async def test_a_quota_refuses_before_the_rest_of_the_body_is_read() -> None:
+    settings: Any = {"max_running_per_owner": 1, "max_queued_per_owner": 0}
+    app = app_of(gated(gate := Gate(), **settings), owner=lambda connection: "ann")
+    async with running(app) as client:
+        await client.post("/slow")
+        await settled()
+        request = RawRequest()
+        request.feed(b"x", more=True)
+        with anyio.fail_after(60):
+            await request.run(app)
+        assert request.status == 429
+        gate.open()
+
+
+@pytest.mark.parametrize("reason", ["size", "capacity"])
+async def test_a_path_rule_refuses_before_anything_is_read(reason: str) -> None:
+    """So that a client that waits for `100 Continue` never sends its body (RFC 9110 §10.1.1)."""
+    jobs = virtual_jobs(limits=Limits(max_running=1, max_queued=0))
+    gate = Gate()
+
+    async def held(request: Request) -> Response:
+        await gate.wait()
+        return Response()
+
+    inner = Starlette(routes=[Route("/slow", held, methods=["POST"])])
+    rule = {"POST /slow": Policy(max_request_size=10)}
+    app = LongRunningMiddleware(inner, routes=rule, jobs=jobs)
+    async with running(app) as client:
+        if reason == "capacity":
+            await client.post("/slow")
+            await settled()
+        request = RawRequest(content_length="11" if reason == "size" else "5")
+
+        async def receive() -> Message:
+            raise AssertionError("the body was asked for")
+
+        await request.run_with(receive, app)
+        assert request.status == (413 if reason == "size" else 503)
+        gate.open()
+
+
+async def test_a_known_key_comes_before_a_full_queue() -> None:
+    jobs = virtual_jobs(limits=Limits(max_running=1, max_queued=0))
+    app = app_of(gated(gate := Gate()), jobs=jobs)
+    async with running(app) as client:
+        key = {"idempotency-key": "order-7"}
+        first = await client.post("/slow", content=b"x", headers=key)
+        again = await client.post("/slow", content=b"x", headers=key)
+        assert again.status_code == 202
+        assert again.headers["location"] == first.headers["location"]
+        assert (await client.post("/slow", content=b"x")).status_code == 503
+        gate.open()
 
 
 def _chain(waiting: list[Any], receive: Receive) -> Receive:

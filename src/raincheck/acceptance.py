@@ -10,6 +10,7 @@ from raincheck.conductor import Conductor
 from raincheck.errors import (
     NoRoom,
     OwnerUnknown,
+    QueueFull,
     Refusal,
     RunnerUnavailable,
     ShuttingDown,
@@ -78,6 +79,9 @@ class Acceptance:
         if keys and await self._joined(handoff, keys):
             return
         admission = conductor.roster.admission
+        if conductor.in_place and not handoff.upload.whole:
+            admission.check(handoff.route, policy, owner)  # before more is read of what is refused
+        await handoff.drain()
         ticket = admission.admit(handoff.route, policy, owner) if conductor.in_place else None
         try:
             job = await self._create(handoff, ticket, owner, keys)
@@ -113,7 +117,7 @@ class Acceptance:
                 varying = await twins.varying(handoff)
             except Exception as error:
                 raise self._without_store(error) from error
-        return twins.keys(handoff, owner, varying)
+        return await twins.keys(handoff, owner, varying)
 
     async def _joined(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
         try:
@@ -153,7 +157,13 @@ class Acceptance:
             owner=owner,
         )
         handoff.keyed = bool(keys)
-        request = handoff.kept_request() if replayable else None
+        if handoff.upload.lost and ticket is not None and not runs:
+            raise QueueFull(
+                "No handler is free, and the request cannot wait for one: more of its body was "
+                "read before the handler than is kept.",
+                retry_after=1,
+            )
+        request = await handoff.kept_request() if replayable else None
         within = conductor.bounds(policy, job.state)
         try:
             there = await conductor.store.create(

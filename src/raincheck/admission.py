@@ -138,6 +138,10 @@ class _Route:
         return sum(_place(queue, number) for queue in self.waiting.values())
 
 
+def _bounds_running(policy: Policy) -> bool:
+    return policy.max_running is not None or policy.max_running_per_owner is not None
+
+
 def _place(queue: list[Ticket], number: int) -> int:
     return bisect_left(queue, number, key=lambda ticket: ticket.number)
 
@@ -206,6 +210,11 @@ class Admission:
             self._waiting += 1
             route.wait(ticket)
         return ticket
+
+    def check(self, name: str, policy: Policy, owner: str | None) -> None:
+        """Raise what `admit()` would raise now. Takes no place, and nobody gets one by it."""
+        if self._waiting or self._running >= self._limits.max_running or _bounds_running(policy):
+            self.leave(self.admit(name, policy, owner))
 
     def block(self, ticket: Ticket, *, owner: bool) -> None:
         """Let one wait that has capacity here: so many run elsewhere that it may not begin.

@@ -15,7 +15,7 @@ from raincheck.detached import CLOSED, PLAIN, RECORDING, Conductor, Detached
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
 from raincheck.job import Job, State
 from raincheck.marking import Mark, current_handoff
-from raincheck.messages import CapturedRequest, exceeds, first_header
+from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import Decision, decide, parse
 from raincheck.stopping import Reason
@@ -44,6 +44,10 @@ _UNSET = object()
 
 # The request's header fields that raincheck itself goes by: one pass over all of them is enough.
 _HEARD = frozenset({b"prefer", b"content-length", b"idempotency-key", b"accept", b"sec-fetch-mode"})
+
+
+class ClientLeft(Exception):
+    """The client has left before its request was accepted."""
 
 
 class Acceptor(Protocol):
@@ -83,6 +87,7 @@ class Handoff(Detached):
         context: as given; None once the handoff is done.
         inner: the context variables of the app's task, until the hand-over; then as they were.
         state: the `state` in its scope as it came, before the app could write to it.
+        upload: the request body on its way to the app.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
@@ -105,7 +110,6 @@ class Handoff(Detached):
         "_reading",
         "_released",
         "_turn",
-        "_upload",
         "accepted",
         "context",
         "decision",
@@ -119,6 +123,7 @@ class Handoff(Detached):
         "replayed",
         "scope",
         "state",
+        "upload",
         "vary",
     )
 
@@ -158,7 +163,7 @@ class Handoff(Detached):
         self._client_send = send
         self._reading = False
         self._read_by_another: anyio.Event | None = None
-        self._upload = Upload(policy.max_request_size)
+        self.upload = Upload(policy.max_request_size)
         self._turn: anyio.Event | None = None
         self._entered = False
         self._released = False  # the job waits without this request, and a replay will run it
@@ -223,24 +228,38 @@ class Handoff(Detached):
             current_handoff.reset(token)
 
     async def accept(self) -> None:
-        """Drain the body and become a job, unless the client leaves before.
+        """Become a job, unless the client leaves before.
 
         Raises:
             Refusal: nothing was stored.
         """
-        limit = self._upload.limit = self.policy.max_request_size
-        declared = first_header(self.fields, b"content-length")
-        too_large = declared is not None and exceeds(declared, limit)
-        while not (self._upload.whole or self._upload.too_large or too_large):
+        for name, value in self.fields:
+            if name == b"content-length" and exceeds(value, self.policy.max_request_size):
+                raise self._too_large()
+        with suppress(ClientLeft):
+            await self._acceptor.accept(self)
+
+    async def drain(self) -> None:
+        """Read the rest of the body.
+
+        Raises:
+            RequestTooLarge: it is larger than the policy allows.
+            ClientLeft: it will never be here.
+        """
+        body, limit = self.upload, self.policy.max_request_size
+        while not body.whole and body.size <= limit:
             message = await self._read()
             if message is None:
                 continue
             if message["type"] == "http.disconnect":
-                return
-            self._upload.arrive(message)
-        if too_large or self._upload.too_large:
-            raise RequestTooLarge(f"The request body may have {limit} bytes.")
-        await self._acceptor.accept(self)
+                raise ClientLeft
+            body.arrive(message)
+        if body.size > limit:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestTooLarge:
+        limit = self.policy.max_request_size
+        return RequestTooLarge(f"The request body may have {limit} bytes.")
 
     @property
     def runs(self) -> bool:
@@ -257,24 +276,34 @@ class Handoff(Detached):
         """Whether the live request stays while it waits for its turn."""
         return self.policy.hold and self._entered
 
-    def capture(self) -> CapturedRequest:
-        """The request as bytes."""
-        assert self.outer_scope is not None
-        return CapturedRequest.of(self.outer_scope, self._upload.body())
+    async def capture(self) -> CapturedRequest:
+        """The request as bytes, once it is drained.
 
-    def kept_request(self) -> CapturedRequest:
-        """What of the request may be kept for a replay."""
-        return self.capture().without(self.policy.drop_headers)
+        Raises:
+            RequestTooLarge: more of it was read before the entry than is kept.
+        """
+        body = b"" if self.upload.lost else await self.upload.body()
+        if self.upload.lost:
+            raise RequestTooLarge(
+                "More of the request body was read before the handler than is kept, and this "
+                "request needs all of it."
+            )
+        assert self.outer_scope is not None
+        return CapturedRequest.of(self.outer_scope, body)
+
+    async def kept_request(self) -> CapturedRequest:
+        """What of the request may be kept for a replay. Raises as `capture()` does."""
+        return (await self.capture()).without(self.policy.drop_headers)
 
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
-        self._upload.let_go()
+        self.upload.let_go()
         self._start_recording(self.scope["method"])
         self._hand_over()
 
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
-        self._upload = Upload.of(request.body)
+        self.upload = Upload.of(request.body)
         self.record()
 
     def turn(self) -> None:
@@ -328,6 +357,8 @@ class Handoff(Detached):
         self._stopping.end()
         if error is not None and self._is_our_doing(error):
             error = None
+        if self.job is None or not self._recorder:
+            self.upload.close()
         if self.job is None:
             self.error = error
             self._show_route()
@@ -340,7 +371,7 @@ class Handoff(Detached):
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""
         while True:
-            if (part := self._upload.next()) is not None:
+            if (part := self.upload.next()) is not None:
                 return part
             if self._client_receive is None:
                 break
@@ -348,7 +379,7 @@ class Handoff(Detached):
             if message is None:
                 continue
             if message["type"] == "http.request":
-                self._upload.passed(message)
+                await self.upload.passed(message)
                 return message
             if self._client_receive is not None:
                 return message

@@ -51,8 +51,10 @@ class Twins:
         assert handoff.route is not None
         return await self._store.learned(handoff.route)
 
-    def keys(self, handoff: Handoff, owner: str | None, varying: frozenset[str]) -> tuple[Key, ...]:
-        """Under which keys a request may be an earlier job.
+    async def keys(
+        self, handoff: Handoff, owner: str | None, varying: frozenset[str]
+    ) -> tuple[Key, ...]:
+        """Under which keys a request may be an earlier job; its body is read if there are any.
 
         Args:
             handoff: the request.
@@ -60,7 +62,8 @@ class Twins:
             varying: what the responses of its route vary by.
 
         Raises:
-            Refusal: its idempotency key is malformed, or missing where one is required.
+            Refusal: its idempotency key is malformed, or missing where one is required; or it is
+                too large.
         """
         key, policy = None, handoff.policy
         if policy.idempotency != "off":
@@ -68,7 +71,8 @@ class Twins:
             key = parse_key(handoff.fields, required=required)
         if key is None and not policy.coalesce:
             return ()
-        request = handoff.capture()
+        await handoff.drain()
+        request = await handoff.capture()
         keys: tuple[Key, ...] = ()
         if key is not None:
             keys = (Key(scoped(IDEMPOTENT, owner, key), fingerprint(request)),)

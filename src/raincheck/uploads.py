@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from typing import IO
+
+import anyio.to_thread
 from starlette.types import Message
+
+logger = logging.getLogger("raincheck")
+
+IN_MEMORY = 1024 * 1024
+"""Bytes of what the app reads before an entry that are kept in memory; what is more is kept in a
+temporary file. Most requests to an app whose routes cannot be read never come to an entry."""
 
 
 class Upload:
     """One request body: what has arrived, and how much of it the app has read.
 
     Args:
-        limit: bytes that are kept. A larger body still passes through, but cannot be captured.
+        limit: bytes of what the app reads that are kept. A larger body still passes through, but
+            cannot be captured.
+
+    Attributes:
+        size: bytes that have arrived.
+        whole: whether all of it has.
+        lost: whether more has passed than could be kept, so that there is nothing to capture.
     """
 
-    __slots__ = ("_chunks", "_keeps", "_read", "_told_end", "limit", "lost", "size", "whole")
+    __slots__ = (
+        "_chunks",
+        "_file",
+        "_in_file",
+        "_keeps",
+        "_limit",
+        "_read",
+        "_told_end",
+        "lost",
+        "size",
+        "whole",
+    )
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limit = limit
         self.size = 0
         self.whole = False
         self.lost = False
-        self._chunks: list[bytes] = []
-        self._read = 0
+        self._chunks: list[bytes] = []  # those that are not in the file
+        self._read = 0  # as many of these the app has
+        self._file: IO[bytes] | None = None
+        self._in_file = 0
         self._told_end = False
         self._keeps = True
 
@@ -32,28 +62,27 @@ class Upload:
         upload.let_go()
         return upload
 
-    @property
-    def too_large(self) -> bool:
-        """Whether more has arrived than may be kept."""
-        return self.lost or self.size > self.limit
-
     def arrive(self, message: Message) -> None:
-        """Keep the next part."""
+        """Keep the next part, for the app to read."""
         chunk = message.get("body", b"")
         self.whole = not message.get("more_body", False)
         self.size += len(chunk)
-        if self.size > self.limit:
-            self.lost = True
-            self._chunks.clear()
-            self._read = 0
-        elif chunk:
+        if chunk:
             self._chunks.append(bytes(chunk))
 
-    def passed(self, message: Message) -> None:
+    async def passed(self, message: Message) -> None:
         """Keep the next part, which the app is given as it comes."""
+        if self.lost:
+            self.size += len(message.get("body", b""))
+            self.whole = self._told_end = not message.get("more_body", False)
+            return
         self.arrive(message)
         self._read = len(self._chunks)
         self._told_end = self.whole
+        if self.size > self._limit:
+            self._lose()
+        elif self.size - self._in_file > IN_MEMORY:
+            await self._spill()
 
     def next(self) -> Message | None:
         """The next part for the app; None if nothing more is here."""
@@ -73,7 +102,44 @@ class Upload:
         del self._chunks[: self._read]
         self._read = 0
         self._keeps = False
+        self.close()
 
-    def body(self) -> bytes:
-        """All of it."""
-        return b"".join(self._chunks)
+    async def body(self) -> bytes:
+        """All of it.
+
+        Raises:
+            OSError: the temporary file cannot be read.
+        """
+        begun = b"" if self._file is None else await anyio.to_thread.run_sync(_content, self._file)
+        return b"".join((begun, *self._chunks))
+
+    async def _spill(self) -> None:
+        """Put into a file what the app has read."""
+        read = b"".join(self._chunks)
+        self._chunks.clear()
+        self._read = 0
+        self._in_file += len(read)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="raincheck-")  # noqa: SIM115 - see close()
+            await anyio.to_thread.run_sync(self._file.write, read)
+        except OSError:  # the disk is full, or there is none: the app has the body all the same
+            logger.warning("a request body could not be kept in a temporary file", exc_info=True)
+            self._lose()
+
+    def _lose(self) -> None:
+        self.lost = True
+        del self._chunks[: self._read]
+        self._read = 0
+        self.close()
+
+    def close(self) -> None:
+        """Give the temporary file back, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
