@@ -75,9 +75,12 @@ class Acceptance:
                 )
             except OwnerError as error:
                 raise OwnerUnknown("Whose the request is cannot be determined.") from error
-        keys = await self._keys(handoff, owner)
-        if keys and await self._joined(handoff, keys):
-            return
+        keys: tuple[Key, ...] = ()
+        named = policy.idempotency == "required" or b"idempotency-key" in dict(handoff.fields)
+        if named or policy.coalesce:
+            keys = await self._keys(handoff, owner)
+            if keys and await self._joined(handoff, keys):
+                return
         admission = conductor.roster.admission
         if conductor.in_place and not handoff.upload.whole:
             admission.check(handoff.route, policy, owner)  # before more is read of what is refused
