@@ -846,6 +846,50 @@ class ServedStoreContract(SharedStoreContract, ABC):
                 assert await store.replace(job().cancelling())
         assert seen == [job().cancelling()]
 
+    @pytest.mark.parametrize("how", ["deleted", "swept", "forgotten", "begun again", "requeued"])
+    async def test_a_body_that_goes_while_it_is_read_does_not_end(
+        self, store: Store, how: str
+    ) -> None:
+        there = job(attempts=2, replayable=True)
+        await store.create(there, request())
+        for number in range(4):
+            await store.append_body("a", 1, number * MEBIBYTE, bytes(MEBIBYTE))
+        reader = store.read_body("a", 5)
+        await anext(reader)
+        if how in ("begun again", "requeued"):
+            assert await store.replace(there.requeue())
+        if how == "begun again":
+            again = there.requeue().start(1001.0)
+            assert await store.replace(again)
+            for number in range(4):
+                await store.append_body("a", again.attempt, number * MEBIBYTE, bytes(MEBIBYTE))
+        if how in ("swept", "forgotten"):
+            await store.replace(finished(there))
+            await store.sweep(1060.0)
+        if how == "forgotten":
+            await store.sweep(1120.0)
+            assert await store.get("a") is None
+        if how == "deleted":
+            assert await store.replace(there.tombstone(1000.0, 60.0))
+        with pytest.raises(StoreError, match="dropped"):
+            async for _ in reader:
+                pass
+
+    async def test_a_body_that_grows_while_it_is_read_ends_where_it_ended(
+        self, store: Store
+    ) -> None:
+        await store.create(job())
+        for number in range(4):
+            await store.append_body("a", 1, number * MEBIBYTE, bytes(MEBIBYTE))
+        reader = store.read_body("a")
+        size = len(await anext(reader))
+        await store.replace(finished(job()), tail=b"x" * 100)
+        async for piece in reader:
+            assert piece
+            size += len(piece)
+        assert size == 4 * MEBIBYTE
+        assert len(await body_of(store, "a")) == 4 * MEBIBYTE + 100
+
     async def test_what_was_asked_is_asked_again_if_the_answer_got_lost(
         self, store: Store, far: Store, relay: Relay
     ) -> None:

@@ -31,6 +31,7 @@ from tests.stores.relay import Relay
 from tests.stores.shared import (
     PATIENCE,
     ServedStoreContract,
+    UnreadableContract,
     changes_jobs,
     child,
     serves_through_a_restart,
@@ -103,7 +104,7 @@ async def connected(postgres: Postgres, schema: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
-class TestPostgresStore(ServedStoreContract):
+class TestPostgresStore(ServedStoreContract, UnreadableContract):
     @pytest.fixture
     def neighbour(self, open_store: Open) -> Store:
         return open_store(deployment="bank")
@@ -273,13 +274,16 @@ async def test_what_was_there_before_deployments_goes_to_the_first(
         await connection.execute(f"CREATE SCHEMA {quoted}")
         await connection.execute(MIGRATIONS[0].replace("raincheck.", f"{quoted}."))
         await connection.execute("UPDATE version SET number = 1")
-        await connection.execute(
-            "INSERT INTO jobs (id, version, attempt, gone, state, record, route, lease_until) "
-            "VALUES ('a', 1, 1, false, 'running', $1, $2, now())",
-            json.dumps(json.loads(dump(job(replayable=True))) | {"fingerprint": "f"}),
-            digest("r"),
-        )
+        record = json.loads(dump(job(replayable=True))) | {"fingerprint": "f"}
+        whole = json.dumps(record, separators=(",", ":"))
+        for id, text in (("a", whole), ("b", "damaged")):
+            await connection.execute(
+                "INSERT INTO jobs (id, version, attempt, gone, state, record, route, lease_until) "
+                "VALUES ($1, 1, 1, false, 'running', $2, $3, now())",
+                *(id, text, digest("r")),
+            )
         await connection.execute("INSERT INTO keys VALUES ('key-1', 'a'), ('run-1', 'a')")
+        await connection.execute("INSERT INTO keys VALUES ('key-2', 'b')")
         await connection.execute("INSERT INTO requests VALUES ('a', $1)", dump_request(request()))
         await connection.execute("INSERT INTO chunks VALUES ('a', 1, 0, 'x')")
     store, neighbour = open_store(), open_store(deployment="bank")
@@ -291,9 +295,9 @@ async def test_what_was_there_before_deployments_goes_to_the_first(
     assert await store.find("run-1") == (there, None)
     assert await store.request("a") == request()
     assert await body_of(store, "a") == b"x"
-    assert not await fits(store, job("b"), Bounds(route=1))
-    assert await fits(neighbour, job("b"), Bounds(route=1))
-    assert [job.id async for job in store.abandoned()] == ["a"]
+    assert not await fits(store, job("c"), Bounds(route=2))
+    assert await fits(neighbour, job("c"), Bounds(route=1))
+    assert {job.id async for job in store.abandoned()} == {"a", "b"}
     assert await store.replace(finished(there))
     assert await store.find("key-1") is not None
     assert await store.find("run-1") is None
@@ -1021,6 +1025,17 @@ async def test_a_body_that_is_dropped_while_it_is_read_is_an_error(store: Postgr
         await store.sweep(1000.0)
         with pytest.raises(StoreError, match="dropped while it was read"):
             await body_after(reader)
+
+
+async def test_a_body_of_which_a_part_is_lost_does_not_end(store: PostgresStore) -> None:
+    await store.create(job())
+    for number in range(3):
+        await store.append_body("a", 1, number * PIECE, bytes(PIECE))
+    await store._rows("DELETE FROM raincheck.chunks WHERE start = $1", PIECE)
+    assert await body_of(store, "a", 2 * PIECE) == bytes(PIECE)
+    for offset in (0, PIECE, PIECE + 1):
+        with pytest.raises(StoreError, match="dropped"):
+            await body_of(store, "a", offset)
 
 
 async def body_after(reader: AsyncIterator[bytes]) -> bytes:

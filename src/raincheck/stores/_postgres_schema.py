@@ -176,7 +176,8 @@ MIGRATIONS = (
     END
     $no_room$;
     """,
-    # A key's fingerprint and whether it lasts stood in the record of its job, and in its name.
+    # A key's fingerprint and whether it lasts stood in the record of its job, and in its name. As
+    # text: one record that is no JSON must not be in the way.
     """
     ALTER TABLE raincheck.keys
         ADD fingerprint text COLLATE "C",
@@ -184,7 +185,8 @@ MIGRATIONS = (
     ALTER TABLE raincheck.keys ALTER lasting DROP DEFAULT;
     UPDATE raincheck.keys SET
         lasting = key NOT LIKE 'run-%',
-        fingerprint = CASE WHEN key NOT LIKE 'run-%' THEN record::json ->> 'fingerprint' END
+        fingerprint = CASE WHEN key NOT LIKE 'run-%'
+            THEN substring(record FROM '"fingerprint":"([^"]*)"') END
     FROM raincheck.jobs
     WHERE jobs.deployment = keys.deployment AND jobs.id = keys.id;
     """,

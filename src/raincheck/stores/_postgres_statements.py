@@ -161,9 +161,13 @@ WITH job AS (
 SELECT id FROM job
 """
 
-# A few rows at a time, from the one on that has the byte.
+# A few rows at a time, from the one on that has the byte, and how long the body is.
 READ = """
-SELECT jobs.attempt, start, chunk
+SELECT jobs.attempt, coalesce((
+    SELECT start + length(chunk) FROM raincheck.chunks
+    WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+    ORDER BY start DESC LIMIT 1
+), 0) AS size, start, chunk
 FROM raincheck.jobs LEFT JOIN LATERAL (
     SELECT start, chunk FROM raincheck.chunks
     WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
@@ -197,7 +201,7 @@ ORDER BY lease_until, id LIMIT 50
 
 # Rows that are locked are being buried by another process.
 EXPIRED = """
-SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND due <= $1 AND NOT gone
+SELECT id, record FROM raincheck.jobs WHERE deployment = 'deployment' AND due <= $1 AND NOT gone
 ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 
@@ -209,6 +213,22 @@ WITH job AS (
     FROM unnest($1::text[], $2::integer[], $3::float8[], $4::text[])
         AS tombstone (id, version, due, record)
     WHERE deployment = 'deployment' AND jobs.id = tombstone.id
+), freed AS (
+    DELETE FROM raincheck.keys WHERE deployment = 'deployment' AND id = ANY ($1)
+), forgotten AS (
+    DELETE FROM raincheck.requests WHERE deployment = 'deployment' AND id = ANY ($1)
+)
+DELETE FROM raincheck.chunks WHERE deployment = 'deployment' AND id = ANY ($1)
+"""
+
+LAPSED = """
+SELECT record FROM raincheck.jobs
+WHERE deployment = 'deployment' AND id = $1 AND lease_until <= now() FOR UPDATE
+"""
+
+DROP = """
+WITH job AS (
+    DELETE FROM raincheck.jobs WHERE deployment = 'deployment' AND id = ANY ($1)
 ), freed AS (
     DELETE FROM raincheck.keys WHERE deployment = 'deployment' AND id = ANY ($1)
 ), forgotten AS (

@@ -7,6 +7,7 @@ runs, and who waits there for changes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
@@ -26,6 +27,8 @@ from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
 from raincheck.stores.base import Abandoned, Found, Store
+
+logger = logging.getLogger("raincheck")
 
 PAGE = 4
 """Rows of a response body that are read at once."""
@@ -160,19 +163,23 @@ class PostgresStore(Store):
         return await self._value(sql.APPEND, id, attempt, *sql.pieces(chunk, offset)) is not None
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        attempt = None
-        while True:
+        reading = end = None
+        while end is None or offset < end:
             rows = await self._rows(sql.READ, id, offset, PAGE)
-            if attempt is None and rows:
-                attempt = rows[0]["attempt"]
-            elif attempt is not None and (not rows or rows[0]["attempt"] != attempt):
-                raise StoreError(f"the response body of job {id} was dropped while it was read")
-            for _, start, chunk in rows:
-                if chunk is not None and offset < start + len(chunk):
-                    yield chunk[offset - start :]
-                    offset = start + len(chunk)
-            if len(rows) < PAGE:
-                return
+            if end is None:
+                if not rows or rows[0]["size"] <= offset:
+                    return
+                reading, end = rows[0]["attempt"], rows[0]["size"]
+            before = offset
+            for attempt, _, start, chunk in rows:
+                if attempt != reading or start is None:
+                    break
+                if 0 <= offset - start < min(len(chunk), end - start):
+                    piece = chunk[offset - start : end - start]
+                    offset += len(piece)
+                    yield piece
+            if offset == before:
+                raise StoreError(f"the body of job {id} was dropped while it was read")
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         async with self._opened() as session:
@@ -199,23 +206,33 @@ class PostgresStore(Store):
             pass
         return bool(await self._value(sql.ANY))
 
+    async def discard(self, id: str) -> bool:
+        async with self._changing() as connection:
+            record = await connection.fetchval(self._server.in_schema(sql.LAPSED), id)
+            if record is None or readable(record) is not None:
+                return False
+            await connection.execute(self._server.in_schema(sql.DROP), [id])
+        self._announce([id])
+        return True
+
     async def _bury(self, now: float) -> bool:
         """Turn some jobs that have expired into tombstones; whether there were any."""
         tombstones: list[Job] = []
+        unreadable: list[str] = []
         size = 0
-        async with (
-            self._opened() as session,
-            session.connection() as connection,
-            connection.transaction(isolation="read_committed"),
-        ):
+        async with self._changing() as connection:
             for row in await connection.fetch(self._server.in_schema(sql.EXPIRED), now, BATCH):
-                job = load(row["record"])
+                if (job := readable(row["record"])) is None:
+                    unreadable.append(row["id"])
+                    continue
                 tombstones.append(job.tombstone(now))
                 size += 0 if job.response is None else job.response.size
                 if size > BATCH_BYTES:
                     break
-            if not tombstones:
+            if not tombstones and not unreadable:
                 return False
+            if unreadable:
+                await connection.execute(self._server.in_schema(sql.DROP), unreadable)
             ids = [job.id for job in tombstones]
             await connection.execute(
                 self._server.in_schema(sql.BURY),
@@ -224,7 +241,9 @@ class PostgresStore(Store):
                 [job.purge_at for job in tombstones],
                 [dump(job).decode() for job in tombstones],
             )
-        self._announce(ids)
+        for id in unreadable:
+            logger.warning("job %s has expired; its record could not be read", id)
+        self._announce(ids + unreadable)
         return True
 
     async def aclose(self) -> None:
@@ -282,6 +301,16 @@ class PostgresStore(Store):
                             rows = await connection.fetch(statement, *arguments)
                     return rows
         raise StoreError(f"{self._server}: others were faster {TRIES} times")
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Any]:
+        """A connection, in a transaction of several statements."""
+        async with (
+            self._opened() as session,
+            session.connection() as connection,
+            connection.transaction(isolation="read_committed"),
+        ):
+            yield connection
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Session]:
