@@ -69,7 +69,7 @@ LAYERS = {
     "lifetime": 1,
     "stores.availability": 1,
     "stores.base": 1,
-    "stores.deployments": 1,
+    "stores.servers": 1,
     "stores.waiting": 1,
     "runners.base": 1,
     "dialects.base": 1,

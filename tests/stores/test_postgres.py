@@ -179,6 +179,14 @@ def chain(error: BaseException | None) -> str:
     return said
 
 
+async def fails(store: PostgresStore, why: str) -> None:
+    """It can never work, which is said at the start, and later to whoever asks."""
+    with pytest.raises(ConfigurationError, match=why):
+        await store.open()
+    with pytest.raises((StoreError, ConfigurationError), match=why):
+        await store.get("a")
+
+
 # --- opening -----------------------------------------------------------------------------------
 
 
@@ -222,11 +230,12 @@ async def test_a_wrong_password_is_an_error_that_does_not_show_it(
     role = f"locked{uuid4().hex}"
     postgres.ask(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
     url = postgres.url_of(role).replace("@", ":{}@")
-    with pytest.raises(StoreError, match="password authentication failed") as raised:
-        await open_store(url.format("wrong-one")).get("a")
+    store = open_store(url.format("wrong-one"))
+    await fails(store, "password authentication failed")
+    with pytest.raises(StoreError) as raised:
+        await store.get("a")
     assert "wrong-one" not in chain(raised.value)
-    with pytest.raises(StoreError, match="CREATE SCHEMA"):  # it was let in
-        await open_store(url.format("right")).get("a")
+    await fails(open_store(url.format("right")), "CREATE SCHEMA")  # it was let in
 
 
 async def test_a_role_that_may_not_create_the_schema_is_told_the_cure(
@@ -235,12 +244,64 @@ async def test_a_role_that_may_not_create_the_schema_is_told_the_cure(
     role = f"role {uuid4().hex}"
     postgres.ask(f'CREATE ROLE "{role}" LOGIN')
     store = open_store(postgres.url_of(role.replace(" ", "%20")), schema="Not mine")
-    with pytest.raises(StoreError) as raised:
-        await store.get("a")
     cure = f'CREATE SCHEMA "Not mine" AUTHORIZATION "{role}"'
-    assert str(raised.value).endswith(cure)
+    await fails(store, cure + "$")
     postgres.ask(cure)
+    await store.open()
     assert await store.create(job()) == job()
+
+
+async def test_a_role_that_may_not_use_the_tables_of_another_is_told_which(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    role = f"guest{uuid4().hex}"
+    postgres.ask(f"CREATE ROLE {role} LOGIN")
+    await open_store().create(job())
+    store = open_store(postgres.url_of(role))
+    await fails(store, "permission denied")
+    quoted = f'"{schema.replace(chr(34), chr(34) * 2)}"'
+    postgres.ask(f"GRANT USAGE ON SCHEMA {quoted} TO {role}")
+    await fails(store, "permission denied")
+    postgres.ask(f"GRANT SELECT ON ALL TABLES IN SCHEMA {quoted} TO {role}")
+    await fails(store, f'"{role}" lacks DELETE ON chunks, INSERT ON chunks, .* grant')
+    postgres.ask(f"GRANT ALL ON ALL TABLES IN SCHEMA {quoted} TO {role}")
+    await store.open()
+    assert await store.get("a") == job()
+
+
+@pytest.mark.parametrize(
+    "theirs", ["version (name text)", "version (number text)", "jobs (id integer)"]
+)
+async def test_tables_of_another_application_are_left_alone(
+    postgres: Postgres, schema: str, open_store: Open, theirs: str
+) -> None:
+    async with connected(postgres, schema) as other:
+        quoted = f'"{schema.replace(chr(34), chr(34) * 2)}"'
+        await other.execute(f"CREATE SCHEMA {quoted}")
+        await other.execute(f"CREATE TABLE {theirs}")
+        await fails(open_store(), "another application's")
+        tables = "SELECT count(*) FROM pg_tables WHERE schemaname = $1"
+        assert await other.fetchval(tables, schema) == 1
+
+
+async def test_a_database_that_is_not_there_never_works(
+    postgres: Postgres, open_store: Open
+) -> None:
+    await fails(
+        open_store(postgres.url.removesuffix("postgres") + "nowhere"),
+        'database "nowhere" does not exist',
+    )
+
+
+async def test_a_host_that_is_none_never_works(open_store: Open) -> None:
+    await fails(open_store(f"postgresql://{'a' * 64}.example/database"), "dsn")
+
+
+async def test_a_server_that_is_away_may_come_back(open_store: Open) -> None:
+    away = (open_store("postgresql://127.0.0.1:9/database"), open_store(timeout=0.000001))
+    for store in away:
+        with pytest.raises(StoreError):
+            await store.open()
 
 
 async def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
@@ -248,8 +309,7 @@ async def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
     await store.create(job())
     newer = len(MIGRATIONS) + 1
     await store._rows("UPDATE raincheck.version SET number = $1", newer)
-    with pytest.raises(StoreError, match=f"version {newer}.*knows {len(MIGRATIONS)}"):
-        await open_store().get("a")
+    await fails(open_store(), f"version {newer}.*knows {len(MIGRATIONS)}")
     await store._rows("UPDATE raincheck.version SET number = $1", len(MIGRATIONS))
     assert await open_store().get("a") == job()
 

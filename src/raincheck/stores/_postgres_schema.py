@@ -6,8 +6,8 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
-from raincheck.errors import StoreError
 from raincheck.stores._postgres_server import Server, quoted
+from raincheck.stores.servers import NeverWorks
 
 MIGRATIONS = (
     # Collation "C" compares bytes: it is the fastest, and no upgrade of the system's C library
@@ -201,6 +201,16 @@ MIGRATIONS = (
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 
+_DENIED = """
+SELECT string_agg(concat_ws(' ON ', privilege, relname), ', ' ORDER BY relname, privilege)
+FROM pg_class, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege
+WHERE relnamespace = to_regnamespace($1) AND relname = ANY ($2)
+    AND NOT has_table_privilege(pg_class.oid, privilege)
+"""
+
+TABLES = ("jobs", "keys", "requests", "chunks", "varying")
+"""Those that the store writes to."""
+
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('raincheck'), hashtext($1))"
 
 _STATE = """
@@ -216,27 +226,39 @@ async def migrate(server: Server, connection: Any) -> None:
     """Make the tables, or bring them up to date.
 
     Raises:
-        StoreError: a newer version of raincheck made them, or the role may not make any.
+        NeverWorks: a newer version of raincheck made them, another application did, or the role may
+            not make or use them.
     """
     schema = quoted(server.schema)
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(_LOCK, schema)
         role, there, versioned = await connection.fetchrow(_STATE, schema)
-        number = await connection.fetchval(server.in_schema(_VERSION)) if versioned else 0
-        if number > len(MIGRATIONS):
-            raise StoreError(
-                f"{server}: the tables in schema {schema} have version {number}, and "
-                f"this version of raincheck knows {len(MIGRATIONS)}: install a newer one"
-            )
+        cure = f"let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
         try:
+            number = await connection.fetchval(server.in_schema(_VERSION)) if versioned else 0
+            if number > len(MIGRATIONS):
+                raise NeverWorks(
+                    f"{server}: the tables in schema {schema} have version {number}, and "
+                    f"this version of raincheck knows {len(MIGRATIONS)}: install a newer one"
+                )
             if not there:
                 await connection.execute(f"CREATE SCHEMA {schema}")
             for migration in MIGRATIONS[number:]:
                 number += 1
                 await connection.execute(server.in_schema(migration))
                 await connection.execute(server.in_schema(_MIGRATED), number)
+            denied = await connection.fetchval(_DENIED, schema, TABLES)
         except asyncpg.InsufficientPrivilegeError as error:
-            raise StoreError(
-                f"{server}: {error}; the store needs a schema that belongs to its role:"
-                f" let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
+            raise NeverWorks(
+                f"{server}: {error}; the store needs a schema that belongs to its role: {cure}"
             ) from error
+        except (asyncpg.SyntaxOrAccessError, TypeError) as error:  # its tables have other columns
+            raise NeverWorks(
+                f"{server}: schema {schema} is another application's ({error}): give the store a "
+                "schema of its own"
+            ) from error
+    if denied:
+        raise NeverWorks(
+            f"{server}: schema {schema} belongs to another role, and {quoted(role)} lacks {denied}:"
+            " let its owner grant that"
+        )

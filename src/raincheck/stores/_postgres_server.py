@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Coroutine
 from contextvars import Context
 from hashlib import blake2b
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
-from raincheck.stores.deployments import checked
+from raincheck.stores.servers import NeverWorks, checked
 
 T = TypeVar("T")
 
@@ -30,6 +31,14 @@ LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     ConnectionError,
+)
+
+# What connecting to a server, or a role's rights there, fail by until somebody changes a setting.
+_FOR_GOOD = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # no such role, a wrong password
+    asyncpg.InvalidCatalogNameError,  # no such database
+    asyncpg.InsufficientPrivilegeError,
+    ssl.SSLCertVerificationError,
 )
 
 # What becomes of a prepared statement that is executed on another connection.
@@ -104,7 +113,9 @@ class Server:
         if isinstance(error, _POOLED):
             said = "it seems to be a proxy that pools transactions: set `listen`"
         text = f"{self}: {said}"
-        return StoreFull(text) if isinstance(error, asyncpg.DiskFullError) else StoreError(text)
+        if isinstance(error, asyncpg.DiskFullError):
+            return StoreFull(text)
+        return NeverWorks(text) if isinstance(error, _FOR_GOOD) else StoreError(text)
 
     async def connect(self, dsn: str | None = None) -> Any:
         """A new connection, by another way if it is given one.

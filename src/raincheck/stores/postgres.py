@@ -27,6 +27,7 @@ from raincheck.records import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
 from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.servers import opening
 
 logger = logging.getLogger("raincheck")
 
@@ -99,6 +100,11 @@ class PostgresStore(Store):
         self._server = Server(dsn, deployment, schema, timeout, listen)
         self._connections = connections
         self._session: Session | None = None
+
+    async def open(self) -> None:
+        with opening():
+            async with self._opened():
+                pass
 
     async def create(
         self,

@@ -52,7 +52,7 @@ from raincheck.stores._redis_scripts import (
     stage,
 )
 from raincheck.stores.base import Abandoned, Found, Store
-from raincheck.stores.deployments import checked
+from raincheck.stores.servers import checked
 
 logger = logging.getLogger("raincheck")
 
