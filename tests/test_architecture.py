@@ -51,6 +51,7 @@ LAYERS = {
     "runners.pgqueuer": 3,
     "runners.taskiq": 3,
     "dialects.plain": 3,
+    "crashes": 2,
     "detached": 2,
     "handoff": 2,
     "policies": 2,

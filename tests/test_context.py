@@ -102,7 +102,7 @@ async def test_what_another_process_left_runs_in_an_empty_context() -> None:
     apps = [
         tenants(
             app_of(
-                slow_route(whose, on_interrupt="rerun", attempts=2, max_running=1),
+                slow_route(whose, on_interrupt="rerun", max_running=1),
                 jobs=virtual_jobs(store=line, limits=Limits(lease=LEASE, store_timeout=2)),
             )
         )
@@ -303,7 +303,7 @@ async def test_under_a_path_rule_the_first_pass_comes_after_the_queue() -> None:
         await anyio.sleep(4 * LEASE)
         return Response()
 
-    rules = {"/slow": Policy(max_running=1, on_interrupt="rerun", attempts=2)}
+    rules = {"/slow": Policy(max_running=1, on_interrupt="rerun")}
     store = MemoryStore()
     lines = [Line(store), Line(store)]
     apps = [

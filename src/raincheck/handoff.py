@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raincheck.crashes import Catchall
 from raincheck.detached import CLOSED, PLAIN, RECORDING, Conductor, Detached
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
 from raincheck.job import Job, State
@@ -103,6 +104,7 @@ class Handoff(Detached):
         "_acceptor",
         "_answered",
         "_app",
+        "_around",
         "_client_receive",
         "_client_send",
         "_entered",
@@ -141,7 +143,7 @@ class Handoff(Detached):
     ) -> None:
         super().__init__(acceptor.conductor, route, policy)
         self.outer_scope: Scope | None = scope
-        self.scope = dict(scope)
+        self.scope: Scope = dict(scope)
         if scope.get("extensions"):
             self.scope["extensions"] = _sendable(scope["extensions"])
         self.context = context
@@ -159,6 +161,7 @@ class Handoff(Detached):
         self.handed_over = self.conductor.tasks.gate()
         self._acceptor = acceptor
         self._app = app
+        self._around = scope.get("app")  # the app that we stand in, if it is one that says so
         self._client_receive = receive
         self._client_send = send
         self._reading = False
@@ -340,33 +343,51 @@ class Handoff(Detached):
         """Run the app to its end, in a task of its own.
 
         Raises:
-            GeneratorExit: the event loop was thrown away.
+            BaseException: the event loop was thrown away.
         """
         current_handoff.set(self)
-        error: BaseException | None = None
+        ended: BaseException | None = None
         stopper = self._stopping.inside()
         try:
             if self._stopping.reason is None:  # cancelled while its start was being recorded
                 with stopper:
-                    await self._app(self.scope, self.receive, self.send)
+                    try:
+                        await self._app(self.scope, self.receive, self.send)
+                    except Exception as error:
+                        await self._let_answer(error)
+                        raise
         except BaseException as caught:
             # The task ends here: what it ended with goes to the client's task or to the record.
             if stopper.orphaned:
                 raise
-            error = caught
+            ended = caught
         self._stopping.end()
-        if error is not None and self._is_our_doing(error):
-            error = None
+        if ended is not None and self._is_our_doing(ended):
+            ended = None
         if self.job is None or not self._recorder:
             self.upload.close()
         if self.job is None:
-            self.error = error
+            self.error = ended
             self._show_route()
             self.handed_over.open()
         elif not self._released:
-            await self._finish(error)
-        elif error is not None:
-            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
+            await self._finish(ended)
+        elif ended is not None:
+            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=ended)
+
+    async def _let_answer(self, error: Exception) -> None:
+        """Let the app's own handler answer for a crash, as it does for those of other requests."""
+        catchall = Catchall.around(self._around)
+        if catchall is None or self.job is None or self._released or self._stopping.reason:
+            return
+        if not self.conductor.tasks.here():
+            return  # the event loop was thrown away
+        recorder = self._recorder
+        begun = self._stage is not RECORDING or recorder is None or recorder.started
+        try:
+            await catchall.answer(error, self.scope, self.receive, self.send, begun=begun)
+        except Exception as raised:
+            logger.error("job %s: the handler for errors raised", self.job.id, exc_info=raised)
 
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""

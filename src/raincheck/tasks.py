@@ -55,8 +55,9 @@ class Stopper(ABC):
         stack: the stoppers whose blocks are entered, the innermost last.
 
     Attributes:
-        orphaned: whether the block was left by `GeneratorExit` because its event loop was thrown
-            away: nothing can be awaited any more. Code may raise that by itself as well.
+        orphaned: whether the block was left because its event loop was thrown away: nothing can be
+            awaited any more. `GeneratorExit` alone does not say so, since code may raise it, and
+            may turn it into another error.
     """
 
     __slots__ = ("_stack", "orphaned")
@@ -248,7 +249,7 @@ class _AsyncioStopper(Stopper):
     ) -> None:
         self._stack.remove(self)
         task, self._task = self._task, None
-        if isinstance(exc, GeneratorExit):
+        if exc is not None:
             self.orphaned = _running_task() is not task
         if not self._cancels or task is None:
             return
@@ -404,7 +405,7 @@ class _ScopeStopper(Stopper):
         traceback: TracebackType | None,
     ) -> None:
         self._stack.remove(self)
-        if isinstance(exc, GeneratorExit) and not self._here():
+        if exc is not None and not self._here():
             self.orphaned = True
             return
         self._scope.__exit__(exc_type, exc, traceback)
