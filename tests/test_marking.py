@@ -16,6 +16,7 @@ import pytest
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
 
 from raincheck import ConfigurationError, Policy, current_job, long_running, report
 from raincheck.errors import Release
@@ -34,6 +35,7 @@ class Door:
         self.events: list[str] = []
         self.marks: list[Mark] = []
         self.limiter = anyio.CapacityLimiter(1)
+        self.scope: Scope = {}
         self._accepts = accepts
         self._releases = releases
 

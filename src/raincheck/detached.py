@@ -178,6 +178,8 @@ class Detached:
         if self._stage is CLOSED:
             if self._complete:
                 raise self._broken("the handler sent something after its response was complete")
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._stopping.disconnect()
             return
         assert self._recorder is not None
         try:

@@ -249,7 +249,15 @@ class Release(BaseException):
 
     A frame that catches `BaseException` sees it and must pass it on. It is no cancellation, so
     that cleanup code on the way may still `await`.
+
+    Args:
+        status: the status of the answer that the client gets meanwhile; None if it gets none, or
+            has got its own.
     """
+
+    def __init__(self, status: int | None = None) -> None:
+        super().__init__()
+        self.status = status
 
 
 def is_release(error: BaseException | None) -> bool:

@@ -194,18 +194,22 @@ class Handoff(Detached):
             await self.accept()
         except Refusal as refusal:
             self.refusal = refusal
-        runs = self.runs
-        if not runs:
+        if not self.runs:
             self._stage = CLOSED
             self._hand_over()
-            if self.job is not None and not self.holds:
-                self._released = True
-            elif self.job is not None:
-                runs = await self._held()
-            if not runs:
+            if self.job is None or not self.holds:
+                self._released = self.job is not None
+                raise Release(self._answer())
+            if not await self._held():
                 raise Release
         self.record()
         return True
+
+    def _answer(self) -> int | None:
+        """The status that the client is answered now; None if it has left."""
+        if self.refusal is not None:
+            return self.refusal.status
+        return None if self.accepted is None else 202
 
     def _learn_policy(self, mark: Mark) -> None:
         """A replay in another process may have begun before the endpoint was ever seen there."""

@@ -15,8 +15,14 @@ from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import anyio
 import anyio.to_thread
+import starlette.authentication
+from starlette.background import BackgroundTask
+from starlette.endpoints import HTTPEndpoint
+from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import Scope
 
-from raincheck.errors import ConfigurationError
+from raincheck.errors import ConfigurationError, Release
 from raincheck.job import Job, Progress
 from raincheck.policy import Policy, PolicySettings, setting_names
 
@@ -52,6 +58,7 @@ class Entrance(Protocol):
     """The handoff as handlers see it: at their entry, and when they report."""
 
     job: Job | None
+    scope: Scope
 
     def report(self, progress: Progress) -> None:
         """Note how far the handler is."""
@@ -175,20 +182,74 @@ def _entrance(
     """What stands in an endpoint's place."""
     # The inner function may only use what is in here: `_at_home` gives it other globals.
     handoffs, in_thread = current_handoff, _in_thread(endpoint)
+    release, instead = Release, _instead
     unasked = functools.cache(lambda: _warn_of_no_middleware(mark))
 
     async def entered(*args: Any, **kwargs: Any) -> Any:
         handoff = handoffs.get()
         if handoff is None:
             unasked()
-        elif await handoff.enter(mark):
-            with handoff.inside():
-                if on_loop:
-                    return await endpoint(*args, **kwargs)
-                return await in_thread(handoff.limiter, args, kwargs)
+        else:
+            try:
+                runs = await handoff.enter(mark)
+            except release as released:
+                return instead(released, mark, entered.__code__, handoff.scope)
+            if runs:
+                with handoff.inside():
+                    if on_loop:
+                        return await endpoint(*args, **kwargs)
+                    return await in_thread(handoff.limiter, args, kwargs)
         return await (endpoint(*args, **kwargs) if on_loop else in_thread(None, args, kwargs))
 
     return entered
+
+
+def _instead(release: Release, mark: Mark, entrance: types.CodeType, scope: Scope) -> Response:
+    """What an endpoint returns when it is not to run now; it goes nowhere.
+
+    Starlette and FastAPI take a response as an endpoint's value: so what stands between us and the
+    endpoint sees an answer like any other, and no error that it would count or report.
+
+    Args:
+        release: why it is not to run.
+        mark: the endpoint's.
+        entrance: the code that asks.
+        scope: the request's.
+
+    Raises:
+        Release: the response would not go straight to one of them. A decorator above may do
+            anything with what it decorates returns, such as keep it in a cache.
+    """
+    if release.status is None or not _is_endpoint_of(scope, mark, entrance):
+        raise release
+    # With a task of its own, FastAPI does not add those of the dependencies: the replay does.
+    headers = {"cache-control": "no-store"}
+    return Response(None, release.status, headers, background=BackgroundTask(_nothing))
+
+
+async def _nothing() -> None:
+    pass
+
+
+def _is_endpoint_of(scope: Scope, mark: Mark, entrance: types.CodeType) -> bool:
+    """Whether Starlette or FastAPI calls a decorated endpoint itself."""
+    if not isinstance(scope.get("router"), Router):
+        return False
+    endpoint = scope.get("endpoint")
+    if inspect.isclass(endpoint) and issubclass(endpoint, HTTPEndpoint):
+        method = scope["method"].lower()
+        if method == "head" and not hasattr(endpoint, method):
+            method = "get"
+        endpoint = getattr(endpoint, method, None)
+    while True:
+        if isinstance(endpoint, functools.partial):
+            endpoint = endpoint.func
+        elif inspect.ismethod(endpoint):
+            endpoint = endpoint.__func__
+        elif getattr(endpoint, "__globals__", None) is vars(starlette.authentication):
+            endpoint = getattr(endpoint, "__wrapped__", None)  # `@requires` returns what it gets
+        else:
+            return getattr(endpoint, "__code__", None) is entrance and mark_of(endpoint) is mark
 
 
 def _at_home(function: Callable[..., Any], endpoint: Any) -> types.FunctionType:

@@ -1,0 +1,116 @@
+"""What a release is inside the other frameworks: an exception, which each of them passes on."""
+
+# mypy: disallow-untyped-decorators=False
+# (checked without the frameworks installed, too)
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from starlette.types import ASGIApp
+
+from raincheck import LongRunningMiddleware, long_running
+from raincheck.testing import follow
+from tests.conftest import virtual_jobs
+from tests.matrix.test_middlewares import check_installed
+from tests.support import Gate, running
+from tests.test_release import Metrics
+
+pytestmark = pytest.mark.anyio
+
+
+def litestar(gate: Gate) -> Any:
+    from litestar import Litestar, post
+
+    @post("/slow", status_code=200)
+    @long_running(max_running=1)
+    async def slow() -> str:
+        await gate.wait()
+        return "done"
+
+    return Litestar([slow])
+
+
+def falcon(gate: Gate) -> Any:
+    from falcon.asgi import App
+
+    class Slow:
+        @long_running(max_running=1)
+        async def on_post(self, req: Any, resp: Any) -> None:
+            await gate.wait()
+            resp.text = "done"
+
+    app = App()
+    app.add_route("/slow", Slow())
+    return app
+
+
+def quart(gate: Gate) -> Any:
+    from quart import Quart
+
+    app = Quart(__name__)
+
+    @app.post("/slow")
+    @long_running(max_running=1)
+    async def slow() -> str:
+        await gate.wait()
+        return "done"
+
+    return app
+
+
+def django(gate: Gate) -> Any:
+    from django import setup
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse
+    from django.urls import path
+
+    @long_running(max_running=1)
+    async def slow(request: Any) -> Any:
+        await gate.wait()
+        return HttpResponse("done")
+
+    class Urls:
+        urlpatterns = (path("slow", slow),)
+
+    settings.configure(ROOT_URLCONF=Urls, ALLOWED_HOSTS=["*"], SECRET_KEY="x", MIDDLEWARE=[])
+    setup()
+    return get_asgi_application()
+
+
+MAKERS: dict[str, Callable[[Gate], ASGIApp]] = {
+    "django": django,
+    "falcon": falcon,
+    "litestar": litestar,
+    "quart": quart,
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Django leaves a body that it has read open
+@pytest.mark.parametrize("framework", MAKERS)
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_waits_is_released_and_replayed(
+    framework: str,
+    anyio_backend: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_installed(request.config, framework)
+    gate, counted = Gate(), list[int]()
+    app = LongRunningMiddleware(Metrics(MAKERS[framework](gate), counted), jobs=virtual_jobs())
+    async with running(app) as client:
+        accepted = [await client.post("/slow") for _ in range(2)]
+        assert [there.json()["status"] for there in accepted] == ["running", "queued"]
+        await anyio.sleep(1)
+        assert counted == [500]  # as docs/frameworks.md says
+        gate.open()
+        for there in accepted:
+            assert (await follow(client, there)).text == "done"
+    del app
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "raincheck"]
