@@ -171,7 +171,7 @@ def application() -> Starlette:
             }
         )
 
-    narrow = long_running(ttl=TTL, max_running=50)
+    narrow = long_running(name="narrow", ttl=TTL, max_running=50)
     marked = long_running(ttl=TTL)
     return Starlette(
         routes=[

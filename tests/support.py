@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
 from raincheck.stores.base import Store
@@ -63,10 +64,23 @@ def app_of(*routes: BaseRoute, jobs: Jobs | None = None, **settings: Any) -> Lon
     return LongRunningMiddleware(Starlette(routes=list(routes)), jobs=jobs, **settings)
 
 
+def hidden(app: ASGIApp) -> ASGIApp:
+    """An app whose routes cannot be read."""
+
+    async def hide(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return hide
+
+
 def slow_route(
     answer: Callable[[Request], Any], path: str = "/slow", *, methods: Any = None, **settings: Any
 ) -> Route:
-    """A route whose long-running endpoint awaits `answer(request)`."""
+    """A route whose long-running endpoint awaits `answer(request)`.
+
+    It is called by its path, as all that are made here have one qualified name.
+    """
+    settings.setdefault("name", re.sub(r"\W+", ".", path).strip("."))
 
     @long_running(**settings)
     async def endpoint(request: Request) -> Response:

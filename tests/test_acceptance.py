@@ -138,7 +138,9 @@ async def test_what_the_app_answers_before_the_entry_comes_back_at_once() -> Non
         return {"user": request.user.display_name}
 
     secret = requires("authenticated")(slow_route(answer).endpoint)
-    limited = Route("/limited", reads_first(slow_route(echo).endpoint), methods=["POST"])
+    limited = Route(
+        "/limited", reads_first(slow_route(echo, name="limited").endpoint), methods=["POST"]
+    )
     limited.app = RequestBodyLimitMiddleware(limited.app, max_body_size=5)
     store = MemoryStore()
     app = app_of(

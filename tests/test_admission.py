@@ -8,6 +8,7 @@ from raincheck import Limits, Policy
 from raincheck.admission import Admission, Occupancy, Ticket
 from raincheck.errors import QueueFull
 from raincheck.job import Job, State
+from raincheck.policies import ByRoute
 
 NOW = 1000.0
 FREE = Policy()
@@ -15,8 +16,22 @@ ONE = Policy(max_running=1)
 TWO = Policy(max_running=2)
 
 
-def admission(max_running: int = 1, max_queued: int = 1000) -> Admission:
-    return Admission(Limits(max_running=max_running, max_queued=max_queued))
+class Places(Admission):
+    """Told of a route's policy where a place on it is taken."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.known = ByRoute()
+        super().__init__(limits, self.known)
+
+    def take(
+        self, name: str, policy: Policy, owner: str | None = None, *, accepted: bool = False
+    ) -> Ticket:
+        self.known[name] = policy
+        return self.admit(name, owner, accepted=accepted)
+
+
+def admission(max_running: int = 1, max_queued: int = 1000) -> Places:
+    return Places(Limits(max_running=max_running, max_queued=max_queued))
 
 
 def job(route: str = "a", state: State = State.RUNNING, *, age: float = 0.0) -> Job:
@@ -30,18 +45,18 @@ def job(route: str = "a", state: State = State.RUNNING, *, age: float = 0.0) -> 
     )
 
 
-def queue(places: Admission, called: list[str], *names: str, policy: Policy = FREE) -> list[Ticket]:
+def queue(places: Places, called: list[str], *names: str, policy: Policy = FREE) -> list[Ticket]:
     """Take one place per name; a name's first letter is its route."""
     tickets = []
     for name in names:
-        ticket = places.admit(name[0], policy)
+        ticket = places.take(name[0], policy)
         ticket.turn = lambda name=name: called.append(name)
         tickets.append(ticket)
     return tickets
 
 
-def position(places: Admission, ticket: Ticket, route: str = "a") -> int | None:
-    return places.outlook(job(route, State.QUEUED), ticket, FREE, NOW).queue_position
+def position(places: Places, ticket: Ticket, route: str = "a") -> int | None:
+    return places.outlook(job(route, State.QUEUED), ticket, NOW).queue_position
 
 
 # --- who runs, who waits, who is refused -------------------------------------------------------
@@ -60,16 +75,16 @@ def test_as_many_run_as_may_and_the_rest_waits(
     max_running: int, policy: Policy, running: int
 ) -> None:
     places = admission(max_running)
-    tickets = [places.admit("a", policy) for _ in range(4)]
+    tickets = [places.take("a", policy) for _ in range(4)]
     assert [ticket.running for ticket in tickets] == [True] * running + [False] * (4 - running)
     assert places.occupancy == Occupancy(running, 4 - running)
 
 
 def test_a_full_route_leaves_the_others_their_capacity() -> None:
     places = admission(2)
-    assert places.admit("a", ONE).running
-    assert not places.admit("a", ONE).running
-    assert places.admit("b", ONE).running
+    assert places.take("a", ONE).running
+    assert not places.take("a", ONE).running
+    assert places.take("b", ONE).running
 
 
 @pytest.mark.parametrize(
@@ -87,9 +102,9 @@ def test_a_full_route_leaves_the_others_their_capacity() -> None:
 def test_a_full_queue_refuses(max_queued: int, policy: Policy, waiting: int, detail: str) -> None:
     places = admission(1, max_queued)
     for _ in range(1 + waiting):
-        places.admit("a", policy)
+        places.take("a", policy)
     with pytest.raises(QueueFull, match=detail) as refused:
-        places.admit("a", policy)
+        places.take("a", policy)
     assert (refused.value.retry_after or 0) >= 1
     assert places.occupancy == Occupancy(1, waiting)
 
@@ -97,21 +112,21 @@ def test_a_full_queue_refuses(max_queued: int, policy: Policy, waiting: int, det
 def test_one_routes_full_queue_does_not_refuse_another() -> None:
     places = admission(1)
     narrow = Policy(max_queued=1)
-    places.admit("a", narrow)
-    places.admit("a", narrow)
+    places.take("a", narrow)
+    places.take("a", narrow)
     with pytest.raises(QueueFull):
-        places.admit("a", narrow)
-    assert not places.admit("b", narrow).running
+        places.take("a", narrow)
+    assert not places.take("b", narrow).running
 
 
 def test_a_place_given_back_is_given_out_again() -> None:
     places = admission(1, max_queued=0)
-    first = places.admit("a", FREE)
+    first = places.take("a", FREE)
     with pytest.raises(QueueFull):
-        places.admit("a", FREE)
+        places.take("a", FREE)
     places.leave(first)
     assert places.occupancy == Occupancy(0, 0)
-    assert places.admit("a", FREE).running
+    assert places.take("a", FREE).running
 
 
 # --- turns -------------------------------------------------------------------------------------
@@ -137,7 +152,7 @@ def test_who_has_run_is_not_called() -> None:
 
 def test_a_turn_passes_over_a_route_that_is_full_itself() -> None:
     places, called = admission(2), list[str]()
-    other = places.admit("b", FREE)
+    other = places.take("b", FREE)
     queue(places, called, "a0", "a1", "a2", policy=ONE)
     queue(places, called, "b3")
     places.leave(other)
@@ -146,9 +161,9 @@ def test_a_turn_passes_over_a_route_that_is_full_itself() -> None:
 
 def test_a_free_place_goes_to_the_first_who_may_take_it() -> None:
     places, called = admission(3), list[str]()
-    wide = places.admit("b", FREE)
+    wide = places.take("b", FREE)
     (only,) = queue(places, called, "a0", policy=ONE)
-    places.admit("c", FREE)
+    places.take("c", FREE)
     queue(places, called, "a1", policy=ONE)
     queue(places, called, "b2", "b3")
     places.leave(wide)
@@ -159,9 +174,9 @@ def test_a_free_place_goes_to_the_first_who_may_take_it() -> None:
 
 def test_a_newcomer_does_not_overtake_who_waits_on_its_route() -> None:
     places, called = admission(2), list[str]()
-    blocked = places.admit("a", ONE)
+    blocked = places.take("a", ONE)
     queue(places, called, "a1", policy=ONE)
-    newcomer = places.admit("a", ONE)
+    newcomer = places.take("a", ONE)
     assert not newcomer.running
     places.leave(blocked)
     assert called == ["a1"]
@@ -177,7 +192,7 @@ def test_a_turn_may_end_at_once() -> None:
         places.leave(tickets[number])
 
     for number in range(5):
-        ticket = places.admit("a", FREE)
+        ticket = places.take("a", FREE)
         ticket.turn = lambda number=number: run(number)
         tickets.append(ticket)
     places.leave(tickets[0])
@@ -236,14 +251,14 @@ def test_a_position_does_not_count_those_who_cannot_go_first() -> None:
 def test_only_a_queued_job_has_a_position(state: State) -> None:
     places = admission(1)
     _, waits = queue(places, [], "a0", "a1")
-    assert places.outlook(job(state=state), waits, FREE, NOW).queue_position is None
-    assert places.outlook(job(state=State.QUEUED), None, FREE, NOW).queue_position is None
+    assert places.outlook(job(state=state), waits, NOW).queue_position is None
+    assert places.outlook(job(state=State.QUEUED), None, NOW).queue_position is None
 
 
 # --- estimates ---------------------------------------------------------------------------------
 
 
-def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[Admission, Ticket]:
+def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[Places, Ticket]:
     """A place on route a, the last of those that wait, where jobs took so many seconds."""
     places = admission(max_running)
     tickets = queue(places, [], *["a"] * (max_running + waiting))
@@ -256,7 +271,7 @@ def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[A
     [(0.0, 1), (1.0, 1), (4.0, 2), (5.0, 3), (60.0, 30), (1e6, 30), (-60.0, 1)],
 )
 def test_nothing_known_doubles_the_time_until_the_next_poll(age: float, retry_after: int) -> None:
-    outlook = admission().outlook(job(age=age), None, FREE, NOW)
+    outlook = admission().outlook(job(age=age), None, NOW)
     assert (outlook.retry_after, outlook.completion) == (retry_after, None)
 
 
@@ -276,7 +291,7 @@ def test_a_running_job_is_expected_when_its_route_usually_ends(
     duration: float, age: float, retry_after: int, completion: float | None
 ) -> None:
     places, ticket = taught(duration)
-    outlook = places.outlook(job(age=age), ticket, FREE, NOW)
+    outlook = places.outlook(job(age=age), ticket, NOW)
     assert outlook.retry_after == retry_after
     assert outlook.completion == (None if completion is None else pytest.approx(completion))
 
@@ -288,7 +303,7 @@ def test_a_queued_job_is_expected_after_those_ahead(
     max_running: int, waiting: int, turns: int
 ) -> None:
     places, last = taught(5.0, max_running=max_running, waiting=waiting)
-    outlook = places.outlook(job(state=State.QUEUED), last, FREE, NOW)
+    outlook = places.outlook(job(state=State.QUEUED), last, NOW)
     assert outlook.queue_position == waiting
     assert outlook.completion == pytest.approx(NOW + 5.0 * turns)
     assert outlook.retry_after == min(30, 5 * turns)
@@ -297,13 +312,13 @@ def test_a_queued_job_is_expected_after_those_ahead(
 def test_durations_are_averaged_and_the_newest_counts_a_fifth() -> None:
     places, ticket = taught(10.0)
     places.learn(ticket, 20.0)
-    assert places.outlook(job(), ticket, FREE, NOW).completion == pytest.approx(NOW + 12.0)
+    assert places.outlook(job(), ticket, NOW).completion == pytest.approx(NOW + 12.0)
 
 
 def test_each_route_learns_for_itself() -> None:
     places, _ = taught(10.0)
-    assert places.outlook(job("b"), None, FREE, NOW).completion is None
-    assert places.outlook(job("a"), None, FREE, NOW).completion == pytest.approx(NOW + 10.0)
+    assert places.outlook(job("b"), None, NOW).completion is None
+    assert places.outlook(job("a"), None, NOW).completion == pytest.approx(NOW + 10.0)
 
 
 @pytest.mark.parametrize("duration", [None, 8.0])
@@ -311,7 +326,8 @@ def test_a_policys_retry_after_is_taken_as_it_is(duration: float | None) -> None
     places, ticket = admission(), None
     if duration is not None:
         places, ticket = taught(duration)
-    assert places.outlook(job(age=4.0), ticket, Policy(retry_after=77), NOW).retry_after == 77
+    places.known["a"] = Policy(retry_after=77)
+    assert places.outlook(job(age=4.0), ticket, NOW).retry_after == 77
 
 
 @pytest.mark.parametrize(
@@ -329,11 +345,11 @@ def test_a_refusal_says_when_a_place_is_likely_to_be_free(
     duration: float | None, policy: Policy, retry_after: int
 ) -> None:
     places = admission(9, max_queued=0)
-    tickets = [places.admit("a", policy) for _ in range(policy.max_running or 0)]
+    tickets = [places.take("a", policy) for _ in range(policy.max_running or 0)]
     if duration is not None:
         places.learn(tickets[0], duration)
     with pytest.raises(QueueFull) as refused:
-        places.admit("a", policy)
+        places.take("a", policy)
     assert refused.value.retry_after == retry_after
 
 
@@ -344,7 +360,7 @@ def test_retry_after_is_a_whole_number_of_at_least_one(
     duration: float, age: float, state: State
 ) -> None:
     places, last = taught(duration, waiting=2)
-    retry_after = places.outlook(job(state=state, age=age), last, FREE, NOW).retry_after
+    retry_after = places.outlook(job(state=state, age=age), last, NOW).retry_after
     assert isinstance(retry_after, int)
     assert 1 <= retry_after <= 30
 
@@ -384,20 +400,31 @@ def test_one_that_ends_here_unblocks_its_route_at_once() -> None:
 
 def test_only_a_blocked_owner_is_passed_over() -> None:
     places, called = admission(max_running=9), list[str]()
-    tickets = [places.admit("a", FREE, owner) for owner in ("ann", "bob")]
+    tickets = [places.take("a", FREE, owner) for owner in ("ann", "bob")]
     places.block(tickets[0], owner=True)
-    assert not places.admit("a", FREE, "ann").running
-    assert places.admit("a", FREE, "bob").running
-    assert places.admit("a", FREE, None).running
+    assert not places.take("a", FREE, "ann").running
+    assert places.take("a", FREE, "bob").running
+    assert places.take("a", FREE, None).running
     assert called == []
 
 
 def test_what_was_accepted_before_is_not_refused_by_its_route() -> None:
     policy = Policy(max_running=1, max_queued=0)
     places = admission(max_running=9, max_queued=2)
-    places.admit("a", policy)
+    places.take("a", policy)
     with pytest.raises(QueueFull):
-        places.admit("a", policy)
-    assert [places.admit("a", policy, accepted=True).running for _ in range(2)] == [False, False]
+        places.take("a", policy)
+    assert [places.take("a", policy, accepted=True).running for _ in range(2)] == [False, False]
     with pytest.raises(QueueFull, match="2 requests wait already"):
-        places.admit("a", policy, accepted=True)
+        places.take("a", policy, accepted=True)
+
+
+def test_a_route_is_as_its_policy_says_whenever_that_is_known() -> None:
+    """As after a restart, with jobs of a route whose endpoint nobody has entered yet."""
+    places = admission(max_running=9)
+    assert [places.admit("a", accepted=True).running for _ in range(2)] == [True, True]
+    places.known["a"] = Policy(max_running=1, max_queued=1, max_running_per_owner=1)
+    assert not places.admit("a").running
+    with pytest.raises(QueueFull, match=r"^1 requests wait for this route already"):
+        places.admit("a")
+    assert "1 requests wait" in str(places.full("a", owner=False))

@@ -416,7 +416,7 @@ async def test_a_policy_that_a_runner_cannot_keep_is_refused_by_the_routes_name(
         Starlette(routes=[gated(Gate())]), jobs=jobs(), policy=Policy(**settings)
     )
     for app in decorated, inherited:
-        with pytest.raises(ConfigurationError, match=f"endpoint: {cure}"):
+        with pytest.raises(ConfigurationError, match=f"slow: {cure}"):
             await app({"type": "lifespan"}, starting, ignore)
     app = LongRunningMiddleware(Starlette(routes=[gated(Gate(), queue="videos")]), jobs=jobs())
     async with lifespan(app):

@@ -543,7 +543,7 @@ def app_of(stage: Stage, jobs: Jobs) -> LongRunningMiddleware:
         if path == RULE:
             return endpoint
         fields = {name: getattr(policy, name) for name in policy.__dataclass_fields__}
-        return long_running(**fields)(endpoint)
+        return long_running(name=path.strip("/"), **fields)(endpoint)
 
     routes = [
         Route(path, endpoint_of(path, policy), methods=["POST"])

@@ -28,7 +28,7 @@ from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, running, settled, slow_route
+from tests.support import Gate, app_of, gated, hidden, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -590,6 +590,31 @@ async def test_the_next_start_takes_over() -> None:
         await both.start("b")
         for response, status in zip(accepted, (503, 200, 200), strict=True):
             assert (await follow(both.b, response)).status_code == status
+
+
+async def test_the_policy_of_a_route_holds_though_its_jobs_were_there_before_its_endpoint() -> None:
+    """After a restart, where nothing is known of a route before somebody has entered it."""
+    async with AsyncExitStack() as stack:
+        store, gates, clients, lines = MemoryStore(), [Gate(), Gate()], [], []
+        for gate in gates:
+            lines.append(Line(store))
+            jobs = virtual_jobs(store=lines[-1], limits=Limits(lease=LEASE))
+            routes = [gated(gate, max_running=1, max_queued=1)]
+            app = LongRunningMiddleware(hidden(Starlette(routes=routes)), jobs=jobs)
+            clients.append(await stack.enter_async_context(running(app)))
+        first, second = [await clients[0].post("/slow") for _ in range(2)]
+        await settled()
+        lines[0].cut()
+        await anyio.sleep(2 * LEASE)
+        third, refused = [await clients[1].post("/slow") for _ in range(2)]
+        entered = gates[1].entered
+        lines[0].mend()
+        for gate in gates:
+            gate.open()
+        answers = [await follow(clients[1], accepted) for accepted in (first, second, third)]
+        assert [answer.status_code for answer in answers] == [502, 200, 200]
+        assert (entered, refused.status_code) == (1, 503)
+        assert "1 requests wait for this route" in refused.json()["detail"]
 
 
 # --- the replay --------------------------------------------------------------------------------

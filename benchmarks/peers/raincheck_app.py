@@ -181,7 +181,7 @@ def build(store: str = "memory", jobs: int = 0, max_running: int = 100) -> Starl
             marked("/orders", order),
             marked("/reports", report),
             marked("/never", never),
-            marked("/queued", never, max_running=1),
+            marked("/queued", never, name="queued", max_running=1),
             marked("/held", held.hold),
             Route("/release", held.release, methods=["POST"]),
             marked("/videos", video),

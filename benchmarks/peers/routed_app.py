@@ -77,10 +77,11 @@ def fastapi(routes: int, raincheck: bool) -> Any:
     async def work() -> None:
         return None
 
+    endpoint = long_running(work) if raincheck else work
     app, router = FastAPI(), APIRouter()
     router.get("/hello")(hello)
     for path in paths("work", max(1, routes // 10)):
-        router.post(path)(long_running(work) if raincheck else work)
+        router.post(path)(endpoint)
     for path in paths("things", routes - 1):
         router.get(path)(thing)
     app.include_router(router)

@@ -83,9 +83,9 @@ class Acceptance:
                 return
         admission = conductor.roster.admission
         if conductor.in_place and not handoff.upload.whole:
-            admission.check(handoff.route, policy, owner)  # before more is read of what is refused
+            admission.check(handoff.route, owner)  # before more is read of what is refused
         await handoff.drain()
-        ticket = admission.admit(handoff.route, policy, owner) if conductor.in_place else None
+        ticket = admission.admit(handoff.route, owner) if conductor.in_place else None
         try:
             job = await self._create(handoff, ticket, owner, keys)
         except BaseException:
@@ -174,9 +174,8 @@ class Acceptance:
             )
         except NoRoom as error:
             if ticket is None or not runs:
-                raise conductor.roster.admission.full(
-                    job.route, policy, owner=error.owner
-                ) from error
+                full = conductor.roster.admission.full(job.route, owner=error.owner)
+                raise full from error
             conductor.block(ticket, error)
             return await self._create(handoff, ticket, owner, keys)  # it waits, then
         except BaseException as error:
@@ -230,10 +229,10 @@ class Acceptance:
 def _waiting(handoff: Handoff, job: Job, ticket: Ticket) -> Waiting:
     """What waits of a request: nothing that the first pass of its app has written."""
     if handoff.holds:
-        return Waiting(job, ticket, handoff.policy, {}, Context(), handoff)
+        return Waiting(job, ticket, {}, Context(), handoff)
     assert handoff.outer_scope is not None
     assert handoff.context is not None
     outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
     if "state" in outer:
         outer["state"] = handoff.state
-    return Waiting(job, ticket, handoff.policy, outer, handoff.context, None)
+    return Waiting(job, ticket, outer, handoff.context, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from raincheck.dialects.base import Outlook
@@ -53,15 +53,17 @@ class _Route:
         "blocked",
         "blocked_owners",
         "duration",
-        "policy",
+        "name",
+        "policies",
         "running",
         "running_by_owner",
         "waiting",
         "waits",
     )
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, name: str, policies: Mapping[str, Policy]) -> None:
+        self.name = name
+        self.policies = policies  # asked each time: a route's own may be known later than its jobs
         self.running = 0
         self.running_by_owner: dict[str, int] = {}
         self.waits = 0
@@ -72,13 +74,13 @@ class _Route:
 
     @property
     def free(self) -> bool:
-        bound = self.policy.max_running
+        bound = self.policies[self.name].max_running
         return not self.blocked and (bound is None or self.running < bound)
 
     def free_for(self, owner: str | None) -> bool:
         if owner in self.blocked_owners:
             return False
-        bound = self.policy.max_running_per_owner
+        bound = self.policies[self.name].max_running_per_owner
         return bound is None or owner is None or self.running_by_owner.get(owner, 0) < bound
 
     def begin(self, ticket: Ticket) -> None:
@@ -160,10 +162,15 @@ class Admission:
     First come, first served; on a route where requests of several owners wait, they take turns.
 
     Not safe for threads; no method awaits.
+
+    Args:
+        limits: of all routes together.
+        policies: of each, by its name.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
         self._limits = limits
+        self._policies = policies
         self._routes: dict[str, _Route] = {}
         self._running = 0
         self._waiting = 0
@@ -175,14 +182,11 @@ class Admission:
         """How many run and wait now, over all routes."""
         return Occupancy(self._running, self._waiting)
 
-    def admit(
-        self, name: str, policy: Policy, owner: str | None = None, *, accepted: bool = False
-    ) -> Ticket:
+    def admit(self, name: str, owner: str | None = None, *, accepted: bool = False) -> Ticket:
         """Take a place on this route.
 
         Args:
             name: the route.
-            policy: its policy.
             owner: whose request it is.
             accepted: whether it has been, elsewhere or before a restart: then the bounds on those
                 who wait for the route do not stop it.
@@ -191,7 +195,7 @@ class Admission:
             OverQuota: no capacity, and as many requests of this owner wait as may.
             QueueFull: no capacity, and no room to wait.
         """
-        route = self._route(name, policy)
+        route = self._route(name)
         free = self._running < self._limits.max_running and route.free and route.free_for(owner)
         # Whoever waits on this route goes first, even if capacity has just become free.
         runs = free and (not route.waits or route.head() is None)
@@ -211,10 +215,11 @@ class Admission:
             route.wait(ticket)
         return ticket
 
-    def check(self, name: str, policy: Policy, owner: str | None) -> None:
+    def check(self, name: str, owner: str | None) -> None:
         """Raise what `admit()` would raise now. Takes no place, and nobody gets one by it."""
-        if self._waiting or self._running >= self._limits.max_running or _bounds_running(policy):
-            self.leave(self.admit(name, policy, owner))
+        full = self._waiting or self._running >= self._limits.max_running
+        if full or _bounds_running(self._policies[name]):
+            self.leave(self.admit(name, owner))
 
     def block(self, ticket: Ticket, *, owner: bool) -> None:
         """Let one wait that has capacity here: so many run elsewhere that it may not begin.
@@ -271,16 +276,16 @@ class Admission:
         known = route.duration
         route.duration = seconds if known is None else known + _NEWEST * (seconds - known)
 
-    def outlook(self, job: Job, ticket: Ticket | None, policy: Policy, now: float) -> Outlook:
+    def outlook(self, job: Job, ticket: Ticket | None, now: float) -> Outlook:
         """What to expect of an unfinished job.
 
         Args:
             job: the job.
             ticket: its place, if it has one in this process.
-            policy: its route's policy.
             now: seconds since the epoch.
         """
         route = self._routes.get(job.route) if ticket is None else ticket.route
+        policy = self._policies[job.route]
         position = None
         if ticket is not None and not ticket.running and job.state is State.QUEUED:
             position = self._position(ticket)
@@ -297,32 +302,31 @@ class Admission:
             _bounded(likely) if retry_after is None else retry_after, position, completion
         )
 
-    def _route(self, name: str, policy: Policy) -> _Route:
+    def _route(self, name: str) -> _Route:
         route = self._routes.get(name)
         if route is None:
-            route = self._routes[name] = _Route(policy)
+            route = self._routes[name] = _Route(name, self._policies)
         return route
 
     def _check_room(self, route: _Route, owner: str | None) -> None:
-        policy = route.policy
+        policy = self._policies[route.name]
         quota = policy.max_queued_per_owner if owner is not None else None
         if quota is not None and len(route.waiting.get(owner, ())) >= quota:
             raise self._full(route, owner=True)
         if policy.max_queued is not None and route.waits >= policy.max_queued:
             raise self._full(route, owner=False)
 
-    def full(self, name: str, policy: Policy, *, owner: bool) -> Refusal:
+    def full(self, name: str, *, owner: bool) -> Refusal:
         """The refusal of a request for which there is no room to wait on a route.
 
         Args:
             name: the route.
-            policy: its policy.
             owner: whether the owner's bound is reached, not the route's.
         """
-        return self._full(self._route(name, policy), owner=owner)
+        return self._full(self._route(name), owner=owner)
 
     def _full(self, route: _Route, *, owner: bool) -> Refusal:
-        policy, retry_after = route.policy, self._retry_after(route)
+        policy, retry_after = self._policies[route.name], self._retry_after(route)
         if owner:
             detail = f"{policy.max_queued_per_owner} of your requests wait for this route already."
             return OverQuota(detail, retry_after=retry_after)
@@ -330,7 +334,7 @@ class Admission:
         return QueueFull(detail, retry_after=retry_after)
 
     def _retry_after(self, route: _Route) -> int:
-        return _bounded((route.duration or 1.0) / self._width(route.policy))
+        return _bounded((route.duration or 1.0) / self._width(self._policies[route.name]))
 
     def _width(self, policy: Policy) -> int:
         return min(self._limits.max_running, policy.max_running or self._limits.max_running)

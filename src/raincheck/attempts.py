@@ -98,7 +98,7 @@ class Attempts:
             self.app,
             scope,
             route=waiting.job.route,
-            policy=waiting.policy,
+            policy=conductor.policies.of(waiting.job),
         )
         handoff.job, handoff.ticket = waiting.job, waiting.ticket
         if await conductor.begin(handoff):
@@ -170,12 +170,11 @@ class Attempts:
             Refusal: there is no room to wait.
         """
         conductor = self._conductor
-        policy = conductor.policies.of(job)
-        ticket = conductor.roster.admission.admit(job.route, policy, job.owner, accepted=True)
+        ticket = conductor.roster.admission.admit(job.route, job.owner, accepted=True)
         outer = dict(self.outer)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request
-        return Waiting(job, ticket, policy, outer, Context(), None)
+        return Waiting(job, ticket, outer, Context(), None)
 
     async def lost(self, id: str) -> None:
         """A job seems not to be this process's any more: see whether that is so."""

@@ -111,7 +111,7 @@ class Conductor:
     def reset(self) -> None:
         """Begin with no jobs here: nothing was, or the event loop that they ran on has ended."""
         self.closing = False
-        self.roster = Roster(self.limits)
+        self.roster = Roster(self.limits, self.policies.by_route)
         self._settling: dict[Detached, Gate] = {}
         self._leaving: dict[str, int] = {}
         self._sweeping = False
@@ -195,7 +195,7 @@ class Conductor:
             interrupted = state is State.FAILED
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
         self.drop(waiting)
-        ttl = seconds(waiting.policy.ttl)
+        ttl = self.policies.ttl(waiting.job)
         self._leaving[waiting.job.id] = waiting.job.attempt
         try:
             return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error)
@@ -230,7 +230,7 @@ class Conductor:
         roster = self.roster
         waiting = roster.waiting.pop(job.id, None)
         roster.running[job.id] = detached
-        within = self.bounds(detached.policy, State.RUNNING)
+        within = self.bounds(self.policies.of(job), State.RUNNING)
         try:
             detached.job = await self.ledger.start(job, within)
         except NoRoom as error:
@@ -263,7 +263,7 @@ class Conductor:
             self.ledger.finish,
             job,
             state,
-            ttl=seconds(detached.policy.ttl),
+            ttl=seconds(self.policies.by_route[job.route].ttl),
             tail=tail,
             response=response,
             error=error,
@@ -291,7 +291,7 @@ class Conductor:
             if job.replayable:
                 with suppress(IllegalTransition):
                     return await self._give_back(job)
-            ttl = seconds(detached.policy.ttl)
+            ttl = self.policies.ttl(job)
             return await self.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
 
         await self._settle(detached, write)

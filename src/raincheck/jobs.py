@@ -342,8 +342,7 @@ class Jobs:
         roster = self._conductor.roster
         waiting, running = roster.waiting.get(job.id), roster.running.get(job.id)
         ticket = waiting.ticket if waiting else running.ticket if running else None
-        policy = self._conductor.policies.of(job)
-        return roster.admission.outlook(job, ticket, policy, self.clock())
+        return roster.admission.outlook(job, ticket, self.clock())
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""

@@ -17,22 +17,36 @@ logger = logging.getLogger("raincheck")
 _UNBOUNDED = Bounds()
 
 
+class ByRoute(dict[str, Policy]):
+    """The policies by the names of their routes; of one that is not known it is the default."""
+
+    default = Policy()
+
+    def __missing__(self, route: str) -> Policy:
+        return self.default
+
+
 class Policies:
     """The policies of one middleware, by the names of their routes.
+
+    A route is known by its name alone, here and in other processes: whoever needs a policy looks it
+    up when it is needed, since a process may have jobs of a route before it has seen its endpoint.
 
     Args:
         runner: where jobs run; not every policy goes with every runner.
         store: where they are kept; nor with every store.
+
+    Attributes:
+        by_route: the policies of the routes.
     """
 
     def __init__(self, runner: Runner, store: Store) -> None:
+        self.by_route = ByRoute()
         self._runner = runner
         self._store = store
+        self._marks: dict[str, Mark] = {}
         self._told: set[str] = set()
-        self._default = Policy()
         self._rules: Collection[str] = ()
-        self._policies: dict[str, Policy] = {}
-        self._marks: dict[Mark, tuple[str, Policy]] = {}
 
     def bind(self, default: Policy, rules: Mapping[str, Policy]) -> None:
         """Take the policy that holds where nothing else is said, and those of path rules.
@@ -40,31 +54,34 @@ class Policies:
         Raises:
             ConfigurationError: one of them does not go with the runner.
         """
-        self._default = default
+        self.by_route.default = default
         self._rules = rules.keys()
         for name, policy in rules.items():
-            self._policies[name] = self._checked(name, policy)
+            self.by_route[name] = self._checked(name, policy)
 
     def of_mark(self, mark: Mark) -> tuple[str, Policy]:
         """The name of a decorated endpoint's route, and the policy that it comes to.
 
-        Endpoints that a factory makes share one qualified name, but no capacity.
-
         Raises:
-            ConfigurationError: it does not go with the runner.
+            ConfigurationError: it does not go with the runner, or another endpoint has its name: in
+                which order a process meets them is nothing to tell them apart by.
         """
-        found = self._marks.get(mark)
-        if found is None:
-            namesakes = sum(other.name == mark.name for other in self._marks)
-            name = f"{mark.name}#{namesakes + 1}" if namesakes else mark.name
-            policy = self._checked(name, self._default.with_settings(mark.settings))
-            self._policies[name] = policy
-            found = self._marks[mark] = name, policy
-        return found
+        name = mark.name
+        known = self._marks.get(name)
+        if known is not mark:
+            if known is not None:
+                raise ConfigurationError(
+                    f"two endpoints are called {name}, by which their jobs have to find them; give "
+                    "each a name of its own: @long_running(name=...)"
+                )
+            policy = self.by_route.default.with_settings(mark.settings)
+            self.by_route[name] = self._checked(name, policy)
+            self._marks[name] = mark
+        return name, self.by_route[name]
 
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""
-        return self._policies.get(job.route, self._default)
+        return self.by_route[job.route]
 
     def ruled(self, route: str) -> bool:
         """Whether a path rule made the route: the app has not seen what was accepted there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass
 
@@ -23,7 +24,6 @@ class Waiting:
     Attributes:
         job: the job.
         ticket: its place.
-        policy: its route's policy.
         outer: what a replay puts into the scope besides what is in the store.
         context: the context variables that it is replayed in.
         held: the live request that waits with it, if one does.
@@ -31,7 +31,6 @@ class Waiting:
 
     job: Job
     ticket: Ticket
-    policy: Policy
     outer: Scope
     context: Context
     held: Handoff | None
@@ -40,14 +39,18 @@ class Waiting:
 class Roster:
     """The jobs that this process has.
 
+    Args:
+        limits: of all routes together.
+        policies: of each, by its name.
+
     Attributes:
         admission: gives them their places.
         running: those that run, by id.
         waiting: those that wait, by id.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.admission = Admission(limits)
+    def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
+        self.admission = Admission(limits, policies)
         self.running: dict[str, Detached] = {}
         self.waiting: dict[str, Waiting] = {}
         self._idle: anyio.Event | None = None
