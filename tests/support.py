@@ -16,7 +16,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
-from raincheck.stores.base import Store
+from raincheck.errors import UnreadableRecord
+from raincheck.messages import CapturedRequest
+from raincheck.stores.base import Abandoned, Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 
@@ -104,6 +106,50 @@ def unfinished(store: Store) -> list[Job]:
     """The jobs in memory that have not ended, whoever holds them."""
     assert isinstance(store, MemoryStore)
     return [*store._live.values()]
+
+
+class DamagedStore(MemoryStore):
+    """Jobs in memory, as if others shared them; some may be in a format that nobody here reads.
+
+    Attributes:
+        unreadable: ids of those whose records nobody can read.
+        unreadable_requests: ids of those whose captured requests nobody can.
+    """
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreadable: set[str] = set()
+        self.unreadable_requests: set[str] = set()
+        self._discarded: set[str] = set()
+
+    async def get(self, id: str) -> Job | None:
+        if id in self.unreadable:
+            raise UnreadableRecord("a record has format 99")
+        return None if id in self._discarded else await super().get(id)
+
+    async def changed(self, id: str, after_version: int) -> Job | None:
+        await super().changed(id, after_version)
+        return await self.get(id)
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        if id in self.unreadable_requests:
+            raise UnreadableRecord("a record has format 99")
+        return await super().request(id)
+
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
+        async for found in super().abandoned():
+            yield found._replace(job=None) if found.id in self.unreadable else found
+
+    async def discard(self, id: str) -> bool:
+        if id not in self.unreadable:
+            return False
+        job = await super().get(id)
+        assert job is not None
+        self.unreadable.remove(id)
+        self._discarded.add(id)
+        return await super().replace(job.tombstone(0.0, 0.0))
 
 
 async def settled() -> None:

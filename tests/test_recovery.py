@@ -28,7 +28,7 @@ from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, gated, hidden, running, settled, slow_route
+from tests.support import DamagedStore, Gate, app_of, gated, hidden, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -174,7 +174,7 @@ class Two:
     """
 
     def __init__(self, stack: AsyncExitStack, limits: Mapping[str, Any]) -> None:
-        self.store = MemoryStore()
+        self.store = DamagedStore()
         self.lines = {"a": Line(self.store), "b": Line(self.store)}
         self.line = self.lines["a"]
         self.runs: list[str] = []
@@ -773,3 +773,71 @@ async def test_a_job_may_begin_while_another_that_waits_is_left_to_others() -> N
         (State.QUEUED, None),
         (State.QUEUED, None),
     ]
+
+
+# --- what cannot be read -----------------------------------------------------------------------
+
+
+def id_of(response: httpx.Response) -> str:
+    path: str = response.headers["location"]
+    return path.rpartition("/")[2]
+
+
+async def test_a_job_that_nobody_can_read_stops_no_take_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two() as both:
+        accepted = [await both.a.post("/fail"), await both.a.post("/fail")]
+        await settled()
+        both.store.unreadable.add(id_of(accepted[0]))
+        both.line.cut()
+        await anyio.sleep(4 * LEASE)
+        assert await both.status(accepted[1]) == "failed"
+        told = [each for each in caplog.records if id_of(accepted[0]) in each.getMessage()]
+        assert [each.levelname for each in told] == ["WARNING"]  # though b has looked many times
+
+
+async def test_a_job_that_nobody_can_read_is_given_up_in_the_end() -> None:
+    async with two(abandon_after=600) as both:
+        unread = await both.a.post("/one")
+        await settled()
+        both.store.unreadable.add(id_of(unread))
+        both.line.cut()
+        both.gates["b"].open()
+        await anyio.sleep(500)
+        later = await both.b.post("/one")
+        await anyio.sleep(50)
+        assert await both.status(later) == "queued"  # a process that can read it may come
+        assert (await both.b.get(unread.headers["location"])).status_code == 503
+        await anyio.sleep(100)
+        assert (await follow(both.b, later)).json()["by"] == "b"
+        assert (await both.b.get(unread.headers["location"])).status_code == 404
+
+
+async def test_law_1_a_job_whose_captured_request_cannot_be_read_has_failed() -> None:
+    async with two() as both:
+        first, unread, third = [await both.a.post("/one") for _ in range(3)]
+        await settled()
+        both.store.unreadable_requests.add(id_of(unread))
+        both.gates["a"].open()
+        with anyio.fail_after(LEASE):
+            assert (await follow(both.a, first)).status_code == 200
+            assert (await follow(both.a, third)).status_code == 200  # its place was given on
+            response = await follow(both.a, unread)
+        assert response.status_code == 500
+        assert response.json()["type"] == "urn:raincheck:problem:unreadable"
+        assert both.runs == ["a", "a"]
+
+
+async def test_a_job_that_a_newer_version_has_changed_is_left_to_it() -> None:
+    async with two() as both:
+        unread, beside = [await both.a.post(path) for path in ("/one", "/fail")]
+        await settled()
+        await both.b.post(unread.headers["location"] + "/cancel")
+        both.store.unreadable.add(id_of(unread))
+        both.gates["a"].open()
+        assert (await follow(both.a, beside)).status_code == 200
+        await both.stop("a")  # nothing waits here for what nobody here can read
+        both.store.unreadable.clear()
+        await anyio.sleep(2 * LEASE)
+        assert await both.status(unread) == "cancelled"
