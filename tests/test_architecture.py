@@ -47,6 +47,7 @@ LAYERS = {
     "stores._sqlite_file": 3,
     "stores._sqlite_loop": 3,
     "stores._sqlite_opening": 3,
+    "stores._sqlite_place": 3,
     "runners.local": 3,
     "runners.pgqueuer": 3,
     "runners.taskiq": 3,

@@ -29,6 +29,7 @@ from raincheck import (
     State,
     long_running,
 )
+from raincheck.errors import StoreError
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, client_of, gated, hidden, running, settled, slow_route
@@ -432,6 +433,119 @@ async def test_without_a_lifespan_a_mistake_shows_at_the_first_request() -> None
     async with client_of(app) as client:
         with pytest.raises(ConfigurationError, match="another path"):
             await client.post("/slow")
+
+
+class Opening(MemoryStore):
+    """A store that says something when it is opened.
+
+    Args:
+        error: what it raises then; None: nothing.
+
+    Attributes:
+        opened: how often it was opened.
+        closed: how often it was closed.
+    """
+
+    shared = True
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error
+        self.opened = 0
+        self.closed = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+        await anyio.sleep(1)
+        if self.error is not None:
+            raise self.error
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+NEVER = ConfigurationError("there is no such folder: make it")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_a_store_that_can_never_work_fails_the_start_up(inside: bool) -> None:
+    store = Opening(NEVER)
+    jobs = virtual_jobs(store=store)
+    app: Any = Starlette(routes=[gated(Gate())])
+    if inside:
+        app.add_middleware(LongRunningMiddleware, jobs=jobs)
+    else:
+        app = LongRunningMiddleware(app, jobs=jobs)
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    with pytest.raises(ConfigurationError, match="no such folder"):
+        await app({"type": "lifespan", "state": {}}, receive, send)
+    assert [message["type"] for message in said] == ["lifespan.startup.failed"]
+    assert "make it" in said[0]["message"]
+    assert (store.opened, store.closed) == (1, 1)
+
+
+async def test_without_a_lifespan_it_is_said_to_every_request_until_it_is_mended() -> None:
+    store = Opening(NEVER)
+    app = app_of(slow_route(_sleep(0)), jobs=virtual_jobs(store=store))
+    async with client_of(app) as client:
+        for method, path in (("POST", "/slow"), ("GET", "/jobs/a"), ("POST", "/slow")):
+            with pytest.raises(ConfigurationError, match="no such folder"):
+                await client.request(method, path)
+        assert (await client.get("/elsewhere")).status_code == 404  # the app's own
+        store.error = None
+        assert (await follow(client, await client.post("/slow"))).status_code == 200
+        await app.jobs.close()
+
+
+async def test_a_store_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    store = Opening(StoreError("nobody answers"))
+    async with running(app_of(slow_route(_sleep(0)), jobs=virtual_jobs(store=store))) as client:
+        (told,) = [each for each in caplog.records if "nobody answers" in each.getMessage()]
+        assert told.exc_info is None
+        assert (await follow(client, await client.post("/slow"))).status_code == 200
+    assert (store.opened, store.closed) == (1, 1)
+
+
+async def test_a_store_that_hangs_when_it_is_opened_holds_up_the_start_for_so_long() -> None:
+    class Hanging(MemoryStore):
+        shared = True
+
+        async def open(self) -> None:
+            await anyio.sleep_forever()
+
+    jobs = virtual_jobs(store=Hanging(), limits=Limits(store_timeout=3))
+    start = anyio.current_time()
+    async with running(app_of(slow_route(_sleep(0)), jobs=jobs)) as client:
+        assert anyio.current_time() - start == pytest.approx(3, abs=0.5)
+        assert (await follow(client, await client.post("/slow"))).status_code == 200
+
+
+async def test_requests_that_open_the_jobs_at_once_open_them_once() -> None:
+    gate = Gate()
+    app = app_of(gated(gate), jobs=virtual_jobs(store=Opening(None)))
+    accepted: list[str] = []
+
+    async with client_of(app) as client:
+
+        async def post() -> None:
+            accepted.append((await client.post("/slow")).headers["location"])
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(post)
+        assert app.jobs.statistics().running == 3  # none was forgotten by a later opening
+        gate.open()
+        await app.jobs.close()
+        for url in accepted:
+            assert (await client.get(url)).status_code == 200
+        await app.jobs.close()
 
 
 async def test_websockets_pass_through() -> None:

@@ -840,4 +840,4 @@ async def test_a_job_that_a_newer_version_has_changed_is_left_to_it() -> None:
         await both.stop("a")  # nothing waits here for what nobody here can read
         both.store.unreadable.clear()
         await anyio.sleep(2 * LEASE)
-        assert await both.status(unread) == "cancelled"
+        assert await both.status(unread) == "canceled"

@@ -169,6 +169,7 @@ class Jobs:
         try:
             await self._conductor.store.open()
         except ConfigurationError:
+            await self._conductor.store.aclose()
             raise
         except Exception as error:
             self.availability.failed(error)

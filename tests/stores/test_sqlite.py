@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import anyio
@@ -22,7 +25,7 @@ from raincheck.messages import CapturedResponse
 from raincheck.stores import _sqlite_changes
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import File
-from raincheck.stores._sqlite_opening import SCHEMA_VERSION
+from raincheck.stores._sqlite_opening import APPLICATION_ID
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.stores.waiting import Waiting
@@ -182,49 +185,215 @@ def test_an_impossible_timeout_is_refused(timeout: float) -> None:
         SQLiteStore("jobs.db", timeout=timeout)
 
 
-async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    store = SQLiteStore(tmp_path / "missing" / "jobs.db")
+# --- where it can never work -------------------------------------------------------------------
+
+
+def put_nothing(path: Path) -> None:
+    pass
+
+
+def put_a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_a_text(path: Path) -> None:
+    path.write_text("no database" * 1000)
+
+
+def put_their_tables(path: Path) -> None:
+    look(path, "CREATE TABLE orders (n)")
+
+
+def put_their_version(path: Path) -> None:
+    look(path, "PRAGMA user_version = 7")
+
+
+def put_their_mark(path: Path) -> None:
+    look(path, "PRAGMA application_id = 7")
+
+
+def put_their_log(path: Path) -> None:
+    put_their_tables(path)
+    look(path, "PRAGMA journal_mode = WAL")
+
+
+def put_another_schema(path: Path) -> None:
+    look(path, f"PRAGMA application_id = {APPLICATION_ID}")
+    look(path, "PRAGMA user_version = 99")
+
+
+NEVER: list[tuple[Callable[[Path], None], str, str]] = [
+    (put_nothing, "missing/jobs.db", r"its directory has to exist: make \S+/missing$"),
+    (put_a_text, "jobs.db/below.db", r"its directory has to exist: make \S+/jobs\.db$"),
+    (put_a_folder, "jobs.db", r"this is a directory: give it a file, as \S+/jobs\.db/jobs\.db$"),
+    (put_a_pipe, "jobs.db", "not a regular file: give another path"),
+    (put_a_text, "jobs.db", "not a database; give it a file of its own"),
+    (put_their_tables, "jobs.db", "another application.* give raincheck a file of its own"),
+    (put_their_version, "jobs.db", "another application.* give raincheck a file of its own"),
+    (put_their_mark, "jobs.db", "another application.* give raincheck a file of its own"),
+    (put_their_log, "jobs.db", "another application.* give raincheck a file of its own"),
+    (put_another_schema, "jobs.db", "schema 99.* run one version"),
+]
+
+
+@pytest.mark.parametrize(("put", "name", "cure"), NEVER)
+async def test_a_path_that_can_never_work_is_a_mistake_that_names_the_cure(
+    path: Path, put: Callable[[Path], None], name: str, cure: str
+) -> None:
+    put(path)
+    there = {file: file.is_file() and file.read_bytes() for file in path.parent.rglob("*")}
+    store = SQLiteStore(path.with_name(name) if "/" not in name else path.parent / name)
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"missing/jobs\.db: .*its directory has to exist"):
-            await store.create(job())
+        with pytest.raises(ConfigurationError, match=cure) as raised:
+            await store.open()
+        assert str(path.parent / name) in str(raised.value)
+    with pytest.raises(StoreError, match=cure):  # who has not heard of it
+        await store.get("a")
+    await store.aclose()
+    now = {file: file.is_file() and file.read_bytes() for file in path.parent.rglob("*")}
+    assert now == there  # its version and its mark, too
+
+
+async def test_what_was_a_mistake_works_when_it_is_mended(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "missing" / "jobs.db")
+    with pytest.raises(ConfigurationError):
+        await store.open()
     (tmp_path / "missing").mkdir()
+    await store.open()
     assert await store.create(job()) == job()
     await store.aclose()
 
 
-async def test_what_is_no_database_is_refused_and_left_alone(path: Path) -> None:
-    await anyio.Path(path).write_bytes(b"no database" * 1000)
-    store = SQLiteStore(path)
-    with pytest.raises(StoreError, match=r"jobs\.db: file is not a database"):
-        await store.get("a")
+async def test_a_file_that_somebody_else_writes_to_is_merely_away(path: Path) -> None:
+    store = SQLiteStore(path, timeout=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked; another process writes to it"):
+            await store.open()
+        other.execute("ROLLBACK")
+        await store.open()
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked; another process writes to it"):
+            await store.open()
+    await store.open()
     await store.aclose()
-    assert content(path) == b"no database" * 1000
+
+
+# As a user who owns nothing of it, where the tests run as one to whom everything is allowed.
+WITHOUT_PERMISSION = """
+import os, sys, anyio
+from raincheck import ConfigurationError
+from raincheck.stores.sqlite import SQLiteStore
+
+async def main():
+    warm = SQLiteStore(sys.argv[1])  # whatever has to be imported is, before it is not allowed
+    await warm.open()
+    await warm.aclose()
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    store = SQLiteStore(sys.argv[2])
+    try:
+        await store.open()
+    except ConfigurationError as error:
+        print(error)
+    await store.aclose()
+
+anyio.run(main)
+"""
 
 
 @pytest.mark.parametrize(
-    "theirs", ["CREATE TABLE t (x)", "PRAGMA application_id = 7", "PRAGMA user_version = 7"]
+    ("of_the_folder", "of_the_file"),
+    [(0o555, None), (0o555, 0o444), (0o755, 0o444), (0o555, 0o666), (0o000, None), (0o000, 0o666)],
 )
-async def test_the_database_of_another_application_is_refused_and_left_alone(
-    path: Path, theirs: str
+def test_a_file_that_may_not_be_written_is_a_mistake(
+    tmp_path: Path, of_the_folder: int, of_the_file: int | None
 ) -> None:
-    look(path, theirs)
-    before = content(path)
-    store = SQLiteStore(path)
-    with pytest.raises(StoreError, match=r"jobs\.db: this is the database of another application"):
-        await store.create(job())
-    await store.aclose()
-    assert content(path) == before
-    assert beside(path) == ["jobs.db"]
+    with TemporaryDirectory() as folder:  # pytest's own are closed to others
+        os.chmod(folder, 0o755)
+        place = Path(folder) / "place"
+        place.mkdir()
+        path = place / "jobs.db"
+        if of_the_file is not None:
+            look(path, "VACUUM")
+            path.chmod(of_the_file)
+        place.chmod(of_the_folder)
+        warm = str(tmp_path / "warm.db")
+        code = [sys.executable, "-c", WITHOUT_PERMISSION, warm, str(path)]
+        done = subprocess.run(code, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        place.chmod(0o700)
+        assert done.stderr == ""
+        assert f"{path}: it and its directory have to be readable and writable" in done.stdout
+        assert "chown" in done.stdout
+        assert [*place.iterdir()] == [] if of_the_file is None else [path]
 
 
-async def test_another_schema_is_refused(path: Path, store: SQLiteStore) -> None:
+# --- who may read it ---------------------------------------------------------------------------
+
+
+def modes(path: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277], indirect=True)
+@pytest.mark.usefixtures("umask")
+async def test_nobody_else_may_read_what_it_keeps(
+    path: Path, store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.create(job())
+    assert modes(path) == dict.fromkeys(["jobs.db", "jobs.db-wal", "jobs.db-shm"], 0o600)
+    assert caplog.messages == []
+
+
+async def test_a_file_that_others_may_read_is_named_once(
+    path: Path, store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    look(path, "VACUUM")
+    os.chmod(path, 0o644)
+    for _ in range(3):
+        await store.open()
+        await store.create(job())
+    (told,) = caplog.messages
+    assert f"{path} has mode 0644" in told
+    assert f"chmod 600 {path} {path}-wal {path}-shm" in told
+    assert {*modes(path).values()} == {0o644}  # it is somebody's choice
+
+
+async def test_a_link_to_a_file_elsewhere_is_followed(tmp_path: Path) -> None:
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "jobs.db").symlink_to(tmp_path / "there" / "jobs.db")
+    store = SQLiteStore(tmp_path / "here" / "jobs.db")
+    await store.create(job())
+    assert modes(tmp_path / "there" / "jobs.db") == dict.fromkeys(
+        ["jobs.db", "jobs.db-wal", "jobs.db-shm"], 0o600
+    )
     await store.aclose()
-    look(path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(StoreError, match="schema 3, and this version of raincheck knows 2"):
-        await store.get("a")
-    look(path, f"PRAGMA user_version = {SCHEMA_VERSION}")
-    assert await store.get("a") == job()
+
+
+async def test_of_many_who_make_the_file_at_once_nobody_is_in_anothers_way(path: Path) -> None:
+    stores = [SQLiteStore(path) for _ in range(8)]
+    async with anyio.create_task_group() as group:
+        for number, one in enumerate(stores):
+            group.start_soon(one.create, job(str(number)))
+    assert [await stores[0].get(str(number)) for number in range(8)] == [
+        job(str(number)) for number in range(8)
+    ]
+    for one in stores:
+        await one.aclose()
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -12,9 +12,18 @@ CURES = {
     sqlite3.SQLITE_BUSY: "; another process writes to it, and did not let go in time",
     sqlite3.SQLITE_CANTOPEN: "; its directory has to exist, and both have to be writable",
     sqlite3.SQLITE_READONLY: "; it has to be writable, and to stay where it is",
+    sqlite3.SQLITE_NOTADB: "; give it a file of its own",
+    sqlite3.SQLITE_CORRUPT: "; move it away, or bring back a copy",
 }
 
+# What does not pass by itself.
+LASTING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+
 T = TypeVar("T")
+
+
+class Unusable(StoreError):
+    """The file can never be used as it is set up."""
 
 
 class Call(Generic[T]):
@@ -55,4 +64,5 @@ def explained(path: str, error: Exception) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"{path}: the disk is full")
-    return StoreError(f"{path}: {error}{CURES.get(code, '')}")
+    kind = Unusable if code in LASTING else StoreError
+    return kind(f"{path}: {error}{CURES.get(code, '')}")

@@ -16,6 +16,7 @@ from raincheck.errors import StoreError
 from raincheck.stores._sqlite_calls import Call
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_opening import connect, prepare
+from raincheck.stores._sqlite_place import claim, warn_of_readers
 from raincheck.stores.waiting import Waiting
 
 LOOK_EVERY = 0.01
@@ -167,6 +168,7 @@ class File:
             self._at_work.discard(what)
 
     def _open(self) -> sqlite3.Connection:
+        claim(self.path)
         db = connect(self.path, self._timeout)
         try:
             prepare(db, self.path, self._synchronous, self._timeout)
@@ -176,6 +178,7 @@ class File:
         except BaseException:
             db.close()
             raise
+        warn_of_readers(self.path)
         self._writer = db
         self._opened = self._identity()
         return db

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from raincheck.errors import StoreError
+from raincheck.stores._sqlite_calls import Unusable
 
 APPLICATION_ID = int.from_bytes(b"rain")
 """Marks a file as ours (SQLite's `PRAGMA application_id`)."""
@@ -72,7 +72,7 @@ def prepare(db: sqlite3.Connection, path: str, synchronous: str, timeout: float)
     """See whose file it is before changing it, then make it ours.
 
     Raises:
-        StoreError: it is another application's, or has another schema.
+        Unusable: it is another application's, or has another schema.
     """
     db.execute("BEGIN")  # one look, though others may be making it theirs
     new = _is_new(db, path)
@@ -105,9 +105,12 @@ def _is_new(db: sqlite3.Connection, path: str) -> bool:
     if not (application or version or tables):
         return True
     if application != APPLICATION_ID:
-        raise StoreError(f"{path}: this is the database of another application")
+        raise Unusable(
+            f"{path}: this is the database of another application, and is left as it is: give "
+            "raincheck a file of its own"
+        )
     if version != SCHEMA_VERSION:
-        raise StoreError(
+        raise Unusable(
             f"{path}: this file has schema {version}, and this version of raincheck knows "
             f"{SCHEMA_VERSION}: run one version, or give each a file of its own"
         )

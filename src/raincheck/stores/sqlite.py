@@ -17,7 +17,7 @@ from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import load, load_request, readable
-from raincheck.stores._sqlite_calls import explained
+from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
@@ -56,7 +56,8 @@ class SQLiteStore(Store):
     Leases go by the machine's clock: whoever sets it ends them early, or late.
 
     Args:
-        path: the file; made when it is first used, in a directory that is there.
+        path: the file; made when it is first used, in a directory that is there, and for nobody
+            else to read (mode 0600). One that is there keeps its mode.
         synchronous: `"NORMAL"`: what was acknowledged outlives the process. `"FULL"`: it outlives
             the machine's crash and a power cut, too; each transaction then waits for the disk.
             Default `"NORMAL"`.
@@ -92,6 +93,20 @@ class SQLiteStore(Store):
         self._synchronous = synchronous
         self._timeout = timeout
         self._use: Use | None = None
+
+    async def open(self) -> None:
+        """Open the file, and see whose it is.
+
+        Raises:
+            ConfigurationError: it can never be used as it is set up: there is no such directory,
+                it is one, it is another application's or another version's, or this process may
+                not write there.
+            StoreError: it cannot be used now.
+        """
+        try:
+            await self._here().write(lambda changes: None)
+        except Unusable as error:
+            raise ConfigurationError(f"SQLiteStore: {error}") from error
 
     async def create(
         self,
