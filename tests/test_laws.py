@@ -334,6 +334,44 @@ async def test_law_13_a_job_runs_as_its_own_request() -> None:
             assert (await follow(client, there)).json() == [name] * 3
 
 
+@pytest.mark.parametrize("how", ["key", "shared run"])
+@pytest.mark.parametrize(
+    ("hosts", "jobs"),
+    [(("a.example", "b.example"), 2), (("a.example", "A.EXAMPLE:80", "a.example:"), 1)],
+)
+async def test_law_13_requests_to_different_hosts_are_never_one(
+    how: str, hosts: tuple[str, ...], jobs: int
+) -> None:
+    async def answer(request: Request) -> dict[str, Any]:
+        await anyio.sleep(5)
+        return {"host": request.url.hostname}
+
+    fields = {"idempotency-key": "order-7"} if how == "key" else {}
+    route = slow_route(answer, coalesce=how == "shared run")
+    async with running(app_of(route)) as client:
+        accepted = [await client.post("/slow", headers={**fields, "host": h}) for h in hosts]
+        assert len({response.headers["location"] for response in accepted}) == jobs
+        for host, response in zip(hosts, accepted, strict=True):
+            served = (await follow(client, response)).json()
+            assert served == {"host": host.lower().partition(":")[0]}
+
+
+async def test_law_13_a_whole_response_is_never_that_to_a_part_of_it() -> None:
+    async def answer(request: Request) -> Response:
+        await anyio.sleep(5)
+        if "range" in request.headers:
+            return Response("0", 206, {"content-range": "bytes 0-0/10"})
+        conditional = "if-none-match" in request.headers
+        return Response(status_code=304) if conditional else Response("0" * 10)
+
+    async with running(app_of(slow_route(answer, coalesce=True))) as client:
+        asked = [{"range": "bytes=0-0"}, {"if-none-match": '"v1"'}, {}, {}]
+        accepted = [await client.get("/slow", headers=fields) for fields in asked]
+        served = [(await follow(client, response)).status_code for response in accepted]
+        assert served == [206, 304, 200, 200]
+        assert accepted[2].headers["location"] == accepted[3].headers["location"]
+
+
 def test_a_policy_is_found_by_every_way_of_asking() -> None:
     """The three ways of the README: wrapping, decorating, configuring by route."""
 

@@ -193,8 +193,8 @@ class World:
         """The job that the request is, new or not; or the status that refuses it."""
         if self.drained is not None:
             return 503
-        if key is not None and (known := self.keyed(owner, key)):
-            return known if (known.path, known.body) == (path, body) else 422
+        if key is not None and (known := self.keyed(path, owner, key)):
+            return known if known.body == body else 422
         keys = set() if key is None else {key}
         policy = POLICIES[path]
         if policy.coalesce:
@@ -231,9 +231,10 @@ class World:
                 self.turns[path].append(owner)
         return job
 
-    def keyed(self, owner: str | None, key: str) -> Expected | None:
+    def keyed(self, path: str, owner: str | None, key: str) -> Expected | None:
         for job in self.jobs:
-            if job.owner == owner and key in job.keys and not self.buried(job):
+            scope = job.path, job.owner
+            if scope == (path, owner) and key in job.keys and not self.buried(job):
                 return job
         return None
 
@@ -796,7 +797,7 @@ class Conversation(RuleBasedStateMachine):
         self, path: str, owner: str | None, body: bytes, key: str | None, wait: int
     ) -> None:
         world, before = self.world, len(self.world.jobs)
-        replayed = key is not None and world.keyed(owner, key) is not None
+        replayed = key is not None and world.keyed(path, owner, key) is not None
         expected = world.submit(path, owner, body, key, wait)
         request = RawRequest(path, "POST", **self.fields(owner, key, wait))
         request.feed(body)

@@ -243,13 +243,11 @@ async def test_a_key_in_quotes_and_bare_is_one_key() -> None:
         {"params": {"q": "1"}},
         {"headers": {"content-type": "text/plain"}},
         {"method": "GET"},
-        {"url": "/other"},
     ],
 )
 async def test_a_key_reused_for_another_request_is_422(other: dict[str, Any]) -> None:
     store = MemoryStore()
-    app = app_of(slow_route(echo), slow_route(echo, "/other"), jobs=virtual_jobs(store=store))
-    async with running(app) as client:
+    async with running(app_of(slow_route(echo), jobs=virtual_jobs(store=store))) as client:
         base: dict[str, Any] = {"method": "POST", "url": "/slow", "content": b"x"}
         headers = {"idempotency-key": "k", "content-type": "text/csv"}
         await client.request(**base, headers=headers)
@@ -297,6 +295,40 @@ async def test_a_key_is_bound_to_its_owner() -> None:
             headers = {**user(name), "idempotency-key": "k"}
             urls.add((await client.post("/slow", headers=headers)).headers["location"])
         assert len(urls) == 2
+
+
+async def test_an_upload_sent_again_is_the_same_though_its_boundary_is_another() -> None:
+    def upload(content: bytes) -> dict[str, Any]:
+        return {"files": {"file": ("a.bin", content, "application/octet-stream")}}
+
+    shared = slow_route(answer_late, "/shared", coalesce=True)
+    async with running(app_of(slow_route(answer_late, "/keyed"), shared)) as client:
+        for path, headers in (("/keyed", {"idempotency-key": "k"}), ("/shared", {})):
+            first, again = [
+                await client.post(path, **upload(b"x" * 1000), headers=headers) for _ in "ab"
+            ]
+            assert first.request.headers["content-type"] != again.request.headers["content-type"]
+            assert (again.status_code, again.headers["location"]) == (
+                202,
+                first.headers["location"],
+            )
+        other = await client.post("/keyed", **upload(b"y"), headers={"idempotency-key": "k"})
+        assert other.status_code == 422
+        other = await client.post("/shared", **upload(b"y"))
+        assert other.headers["location"] != first.headers["location"]
+
+
+async def answer_late(request: Request) -> Any:
+    await anyio.sleep(5)
+    return {}
+
+
+async def test_a_key_is_bound_to_its_route() -> None:
+    async with running(app_of(slow_route(echo), slow_route(echo, "/other"))) as client:
+        headers = {"idempotency-key": "k"}
+        responses = [await client.post(path, headers=headers) for path in ("/slow", "/other")]
+        assert [r.status_code for r in responses] == [202, 202]
+        assert len({r.headers["location"] for r in responses}) == 2
 
 
 async def test_an_invalid_request_does_not_burn_its_key() -> None:
@@ -410,6 +442,9 @@ async def test_identical_requests_share_one_run_while_it_lasts() -> None:
         {"headers": {"accept": "text/csv"}},
         {"headers": {"authorization": "bob"}},
         {"headers": {"cookie": "a=b"}},
+        {"headers": {"range": "bytes=0-9"}},
+        {"headers": {"if-none-match": '"v1"'}},
+        {"headers": {"host": "other.example"}},
         {"method": "GET"},
         {"headers": {"x-user": "bob"}},
     ],

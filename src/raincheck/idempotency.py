@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from raincheck.errors import KeyMalformed, KeyMissing, KeyReused
 from raincheck.job import Key
@@ -27,18 +27,29 @@ MAX_KEY = 255
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"[ ]*(?:;.*)?')
 _BARE = re.compile(r"[!#-+\--:<-~]+")
 
-TELLING = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "accept-language",
-        "authorization",
-        "content-type",
-        "cookie",
-    }
+# A parameter of a media type (RFC 9110 §5.6.6), quoted or not.
+_PARAMETER = re.compile(rb';[ \t]*+([^\s=;"]++)=(?:"((?:[^"\\]|\\.)*+)"|([^";]*+))')
+_ESCAPED = re.compile(rb"\\(.)")
+
+# Header fields whose value makes another request of it, whatever Vary says: who asks, in which form
+# the answer is wanted, and whether all of it is.
+_TELLING = (
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "cookie",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "range",
 )
-"""Header fields whose value makes another request of it, whatever Vary says: who asks, and in which
-form the answer is wanted."""
+
+# All that are compared anyway; these two without what makes no difference.
+_NORMALISED = frozenset({"host", "content-type"})
+_COMPARED = _NORMALISED.union(_TELLING)
 
 ANYTHING = "*"
 """What a response varies by that says so, and one that names too much: no run of it is shared."""
@@ -73,15 +84,29 @@ def parse_key(headers: Iterable[tuple[bytes, bytes]], *, required: bool) -> str 
     return key
 
 
-def scoped(prefix: str, owner: str | None, key: str) -> str:
-    """What a store keeps of a key: bound to its owner, and no longer readable."""
-    return prefix + _digest("" if owner is None else "o" + owner, key)
+def scoped(prefix: str, owner: str | None, host: str, route: str, key: str) -> str:
+    """What a store keeps of a key: bound to owner, host and route, and no longer readable."""
+    return prefix + _digest("" if owner is None else "o" + owner, host, route, key)
+
+
+def host_of(request: CapturedRequest) -> str:
+    """The host that a request is for, as its `Host` field says it, normalised (RFC 9110 §4.2.3).
+
+    Lower case, and without the scheme's default port. A server puts HTTP/2's `:authority` there
+    (ASGI HTTP, "Connection Scope").
+    """
+    lines = [value for name, value in request.headers if name.lower() == b"host"]
+    host = b",".join(lines).strip(b" \t").lower().decode("latin-1")
+    name, colon, port = host.rpartition(":")
+    default = {"http": "80", "https": "443"}.get(request.scheme)
+    return name if colon and (not port or port.lstrip("0") == default) else host
 
 
 def fingerprint(request: CapturedRequest) -> str:
     """What two requests under one key must have in common: method, path, query, type, body."""
-    content_type = b",".join(v for n, v in request.headers if n.lower() == b"content-type")
-    return _digest(request.method, request.path, request.query_string, content_type, request.body)
+    # The path as it was sent, too: %2F is a slash in the other one.
+    path = request.path, request.raw_path or b""
+    return _digest(request.method, *path, request.query_string, _payload(request))
 
 
 def compare(key: Key, fingerprint: str | None) -> None:
@@ -99,19 +124,17 @@ def compare(key: Key, fingerprint: str | None) -> None:
 
 
 def coalesce_key(request: CapturedRequest, varying: Iterable[str]) -> str:
-    """What requests must have in common to share one run.
+    """What requests to one host must have in common to share one run.
 
     Args:
         request: the request.
         varying: names of further header fields, lower case, as earlier responses named in `Vary`.
     """
-    names = sorted({*TELLING, *varying})
+    names = sorted({*_TELLING, *varying} - _NORMALISED)
     values = [
         b"\0".join(v for n, v in request.headers if n.lower() == name.encode()) for name in names
     ]
-    return _digest(
-        request.method, request.path, request.query_string, request.body, *names, *values
-    )
+    return _digest(fingerprint(request), *names, *values)
 
 
 def unheard(known: frozenset[str], named: Iterable[str]) -> frozenset[str]:
@@ -123,15 +146,54 @@ def unheard(known: frozenset[str], named: Iterable[str]) -> frozenset[str]:
     """
     if ANYTHING in known:
         return frozenset()
-    names = frozenset(named) - TELLING - known
+    names = frozenset(named) - _COMPARED - known
     few = len(known) + len(names) <= MOST_NAMES
     short = all(len(name) <= _LONGEST_NAME for name in names)
     return names if few and short else frozenset({ANYTHING})
 
 
-def _digest(*parts: str | bytes) -> str:
+def _payload(request: CapturedRequest) -> str:
+    """Media type and body as they are compared.
+
+    Clients choose a new boundary with every upload (RFC 2046 §5.1): what counts is what stands
+    between the lines that it makes, and the media type without it.
+    """
+    lines = [value for name, value in request.headers if name.lower() == b"content-type"]
+    media_type = b",".join(lines)
+    rest, boundary = _without_boundary(media_type)
+    if not boundary:
+        return _digest(media_type, request.body)
+    line = b"--" + boundary
+    at_once = request.body.startswith(line)
+    return _digest(*rest, b"%d" % at_once, *_parts(request.body, line, at_once))
+
+
+def _without_boundary(media_type: bytes) -> tuple[tuple[bytes, bytes], bytes]:
+    """What stands before and behind the boundary of a multipart type, and the boundary."""
+    kind = media_type.partition(b";")[0]
+    if kind.strip().lower().startswith(b"multipart/"):
+        for parameter in _PARAMETER.finditer(media_type, len(kind)):
+            if parameter[1].lower() == b"boundary":
+                quoted, plain = parameter[2], parameter[3]
+                boundary = plain.strip() if quoted is None else _ESCAPED.sub(rb"\1", quoted)
+                return (media_type[: parameter.start()], media_type[parameter.end() :]), boundary
+    return (media_type, b""), b""
+
+
+def _parts(body: bytes, line: bytes, at_once: bool) -> Iterator[memoryview]:
+    """What stands between the lines that begin like this, the first of which may be the first."""
+    view, delimiter = memoryview(body), b"\r\n" + line
+    start = len(line) if at_once else 0
+    while (end := body.find(delimiter, start)) >= 0:
+        yield view[start:end]
+        start = end + len(delimiter)
+    yield view[start:]
+
+
+def _digest(*parts: str | bytes | memoryview) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        digest.update(b"%d:" % len(data) + data)
+        digest.update(b"%d:" % len(data))
+        digest.update(data)
     return digest.hexdigest()

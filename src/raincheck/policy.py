@@ -81,9 +81,10 @@ class Policy:
         idempotency: what an `Idempotency-Key` means: `"optional"` (the default) replays the 202 of
             the job that was accepted under the same key, `"required"` refuses requests without one
             with 400, `"off"` ignores it.
-        coalesce: identical requests of one owner share one run while it lasts: same method, path,
-            query, body, credentials, and whatever earlier responses named in `Vary`. A function of
-            the captured request gives a key of your own; None shares nothing. Default False.
+        coalesce: identical requests of one owner to one host share one run while it lasts: same
+            method, path, query, body, credentials, range, conditions, and whatever earlier
+            responses named in `Vary`. A function of the captured request gives a key of your own;
+            None shares nothing. Default False.
         hold: keep the live request while it waits for its turn, instead of releasing and
             replaying it: for routes whose preliminaries cannot run twice. Default False.
         on_interrupt: what becomes of a job whose process died or stopped while it ran, if its

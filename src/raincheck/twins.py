@@ -14,6 +14,7 @@ from raincheck.idempotency import (
     coalesce_key,
     compare,
     fingerprint,
+    host_of,
     parse_key,
     scoped,
     unheard,
@@ -72,18 +73,18 @@ class Twins:
         if key is None and not policy.coalesce:
             return ()
         await handoff.drain()
-        request = await handoff.capture()
-        keys: tuple[Key, ...] = ()
+        request, keys = await handoff.capture(), tuple[Key, ...]()
+        assert handoff.route is not None
+        whose = owner, host_of(request), handoff.route
         if key is not None:
-            keys = (Key(scoped(IDEMPOTENT, owner, key), fingerprint(request)),)
+            keys = (Key(scoped(IDEMPOTENT, *whose, key), fingerprint(request)),)
         shared = None
         if callable(policy.coalesce):
             shared = policy.coalesce(request)
         elif policy.coalesce and ANYTHING not in varying:
             shared = coalesce_key(request, varying)
         if shared is not None:
-            name = scoped(SHARED_RUN, owner, f"{handoff.route} {shared}")
-            keys = (*keys, Key(name, lasting=False))
+            keys = (*keys, Key(scoped(SHARED_RUN, *whose, shared), lasting=False))
         return keys
 
     async def join(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
