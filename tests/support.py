@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -155,6 +157,45 @@ class DamagedStore(MemoryStore):
 async def settled() -> None:
     """Let everything run that can."""
     await anyio.wait_all_tasks_blocked()
+
+
+class Numbers:
+    """Gives each request a number, wherever it can have one, and sees whose its handler finds.
+
+    Attributes:
+        wrong: what must never happen.
+    """
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self._given = itertools.count(1)
+        self._number: ContextVar[str] = ContextVar("number", default="")
+        self._past_the_entry: ContextVar[bool] = ContextVar("past_the_entry", default=False)
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The app, with middleware outside that gives the numbers."""
+
+        async def numbered(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                own = str(next(self._given))
+                self._number.set(own)
+                self._past_the_entry.set(False)
+                headers = [*scope["headers"], (b"x-number", own.encode())]
+                scope = {**scope, "headers": headers, "number": own, "state": {"number": own}}
+            await app(scope, receive, send)
+            if self._past_the_entry.get():
+                self.wrong.append("what a handler set in its context was seen outside")
+
+        return numbered
+
+    def check(self, request: Request) -> None:
+        """Asked by a handler of a job: all is its request's, or none where a process left it."""
+        own = request.headers["x-number"]
+        state = request.scope.get("state", {}).get("number", "")
+        there = (self._number.get(), request.scope.get("number", ""), state)
+        if there not in {(own, own, own), ("", "", "")}:
+            self.wrong.append(f"the handler of request {own} ran as {there}")
+        self._past_the_entry.set(True)
 
 
 class RawRequest:

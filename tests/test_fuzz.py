@@ -30,10 +30,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck import Jobs, LongRunningMiddleware, Policy
+from raincheck import Jobs, LongRunningMiddleware, Policy, current_job
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, gated, settled, slow_route
+from tests.support import Gate, Numbers, RawRequest, gated, settled, slow_route
 
 LONG = os.environ.get("RAINCHECK_FUZZ") == "long"
 
@@ -529,6 +529,8 @@ async def test_status_routes_answer_whatever_they_are_asked(
 
 
 async def echo(request: Request) -> Response:
+    if current_job() is not None:
+        request.app.state.numbers.check(request)
     try:
         body = await request.body()
     except ClientDisconnect:  # where the route is synchronous
@@ -549,8 +551,8 @@ def guarded(app: ASGIApp) -> ASGIApp:
     return guard
 
 
-def submissions() -> tuple[LongRunningMiddleware, Jobs]:
-    """An app with marked routes of every kind, and its jobs."""
+def submissions() -> tuple[ASGIApp, Jobs, Numbers]:
+    """An app with marked routes of every kind, its jobs, and whose they ran as."""
     every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
     jobs = virtual_jobs()
     inner = Starlette(
@@ -567,8 +569,10 @@ def submissions() -> tuple[LongRunningMiddleware, Jobs]:
         ]
     )
     inner.router.redirect_slashes = False
+    inner.state.numbers = numbers = Numbers()
     rules = {"POST /ruled": Policy(), "/ruled/{name}": Policy(respond="preferred", wait=1)}
-    return LongRunningMiddleware(signed(guarded(inner)), routes=rules, jobs=jobs), jobs
+    app = LongRunningMiddleware(signed(guarded(inner)), routes=rules, jobs=jobs)
+    return numbers.around(app), jobs, numbers
 
 
 PATHS = [
@@ -591,7 +595,7 @@ async def test_submissions_are_answered_and_what_is_accepted_ends(
     sequence: list[tuple[Wild, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.clear()
-    app, jobs = submissions()
+    app, jobs, numbers = submissions()
     async with lifespan(app):
         exchanges = [(wild, wild.at(path)) for wild, path in sequence]
         async with anyio.create_task_group() as group:
@@ -607,6 +611,7 @@ async def test_submissions_are_answered_and_what_is_accepted_ends(
         await settled()
         statistics = jobs.statistics()
         assert (statistics.running, statistics.queued) == (0, 0)
+    assert numbers.wrong == []
     check_silence(caplog)
 
 

@@ -38,6 +38,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from raincheck import (
     Job,
@@ -56,7 +57,7 @@ from raincheck.job import TRANSITIONS
 from raincheck.recording import PIECE
 from raincheck.testing import lifespan
 from tests.conftest import AutojumpLoop
-from tests.support import RawRequest, unfinished
+from tests.support import Numbers, RawRequest, unfinished
 
 LONG = os.environ.get("RAINCHECK_MODEL") == "long"
 
@@ -489,6 +490,7 @@ class Stage:
     def __init__(self) -> None:
         self.entered: list[str] = []
         self.inside: set[str] = set()
+        self.numbers = Numbers()
         self._cues: dict[str, tuple[anyio.Event, list[int]]] = {}
 
     def give(self, id: str, status: int) -> None:
@@ -501,6 +503,7 @@ class Stage:
         assert job is not None
         self.entered.append(job.id)
         self.inside.add(job.id)
+        self.numbers.check(request)
         try:
             body = await request.body()
             status = 200 if body == QUICK else await self._play(job.id, body)
@@ -536,7 +539,7 @@ def by_header(connection: HTTPConnection) -> str | None:
     return connection.headers.get("x-user")
 
 
-def app_of(stage: Stage, jobs: Jobs) -> LongRunningMiddleware:
+def app_of(stage: Stage, jobs: Jobs) -> ASGIApp:
     def endpoint_of(path: str, policy: Policy) -> Any:
         async def endpoint(request: Request) -> Response:
             return await stage.answer(request)
@@ -551,7 +554,9 @@ def app_of(stage: Stage, jobs: Jobs) -> LongRunningMiddleware:
         for path, policy in POLICIES.items()
     ]
     rules = {f"POST {RULE}": POLICIES[RULE]}
-    return LongRunningMiddleware(Starlette(routes=routes), jobs=jobs, owner=by_header, routes=rules)
+    inner = Starlette(routes=routes)
+    app = LongRunningMiddleware(inner, jobs=jobs, owner=by_header, routes=rules)
+    return stage.numbers.around(app)
 
 
 class StandingLoop(AutojumpLoop):
@@ -945,6 +950,7 @@ class Conversation(RuleBasedStateMachine):
     @invariant()
     def the_store_saw_nothing_wrong(self) -> None:
         assert self.server.store.wrong == []
+        assert self.server.stage.numbers.wrong == []
 
     @invariant()
     def the_server_runs_as_long_as_it_should(self) -> None:

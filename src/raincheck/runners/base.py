@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 from starlette.types import ASGIApp
 
 Attempt = Callable[[str], Coroutine[Any, Any, None]]
-"""Runs one job, given its id, to its end. Never raises an `Exception`."""
+"""Runs one job, given its id, to its end. Never raises an `Exception`.
+
+The app runs in a context of its own, whatever task this is called in.
+"""
 
 Stop = Callable[[str], None]
 """Asks the attempt at a job, if it runs here, to stop."""
