@@ -253,7 +253,7 @@ class World:
             self._stop(job)
 
     def delete(self, job: Expected) -> None:
-        alone = job.finished or job.clients == 1
+        alone = job.clients == 1
         self.cancel(job)
         if alone:
             self._forget(job, TOMBSTONE_TTL)

@@ -141,3 +141,29 @@ async def test_the_store_is_told_once_and_asked_for_each_request_what_a_route_va
             await follow(client, await as_tenant(client, "a"))
     assert told == [{"x-tenant"}]
     assert len(asked) == 2 * 3 + 2  # and once by each process before it would tell
+
+
+async def test_nobody_deletes_what_others_share() -> None:
+    """Which of them asks cannot be told: all can read it until its time is over."""
+    async with running(app_of(slow_route(by_tenant, coalesce=True, ttl=600))) as client:
+        first, second = [await client.post("/slow") for _ in range(2)]
+        url = first.headers["location"]
+        assert second.headers["location"] == url
+        await follow(client, first)
+        for _ in range(3):
+            assert (await client.delete(url)).status_code == 204
+        for _ in range(2):
+            assert (await client.get(url)).json() == {"tenant": None}
+        await anyio.sleep(600)
+        assert (await client.get(url)).status_code == 410
+
+
+async def test_who_is_left_alone_with_a_run_deletes_it() -> None:
+    async with running(app_of(slow_route(by_tenant, coalesce=True))) as client:
+        responses = [await client.post("/slow") for _ in range(3)]
+        url = responses[0].headers["location"]
+        assert (await client.post(url + "/cancel")).status_code == 202
+        assert (await client.delete(url)).status_code == 202
+        assert (await follow(client, responses[0])).status_code == 200
+        assert (await client.delete(url)).status_code == 204
+        assert (await client.get(url)).status_code == 410

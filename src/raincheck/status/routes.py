@@ -276,9 +276,11 @@ class _Exchange:
         found = await self._find()
         if found is None:
             return
-        alone = found.finished or found.clients == 1
-        forget = self._routes.jobs.delete if alone else self._routes.jobs.leave
-        job = await forget(self.id) or found
+        job = found
+        if found.clients == 1:
+            job = await self._routes.jobs.delete(self.id) or found
+        elif not found.finished:  # else the others can read it, and which of them asks is not known
+            job = await self._routes.jobs.leave(self.id) or found
         reply = self._dialect.deleted(
             job, self._urls(job), self._expected(job), finished=found.finished
         )
