@@ -222,7 +222,29 @@ async def test_one_that_is_found_abandoned_by_then_is_refused_all_the_same() -> 
         assert one.broker.ids == []
 
 
-async def test_one_that_neither_the_broker_nor_the_store_answers_for_is_refused() -> None:
+async def test_law_15_one_that_cannot_be_taken_back_is_not_refused() -> None:
+    """The store has it for certain, and the engine perhaps: what is refused must not run later."""
+    async with fleet("a") as one:
+        original = one.broker.give
+
+        async def give(id: str) -> None:
+            await original(id)
+            one.lines["web"].cut()
+            raise ConnectionError("it has taken it, and gone")
+
+        one.broker.give = give  # type: ignore[method-assign] # the store goes with the broker
+        one.gates["a"].open()
+        accepted = await one.web.post("/fail")
+        assert one.lines["web"].cuts > 0
+        assert accepted.status_code == 202
+        assert one.runs == ["a"]
+        one.lines["web"].mend()
+        assert (await follow(one.web, accepted)).status_code == 200
+
+
+async def test_one_that_nobody_has_taken_is_brought_again_when_it_is_accepted_all_the_same() -> (
+    None
+):
     async with fleet("a") as one:
         one.broker.up = False
         original = one.broker.give
@@ -232,11 +254,14 @@ async def test_one_that_neither_the_broker_nor_the_store_answers_for_is_refused(
             await original(id)
 
         one.broker.give = give  # type: ignore[method-assign] # the store goes with the broker
-        assert refused(await one.web.post("/fail"))
+        one.gates["a"].open()
+        accepted = await one.web.post("/fail")
+        assert accepted.status_code == 202
+        one.broker.give, one.broker.up = original, True  # type: ignore[method-assign]
         one.lines["web"].mend()
-        await anyio.sleep(2 * LEASE)
         assert one.runs == []
-        assert [job async for job in one.store.abandoned()] == []
+        assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a"]
 
 
 # --- what an engine may do to a job ------------------------------------------------------------

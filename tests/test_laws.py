@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,10 +17,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, Policy, State, long_running
+from raincheck.errors import StoreError
 from raincheck.job import TRANSITIONS
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route
+from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route, unfinished
+from tests.test_recovery import LEASE, STORE_TIMEOUT, SURVIVED, Line, two
 
 pytestmark = pytest.mark.anyio
 
@@ -370,6 +373,171 @@ async def test_law_13_a_whole_response_is_never_that_to_a_part_of_it() -> None:
         served = [(await follow(client, response)).status_code for response in accepted]
         assert served == [206, 304, 200, 200]
         assert accepted[2].headers["location"] == accepted[3].headers["location"]
+
+
+# --- law 15 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("away", [0.0, 0.3, SURVIVED, 5 * LEASE])
+@pytest.mark.parametrize("path", ["/fail", "/rerun", "/one", "/held"])
+async def test_law_15_what_is_refused_does_not_run_later(path: str, away: float) -> None:
+    """The store takes the job, loses its answer and is away, also for longer than a lease."""
+    async with two() as both:
+        before = 1 if path in ("/one", "/held") else 0  # as many as may run: the next would wait
+        for _ in range(before):
+            await both.a.post(path)
+        await settled()
+        both.line.lose_next_create()
+        refused = await both.a.post(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert both.line.cuts > 0
+        assert len(unfinished(both.store)) == before + 1  # it is there
+        if away > LEASE:  # else others could not know that this process lives
+            both.lines["b"].cut()
+        await anyio.sleep(away)
+        for name in "ab":
+            both.lines[name].mend()
+            both.gates[name].open()
+        await anyio.sleep(3 * LEASE)
+        assert both.runs == ["a"] * before
+        assert unfinished(both.store) == []
+
+
+async def test_law_15_its_lease_is_renewed_until_it_is_taken_back() -> None:
+    """A store may answer, and take no changes: its disk is full, or it is a replica by now."""
+    async with two() as both:
+        refused_changes = 0
+
+        async def refuse(*job: Any, **settings: Any) -> bool:
+            nonlocal refused_changes
+            refused_changes += 1
+            raise StoreError("read only")
+
+        replace = both.line.replace
+        both.line.replace = refuse  # type: ignore[method-assign] # for a while
+        both.line.lose_next_create()
+        assert (await both.a.post("/rerun")).status_code == 503
+        both.line.mend()
+        both.gates["b"].open()
+        await anyio.sleep(3 * LEASE)
+        assert refused_changes > 5
+        assert len(unfinished(both.store)) == 1
+        both.line.replace = replace  # type: ignore[method-assign]
+        await anyio.sleep(3 * LEASE)
+        assert (both.runs, unfinished(both.store)) == ([], [])
+
+
+async def test_law_15_nor_does_what_comes_to_the_store_when_its_request_was_refused() -> None:
+    """As from a server that stood still: it does what it was asked before its caller gave up."""
+    async with anyio.create_task_group() as group, two() as both:
+        keyed = {"idempotency-key": "k"}
+        create = both.line.create
+        landed = []
+
+        async def late(*job: Any, **settings: Any) -> None:
+            await anyio.sleep(2 * STORE_TIMEOUT)
+            landed.append(await create(*job, **settings))
+
+        async def give_up(*job: Any, **settings: Any) -> Any:
+            group.start_soon(partial(late, *job, **settings))
+            await anyio.sleep_forever()
+
+        both.line.create = give_up  # type: ignore[method-assign] # once
+        responses: list[httpx.Response] = []
+
+        async def refuse() -> None:
+            responses.append(await both.a.post("/rerun", headers=keyed))
+
+        group.start_soon(refuse)
+        await anyio.sleep(STORE_TIMEOUT / 2)
+        both.line.create = create  # type: ignore[method-assign]
+        await anyio.sleep(2 * STORE_TIMEOUT)
+        assert [response.status_code for response in responses] == [503]
+        assert [job.gone for job in landed] == [True]  # its tombstone was there before
+        both.gates["a"].open()
+        accepted = await both.b.post("/rerun", headers=keyed)
+        assert (accepted.status_code, "idempotency-replayed" in accepted.headers) == (202, False)
+        both.gates["b"].open()
+        assert (await follow(both.b, accepted)).status_code == 200
+        await anyio.sleep(3 * LEASE)
+        assert both.runs == ["b"]
+
+
+async def key_until_accepted(client: httpx.AsyncClient, path: str) -> httpx.Response:
+    """Send a request again and again under its key, as clients do."""
+    while True:
+        response = await client.post(path, headers={"idempotency-key": "k"})
+        if response.status_code != 503:
+            return response
+        await anyio.sleep(int(response.headers["retry-after"]))
+
+
+@pytest.mark.parametrize("again", ["a", "b"])
+@pytest.mark.parametrize("away", [0.0, 0.3, SURVIVED])
+@pytest.mark.parametrize("path", ["/fail", "/rerun", "/one", "/held", "/shared"])
+async def test_law_15_a_key_that_was_refused_is_free(path: str, away: float, again: str) -> None:
+    """It never names a job that is on its way out, in this process or another."""
+    async with two() as both, anyio.create_task_group() as group:
+        both.line.lose_next_create()
+        refused = await both.a.post(path, headers={"idempotency-key": "k"})
+        assert refused.status_code == 503
+        (left,) = unfinished(both.store)
+        assert both.line.cuts > 0
+        group.start_soon(mend_after, both.line, away)
+        with anyio.fail_after(away + 10):
+            accepted = await key_until_accepted(both.clients[again], path)
+        assert accepted.status_code == 202
+        assert accepted.json()["job_id"] != left.id
+        assert "idempotency-replayed" not in accepted.headers
+        for gate in both.gates.values():
+            gate.open()
+        assert (await follow(both.b, accepted)).status_code == 200
+        await anyio.sleep(3 * LEASE)
+        assert both.runs == [again]
+        assert unfinished(both.store) == []
+
+
+async def mend_after(line: Line, seconds: float) -> None:
+    await anyio.sleep(seconds)
+    line.mend()
+
+
+async def test_law_15_a_server_that_stops_takes_back_what_it_has_refused_first() -> None:
+    async with anyio.create_task_group() as group, two() as both:
+        both.line.lose_next_create()
+        assert (await both.a.post("/rerun")).status_code == 503
+        group.start_soon(mend_after, both.line, SURVIVED)
+        both.gates["b"].open()
+        await both.stop("a")
+        assert unfinished(both.store) == []
+        await anyio.sleep(3 * LEASE)
+        assert both.runs == []
+
+
+async def test_law_15_but_if_its_process_dies_law_1_wins() -> None:
+    async with two() as both:
+        both.line.lose_next_create()
+        assert (await both.a.post("/rerun", headers={"idempotency-key": "k"})).status_code == 503
+        (left,) = unfinished(both.store)
+        both.gates["b"].open()
+        with anyio.fail_after(2 * LEASE):
+            accepted = await key_until_accepted(both.b, "/rerun")
+        assert accepted.json()["job_id"] == left.id
+        assert (await follow(both.b, accepted)).status_code == 200
+        assert both.runs == ["b"]
+
+
+@pytest.mark.parametrize("path", ["/fail", "/one", "/shared"])
+async def test_a_key_names_an_accepted_job_in_every_process_at_once(path: str) -> None:
+    async with two() as both:
+        first = await both.a.post(path, headers={"idempotency-key": "k"})
+        with anyio.fail_after(0.2):
+            again = await both.b.post(path, headers={"idempotency-key": "k"})
+        assert again.headers["location"] == first.headers["location"]
+        for gate in both.gates.values():
+            gate.open()
+        await settled()
+        assert both.runs == ["a"]
 
 
 def test_a_policy_is_found_by_every_way_of_asking() -> None:

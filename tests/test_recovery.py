@@ -56,11 +56,16 @@ class Line(Store):
         self._mended = anyio.Event()
         self._mended.set()
         self._how = DELAYED
+        self._loses: str | None = None
         self.cuts = 0
 
     def cut(self, how: str = DELAYED) -> None:
         self._mended = anyio.Event()
         self._how = how
+
+    def lose_next_create(self, then: str = REFUSED) -> None:
+        """Let the store take the next job, lose its answer, and be cut from then on."""
+        self._loses = then
 
     def mend(self) -> None:
         self._mended.set()
@@ -87,9 +92,15 @@ class Line(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
-        return await self._over(
+        there = await self._over(
             lambda: self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
         )
+        if self._loses is not None:
+            self.cut(self._loses)
+            self._loses = None
+            self.cuts += 1
+            raise StoreError("connection reset")
+        return there
 
     async def get(self, id: str) -> Job | None:
         return await self._over(lambda: self._store.get(id))
@@ -206,6 +217,7 @@ class Two:
             slow_route(streamed, "/streamed", on_interrupt="rerun"),
             slow_route(answer, "/one", max_running=1),
             slow_route(answer, "/held", max_running=1, hold=True),
+            slow_route(answer, "/shared", coalesce=True),
             jobs=jobs,
         )
 

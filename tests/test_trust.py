@@ -382,6 +382,42 @@ async def test_two_simultaneous_first_requests_make_one_job() -> None:
         assert jobs.statistics().running == 0
 
 
+class Forgetful(MemoryStore):
+    """Takes its first job at once, says so a second later, and then only that it could not."""
+
+    lost = 0
+
+    async def create(self, *job: Any, **settings: Any) -> Any:
+        there = await super().create(*job, **settings)
+        if not self.lost:
+            self.lost += 1
+            await anyio.sleep(1)
+            raise OSError("connection reset")
+        return there
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+async def test_a_request_is_not_one_with_another_that_may_yet_be_refused(coalesce: bool) -> None:
+    store = Forgetful()
+    jobs = virtual_jobs(store=store)
+    answers = []
+    async with running(app_of(slow_route(echo, coalesce=coalesce), jobs=jobs)) as client:
+
+        async def submit() -> None:
+            headers = {} if coalesce else {"idempotency-key": "k"}
+            answers.append(await client.post("/slow", content=b"x", headers=headers))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(submit)
+                await anyio.sleep(0.3)
+        assert store.lost == 1
+        assert sorted(answer.status_code for answer in answers) == [202, 202, 503]
+        for answer in answers:
+            if answer.status_code == 202:
+                assert (await follow(client, answer)).json() == {"body": "x"}
+
+
 async def test_a_replay_has_room_in_a_full_queue() -> None:
     jobs = virtual_jobs(limits=Limits(max_running=1, max_queued=0))
     async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:

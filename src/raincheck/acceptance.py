@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import Context
-from functools import partial
 
 from raincheck.admission import Ticket
 from raincheck.conductor import Conductor
@@ -111,6 +110,8 @@ class Acceptance:
             conductor.wait(_waiting(handoff, job, ticket))
         if conductor.leases is not None:
             conductor.leases.keep(conductor.tasks)
+            if keys:
+                conductor.confirm(job)
         conductor.keep_sweeping()
 
     async def _keys(self, handoff: Handoff, owner: str | None) -> tuple[Key, ...]:
@@ -180,7 +181,7 @@ class Acceptance:
             return await self._create(handoff, ticket, owner, keys)  # it waits, then
         except BaseException as error:
             if not isinstance(error, StoreFull):  # it may be there all the same
-                conductor.tasks.spawn(partial(conductor.undo, job), Context())
+                conductor.undo(job)
             if isinstance(error, Exception):
                 raise self._without_store(error) from error
             raise
@@ -193,27 +194,37 @@ class Acceptance:
             RunnerUnavailable: it was not taken, and is withdrawn.
         """
         conductor = self.conductor
+        conductor.hold_on(job)  # or others would find it abandoned before that is decided
         try:
-            await conductor.bring(job)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                conductor.tasks.spawn(partial(conductor.undo, job), Context())
-                raise
-            if await self._withdrawn(job):
-                conductor.engine.failed(error)
-                detail = "The engine that runs jobs does not answer."
-                raise RunnerUnavailable(detail, retry_after=5) from error
+            brought = await self._brought(job)
+        except BaseException:  # the request was cancelled
+            conductor.undo(job)
+            raise
+        conductor.roster.left(job)
+        if not brought:
+            detail = "The engine that runs jobs does not answer."
+            raise RunnerUnavailable(detail, retry_after=5)
 
-    async def _withdrawn(self, job: Job) -> bool:
-        """Take back a new job; False if somebody has begun it, and only the answer was lost."""
+    async def _brought(self, job: Job) -> bool:
+        """Tell the engine of a new job; False if it was not taken, and is withdrawn.
+
+        If it cannot be withdrawn it is accepted: a worker has begun it, or the store, which has it
+        for certain, does not answer. Then it is found abandoned, and the engine told once more.
+        """
         conductor = self.conductor
         try:
+            await conductor.bring(job)
+        except Exception as error:
+            conductor.engine.failed(error)
+        else:
+            return True
+        try:
             withdrawn = await conductor.ledger.take_back(job)
-        except Exception:  # it may come to that later
-            conductor.tasks.spawn(partial(conductor.undo, job), Context())
+        except Exception as error:
+            conductor.availability.failed(error)
             return True
         conductor.keep_sweeping()
-        return withdrawn
+        return not withdrawn
 
     def _without_store(self, error: Exception) -> StoreUnavailable:
         """The refusal of what the store could not take; clients do not learn the reason."""

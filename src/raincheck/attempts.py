@@ -143,7 +143,7 @@ class Attempts:
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
             logger.warning("job %s cannot run here: %s", id, error)
             return None
-        if job is None or job.gone or job.state is not State.QUEUED or id in conductor:
+        if job is None or job.gone or job.state is not State.QUEUED or conductor.roster.has(id):
             return None
         if conductor.closing:
             await conductor.submit_again(job)
@@ -181,6 +181,8 @@ class Attempts:
         conductor = self._conductor
         roster = conductor.roster
         running, waiting = roster.running.get(id), roster.waiting.get(id)
+        if running is None and waiting is None:
+            return  # it is on its way out, or out
         try:
             job = await conductor.store.get(id)
         except UnreadableRecord:  # a process of a newer version has it now, or nobody
@@ -199,7 +201,7 @@ class Attempts:
         if job is None:
             await self._give_up(found)
             return
-        if conductor.closing or job.id in conductor:
+        if conductor.closing or job.id in conductor.roster:
             return  # if it is this process that hung, it renews its lease now
         try:
             if job.state is State.CANCELLING:

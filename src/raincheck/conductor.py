@@ -20,6 +20,7 @@ from raincheck.errors import (
     LeaseLost,
     NoRoom,
     Problem,
+    UnreadableRecord,
 )
 from raincheck.job import Bounds, Job, State
 from raincheck.leases import Leases
@@ -40,6 +41,12 @@ logger = logging.getLogger("raincheck")
 
 # Seconds between sweeps, while there is anything that can expire.
 SWEEP_INTERVAL = 10.0
+
+# Seconds after which other processes are told that a job is accepted, if they have not heard of it.
+_CONFIRMED_WITHIN = 0.05
+
+# How many refused jobs are taken back at once: an outage may have left thousands.
+_TOGETHER = 16
 
 # Seconds between tries to begin a job of a route of which so many run elsewhere as may.
 _UNBLOCK_INTERVAL = 0.5
@@ -101,7 +108,7 @@ class Conductor:
             lease=self.lease,
         )
         self.policies = Policies(runner, store)
-        self.twins = Twins(self.store, self.ledger, clock)
+        self.twins = Twins(self.store, self.ledger, clock, self.sure_of)
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter
         self.leases: Leases | None = None
@@ -113,7 +120,8 @@ class Conductor:
         self.closing = False
         self.roster = Roster(self.limits, self.policies.by_route)
         self._settling: dict[Detached, Gate] = {}
-        self._leaving: dict[str, int] = {}
+        self._undoing: anyio.CapacityLimiter | None = None
+        self._confirming: set[str] = set()
         self._sweeping = False
         self._unblocking = False
 
@@ -121,20 +129,6 @@ class Conductor:
         """Forget whether store and engine answered: that was on another event loop, if ever."""
         self.availability.reset()
         self.engine.reset()
-
-    # --- what is here ---------------------------------------------------------------------------
-
-    def held(self) -> dict[str, int]:
-        """The jobs whose leases are to be renewed, by id, each with its attempt.
-
-        Among them are those that neither run nor wait here any more, and of which the store has
-        not been told so yet.
-        """
-        return self.roster.attempts(waiting=self.in_place) | self._leaving
-
-    def __contains__(self, id: str) -> bool:
-        """Whether a job is here: nobody here takes it over."""
-        return id in self.roster or id in self._leaving
 
     # --- places --------------------------------------------------------------------------------
 
@@ -196,13 +190,13 @@ class Conductor:
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
         self.drop(waiting)
         ttl = self.policies.ttl(waiting.job)
-        self._leaving[waiting.job.id] = waiting.job.attempt
+        self.roster.leave(waiting.job)
         try:
             return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error)
         except LeaseLost:
             return waiting.job
         finally:
-            del self._leaving[waiting.job.id]
+            self.roster.left(waiting.job)
 
     async def interrupt_waiting(self, waiting: Waiting) -> None:
         """The server stops: leave a job that has not begun to others, or end it."""
@@ -308,7 +302,7 @@ class Conductor:
         gate = self._settling[detached] = self.tasks.gate()
         job = detached.job
         assert job is not None
-        self._leaving[job.id] = job.attempt
+        self.roster.leave(job)
 
         async def settle() -> None:
             try:
@@ -316,7 +310,8 @@ class Conductor:
             except LeaseLost:
                 logger.warning("job %s was taken over; its outcome here is dropped", _id(detached))
             finally:
-                del self._settling[detached], self._leaving[job.id]
+                del self._settling[detached]
+                self.roster.left(job)
                 gate.open()
 
         self.tasks.spawn(settle, Context())
@@ -357,14 +352,61 @@ class Conductor:
         if running := self.roster.running.get(id):
             running.stop(Reason.CANCELLED)
 
+    # --- who is accepted ------------------------------------------------------------------------
+
+    def sure_of(self, job: Job) -> bool:
+        """Whether a job that was found in the store is known to be accepted."""
+        return job.confirmed or self.roster.has(job.id) or job.id in self._confirming
+
+    def confirm(self, job: Job) -> None:
+        """Let other processes know soon that a job which other requests may be is accepted.
+
+        Most have a second version by then anyway.
+        """
+        self._confirming.add(job.id)
+        self.tasks.spawn(partial(self._confirm, job), Context())
+
+    async def _confirm(self, job: Job) -> None:
+        try:
+            await anyio.sleep(_CONFIRMED_WITHIN)
+            if self.in_place and not self.roster.has(job.id):
+                return  # it has ended
+            confirmed = await self.ledger.confirm(job)
+        except UnreadableRecord:
+            return  # a process of another version has it
+        finally:
+            self._confirming.discard(job.id)
+        for here in (self.roster.running.get(job.id), self.roster.waiting.get(job.id)):
+            if here is not None and here.job is not None and not here.job.confirmed:
+                here.job = confirmed
+
+    def hold_on(self, job: Job) -> None:
+        """Renew the lease of a job that is neither accepted nor refused, or refused in vain."""
+        self.roster.leave(job)
+        if self.leases is not None:
+            self.leases.keep(self.tasks)
+
     # --- what goes ------------------------------------------------------------------------------
 
-    async def undo(self, job: Job) -> None:
-        """Take back a job that the store may have taken before it failed; as well as it can."""
+    def undo(self, job: Job) -> None:
+        """Take back a new job that is refused, and that the store may have all the same (law 15).
+
+        In a task of its own, for as long as the store takes. Until then the job's lease is renewed,
+        so that nobody begins it.
+        """
+        self.hold_on(job)
+        self.tasks.spawn(partial(self._undo, job), Context())
+
+    async def _undo(self, job: Job) -> None:
+        if self._undoing is None:
+            self._undoing = anyio.CapacityLimiter(_TOGETHER)
         try:
-            await self.ledger.bury(job, remember=False)
-        except Exception as error:
-            self.availability.failed(error)
+            async with self._undoing:
+                await self.ledger.patiently(partial(self.ledger.take_back, job))
+        except UnreadableRecord:
+            pass  # a process of another version has taken it over
+        finally:
+            self.roster.left(job)
         self.keep_sweeping()
 
     def keep_sweeping(self) -> None:

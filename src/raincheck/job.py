@@ -165,6 +165,15 @@ class Job(NamedTuple):
         """Whether another request may still share its run."""
         return not (self.finished or self.gone or self.state is State.CANCELLING)
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether it is known to be accepted.
+
+        A new job that is refused after all has no second version but its tombstone. Until there is
+        one, only the process that made it knows what became of it.
+        """
+        return self.version > 1
+
     def expired(self, now: float) -> bool:
         """Whether only a tombstone is left, or should be."""
         return self.gone or (self.expires_at is not None and self.expires_at <= now)
@@ -188,6 +197,10 @@ class Job(NamedTuple):
         if not self.joinable:
             raise IllegalTransition(f"a {self.state} job is not shared any more")
         return self._replace(version=self.version + 1, clients=self.clients + clients)
+
+    def confirm(self) -> Job:
+        """The next version, which is no different: whoever made it has accepted it."""
+        return self._replace(version=self.version + 1)
 
     def start(self, now: float, holder: str | None = None) -> Job:
         """The next version, running. The captured request goes with the last run."""

@@ -181,7 +181,7 @@ class Jobs:
             self.store,
             conductor.availability,
             lease,
-            held=conductor.held,
+            held=lambda: conductor.roster.attempts(waiting=conductor.in_place),
             lost=self._attempts.lost,
             cancelled=conductor.stop,
             abandoned=self._attempts.take_over,

@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
-from raincheck.errors import IllegalTransition, LeaseLost, UnreadableRecord
+from raincheck.errors import IllegalTransition, LeaseLost, StoreFull, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 
 T = TypeVar("T")
+
+# Seconds after which no call is on its way any more that its caller has given up.
+_LATEST = 60.0
 
 
 class Ledger:
@@ -187,21 +190,34 @@ class Ledger:
         ttl = self._tombstone_ttl if remember else 0.0
         await self._advance(job, lambda job: job if job.gone else job.tombstone(now, ttl))
 
+    async def confirm(self, job: Job) -> Job:
+        """Record that a new job is accepted, if nothing else says so already."""
+        sure = partial(self._advance, job, lambda job: job if job.confirmed else job.confirm())
+        return await self.patiently(sure)
+
     async def take_back(self, job: Job) -> bool:
-        """Bury a new job of which nobody knows, unless it has begun.
+        """Bury a new job of which nobody was told, unless it has got on.
+
+        Also where it is not there: the call that brings it may still be on its way, in a server
+        that stood still or in a thread, and then finds its tombstone.
 
         Returns:
-            Whether it is buried.
+            Whether it is buried. If not, somebody has begun it, or taken it over.
 
         Raises:
             StoreError: whatever the store raises.
         """
-        now = self._clock()
-
-        def bury(job: Job) -> Job:
-            return job.tombstone(now, 0.0) if job.state is State.QUEUED else job
-
-        return (await self._advance(job, bury)).state is State.QUEUED
+        tombstone = job.tombstone(self._clock(), _LATEST)
+        while not await self._store.replace(tombstone):
+            newest = await self._store.get(job.id)
+            if newest is None:
+                try:
+                    await self._store.create(job._replace(replayable=False), lease=self._lease)
+                except StoreFull:
+                    return True  # there is no room for the other one, either
+            elif newest.gone or newest.confirmed:
+                return newest.gone
+        return True
 
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the store until it answers: an accepted job must come to its end (law 1).

@@ -47,16 +47,19 @@ class Roster:
         admission: gives them their places.
         running: those that run, by id.
         waiting: those that wait, by id.
+        leaving: those of which the store has not heard the last word from here yet, by id, each
+            with its attempt. That they end, wait elsewhere or were refused is decided.
     """
 
     def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
         self.admission = Admission(limits, policies)
         self.running: dict[str, Detached] = {}
         self.waiting: dict[str, Waiting] = {}
+        self.leaving: dict[str, int] = {}
         self._idle: anyio.Event | None = None
 
     def __contains__(self, id: str) -> bool:
-        return id in self.running or id in self.waiting
+        return id in self.running or id in self.waiting or id in self.leaving
 
     def waits(self, waiting: Waiting) -> bool:
         """Whether a job still waits here: it has neither begun nor been cancelled or taken over."""
@@ -80,6 +83,19 @@ class Roster:
         self.admission.leave(detached.ticket)
         self._tell_idle()
 
+    def has(self, id: str) -> bool:
+        """Whether it was accepted here, or begun here, and has not ended."""
+        return id in self.running or id in self.waiting
+
+    def leave(self, job: Job) -> None:
+        """The last word on a job is on its way into the store. Until then nobody else has it."""
+        self.leaving[job.id] = job.attempt
+
+    def left(self, job: Job) -> None:
+        """It is there."""
+        self.leaving.pop(job.id, None)
+        self._tell_idle()
+
     def attempts(self, *, waiting: bool) -> dict[str, int]:
         """The jobs whose leases are to be renewed, by id, each with its attempt.
 
@@ -90,14 +106,14 @@ class Roster:
         for id, detached in self.running.items():
             if detached.job is not None and not detached.decided:
                 found[id] = detached.job.attempt
-        return found
+        return found | self.leaving
 
     async def until_idle(self) -> None:
-        """Return when nothing runs or waits here."""
-        while self.running or self.waiting:
+        """Return when nothing runs or waits here, and the store knows of all that."""
+        while self.running or self.waiting or self.leaving:
             self._idle = anyio.Event()
             await self._idle.wait()
 
     def _tell_idle(self) -> None:
-        if self._idle is not None and not self.running and not self.waiting:
+        if self._idle is not None and not (self.running or self.waiting or self.leaving):
             self._idle.set()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from raincheck.errors import IllegalTransition
+import anyio
+
+from raincheck.errors import IllegalTransition, StoreUnavailable
 from raincheck.handoff import Handoff
 from raincheck.idempotency import (
     ANYTHING,
@@ -19,10 +21,14 @@ from raincheck.idempotency import (
     scoped,
     unheard,
 )
-from raincheck.job import Key
+from raincheck.job import Job, Key
 from raincheck.ledger import Ledger
 from raincheck.messages import RawHeaders, named_in_vary
-from raincheck.stores.base import Store
+from raincheck.stores.base import Found, Store
+
+# Seconds that a request waits to hear what became of an earlier one, how often it looks, and after
+# how many its client is to come again.
+_UNSURE, _LOOK, _RETRY_AFTER = 1.0, 0.2, 1
 
 
 class Twins:
@@ -32,12 +38,20 @@ class Twins:
         store: where the jobs are.
         ledger: how they are changed.
         clock: seconds since the epoch.
+        sure_of: whether a job is known to be accepted: it may have been refused after all.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        sure_of: Callable[[Job], bool],
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._clock = clock
+        self._sure_of = sure_of
         # What this process has told the store of what each route's responses vary by.
         self._told: dict[str, frozenset[str]] = {}
 
@@ -95,11 +109,12 @@ class Twins:
 
         Raises:
             KeyReused: that job came from another request.
+            StoreUnavailable: nobody knows yet what has become of that job.
             StoreError: whatever the store raises.
         """
         free: list[Key] = []
         for key in keys:
-            found = await self._store.find(key.name)
+            found = await self._find(key)
             if found is None:
                 pass
             elif found.job.expired(self._clock()):
@@ -116,6 +131,19 @@ class Twins:
                     pass
             free.append(key)
         return False
+
+    async def _find(self, key: Key) -> Found | None:
+        """The job that has a key, once it is known whether that was accepted."""
+        late = anyio.current_time() + _UNSURE
+        while (found := await self._store.find(key.name)) is not None:
+            if self._sure_of(found.job):
+                break
+            if anyio.current_time() >= late:
+                detail = "What became of an earlier request with this key is not known yet."
+                raise StoreUnavailable(detail, retry_after=_RETRY_AFTER)
+            with anyio.move_on_after(_LOOK):
+                await self._store.changed(found.job.id, found.job.version)
+        return found
 
     async def learn(self, route: str, headers: RawHeaders) -> None:
         """Have the store remember what a route's responses vary by: later requests go by that.
