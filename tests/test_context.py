@@ -427,6 +427,26 @@ async def test_what_the_handler_sets_is_its_own() -> None:
         assert response.json() == {"seen": "the handler"}
 
 
+@pytest.mark.parametrize("ruled", [False, True])
+async def test_a_response_in_time_is_as_if_nothing_had_happened(ruled: bool) -> None:
+    async def endpoint(request: Request) -> Response:
+        await anyio.sleep(1)
+        seen_by.set("the handler")
+        return PlainTextResponse("done")
+
+    marked = endpoint if ruled else long_running(wait=5)(endpoint)
+    route = Route("/slow", marked, methods=["POST"])
+    rules = {"POST /slow": Policy(wait=5)} if ruled else {}
+    app = LongRunningMiddleware(binding(route), routes=rules, jobs=virtual_jobs())
+    outside = Outside(app)
+    outside.look = lambda scope: (seen_by.get(), scope.get("endpoint"))
+    async with running(outside) as client:
+        seen_by.set("nobody")
+        assert (await client.post("/slow")).text == "done"
+        assert outside.seen == [("the handler", marked)]
+        assert current_job() is None
+
+
 async def test_what_routing_found_is_seen_outside() -> None:
     async def answer(request: Request) -> PlainTextResponse:
         return PlainTextResponse("done")

@@ -328,7 +328,7 @@ class Handoff(Detached):
                 return await self.conductor.begin(self)
 
     def _hand_over(self) -> None:
-        self._show_route()
+        self.show_route(self.outer_scope)
         if self.inner is not None:  # what comes now is the job's own
             self.inner = self.inner.copy()
         self.handed_over.open()
@@ -336,10 +336,11 @@ class Handoff(Detached):
         self._client_receive = self._client_send = self.outer_scope = None
         self.context = self.state = None
 
-    def _show_route(self) -> None:
-        if self.outer_scope is not None:
+    def show_route(self, outer: Scope | None) -> None:
+        """Write what routing has found into the scope as it came, if that is there."""
+        if outer is not None:
             for key in _ROUTED & self.scope.keys():
-                self.outer_scope[key] = self.scope[key]
+                outer[key] = self.scope[key]
 
     # --- the app's side ------------------------------------------------------------------------
 
@@ -372,7 +373,7 @@ class Handoff(Detached):
             self.upload.close()
         if self.job is None:
             self.error = ended
-            self._show_route()
+            self.show_route(self.outer_scope)
             self.handed_over.open()
         elif not self._released:
             await self._finish(ended)
@@ -441,7 +442,7 @@ class Handoff(Detached):
             return self._record(message)
         if not self._answered:
             self._answered = True
-            self._show_route()
+            self.show_route(self.outer_scope)
         if self.vary and message["type"] == "http.response.start":
             message = {**message, "headers": with_vary(message.get("headers", ()))}
         return self._client_send(message)
@@ -452,7 +453,7 @@ def _sendable(extensions: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in extensions.items() if key not in _BYPASSING}
 
 
-def bring_back(inner: Context | None, known: Context) -> None:
+def bring_back(inner: Context | None) -> None:
     """Set what an app has changed of the context variables, as if it had run in the running task.
 
     Context changes do not come back from a task by themselves; what stands outside of us goes by
@@ -460,11 +461,10 @@ def bring_back(inner: Context | None, known: Context) -> None:
 
     Args:
         inner: the context of the app's task.
-        known: what that was a copy of.
     """
     if inner is not None:
         for variable, value in inner.items():
-            if known.get(variable, _UNSET) is not value and variable is not current_handoff:
+            if variable is not current_handoff and variable.get(_UNSET) is not value:
                 variable.set(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -143,6 +143,8 @@ class LongRunningMiddleware:
             await jobs.open()
         rule = candidate.rule
         context = copy_context()
+        # The app's, and not the request's own: once that is answered, the server goes on in it.
+        inner = context.copy()
         handoff = Handoff(
             jobs.acceptance,
             self.app,
@@ -158,22 +160,21 @@ class LongRunningMiddleware:
                 await self._pass_through(scope, receive, send)
             return
         if rule is not None:
-            await self._accept_at_once(handoff)
+            await self._accept_at_once(handoff, inner)
         else:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.vary = candidate.certain
-            # Not in the request's own context: once it is answered the server goes on in that.
-            handoff.inner = context.copy()
-            jobs.tasks.spawn(handoff.run, handoff.inner)
+            handoff.inner = inner
+            jobs.tasks.spawn(handoff.run, inner)
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
                 await self._abandon(handoff)
                 raise
             finally:
-                bring_back(handoff.inner, context)
+                bring_back(handoff.inner)
                 handoff.inner = None  # it leads back here: no garbage for the collector to find
-        await self._answer(handoff, scope, send)
+        await self._answer(handoff, scope, send, inner)
 
     async def _abandon(self, handoff: Handoff) -> None:
         if handoff.job is None:
@@ -181,7 +182,7 @@ class LongRunningMiddleware:
             with anyio.CancelScope(shield=True):
                 await handoff.handed_over.wait()
 
-    async def _accept_at_once(self, handoff: Handoff) -> None:
+    async def _accept_at_once(self, handoff: Handoff, inner: Context) -> None:
         """A path rule: there is no entry to wait for, so accept as soon as the body is read."""
         try:
             await handoff.accept()
@@ -189,7 +190,7 @@ class LongRunningMiddleware:
             handoff.refusal = refusal
         if handoff.runs:
             handoff.record()
-            self.jobs.tasks.spawn(handoff.run, copy_context())
+            self.jobs.tasks.spawn(handoff.run, inner)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:
@@ -199,7 +200,7 @@ class LongRunningMiddleware:
 
         await self.app(scope, receive, send_with_vary)
 
-    async def _answer(self, handoff: Handoff, scope: Scope, send: Send) -> None:
+    async def _answer(self, handoff: Handoff, scope: Scope, send: Send, inner: Context) -> None:
         """Answer for a request whose app has ended or gone into the background."""
         job, decision = handoff.accepted, handoff.decision
         refusal = handoff.refusal
@@ -214,7 +215,7 @@ class LongRunningMiddleware:
         else:
             assert decision is not None
             wait = 0.0 if handoff.replayed else decision.wait
-            if wait and await self._answer_in_time(job, wait, handoff, scope, send):
+            if wait and await self._answer_in_time(job, wait, handoff, scope, send, inner):
                 return
             urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
             if is_navigation(handoff.fields):
@@ -229,12 +230,20 @@ class LongRunningMiddleware:
         await send_reply(reply, scope, send)
 
     async def _answer_in_time(
-        self, accepted: Job, wait: float, handoff: Handoff, scope: Scope, send: Send
+        self,
+        accepted: Job,
+        wait: float,
+        handoff: Handoff,
+        scope: Scope,
+        send: Send,
+        inner: Context,
     ) -> bool:
         """Answer with the response itself, as if nothing had happened, if it is in time."""
         job = await self.jobs.finished(accepted, wait)
         if job is None:
             return False
+        handoff.show_route(scope)
+        bring_back(inner)
         if job.response is not None:
             headers = job.response.headers
             body = self.jobs.store.read_body(job.id)
