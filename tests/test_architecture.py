@@ -63,6 +63,7 @@ LAYERS = {
     "admission": 2,
     "progress": 2,
     "tasks": 2,
+    "threads": 2,
     "stopping": 2,
     "uploads": 2,
     "ledger": 2,

@@ -233,6 +233,8 @@ class Detached:
         assert self.job is not None
         if error is not None:
             logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
+        if self._stopping.reason is not None:
+            await self._stopping.stopped()
         if not self._decided:
             await self._decide_unanswered(raised=error is not None)
         await self.conductor.settled(self)

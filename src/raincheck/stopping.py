@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 import anyio
 
 from raincheck.tasks import Stopper, Tasks
+from raincheck.threads import Thread, on_return
 
-# Seconds between looks at an app that is to stop but waits for a thread.
-_THREAD_INTERVAL = 0.05
+# Seconds between looks at an app that is to stop but waits for a thread, at first and at most.
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 0.5
 
 
 class Reason(Enum):
@@ -39,6 +41,7 @@ class Stopping:
         "_listeners",
         "_stoppers",
         "_tasks",
+        "_threads",
         "_timers",
         "reason",
     )
@@ -54,15 +57,18 @@ class Stopping:
         self._listeners = 0
         self._asked = False
         self._done = False
+        self._threads: _Threads | None = None
 
     def inside(self) -> Stopper:
         """The block that is stopped: the innermost one that the app stands in."""
         return self._tasks.stopper(self._stoppers)
 
     def after(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back after `delay` seconds, unless the app has ended by then."""
+        """Call back after `delay` seconds from now, unless the app has ended by then."""
         if self._timers is None:
             self._timers = {}
+        if call_off := self._timers.get(callback):
+            call_off()
         self._timers[callback] = self._tasks.call_later(delay, callback)
 
     def stop(self, reason: Reason) -> None:
@@ -73,17 +79,10 @@ class Stopping:
         asked, self.reason = self.reason, reason
         if asked is Reason.LOST or (asked is Reason.INTERRUPTED and reason is not Reason.LOST):
             self.reason = asked
-        if asked is not None or self._done:
-            return
-        if self._listeners and len(self._stoppers) == 1:
-            # The app watches its `receive`, as Django, Quart and streaming responses do: it ends
-            # by itself what it has begun. Cancelled from outside it would abandon its own tasks.
-            self.disconnect()
-            self.after(self._grace, self._cancel)
-        else:
-            # A handler has been entered. A framework that cancels it on `http.disconnect` would do
-            # so while it cleans up, so whoever listens beside it is told later.
-            self._cancel()
+        if asked is None and not self._done:
+            self._threads = _Threads(self._ask)
+            self.after(self._grace, self._threads.lose_patience)
+            self._ask()
 
     def disconnect(self) -> None:
         """Tell the app, by `http.disconnect`, that nobody listens any more."""
@@ -114,12 +113,94 @@ class Stopping:
         if self.reason is Reason.CANCELLED:
             self.end()
 
-    def _cancel(self) -> None:
-        if self._done or not self._stoppers:
+    async def stopped(self) -> None:
+        """Return when the threads that it was seen to wait for have, though it did not stay."""
+        if self._threads is not None:
+            await self._threads.returned()
+
+    def _ask(self) -> None:
+        stoppers = self._stoppers[-1:]  # in one step: another thread may leave its block
+        if self._done or not stoppers or self._threads is None:
             return
-        again, cancelled = self._asked, self._stoppers[-1].stop()
-        self._asked = cancelled
-        if again or not cancelled:
-            self.disconnect()  # it does not end by itself, or waits for a thread
-        # A thread is looked at again soon; cleanup code has its grace before it is cancelled again.
-        self.after(self._grace if cancelled else _THREAD_INTERVAL, self._cancel)
+        (stopper,) = stoppers
+        if self._threads.computing(stopper.threads()):
+            # Nor is it told that its client has left: Quart and Django would cancel the task that
+            # waits for the thread. Who asks from now on is told, and may ask from the thread.
+            self.after(self._threads.pause(), self._ask)
+            return
+        if self._listeners and len(self._stoppers) == 1 and not (self._asked or self._disconnected):
+            # The app watches its `receive`, as Django, Quart and streaming responses do: it ends
+            # by itself what it has begun. Cancelled from outside it would abandon its own tasks.
+            self.disconnect()
+        else:
+            # A handler has been entered. A framework that cancels it on `http.disconnect` would do
+            # so while it cleans up, so whoever listens beside it is told later.
+            stopper.stop()
+            if self._asked:
+                self.disconnect()  # it does not end by itself
+            self._asked = True
+        self.after(self._grace, self._ask)  # cleanup code has its grace before it is asked again
+
+
+class _Threads:
+    """The threads that an app waits for which is to stop, from look to look.
+
+    Those that ran at the first look are waited for, and the app may make its response of what they
+    return. If it begins others, it is asked as one of them returns. If it never stands
+    without any, as tasks do that take turns, it is asked all the same after the grace, and has not
+    stopped before they have returned.
+
+    Args:
+        look: asks for the next look at once.
+    """
+
+    __slots__ = ("_first", "_known", "_look", "_patient", "_pause", "_waits", "_watched")
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        self._patient = True
+        self._first: set[Any] | None = None
+        self._known: set[Any] = set()
+        self._watched: set[Any] = set()
+        self._waits = False
+        self._pause = _FIRST_PAUSE
+
+    def computing(self, threads: list[Thread]) -> bool:
+        """Whether a cancellation now would leave threads to themselves."""
+        goes_on = any(thread.next and thread.resumes not in self._watched for thread in threads)
+        running = [t for t in threads if t.waited and t.runs and not t.next]
+        lost = [thread for thread in running if not thread.safe]
+        self._known.update(t.end for t in threads if (t.waited or t.runs) and not t.next)
+        if self._first is None:
+            self._first = {thread.end for thread in running}
+        if any(thread.end in self._first for thread in running):
+            self._waits = True
+        else:
+            self._waits = any(t.hidden for t in lost) or (self._patient and bool(lost or goes_on))
+            self._watch(lost)
+        return self._waits
+
+    def _watch(self, threads: list[Thread]) -> None:
+        for resumes in {thread.resumes for thread in threads} - self._watched:
+            if resumes is not None:
+                self._watched.add(resumes)
+                on_return(resumes, self._returned)
+
+    def _returned(self) -> bool:
+        if self._waits:
+            self._look()
+        return not self._waits
+
+    def lose_patience(self) -> None:
+        """Wait for no thread any more that is seen to return without the app."""
+        self._patient = False
+
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        pause, self._pause = self._pause, min(2 * self._pause, _LAST_PAUSE)
+        return pause
+
+    async def returned(self) -> None:
+        """Return when all of them have."""
+        while any(not end.done() for end in self._known):  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(_FIRST_PAUSE)

@@ -15,8 +15,6 @@ by anyio's task group and event at several times the cost of a plain task and a 
 from __future__ import annotations
 
 import asyncio
-import gc
-import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,9 +24,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import anyio
-import anyio.to_thread
 
 from raincheck.errors import Release
+from raincheck.threads import Thread, abandoned_by, threads_of
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -78,12 +76,12 @@ class Stopper(ABC):
     ) -> None: ...
 
     @abstractmethod
-    def stop(self) -> bool:
-        """Cancel the code inside at its next await.
+    def threads(self) -> list[Thread]:
+        """The threads that the code inside waits for, which a cancellation does not reach."""
 
-        Returns:
-            False if it waits for a worker thread, which cannot be cancelled; ask again later.
-        """
+    @abstractmethod
+    def stop(self) -> None:
+        """Cancel the code inside at its next await."""
 
 
 class Tasks(ABC):
@@ -260,14 +258,13 @@ class _AsyncioStopper(Stopper):
         if isinstance(exc, asyncio.CancelledError):
             raise Release from exc
 
-    def stop(self) -> bool:
-        if self._task is None:
-            return True
-        if waits_for_thread(self._task):
-            return False
-        self._cancels += 1
-        self._task.cancel()
-        return True
+    def threads(self) -> list[Thread]:
+        return [] if self._task is None else threads_of(self._task)
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._cancels += 1
+            self._task.cancel()
 
 
 def _running_task() -> asyncio.Task[Any] | None:
@@ -275,33 +272,6 @@ def _running_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # no event loop runs
         return None
-
-
-def waits_for_thread(task: asyncio.Task[Any]) -> bool:
-    """Whether the task stands in `anyio.to_thread.run_sync`.
-
-    Cancelling it there would abandon the await while the thread runs on, and the job would be
-    called stopped when it is not.
-    """
-    frame: Any = task.get_coro()
-    while frame is not None:
-        if getattr(frame, "cr_code", None) is anyio.to_thread.run_sync.__code__:
-            return True
-        frame = _awaited(frame)
-    return False
-
-
-def _awaited(frame: Any) -> Any:
-    """What a suspended coroutine or generator waits for, or None."""
-    for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
-        if hasattr(frame, attribute):
-            return getattr(frame, attribute)
-    # `coroutine.__await__()` and an async generator's `__anext__()` have no such attribute, but
-    # refer to the frame that they drive.
-    for referent in gc.get_referents(frame):
-        if inspect.iscoroutine(referent) or inspect.isasyncgen(referent):
-            return referent
-    return None
 
 
 # --- trio ------------------------------------------------------------------------------------
@@ -345,7 +315,7 @@ class TrioTasks(Tasks):
         return _EventGate()
 
     def stopper(self, stack: list[Stopper]) -> Stopper:
-        return _ScopeStopper(stack, self.here)
+        return _ScopeStopper(stack, self.here, self._trio.current_task)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:
@@ -386,14 +356,18 @@ class _EventGate:
 
 
 class _ScopeStopper(Stopper):
-    __slots__ = ("_here", "_scope")
+    __slots__ = ("_current_task", "_here", "_scope", "_task")
 
-    def __init__(self, stack: list[Stopper], here: Callable[[], bool]) -> None:
+    def __init__(
+        self, stack: list[Stopper], here: Callable[[], bool], current_task: Callable[[], Any]
+    ) -> None:
         super().__init__(stack)
         self._here = here
+        self._current_task = current_task
         self._scope = anyio.CancelScope()
 
     def __enter__(self) -> Self:
+        self._task = self._current_task()
         self._scope.__enter__()
         self._stack.append(self)
         return self
@@ -412,6 +386,8 @@ class _ScopeStopper(Stopper):
         if self._scope.cancelled_caught:
             raise Release from exc
 
-    def stop(self) -> bool:
+    def threads(self) -> list[Thread]:
+        return abandoned_by(self._task)
+
+    def stop(self) -> None:
         self._scope.cancel()
-        return True

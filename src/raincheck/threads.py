@@ -1,0 +1,328 @@
+"""Threads: those that a task waits for, as far as that can be seen from outside.
+
+A thread cannot be cancelled. A task that waits for one and is cancelled abandons it, computing on,
+and what the task stood for would be called stopped when it is not. Event loops have no word for
+"what does this task wait for", so it is read from what suspended coroutines and futures refer to:
+
+- `asyncio.to_thread`, executors of threads and of processes, asgiref and the frameworks' own: an
+  asyncio future that follows a concurrent one.
+- anyio's worker threads, and those of trio that are abandoned by a cancellation: by the coroutine
+  that waits for them.
+- `gather`, `wait`, `wait_for`, `shield`, `as_completed`, and the groups of asyncio, anyio and trio:
+  by the tasks and futures that they were given.
+
+What tells of its end by a bare future, as a library with a thread of its own does, cannot be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future as ConcurrentFuture
+from types import CellType, CodeType, FunctionType, GeneratorType, MethodType
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
+
+_RUN_SYNC = anyio.to_thread.run_sync.__code__
+
+# Turns of an event loop in which a cancellation comes through groups within groups.
+_TURNS = 20
+
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+
+
+class Thread(NamedTuple):
+    """Work in a thread or a process.
+
+    Attributes:
+        end: tells by its `done()` whether it has returned; one and the same at every look.
+        resumes: the future whose end lets the task that waits for it go on, if there is one.
+        waited: whether that task waits for it; if not, it only refers to it.
+        runs: whether it has begun; what has not is called off together with its task.
+        safe: whether the task may be cancelled meanwhile: it stays until this has returned, or was
+            written to abandon it.
+        hidden: whether its end cannot be seen any more once the task is cancelled.
+        next: whether it is none so far, but what a task may go on to that is about to run.
+    """
+
+    end: Any
+    resumes: asyncio.Future[Any] | None
+    waited: bool
+    runs: bool = True
+    safe: bool = False
+    hidden: bool = False
+    next: bool = False
+
+
+class _Way(NamedTuple):
+    """How the search has come to something.
+
+    Attributes:
+        waited, resumes: as in `Thread`.
+        scoped: whether a cancellation comes this way by anyio's scopes, which a shield stops.
+        follows: whether a future that is not done follows it.
+    """
+
+    waited: bool = True
+    scoped: bool = False
+    resumes: asyncio.Future[Any] | None = None
+    follows: bool = False
+
+    def natively(self) -> _Way:
+        """Further on, where a cancellation comes by the task's own `cancel()`."""
+        return self._replace(scoped=False)
+
+
+# --- asyncio -----------------------------------------------------------------------------------
+
+
+def threads_of(task: asyncio.Task[Any]) -> list[Thread]:
+    """The threads that a suspended task waits for or refers to, directly or by other tasks."""
+    found: list[Thread] = []
+    loop, seen = task.get_loop(), dict[int, Any]()
+    waited: list[tuple[Any, _Way]] = [(task, _Way())]
+    others: list[tuple[Any, _Way]] = []
+    while waited or others:  # what is waited for comes first: that counts, however it is met again
+        node, way = (waited or others).pop()
+        foreign = isinstance(node, ConcurrentFuture)
+        # What follows a thread and is not done hears in a moment that the thread has returned.
+        if id(node) in seen or (node.done() and not (foreign and way.follows)):
+            continue
+        seen[id(node)] = node  # kept, so that no other takes its place in memory
+        if foreign:
+            runs = node.running() or node.done()
+            found.append(Thread(node, way.resumes, way.waited, runs=runs))
+        elif node.get_loop() is not loop:  # of another thread: it is told, and has its clean-up
+            runs = _executes(node)  # perhaps on its way to a thread
+            found.append(Thread(node, way.resumes, way.waited, runs=runs))
+        if not hasattr(node, "get_coro"):
+            steps = _in_future(node, way)
+        else:
+            steps = _in_task(node, way, found)
+            resumes = getattr(node, "_fut_waiter", None)
+            if node is not task and way.waited and (resumes is None or resumes.done()):
+                found.append(Thread(node, resumes, waited=True, next=True))
+        for step, further in steps:
+            (waited if further.waited else others).append((step, further))
+    return [_of_loop(loop, thread) for thread in found]
+
+
+def _of_loop(loop: asyncio.AbstractEventLoop, thread: Thread) -> Thread:
+    """Without the future of another loop, which nobody may listen to from here."""
+    foreign = thread.resumes is not None and thread.resumes.get_loop() is not loop
+    return thread._replace(resumes=None) if foreign else thread
+
+
+def on_return(resumes: asyncio.Future[Any], ask: Callable[[], bool]) -> None:
+    """Ask when a thread has returned, before the task that waits for it goes on.
+
+    Args:
+        resumes: the thread's, as in `Thread`.
+        ask: tells whether the task is to be cancelled. That may have to come to it by others, which
+            takes a few turns of the loop: meanwhile it does not go on to another thread.
+    """
+    loop = resumes.get_loop()
+    callbacks: Any = getattr(resumes, "_callbacks", None) or ()
+    wakeups = [
+        (wakeup, context)
+        for wakeup, context in callbacks
+        if isinstance(getattr(wakeup, "__self__", None), asyncio.Task)
+    ]
+
+    def resume(turns: int) -> None:
+        if turns:
+            loop.call_soon(resume, turns - 1)
+        else:
+            for wakeup, context in wakeups:
+                loop.call_soon(wakeup, resumes, context=context)
+
+    resumes.add_done_callback(lambda _: resume(_TURNS if ask() else 0))
+    for wakeup, _ in wakeups:
+        resumes.remove_done_callback(wakeup)
+
+
+def _in_future(future: Any, way: _Way) -> Iterator[tuple[Any, _Way]]:
+    """The futures that one follows: gathered, shielded, of an executor or of another loop.
+
+    They are looked up in the callbacks by which asyncio passes a cancellation on to them.
+    """
+    way = _Way(way.waited, resumes=way.resumes or future, follows=True)
+    yield from ((child, way) for child in getattr(future, "_children", ()))
+    own, foreign = getattr(future, "_callbacks", None), getattr(future, "_done_callbacks", None)
+    for entry in tuple(own or foreign or ()):
+        callback = entry[0] if isinstance(entry, tuple) else entry
+        if isinstance(callback, FunctionType) and _of_asyncio(callback.__code__):
+            cells = zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True)
+            yield from ((c.cell_contents, way) for name, c in cells if name in ("source", "inner"))
+
+
+def _in_task(task: Any, way: _Way, found: list[Thread]) -> Iterator[tuple[Any, _Way]]:
+    """What a task depends on; a thread that it stands at directly is `found`."""
+    resumes = getattr(task, "_fut_waiter", None)
+    way = way._replace(resumes=resumes, follows=False)
+    for coroutine in _chain(task.get_coro()):
+        code = _code(coroutine)
+        if code is _RUN_SYNC and (thread := _anyio_thread(coroutine, way)) is not None:
+            found.append(thread)
+            return
+        if code is not None and (children := _bridged(coroutine, code)):
+            yield from ((child, way.natively()) for child in children)
+            return
+        yield from _referred(coroutine, task, way)
+    if resumes is not None:
+        yield resumes, way.natively()
+
+
+def _anyio_thread(coroutine: Any, way: _Way) -> Thread | None:
+    """The thread that `anyio.to_thread.run_sync` waits for, once it has one."""
+    end = way.resumes
+    if end is None or end.done() or inspect.iscoroutine(_awaited(coroutine.cr_await)):
+        return None  # it waits for its turn, and does not begin once it is cancelled
+    safe = way.scoped and not coroutine.cr_frame.f_locals["abandon_on_cancel"]
+    return Thread(end, end, way.waited, safe=safe, hidden=way.waited and not safe)
+
+
+def _bridged(coroutine: Any, code: CodeType) -> list[Any]:
+    """The tasks here that a thread of asgiref's waits for, if it does.
+
+    When who waits for the thread is cancelled, they are, and it goes on when the thread does.
+    """
+    if code.co_qualname != "SyncToAsync.__call__":
+        return []
+    return [*coroutine.cr_frame.f_locals.get("task_context", ())]
+
+
+def _referred(coroutine: Any, task: Any, way: _Way) -> Iterator[tuple[Any, _Way]]:
+    """The futures and tasks that a suspended coroutine of a task refers to.
+
+    asyncio's own coroutines refer to what they wait for. Others may refer to what is meant to
+    outlive them, and only what is in their groups is theirs for certain.
+    """
+    natively, scoped = way.natively(), way._replace(scoped=True)
+    own = _of_asyncio(_code(coroutine))
+    for referent in gc.get_referents(coroutine):
+        thing = _unwrapped(referent)
+        kind = type(thing)  # asked instead of the thing itself: it may be a proxy that raises
+        if issubclass(kind, asyncio.TaskGroup):
+            if getattr(thing, "_parent_task", task) is task:
+                yield from ((child, natively) for child in tuple(getattr(thing, "_tasks", ())))
+        elif issubclass(kind, anyio.abc.TaskGroup):
+            if getattr(thing.cancel_scope, "_host_task", task) is task:
+                yield from ((child, scoped) for child in tuple(getattr(thing, "_tasks", ())))
+        elif kind.__name__ == "_AsCompletedIterator":  # as_completed(), since Python 3.13
+            yield from ((future, natively) for future in _futures(getattr(thing, "_todo", ())))
+        elif kind is GeneratorType and _of_asyncio(thing.gi_code):  # and before
+            inner = map(_unwrapped, gc.get_referents(thing))
+            yield from ((future, natively) for each in inner for future in _futures(each))
+        elif own or way.waited:
+            further = natively if own else _Way(waited=False)
+            yield from ((future, further) for future in _futures(thing))
+
+
+def _unwrapped(thing: Any) -> Any:
+    """What stands in a closure's cell, or is the object of a bound method."""
+    if type(thing) is CellType:
+        try:
+            thing = thing.cell_contents
+        except ValueError:  # it is empty
+            return None
+    return thing.__self__ if type(thing) is MethodType else thing
+
+
+def _futures(thing: Any) -> list[Any]:
+    """The futures that the value of a local variable is, or contains."""
+    kind = type(thing)
+    if kind is dict:
+        return [each for each in tuple(thing.values()) if _is_future(each)]
+    if kind in _CONTAINERS:
+        return [each for each in tuple(thing) if _is_future(each)]
+    return [thing] if _is_future(thing) else []
+
+
+def _executes(node: Any) -> bool:
+    coroutine = node.get_coro() if hasattr(node, "get_coro") else None
+    return bool(getattr(coroutine, "cr_running", False))
+
+
+def _is_future(thing: object) -> bool:
+    kind = type(thing)
+    return hasattr(kind, "_asyncio_future_blocking") or issubclass(kind, ConcurrentFuture)
+
+
+def _of_asyncio(code: CodeType | None) -> bool:
+    return code is not None and code.co_filename.startswith(_ASYNCIO)
+
+
+# --- trio --------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """What a thread of trio's holds until it has really returned, abandoned or not."""
+
+    limiter: Any
+    borrower: Any
+
+    def done(self) -> bool:
+        """Whether it has given it back."""
+        return self.borrower not in self.limiter.statistics().borrowers
+
+
+def abandoned_by(task: Any) -> list[Thread]:
+    """The threads that a trio task and its children wait for, and will not once cancelled.
+
+    For all others trio waits by itself.
+    """
+    found: list[Thread] = []
+    tasks = [task]
+    while tasks:
+        task = tasks.pop()
+        for coroutine in _chain(task.coro):
+            code = _code(coroutine)
+            if code is not None and code.co_name == "to_thread_run_sync":
+                waits, names = _code(_awaited(coroutine)), coroutine.cr_frame.f_locals
+                began = waits is not None and waits.co_name == "wait_task_rescheduled"
+                if began and names["abandon_on_cancel"]:
+                    place = _Place(names["limiter"], names["placeholder"])
+                    found.append(Thread(place, None, waited=True, safe=True))
+        tasks.extend(child for nursery in task.child_nurseries for child in nursery.child_tasks)
+    return found
+
+
+# --- coroutines --------------------------------------------------------------------------------
+
+
+def _chain(coroutine: Any) -> Iterator[Any]:
+    """A suspended coroutine, what it awaits, what that awaits, and so on."""
+    while coroutine is not None:
+        yield coroutine
+        coroutine = _awaited(coroutine)
+
+
+def _awaited(coroutine: Any) -> Any:
+    """What a suspended coroutine or generator awaits, or None."""
+    for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
+        if hasattr(coroutine, attribute):
+            return getattr(coroutine, attribute)
+    # `coroutine.__await__()` and an async generator's `__anext__()` have no such attribute, but
+    # refer to what they drive.
+    for referent in gc.get_referents(coroutine):
+        if inspect.iscoroutine(referent) or inspect.isasyncgen(referent):
+            return referent
+    return None
+
+
+def _code(coroutine: Any) -> CodeType | None:
+    for attribute in ("cr_code", "ag_code", "gi_code"):
+        code: CodeType | None = getattr(coroutine, attribute, None)
+        if code is not None:
+            return code
+    return None

@@ -1,0 +1,644 @@
+"""Threads: a job whose handler waits for one has not stopped before it has returned."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raincheck import Jobs, Limits, LongRunningMiddleware, Policy, long_running
+from raincheck.testing import follow
+from tests.support import running
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+asyncio_only = pytest.mark.parametrize(
+    "anyio_backend",
+    [
+        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ],
+)
+
+
+async def pass_on(request: Request, call_next: Any) -> Response:
+    response: Response = await call_next(request)
+    return response
+
+
+class Work:
+    """What computes in threads, each time until it is released."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.busy = 0
+        self.most = 0
+        self._lock = threading.Lock()
+        self._release = threading.Event()
+
+    def __call__(self, seconds: float = 30) -> str:
+        with self._lock:
+            self.began += 1
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        self._release.wait(seconds)
+        with self._lock:
+            self.busy -= 1
+        return "done"
+
+    def release(self) -> None:
+        self._release.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - real threads, real time
+            await anyio.sleep(0.01)
+
+
+# --- how a handler may wait for a thread -------------------------------------------------------
+
+
+async def executor(work: Work) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def executor_of_its_own(work: Work) -> None:
+    pool = ThreadPoolExecutor(1)
+    try:
+        await asyncio.wrap_future(pool.submit(work))
+    finally:
+        pool.shutdown(wait=False)
+
+
+async def shielded(work: Work) -> None:
+    await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(work)))
+
+
+async def gathered(work: Work) -> None:
+    await asyncio.gather(asyncio.to_thread(work), asyncio.sleep(0))
+
+
+async def gathered_deeper(work: Work) -> None:
+    await asyncio.gather(asyncio.gather(gathered(work)), asyncio.sleep(0))
+
+
+async def in_a_group(work: Work) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(work))
+
+
+async def in_an_open_group(work: Work) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(work))
+        await asyncio.sleep(60)
+
+
+async def in_a_group_of_anyio(work: Work) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(asyncio.to_thread, work)
+
+
+async def in_an_open_group_of_anyio(work: Work) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyios, work)
+        await anyio.sleep(60)
+
+
+async def in_a_task(work: Work) -> None:
+    await asyncio.create_task(asyncio.to_thread(work))
+
+
+async def waiting(work: Work) -> None:
+    tasks = [asyncio.create_task(asyncio.to_thread(work)), asyncio.create_task(asyncio.sleep(60))]
+    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+
+
+async def waiting_with_a_timeout(work: Work) -> None:
+    await asyncio.wait_for(asyncio.to_thread(work), 60)
+
+
+async def as_they_complete(work: Work) -> None:
+    for each in asyncio.as_completed([asyncio.to_thread(work), asyncio.sleep(0)]):
+        await each
+
+
+async def generated(work: Work) -> None:
+    async def results() -> AsyncIterator[str]:
+        yield await asyncio.to_thread(work)
+
+    async for _ in results():
+        pass
+
+
+class Waiter:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __await__(self) -> Any:
+        return (yield from asyncio.to_thread(self.work).__await__())
+
+
+async def by_an_object(work: Work) -> None:
+    await Waiter(work)
+
+
+async def abandoning(work: Work) -> None:
+    await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+async def abandoning_in_a_group(work: Work) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(abandoning, work)
+
+
+async def anyios(work: Work) -> None:
+    await anyio.to_thread.run_sync(work)
+
+
+async def anyios_in_a_group(work: Work) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyios, work)
+
+
+ON_BOTH = [anyios, anyios_in_a_group, abandoning, abandoning_in_a_group, run_in_threadpool]
+ON_ASYNCIO = [
+    asyncio.to_thread,
+    executor,
+    executor_of_its_own,
+    shielded,
+    gathered,
+    gathered_deeper,
+    in_a_group,
+    in_an_open_group,
+    in_a_group_of_anyio,
+    in_an_open_group_of_anyio,
+    in_a_task,
+    waiting,
+    waiting_with_a_timeout,
+    as_they_complete,
+    generated,
+    by_an_object,
+]
+
+Way = Callable[[Work], Awaitable[object]]
+
+
+def every_way(*, but: Collection[Way] = ()) -> pytest.MarkDecorator:
+    """Each way to wait for a thread, on each event loop that it works on."""
+    cases = [
+        pytest.param(
+            way, (backend, options), id=f"{way.__name__}-{'uvloop' if options else backend}"
+        )
+        for ways, backend, options in (
+            (ON_BOTH, "trio", {}),
+            (ON_BOTH + ON_ASYNCIO, "asyncio", {}),
+            (ON_ASYNCIO, "asyncio", {"use_uvloop": True}),
+        )
+        for way in ways
+        if way not in but
+    ]
+    return pytest.mark.parametrize(("way", "anyio_backend"), cases)
+
+
+@asynccontextmanager
+async def app_with(
+    handler: Callable[[], Awaitable[object]],
+    *,
+    rule: bool = False,
+    wrapped: bool = False,
+    limits: Limits | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[httpx.AsyncClient, Jobs]]:
+    """A client of an app with one route, marked by a path rule or by its decorator."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse(str(await handler()))
+
+    marked = endpoint if rule else long_running(**settings)(endpoint)
+    inner = Starlette(
+        routes=[Route("/slow", marked, methods=["POST"])],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)] * wrapped,
+    )
+    jobs = Jobs(limits=Limits(cancel_grace=0.5) if limits is None else limits)
+    rules = {"POST /slow": Policy(**settings)} if rule else None
+    async with running(LongRunningMiddleware(inner, jobs=jobs, routes=rules)) as client:
+        yield client, jobs
+
+
+async def status_of(client: httpx.AsyncClient, accepted: httpx.Response) -> str:
+    document = (await client.get(accepted.json()["links"]["self"])).json()
+    return str(document["status"])
+
+
+# --- law 6 -------------------------------------------------------------------------------------
+
+
+@every_way()
+async def test_law_6_no_job_has_stopped_while_its_thread_computes(way: Way) -> None:
+    await never_stopped_while_it_computes(way)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("way", "anyio_backend"),
+    [
+        pytest.param(run_in_threadpool, ("trio", {}), id="threadpool-trio"),
+        pytest.param(run_in_threadpool, ("asyncio", {}), id="threadpool-asyncio"),
+        pytest.param(asyncio.to_thread, ("asyncio", {}), id="to_thread-asyncio"),
+        pytest.param(in_an_open_group, ("asyncio", {}), id="group-asyncio"),
+    ],
+)
+async def test_law_6_holds_under_a_path_rule_and_below_middleware(way: Way, wrapped: bool) -> None:
+    await never_stopped_while_it_computes(way, rule=True, wrapped=wrapped)
+
+
+async def never_stopped_while_it_computes(
+    way: Way, rule: bool = False, wrapped: bool = False
+) -> None:
+    work = Work()
+    app = app_with(partial(way, work), rule=rule, wrapped=wrapped, max_running=1)
+    async with app as (client, jobs):
+        first, second = await client.post("/slow"), await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(first.json()["links"]["cancel"])
+        for _ in range(4):
+            await anyio.sleep(0.06)
+            assert await status_of(client, first) == "canceling"
+            assert (work.busy, jobs.statistics().running, jobs.statistics().queued) == (1, 1, 1)
+        work.release()
+        await until(lambda: work.began == 2)
+        await client.post(second.json()["links"]["cancel"])
+        for each in first, second:
+            assert (await follow(client, each)).status_code in (200, 410)
+        assert work.most == 1
+
+
+@every_way()
+async def test_a_thread_that_takes_too_long_keeps_its_place(way: Way) -> None:
+    work = Work()
+    async with app_with(partial(way, work), max_running=1, timeout=0.1) as (client, jobs):
+        first, second = await client.post("/slow"), await client.post("/slow")
+        assert (await follow(client, first)).status_code == 504
+        await anyio.sleep(0.2)
+        assert (work.busy, jobs.statistics().running, jobs.statistics().queued) == (1, 1, 1)
+        work.release()
+        await follow(client, second)
+        assert (work.began, work.most) == (2, 1)
+
+
+@asyncio_only
+async def test_a_process_counts_like_a_thread(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+
+        async def handler() -> None:
+            await asyncio.get_running_loop().run_in_executor(pool, wait_for_file, str(done))
+
+        async with app_with(handler) as (client, _):
+            accepted = await client.post("/slow")
+            await until(done.with_suffix(".began").exists)
+            await client.post(accepted.json()["links"]["cancel"])
+            await anyio.sleep(0.2)
+            assert await status_of(client, accepted) == "canceling"
+            done.touch()
+            assert (await follow(client, accepted)).status_code in (200, 410)
+
+
+def wait_for_file(name: str) -> None:
+    Path(name).with_suffix(".began").touch()
+    while not Path(name).exists():
+        time.sleep(0.01)
+
+
+@every_way(but=(in_an_open_group, in_an_open_group_of_anyio))  # which go on to something else
+async def test_a_handler_that_finishes_after_its_thread_has_succeeded(way: Way) -> None:
+    """It was asked while the thread computed, and made its response of what that returned."""
+    work = Work()
+    async with app_with(partial(way, work)) as (client, _):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        await anyio.sleep(0.1)
+        work.release()
+        assert (await follow(client, accepted)).status_code == 200
+
+
+# --- handlers that go on to other threads -----------------------------------------------------
+
+
+@every_way()
+async def test_a_handler_that_goes_from_thread_to_thread_is_stopped_between_them(way: Way) -> None:
+    work = Work()
+
+    async def handler() -> None:
+        while True:
+            await way(partial(work, 0.02))  # type: ignore[arg-type] # a shorter one
+
+    async with app_with(handler, limits=Limits(cancel_grace=2)) as (client, _):
+        accepted = await client.post("/slow")
+        await until(lambda: work.began)
+        await client.post(accepted.json()["links"]["cancel"])
+        with anyio.fail_after(10):
+            assert (await follow(client, accepted)).status_code == 410
+        assert work.busy == 0
+
+
+async def all_gathered(*workers: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(*workers)
+
+
+async def all_in_a_group(*workers: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for worker in workers:
+            group.create_task(worker)
+
+
+async def all_in_groups_within_groups(*workers: Coroutine[Any, Any, None]) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(all_in_a_group, *workers)
+
+
+@asyncio_only
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("together", [all_gathered, all_in_a_group, all_in_groups_within_groups])
+async def test_tasks_that_take_turns_in_threads_are_cancelled_in_the_end(
+    together: Callable[..., Awaitable[None]], number: int
+) -> None:
+    """One of them always computes. Their last threads count as running until they return."""
+    work = Work()
+
+    async def worker(number: int) -> None:
+        await asyncio.sleep(number * 0.02)
+        while True:
+            await asyncio.to_thread(work, 0.06)
+
+    async def handler() -> None:
+        await together(*(worker(each) for each in range(number)))
+
+    async with app_with(handler, limits=Limits(cancel_grace=0.3)) as (client, _):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy == number)
+        await client.post(accepted.json()["links"]["cancel"])
+        with anyio.fail_after(10):
+            assert (await follow(client, accepted)).status_code == 410
+        assert work.busy == 0
+
+
+@asyncio_only
+async def test_tasks_of_anyio_that_take_turns_in_threads_are_cancelled_at_once() -> None:
+    """anyio waits by itself for the threads of a group that is cancelled."""
+    work = Work()
+
+    async def worker(number: int) -> None:
+        await anyio.sleep(number * 0.02)
+        while True:
+            await anyio.to_thread.run_sync(work, 0.06)
+
+    async def handler() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(3):
+                group.start_soon(worker, number)
+
+    async with app_with(handler, limits=Limits(cancel_grace=60)) as (client, _):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy == 3)
+        await client.post(accepted.json()["links"]["cancel"])
+        with anyio.fail_after(10):
+            assert (await follow(client, accepted)).status_code == 410
+        assert work.busy == 0
+
+
+# --- what does not compute, and what is not waited for ------------------------------------------
+
+
+@asyncio_only
+async def test_work_that_waits_in_an_executor_is_called_off() -> None:
+    mine, others = Work(), Work()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(others)
+
+        async def handler() -> None:
+            await asyncio.get_running_loop().run_in_executor(pool, mine)
+
+        async with app_with(handler) as (client, _):
+            accepted = await client.post("/slow")
+            await anyio.sleep(0.05)
+            await client.post(accepted.json()["links"]["cancel"])
+            assert (await follow(client, accepted)).status_code == 410
+        others.release()
+    assert mine.began == 0
+
+
+async def test_a_handler_that_waits_for_a_free_thread_is_stopped_at_once() -> None:
+    work = Work()
+
+    async def handler() -> None:
+        limiter = anyio.CapacityLimiter(1)
+        await limiter.acquire_on_behalf_of("somebody else")
+        await anyio.to_thread.run_sync(work, limiter=limiter)
+
+    async with app_with(handler) as (client, _):
+        accepted = await client.post("/slow")
+        await anyio.sleep(0.05)
+        await client.post(accepted.json()["links"]["cancel"])
+        assert (await follow(client, accepted)).status_code == 410
+    assert work.began == 0
+
+
+@asyncio_only
+@pytest.mark.parametrize("kind", ["future", "task", "list", "dict"])
+async def test_a_handler_that_looks_at_its_thread_from_time_to_time_is_stopped_at_once(
+    kind: str,
+) -> None:
+    """Its cleanup may tell the thread to return. Until then the job has not stopped."""
+    work, cleaned_up = Work(), []
+
+    async def handler() -> None:
+        loop = asyncio.get_running_loop()
+        if kind == "task":
+            held: Any = loop.create_task(asyncio.to_thread(work))
+        else:
+            future = loop.run_in_executor(None, work)
+            held = {"future": future, "list": [future], "dict": {1: future}}[kind]
+            del future
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cleaned_up.append(held)
+
+    async with app_with(handler, max_running=1) as (client, jobs):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        await until(lambda: cleaned_up)
+        await anyio.sleep(0.1)
+        assert await status_of(client, accepted) == "canceling"
+        assert jobs.statistics().running == 1
+        work.release()
+        assert (await follow(client, accepted)).status_code == 410
+
+
+@asyncio_only
+async def test_a_thread_to_which_the_handler_keeps_no_reference_is_its_own_affair() -> None:
+    work = Work()
+
+    async def handler() -> None:
+        asyncio.get_running_loop().run_in_executor(None, work)
+        await asyncio.sleep(60)
+
+    async with app_with(handler) as (client, jobs):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        assert (await follow(client, accepted)).status_code == 410
+        assert (work.busy, jobs.statistics().running) == (1, 0)
+        work.release()
+
+
+@asyncio_only
+async def test_a_librarys_own_thread_cannot_be_seen() -> None:
+    """It tells of its end by a future that refers to nothing, as aiosqlite does."""
+    work, threads = Work(), list[threading.Thread]()
+
+    async def handler() -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def tell() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def run() -> None:
+            work()
+            loop.call_soon_threadsafe(tell)
+
+        thread = threading.Thread(target=run)
+        threads.append(thread)
+        thread.start()
+        await future
+
+    async with app_with(handler) as (client, jobs):
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        assert (await follow(client, accepted)).status_code == 410
+        assert (work.busy, jobs.statistics().running) == (1, 0)
+        work.release()
+        await anyio.to_thread.run_sync(threads[0].join)
+
+
+@asyncio_only
+async def test_a_task_on_the_event_loop_of_another_thread_is_told_and_waited_for() -> None:
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+    events: list[str] = []
+    work = Work()
+
+    async def elsewhere() -> None:
+        events.append("began")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            events.append("cleaned up")
+
+    async def handler() -> None:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(elsewhere(), other))
+
+    async def handler_in_a_thread_there() -> None:
+        there = asyncio.run_coroutine_threadsafe(asyncio.to_thread(work), other)
+        await asyncio.wrap_future(there)
+
+    try:
+        async with app_with(handler) as (client, _):
+            accepted = await client.post("/slow")
+            await until(lambda: events)
+            await client.post(accepted.json()["links"]["cancel"])
+            assert (await follow(client, accepted)).status_code == 410
+            assert events == ["began", "cleaned up"]
+        async with app_with(handler_in_a_thread_there) as (client, _):
+            accepted = await client.post("/slow")
+            await until(lambda: work.busy)
+            await client.post(accepted.json()["links"]["cancel"])
+            await anyio.sleep(0.2)
+            assert await status_of(client, accepted) == "canceling"
+            work.release()
+            assert (await follow(client, accepted)).status_code in (200, 410)
+    finally:
+        other.call_soon_threadsafe(other.stop)
+        thread.join()
+        other.close()
+
+
+# --- apps that listen ---------------------------------------------------------------------------
+
+
+def listening(handle: Callable[[Send], Awaitable[None]]) -> ASGIApp:
+    """As Quart and Django do it: a task listens, and its end is that of the one that handles."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            raise RuntimeError("none")
+        while (await receive()).get("more_body"):
+            pass
+        handles = asyncio.ensure_future(handle(send))
+        listens = asyncio.ensure_future(receive())
+        _, pending = await asyncio.wait([handles, listens], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    return app
+
+
+@asyncio_only
+@pytest.mark.parametrize("rule", [False, True])
+async def test_an_app_that_listens_is_not_told_while_its_thread_computes(rule: bool) -> None:
+    """It would cancel the task that waits for the thread."""
+    work = Work()
+
+    @long_running
+    async def marked() -> None:
+        await asyncio.to_thread(work)
+
+    async def handle(send: Send) -> None:
+        await (asyncio.to_thread(work) if rule else marked())
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    jobs = Jobs(limits=Limits(cancel_grace=0.1))
+    rules = {"POST /slow": Policy()} if rule else None
+    app = LongRunningMiddleware(listening(handle), jobs=jobs, routes=rules)
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        for _ in range(4):
+            await anyio.sleep(0.1)
+            assert await status_of(client, accepted) == "canceling"
+        work.release()
+        assert (await follow(client, accepted)).text == "done"
