@@ -455,13 +455,15 @@ async def test_what_routing_found_is_seen_outside() -> None:
     plain = slow_route(answer, "/plain/{number:int}", respond="preferred")
     app = Starlette(routes=[Mount("/v1", Router([inside, plain]))])
     outside = Outside(LongRunningMiddleware(app, jobs=virtual_jobs()))
-    outside.look = lambda scope: {key: scope.get(key) for key in ("route", "router", "path_params")}
+    found = ("endpoint", "router", "path_params")
+    outside.look = lambda scope: {key: scope.get(key) for key in found}
     async with running(outside) as client:
         for path in ("/v1/slow/7", "/v1/plain/7"):
             response = await client.post(path)
             assert response.headers.get("location", "/jobs/").startswith("/jobs/")
     for seen, route in zip(outside.seen, (inside, plain), strict=True):
-        assert seen == {"route": route, "router": app.router, "path_params": {"number": 7}}
+        params = {"number": 7}
+        assert seen == {"endpoint": route.endpoint, "router": app.router, "path_params": params}
 
 
 async def test_it_is_seen_by_the_time_that_the_response_begins() -> None:
@@ -477,7 +479,7 @@ async def test_it_is_seen_by_the_time_that_the_response_begins() -> None:
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                begun.append(scope.get("route"))
+                begun.append(scope.get("endpoint"))
             await send(message)
 
         await app(scope, receive, counting)
@@ -486,4 +488,4 @@ async def test_it_is_seen_by_the_time_that_the_response_begins() -> None:
         assert (await client.post("/slow")).status_code == 200
         assert (await client.post("/slow", headers={"prefer": "respond-async"})).status_code == 202
         await settled()
-    assert begun == [route, route]
+    assert begun == [route.endpoint] * 2
