@@ -335,8 +335,14 @@ class Jobs:
         return job
 
     async def forget(self, job: Job) -> None:
-        """Drop a job whose client has its response and was never told of a job."""
-        await self._conductor.ledger.bury(job, remember=False)
+        """Drop a job whose client has its response and was never told of a job.
+
+        If the store fails, it goes when it expires.
+        """
+        try:
+            await self._conductor.ledger.bury(job, remember=False)
+        except Exception as error:
+            self.availability.failed(error)
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""

@@ -238,12 +238,35 @@ class LongRunningMiddleware:
         send: Send,
         inner: Context,
     ) -> bool:
-        """Answer with the response itself, as if nothing had happened, if it is in time."""
-        job = await self.jobs.finished(accepted, wait)
-        if job is None:
+        """Answer with the response itself, as if nothing had happened, if it is in time.
+
+        A store that fails costs the client the early answer, not the 202.
+        """
+        begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            job = await self.jobs.finished(accepted, wait)
+            if job is None:
+                return False
+            handoff.show_route(scope)
+            bring_back(inner)
+            if not await self._answer_finished(job, handoff, scope, begin):
+                return False
+        except Exception as error:
+            if begun:
+                raise  # the connection is broken off
+            self.jobs.availability.failed(error)
             return False
-        handoff.show_route(scope)
-        bring_back(inner)
+        if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
+            await self.jobs.forget(job)
+        return True
+
+    async def _answer_finished(self, job: Job, handoff: Handoff, scope: Scope, send: Send) -> bool:
         if job.response is not None:
             headers = job.response.headers
             body = self.jobs.store.read_body(job.id)
@@ -251,11 +274,7 @@ class LongRunningMiddleware:
             await send_stored(job.response.status, fields, body, scope, send)
         elif job.error is not None:
             await send_reply(self._dialect.problem(job.error), scope, send)
-        else:
-            return False
-        if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
-            await self.jobs.forget(job)
-        return True
+        return job.response is not None or job.error is not None
 
     async def _open(self, lifespan: Scope) -> None:
         self._routing.read(mounted=self.jobs.mounted)
