@@ -710,6 +710,7 @@ class Pending:
     until: float
     since: int  # how many states the job had been in
     touched: int
+    replayed: bool = False
 
 
 # --- the machine -------------------------------------------------------------------------------
@@ -821,10 +822,10 @@ class Conversation(RuleBasedStateMachine):
         assert len(created) == before + new
         if new:
             job.id = created[-1]
-        if wait and not replayed:
+        if wait:
             since = len(job.states) - (job.finished and new)
             until = world.now + wait
-            waits = Pending(request, future, job, False, until, since, job.touched)
+            waits = Pending(request, future, job, False, until, since, job.touched, replayed)
             self.pending.append(waits)
             return
         answer = self.answer_of(request, future)
@@ -1002,12 +1003,14 @@ class Conversation(RuleBasedStateMachine):
             status, text = job.outcome
             assert answer.status == status
             assert answer.body.decode() == text if job.answered else answer.problem == text
-            assert "job-status" not in answer.headers
+            told = waits.replayed and not job.answered
+            assert ("job-status" in answer.headers) == told
         else:
             assert answer.status == 202
             assert answer.headers["location"] == f"/jobs/{job.id}"
             seen = [state for since, state in job.states if since <= waits.until]
             assert answer.document["status"] in {WORDS[state] for state in seen}
+        assert ("idempotency-replayed" in answer.headers) == waits.replayed
         event(f"waited for the response, in time: {in_time}")
 
     @invariant()

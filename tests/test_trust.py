@@ -448,8 +448,52 @@ async def test_a_response_in_time_can_be_asked_for_again_under_its_key() -> None
         first = await client.post("/slow", content=b"x", headers=headers)
         assert (first.status_code, first.json()) == (200, {"body": "x"})
         again = await client.post("/slow", content=b"x", headers=headers)
-        assert again.status_code == 202
-        assert (await follow(client, again)).json() == {"body": "x"}
+        assert (again.status_code, again.json()) == (200, {"body": "x"})
+        assert again.headers["idempotency-replayed"] == "true"
+        assert "idempotency-replayed" not in first.headers
+        assert again.headers["vary"] == first.headers["vary"] == "Prefer"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "policy"), [({"prefer": "wait=5"}, {}), ({}, {"wait": 5})], ids=["asked", "hybrid"]
+)
+async def test_who_is_ready_to_wait_is_answered_under_a_known_key(
+    prefer: dict[str, str], policy: dict[str, Any]
+) -> None:
+    """With the response once it is there, whatever its status; with the 202 if it is late."""
+
+    async def answer(request: Request) -> Response:
+        await anyio.sleep(8)
+        return Response("no", 402, {"x-a": "b", "vary": "Accept"})
+
+    async with running(app_of(slow_route(answer, **policy))) as client:
+        headers = {"idempotency-key": "k", **prefer}
+        first = await client.post("/slow", headers=headers)
+        assert first.status_code == 202
+        second = await client.post("/slow", headers=headers)  # in time: it has run for 5 s already
+        third = await client.post("/slow", headers=headers)
+        for replay in (second, third):
+            assert (replay.status_code, replay.text, replay.headers["x-a"]) == (402, "no", "b")
+            assert replay.headers["idempotency-replayed"] == "true"
+            assert replay.headers.get_list("vary") == ["Accept", "Prefer"]
+            assert "job-status" not in replay.headers
+        hasty = await client.post("/slow", headers={**headers, "prefer": "wait=0"})
+        assert (hasty.status_code, hasty.headers["location"]) == (202, first.headers["location"])
+
+
+async def test_who_asks_again_is_told_whether_it_is_the_job_that_failed() -> None:
+    async def answer(request: Request) -> Any:
+        await anyio.sleep_forever()
+
+    async with running(app_of(slow_route(answer, timeout=1, wait=5))) as client:
+        first, again = [
+            await client.post("/slow", headers={"idempotency-key": "k"}) for _ in range(2)
+        ]
+        for response in (first, again):
+            assert response.json()["type"].endswith("timeout")
+            assert response.headers["vary"] == "Prefer"
+        assert again.headers["job-status"] == "failed"
+        assert again.headers["idempotency-replayed"] == "true"
 
 
 # --- shared runs ---------------------------------------------------------------------------------

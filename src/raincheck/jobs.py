@@ -276,7 +276,7 @@ class Jobs:
         """A job as it finished, if it does within `wait` seconds; else None."""
         newest: Job | None = job
         with anyio.move_on_after(wait):
-            while newest is not None and not newest.finished:
+            while newest is not None and not (newest.finished or newest.gone):
                 newest = await self.store.changed(newest.id, newest.version)
             return newest
         return None

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck.dialects.base import Dialect
+from raincheck.dialects.base import Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import ConfigurationError, Refusal, ShuttingDown
 from raincheck.handoff import VARY, Handoff, bring_back, with_vary
@@ -28,6 +28,9 @@ from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 
 DEFAULT_PATH = "/jobs"
+
+
+REPLAYED = (b"idempotency-replayed", b"true")
 
 
 class LongRunningMiddleware:
@@ -214,7 +217,7 @@ class LongRunningMiddleware:
             return  # it has answered by itself, or its client has left
         else:
             assert decision is not None
-            wait = 0.0 if handoff.replayed else decision.wait
+            wait = decision.wait
             if wait and await self._answer_in_time(job, wait, handoff, scope, send, inner):
                 return
             urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
@@ -223,8 +226,11 @@ class LongRunningMiddleware:
             else:
                 outlook = self.jobs.outlook(job)
                 reply = self._dialect.accepted(job, urls, outlook, decision.applied)
+        await self._reply(reply, handoff, scope, send)
+
+    async def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> None:
         if handoff.replayed:
-            reply.headers.append((b"idempotency-replayed", b"true"))
+            reply.headers.append(REPLAYED)
         if handoff.vary:
             reply.headers.append(VARY)
         await send_reply(reply, scope, send)
@@ -270,10 +276,14 @@ class LongRunningMiddleware:
         if job.response is not None:
             headers = job.response.headers
             body = self.jobs.store.read_body(job.id)
-            fields = with_vary(headers) if handoff.vary else headers
+            fields = [*with_vary(headers)] if handoff.vary else [*headers]
+            if handoff.replayed:
+                fields.append(REPLAYED)
             await send_stored(job.response.status, fields, body, scope, send)
         elif job.error is not None:
-            await send_reply(self._dialect.problem(job.error), scope, send)
+            # Who asks again learns whether it is this job that has failed, or the asking.
+            told = job if handoff.replayed else None
+            await self._reply(self._dialect.problem(job.error, job=told), handoff, scope, send)
         return job.response is not None or job.error is not None
 
     async def _open(self, lifespan: Scope) -> None:
