@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sqlite3
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,11 @@ import pytest
 
 from raincheck import ConfigurationError
 from raincheck.errors import StoreError, StoreFull
-from raincheck.job import Bounds, Key, Progress, State
-from raincheck.messages import CapturedResponse
-from raincheck.stores import _sqlite_changes
+from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.stores import _sqlite_changes, _sqlite_file
 from raincheck.stores._sqlite_changes import Changes
-from raincheck.stores._sqlite_file import File
+from raincheck.stores._sqlite_file import SCRUB_EVERY, File
 from raincheck.stores._sqlite_opening import APPLICATION_ID
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
@@ -394,6 +395,143 @@ async def test_of_many_who_make_the_file_at_once_nobody_is_in_anothers_way(path:
     ]
     for one in stores:
         await one.aclose()
+
+
+# --- what is dropped ---------------------------------------------------------------------------
+
+
+def secret(id: str) -> bytes:
+    return f"Bearer <{id}>".encode()
+
+
+def with_secret(id: str, size: int) -> CapturedRequest:
+    """A captured request, with something secret in its header fields."""
+    fields = ((b"x-trace", b"t" * min(size, 4000)), (b"authorization", secret(id)))
+    return request(b"x" * size, headers=fields)
+
+
+async def drop(store: Store, id: str) -> None:
+    """Let a job come and end, with its captured request."""
+    await store.create(job(id, replayable=True), with_secret(id, 1000))
+    assert await store.replace(finished(job(id, replayable=True)))
+
+
+def found(path: Path, ids: Iterable[str]) -> set[str]:
+    """Those whose secret is anywhere in the three files."""
+    files = path.parent.iterdir()
+    content = b"".join(file.read_bytes() for file in files)
+    return {id for id in ids if secret(id) in content}
+
+
+async def no_more(path: Path, ids: Collection[str]) -> None:
+    """Return when none of their secrets is to be found."""
+    with anyio.fail_after(PATIENCE):
+        while found(path, ids):  # noqa: ASYNC110  # nobody tells when a file changes
+            await anyio.sleep(0.02)
+
+
+async def test_secrets_go_from_all_files_when_a_request_is_dropped(
+    path: Path, store: SQLiteStore
+) -> None:
+    chance = random.Random(7)
+    kept: dict[str, Job] = {}
+    dropped = set()
+    for number in range(600):
+        if chance.random() < 0.6 or not kept:
+            size = chance.choice([0, 100, 1000, 3000, 9000, 50_000])
+            new = job(str(number), state=State.QUEUED, replayable=True, attempts=2)
+            kept[new.id] = new
+            await store.create(new, with_secret(new.id, size), lease=0.0)
+        else:
+            old = kept.pop(chance.choice([*kept]))
+            dropped.add(old.id)
+            begun = old._replace(attempts=1).start(1001.0)
+            ended = [finished(old), old.tombstone(1000.0, 60.0), begun]
+            assert await store.replace(chance.choice(ended))
+    assert len(dropped) > 100
+    await no_more(path, dropped)
+    assert found(path, kept) == {*kept}  # it is found where it is
+
+
+async def test_they_are_gone_within_seconds_while_others_come_and_go(
+    path: Path, store: SQLiteStore
+) -> None:
+    gone_after = []
+    async with anyio.create_task_group() as group:
+
+        async def come_and_go() -> None:
+            for number in itertools.count():
+                await drop(store, f"passing-{number}")
+
+        group.start_soon(come_and_go)
+        for id in "abc":
+            await drop(store, id)
+            start = time.monotonic()
+            await no_more(path, [id])
+            gone_after.append(time.monotonic() - start)
+        group.cancel_scope.cancel()
+    assert min(gone_after) < 2 * SCRUB_EVERY
+
+
+async def drops_and_leaves_it(store: Store, parent: Parent) -> None:
+    _sqlite_file.SCRUB_EVERY = 1000.0  # it is killed before
+    await drop(store, "a")
+    await anyio.sleep(1.2 * SCRUB_EVERY)  # what was begun before is done
+    await drop(store, "b")
+    parent.say()
+    await parent.hear()
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_what_a_dead_process_has_dropped_goes_with_the_next_sweep_or_start(
+    path: Path, opening: str, opened: bool
+) -> None:
+    beside = SQLiteStore(path)
+    if opened:
+        await beside.open()
+    async with child(opening, drops_and_leaves_it) as other:
+        await other.hear()
+        await other.kill()
+    assert "b" in found(path, "ab")
+    if opened:
+        await beside.sweep(0.0)
+    else:
+        await beside.open()
+    await no_more(path, "ab")
+    await beside.aclose()
+
+
+async def test_who_reads_for_long_is_not_waited_for_and_holds_up_nobody(
+    path: Path, store: SQLiteStore
+) -> None:
+    await store.create(job(replayable=True), with_secret("a", 1000))
+    await store.create(job("b"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM jobs").fetchall()
+        await store.replace(finished(job(replayable=True)))
+        there = job("b")
+        slowest, end = 0.0, time.monotonic() + 2.5 * SCRUB_EVERY
+        while time.monotonic() < end:
+            start = time.monotonic()
+            there = there.with_progress(Progress(0.5))
+            assert await store.replace(there)
+            slowest = max(slowest, time.monotonic() - start)
+        assert found(path, "a") == {"a"}
+    assert slowest < 1.0  # others may be busy, but nobody waits for five seconds
+    await no_more(path, "a")
+
+
+async def test_a_store_that_is_closed_leaves_nothing_that_was_dropped(
+    path: Path, store: SQLiteStore
+) -> None:
+    beside = SQLiteStore(path)  # so that the log stays
+    await beside.open()
+    for id in "ab":
+        await drop(store, id)
+    await store.aclose()
+    assert found(path, "ab") == set()
+    await beside.aclose()
 
 
 @pytest.mark.parametrize("replaced", [False, True])

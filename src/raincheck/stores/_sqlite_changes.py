@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Collection, Mapping
 
 from raincheck.errors import NoRoom
@@ -48,10 +49,12 @@ class Changes:
 
     Attributes:
         ids: of the jobs that have a new version.
+        dropped: whether a captured request went, of which the log may have a copy.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.ids: list[str] = []
+        self.dropped = False
         self._db = db
         self._execute = db.execute
 
@@ -117,9 +120,9 @@ class Changes:
         if keys:
             self._give(number, keys)
         if replayable and not job.replayable:
-            self._execute("DELETE FROM requests WHERE job = ?", (number,))
+            self._drop_request(number)
         if job.gone or job.attempt != attempt:
-            self._execute("DELETE FROM bodies WHERE job = ?", (number,))
+            self._drop_body(number)
         if tail:
             whole = job.response is not None and job.response.size == len(tail)
             end = 0 if whole else self._size_of_body(number, job.attempt)
@@ -169,6 +172,7 @@ class Changes:
         due = self._execute(
             "SELECT number, id, record FROM jobs WHERE due <= ? ORDER BY due LIMIT ?", (now, SWEPT)
         ).fetchall()
+        self.dropped = True  # perhaps by a process that has died since
         unread = []
         end = self._db.total_changes + SWEPT
         for number, id, record in due:
@@ -198,10 +202,26 @@ class Changes:
     def _forget(self, number: int, id: str) -> None:
         """Drop a job with all that is its, whatever its record says."""
         self._execute("DELETE FROM keys WHERE job = ?", (number,))
-        self._execute("DELETE FROM requests WHERE job = ?", (number,))
-        self._execute("DELETE FROM bodies WHERE job = ?", (number,))
+        self._drop_request(number)
+        self._drop_body(number)
         self._execute("DELETE FROM jobs WHERE number = ?", (number,))
         self.ids.append(id)
+
+    def _drop_request(self, number: int) -> None:
+        self._execute("DELETE FROM requests WHERE job = ?", (number,))
+        self.dropped = True
+
+    def _drop_body(self, number: int) -> None:
+        """Drop what may be large, and is no secret: its pages need not be written over."""
+        try:
+            self._overwrite("FAST")
+            self._execute("DELETE FROM bodies WHERE job = ?", (number,))
+        finally:
+            self._overwrite("ON")
+
+    def _overwrite(self, mode: str) -> None:
+        # SQLite may do this when it is prepared, and Python keeps what is: so no text comes twice.
+        self._execute(f"PRAGMA secure_delete = {mode} -- {time.monotonic_ns()}")
 
     def _record(self, id: str) -> str | None:
         row = self._execute("SELECT record FROM jobs WHERE id = ?", (id,)).fetchone()

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -35,6 +35,18 @@ READER_CACHE = 8192
 jobs that are polled in turn take of a large file, with the way to them: 8 % of each poll."""
 
 
+SCRUB_EVERY = 1.0
+"""Seconds between two times that the log is emptied, since captured requests were dropped of which
+it has copies. Each waits for the disk, some milliseconds as a rule."""
+
+SCRUB_TIMEOUT = 0.1
+"""Seconds that it may wait for others, who wait for it meanwhile; then it is tried again later."""
+
+
+SCRUBS_AT_THE_END = 5
+"""How often it is tried when the file is closed: the next sweep elsewhere does it as well."""
+
+
 class File:
     """An open file: its connections, and the threads that wait for its disk."""
 
@@ -55,6 +67,8 @@ class File:
         self._look_at = 0.0
         self._pid = os.getpid()
         self._at_work: set[str] = set()
+        self._scrub_at = 0.0  # not before
+        self._scrub_due: threading.Timer | Future[None] | None = None
 
     def commit(self, calls: list[Call[Any]], waiting: Waiting) -> list[str]:
         """Make changes, all in one transaction; the ids of the jobs that have changed."""
@@ -84,7 +98,47 @@ class File:
                 return [id for call in calls for id in self._commit([call])]
             calls[0].error = error
             return []
+        if changes.dropped:
+            self._scrub_soon()
         return changes.ids
+
+    def _scrub_soon(self) -> None:
+        """Empty the log, at once or a little later: not for each request that was dropped."""
+        if self._scrub_due is not None:
+            return
+        wait = self._scrub_at - time.monotonic()
+        if wait <= 0:
+            self._scrub_due = self.writing.submit(self._scrub)
+            return
+        timer = self._scrub_due = threading.Timer(wait, self._submit_scrub)
+        timer.daemon = True  # it keeps no process from ending: who opens the file does it then
+        timer.start()
+
+    def _submit_scrub(self) -> None:
+        with suppress(RuntimeError):  # it was closed
+            self.writing.submit(self._scrub)
+
+    def _scrub(self) -> None:
+        self._scrub_due = None
+        if self._writer is None:
+            return
+        with self._work("writing"):
+            done = self._empty_log(self._writer)
+        self._scrub_at = time.monotonic() + SCRUB_EVERY
+        if not done:
+            self._scrub_soon()
+
+    def _empty_log(self, db: sqlite3.Connection) -> bool:
+        """Take the log into the file, and cut it off; whether nobody was in the way."""
+        try:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # others write on meanwhile
+            db.execute(f"PRAGMA busy_timeout = {int(SCRUB_TIMEOUT * 1000)}")
+            ((busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not busy
+        except sqlite3.Error:  # the disk is full or failing, as the next change will tell
+            return False
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
 
     def watch(self, waiting: Waiting) -> list[str]:
         """Look for changes by others until there are some, or something else is to be done."""
@@ -132,9 +186,17 @@ class File:
     def close(self) -> None:
         """Close what the threads use, when they have done what there was."""
         self.reading.shutdown()
+        if isinstance(self._scrub_due, threading.Timer):
+            self._scrub_due.cancel()
+        if self._scrub_due is not None and self._writer is not None:
+            for _ in range(SCRUBS_AT_THE_END):
+                if self._empty_log(self._writer):
+                    break
+                time.sleep(SCRUB_TIMEOUT / 2)
         for db in (self._large_reader, self._writer):
             if db is not None:
                 db.close()
+        self._writer = None
 
     def inherited(self) -> bool:
         """Whether it was opened by a process that has then forked into this one."""
@@ -181,6 +243,7 @@ class File:
         warn_of_readers(self.path)
         self._writer = db
         self._opened = self._identity()
+        self._scrub_soon()  # whoever had it open may have died before
         return db
 
     def _identity(self) -> tuple[int, int] | None:
