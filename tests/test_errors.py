@@ -13,6 +13,7 @@ from raincheck import errors
 from raincheck.errors import (
     INTERRUPTED,
     LOST_WORKER,
+    BodyLost,
     ConfigurationError,
     IllegalTransition,
     KeyMalformed,
@@ -86,6 +87,7 @@ TREE = {
     LeaseLost: IllegalTransition,
     NoRoom: IllegalTransition,
     StoreError: RaincheckError,
+    BodyLost: StoreError,
     StoreFull: StoreError,
     UnreadableRecord: StoreError,
     Refusal: RaincheckError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -98,6 +99,7 @@ async def test_law_2_the_stored_response_is_the_handlers() -> None:
             (b"cache-control", b"no-store"),
             (b"referrer-policy", b"no-referrer"),
             (b"job-status", b"succeeded"),
+            (b"content-length", b"100000"),
         ]
         assert response.content == b"".join(bytes([n]) * 1000 for n in range(100))
 
@@ -550,3 +552,107 @@ def test_a_policy_is_found_by_every_way_of_asking() -> None:
     LongRunningMiddleware(Starlette(routes=[Route("/a", endpoint)]))
     LongRunningMiddleware(Starlette(), routes={"POST /b": Policy(timeout=60)})
     assert isinstance(httpx.Response(200), httpx.Response)
+
+
+class Fading(MemoryStore):
+    """Bodies do not last: of each a reader gets these pieces, whatever was kept.
+
+    Args:
+        pieces: what a reader gets; an exception is raised.
+        meanwhile: called before the first of them, with the job's id.
+    """
+
+    def __init__(
+        self, pieces: list[bytes | Exception], meanwhile: Callable[[str], Awaitable[object]]
+    ) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._meanwhile = meanwhile
+
+    async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        await self._meanwhile(id)
+        for piece in self._pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+
+BODY = b"0123456789" * 30
+
+NO_LONGER_WHOLE: list[list[bytes | Exception]] = [
+    [BODY[:100]],
+    [BODY[:100], BODY[100:200]],
+    [BODY[:-1]],
+    [BODY[:100], StoreError("it was dropped")],
+    [BODY, StoreError("it was dropped")],
+    [BODY, b"more"],
+]
+
+
+async def nothing(id: str) -> None:
+    """Nothing happens."""
+
+
+async def whole_body(request: Request) -> Response:
+    async def chunks() -> Any:
+        yield BODY[:150]
+        yield BODY[150:]
+
+    return StreamingResponse(chunks())
+
+
+@pytest.mark.parametrize("pieces", NO_LONGER_WHOLE)
+@pytest.mark.parametrize("in_time", [False, True])
+async def test_law_14_a_body_that_is_no_longer_whole_is_broken_off(
+    pieces: list[bytes | Exception], in_time: bool
+) -> None:
+    app = app_of(slow_route(whole_body), jobs=virtual_jobs(store=Fading(pieces, nothing)))
+    async with running(app) as client:
+        if in_time:
+            request = RawRequest(prefer="wait=5")
+        else:
+            request = RawRequest((await client.post("/slow")).headers["location"], "GET")
+        await settled()
+        request.feed()
+        with pytest.raises(StoreError):  # whereupon servers close the connection
+            await request.run(app)
+        assert request.status == 200
+        assert not any(message.get("more_body") is False for message in request.sent)
+        assert all(message.get("more_body") for message in request.sent[1:])
+
+
+@pytest.mark.parametrize(
+    ("gone", "status"), [("deleted", 410), ("forgotten", 404), ("kept", 503), ("in time", 202)]
+)
+async def test_law_14_a_body_that_is_gone_before_its_first_byte_is_no_empty_one(
+    gone: str, status: int
+) -> None:
+    async def meanwhile(id: str) -> None:
+        job = await store.get(id)
+        assert job is not None
+        if gone != "kept":
+            await store.replace(job.tombstone(1000.0, 0.0 if gone == "forgotten" else 1e10))
+        if gone == "forgotten":
+            await store.sweep(1e10)
+
+    store = Fading([], meanwhile)
+    async with running(app_of(slow_route(whole_body), jobs=virtual_jobs(store=store))) as client:
+        prefer = {"prefer": "wait=5"} if gone == "in time" else {}
+        response = await client.post("/slow", headers=prefer)
+        if gone != "in time":
+            await settled()
+            response = await client.get(response.headers["location"])
+        assert response.status_code == status
+        assert response.headers["content-type"] in ("application/json", "application/problem+json")
+
+
+async def test_law_14_a_response_without_a_body_is_whole_though_its_job_goes() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(status_code=204)
+
+    app = app_of(slow_route(answer), jobs=virtual_jobs(store=Fading([], nothing)))
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        assert (await client.get(accepted.headers["location"])).status_code == 204
+        assert (await client.head(accepted.headers["location"])).status_code == 204

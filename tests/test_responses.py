@@ -77,6 +77,8 @@ async def test_the_status_url_becomes_the_handlers_own_response(name: str, tmp_p
     added.insert(0, (b"referrer-policy", b"no-referrer"))
     if "cache-control" not in expected.headers:
         added.insert(0, (b"cache-control", b"no-store"))
+    if "content-length" not in expected.headers and expected.status_code not in (204, 304):
+        added.append((b"content-length", b"%d" % len(expected.content)))
     assert actual.status_code == expected.status_code
     assert actual.headers.raw == expected.headers.raw + added
     assert actual.content == expected.content
@@ -155,6 +157,39 @@ async def test_a_length_without_its_body_does_not_break_a_get(status: int) -> No
         accepted = await client.head("/slow")
         await settled()
         response = await client.get(accepted.headers["location"])
+        assert response.status_code == status
+        assert "content-length" not in response.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_length_of_a_streamed_response_is_said(method: str) -> None:
+    async def answer(request: Request) -> Response:
+        return chunks()
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        length = len((await client.get(accepted.headers["location"])).content)
+        response = await client.request(method, accepted.headers["location"])
+        assert response.headers.get_list("content-length") == [str(length)]
+        assert len(response.content) == (length if method == "GET" else 0)
+        in_time = await client.post("/slow", headers={"prefer": "wait=5"})
+        assert in_time.headers.get_list("content-length") == [str(length)]
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+async def test_no_length_is_said_of_what_has_none(method: str, status: int) -> None:
+    """What a GET would have had, an answer to HEAD without a length does not tell."""
+
+    async def answer(request: Request) -> Response:
+        response = Response(status_code=status)
+        response.raw_headers = []
+        return response
+
+    async with running(app_of(slow_route(answer, methods=["GET", "HEAD"]))) as client:
+        accepted = await client.request(method, "/slow")
+        await settled()
+        response = await client.request(method, accepted.headers["location"])
         assert response.status_code == status
         assert "content-length" not in response.headers
 

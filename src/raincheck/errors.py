@@ -6,6 +6,7 @@
     │   ├── LeaseLost                       another process has taken it over
     │   └── NoRoom                          as many are in that state as may be
     ├── StoreError                          a store could not do what it promises
+    │   ├── BodyLost                        what is left of a stored response is not all of it
     │   ├── StoreFull                       no room for another job; nothing was evicted
     │   └── UnreadableRecord                damaged, or of another version; it will not read later
     └── Refusal                             the request was not accepted; nothing was stored
@@ -129,6 +130,10 @@ class NoRoom(IllegalTransition):
 
 class StoreError(RaincheckError):
     """A store could not do what it promises."""
+
+
+class BodyLost(StoreError):
+    """The body of a stored response is not whole any more: its job went while it was read."""
 
 
 class StoreFull(StoreError):

@@ -190,13 +190,22 @@ def _malformed(name: bytes) -> ValueError:
     return ValueError(f"the header field {name.decode('latin-1')!r} is malformed")
 
 
-def servable(response: CapturedResponse, headers: RawHeaders) -> RawHeaders:
-    """The fields under which the body that was kept can be served.
+def servable(response: CapturedResponse, headers: RawHeaders, method: str) -> RawHeaders:
+    """The fields under which the body that was kept can be served: they say how long it is.
 
     A response to HEAD announces a body that nobody sent, and so may a 304: for the GET of a poll
     that Content-Length would be wrong.
+
+    Args:
+        response: the response.
+        headers: its fields, and others.
+        method: of the request that is answered.
     """
-    length = b"%d" % response.size
-    if response.header(b"content-length") in (None, length):
+    announced, length = response.header(b"content-length"), b"%d" % response.size
+    if announced is None:
+        # What is of no size may be one to HEAD.
+        unsaid = response.status in _BODILESS or (method == "HEAD" and not response.size)
+        return headers if unsaid else (*headers, (b"content-length", length))
+    if announced == length or method == "HEAD":
         return headers
     return tuple(field for field in headers if field[0].lower() != b"content-length")

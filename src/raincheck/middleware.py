@@ -13,11 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
-from raincheck.errors import ConfigurationError, Refusal, ShuttingDown
+from raincheck.errors import BodyLost, ConfigurationError, Refusal, ShuttingDown
 from raincheck.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
+from raincheck.messages import servable
 from raincheck.owners import OwnerOf, Owners
 from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
@@ -266,7 +267,8 @@ class LongRunningMiddleware:
         except Exception as error:
             if begun:
                 raise  # the connection is broken off
-            self.jobs.availability.failed(error)
+            if not isinstance(error, BodyLost):  # it was deleted meanwhile
+                self.jobs.availability.failed(error)
             return False
         if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
@@ -274,12 +276,13 @@ class LongRunningMiddleware:
 
     async def _answer_finished(self, job: Job, handoff: Handoff, scope: Scope, send: Send) -> bool:
         if job.response is not None:
-            headers = job.response.headers
-            body = self.jobs.store.read_body(job.id)
+            response = job.response
+            headers = servable(response, response.headers, scope["method"])
             fields = [*with_vary(headers)] if handoff.vary else [*headers]
             if handoff.replayed:
                 fields.append(REPLAYED)
-            await send_stored(job.response.status, fields, body, scope, send)
+            body = self.jobs.store.read_body(job.id)
+            await send_stored(response.status, fields, body, response.size, scope, send)
         elif job.error is not None:
             # Who asks again learns whether it is this job that has failed, or the asking.
             told = job if handoff.replayed else None

@@ -13,16 +13,17 @@ Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import anyio
 
-from raincheck.errors import NoRoom, crashed
+from raincheck.errors import NoRoom, StoreError, crashed
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.lifetime import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.recording import PIECE
 from raincheck.runners.base import Attempt, Runner, Stop
 from raincheck.stores.base import Found, Store
 
@@ -100,6 +101,52 @@ async def fits(store: Store, job: Job, bounds: Bounds | None) -> bool:
 async def body_of(store: Store, id: str, offset: int = 0) -> bytes:
     """A response body as a store has it."""
     return b"".join([chunk async for chunk in store.read_body(id, offset)])
+
+
+async def with_body(store: Store, id: str, pieces: Sequence[bytes], *, tail: bytes = b"") -> Job:
+    """A job that has succeeded with this body, for tests of stores."""
+    new = job(id, attempts=2, replayable=True)
+    await store.create(new, request())
+    size = 0
+    for piece in pieces:
+        assert await store.append_body(id, 1, size, piece)
+        size += len(piece)
+    response = CapturedResponse(200, (), size + len(tail))
+    done = new.finish(State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response)
+    assert await store.replace(done, tail=tail)
+    return done
+
+
+async def read_on(
+    store: Store, id: str, chunks: int, meanwhile: Callable[[], Awaitable[object]]
+) -> tuple[bytes, bool]:
+    """What a reader has had of a body of which something becomes after so many chunks.
+
+    Returns:
+        It, and whether it came to an end, as if that were all.
+    """
+    had, count = b"", 0
+    reader = store.read_body(id)
+    try:
+        async for chunk in reader:
+            assert chunk
+            had += chunk
+            count += 1
+            if count == chunks:
+                await meanwhile()
+    except StoreError:
+        return had, False
+    return had, True
+
+
+BODIES: tuple[tuple[Sequence[bytes], bytes], ...] = (
+    ((b"x" * PIECE, b"y" * PIECE, b"z" * PIECE), b""),
+    ((b"x" * PIECE,), b"y"),
+    ((b"x" * (PIECE - 1), b"y" * (PIECE + 1)), b"z" * 10),
+    ((b"x" * 100_000, b"y" * 70_000, b"z" * 100_000, b"a" * 70_000), b""),
+    (tuple(bytes([number % 251]) * 1000 for number in range(300)), b"z"),
+)
+"""Pieces and the tail of bodies that come in several chunks."""
 
 
 class StoreContract:
@@ -482,6 +529,77 @@ class StoreContract:
             size += len(chunk)
         assert size == 10 * len(piece)
         assert largest <= len(piece)
+
+    async def test_a_body_of_any_size_comes_back(self, store: Store) -> None:
+        for size in (0, 1, PIECE, PIECE + 1):
+            body = b"x" * size
+            pieces = [body[start : start + PIECE] for start in range(0, size, PIECE)]
+            await with_body(store, f"in pieces {size}", pieces)
+            await with_body(store, f"at once {size}", (), tail=body)
+            await with_body(store, f"both {size}", [body[:1]] if body else (), tail=body[1:])
+            for how in ("in pieces", "at once", "both"):
+                assert await body_of(store, f"{how} {size}") == body
+
+    async def test_a_body_that_goes_while_it_is_read_does_not_end_early(self, store: Store) -> None:
+        """Whoever reads it may get the rest all the same, as from memory, but no end before."""
+        for number, (pieces, tail) in enumerate(BODIES):
+            for chunks in (1, 2):
+                done = await with_body(store, f"{number} {chunks}", pieces, tail=tail)
+
+                async def bury(done: Job = done) -> None:
+                    assert await store.replace(done.tombstone(1000.0, 60.0))
+
+                had, ended = await read_on(store, done.id, chunks, bury)
+                assert (b"".join(pieces) + tail).startswith(had)
+                assert done.response is not None
+                assert len(had) == done.response.size or not ended
+
+    async def test_nor_does_one_that_expires(self, store: Store) -> None:
+        for number, (pieces, tail) in enumerate(BODIES):
+            for chunks, times in ((1, (1060.0,)), (2, (1060.0, 1120.0))):
+                done = await with_body(store, f"{number} {chunks}", pieces, tail=tail)
+
+                async def expire(times: tuple[float, ...] = times) -> None:
+                    for now in times:
+                        await store.sweep(now)
+
+                had, ended = await read_on(store, done.id, chunks, expire)
+                assert (b"".join(pieces) + tail).startswith(had)
+                assert done.response is not None
+                assert len(had) == done.response.size or not ended
+
+    async def test_nor_does_it_go_on_with_that_of_another_attempt(self, store: Store) -> None:
+        for number, (pieces, _) in enumerate(BODIES):
+            body = b"".join(pieces)
+            for chunks, other in ((1, b""), (1, b"!"), (2, b"!")):
+                first = job(f"{number} {chunks} {other!r}", attempts=2, replayable=True)
+                await store.create(first, request())
+                for start in range(0, len(body), PIECE):
+                    assert await store.append_body(first.id, 1, start, body[start : start + PIECE])
+
+                async def begin_anew(first: Job = first, other: bytes = other) -> None:
+                    again = first.requeue().start(1001.0)
+                    assert await store.replace(first.requeue())
+                    assert await store.replace(again)
+                    for start in range(0, 4 * PIECE, PIECE):
+                        if other:
+                            chunk = other * PIECE
+                            assert await store.append_body(again.id, again.attempt, start, chunk)
+
+                had, ended = await read_on(store, first.id, chunks, begin_anew)
+                assert body.startswith(had)
+                assert had == body or not ended
+
+    async def test_a_body_that_grows_is_read_as_it_is(self, store: Store) -> None:
+        await store.create(job())
+        await store.append_body("a", 1, 0, b"x" * PIECE)
+
+        async def grow() -> None:
+            await store.append_body("a", 1, PIECE, b"y" * PIECE)
+
+        had, ended = await read_on(store, "a", 1, grow)
+        assert ended
+        assert had in (b"x" * PIECE, b"x" * PIECE + b"y" * PIECE)
 
     async def test_a_chunk_that_is_there_is_not_put_there_again(self, store: Store) -> None:
         await store.create(job())

@@ -12,8 +12,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from raincheck import Limits, LongRunningMiddleware, long_running, report
+from raincheck.stores.sqlite import SQLiteStore
 
 LOG = Path(os.environ["RAINCHECK_TEST_LOG"])
+FILE = os.environ.get("RAINCHECK_TEST_FILE")
+MEBIBYTE = 1024 * 1024
 
 
 def note(line: str) -> None:
@@ -56,14 +59,25 @@ async def plain(request: Request) -> Response:
     return PlainTextResponse("plain")
 
 
+@long_running
+async def large(request: Request) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(80):
+            yield bytes(MEBIBYTE // 2)
+
+    return StreamingResponse(chunks())
+
+
 app = LongRunningMiddleware(
     Starlette(
         routes=[
             Route("/slow", slow, methods=["POST"]),
             Route("/stream", stream, methods=["POST"]),
             Route("/in-thread", in_thread, methods=["POST"]),
+            Route("/large", large, methods=["POST"]),
             Route("/plain", plain),
         ]
     ),
+    store=SQLiteStore(FILE) if FILE is not None else None,
     limits=Limits(drain_timeout=float(os.environ.get("RAINCHECK_TEST_DRAIN", "10"))),
 )

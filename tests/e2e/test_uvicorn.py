@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -36,6 +38,36 @@ def test_a_job_from_its_202_to_its_response(server: Server) -> None:
     response = server.follow(accepted)
     assert (response.status_code, response.json()) == (200, {"size": 2_000_000})
     assert server.client.head(accepted.headers["location"]).content == b""
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_law_14_a_body_that_goes_while_it_is_sent_does_not_look_whole(
+    serve: Serve, tmp_path: Path, http: str, version: str
+) -> None:
+    server = serve(f"--http={http}", RAINCHECK_TEST_FILE=str(tmp_path / "jobs.db"))
+    location = server.client.post("/large").headers["location"]
+    size = server.client.get(location + "/status").json().get("response", {}).get("size")
+    while size is None:
+        time.sleep(0.1)
+        size = server.client.get(location + "/status").json().get("response", {}).get("size")
+    got = b""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(f"GET {location} HTTP/{version}\r\nHost: test\r\n\r\n".encode())
+        while len(got) < 100_000:  # slow: the server has most of it to read yet
+            got += connection.recv(65_536)
+        assert server.client.delete(location).status_code == 204
+        connection.settimeout(30)
+        with suppress(ConnectionResetError):
+            while some := connection.recv(1 << 20):
+                got += some
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert f"content-length: {size}".encode() in head.lower()
+    assert 0 < len(body) < size  # the fault has happened, and shows
+    assert "BodyLost" in server.output.read_text()
+    assert server.client.get(location).status_code == 410
 
 
 def test_a_streaming_handler(server: Server) -> None:

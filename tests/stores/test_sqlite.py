@@ -20,7 +20,7 @@ import anyio
 import pytest
 
 from raincheck import ConfigurationError
-from raincheck.errors import StoreError, StoreFull
+from raincheck.errors import BodyLost, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.stores import _sqlite_changes, _sqlite_file
@@ -534,6 +534,19 @@ async def test_a_store_that_is_closed_leaves_nothing_that_was_dropped(
     await beside.aclose()
 
 
+async def test_a_body_is_dropped_without_being_written_over(path: Path, store: SQLiteStore) -> None:
+    """It may be large, and whoever writes meanwhile waits."""
+    log = path.with_name("jobs.db-wal")
+    for id in "abc":
+        await store.create(job(id))
+        await store.append_body(id, 1, 0, random.randbytes(8 * MEBIBYTE))
+    for id in "abc":
+        assert size_of(path) > 24 * MEBIBYTE
+        assert log.stat().st_size == 0
+        await store.replace(job(id).tombstone(1000.0, 60.0))
+        assert 0 < log.stat().st_size < MEBIBYTE
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_nothing_is_accepted_into_a_file_that_is_gone(
     path: Path, store: SQLiteStore, replaced: bool
@@ -843,8 +856,8 @@ async def test_changes_by_others_are_seen_between_ones_own(path: Path, store: SQ
     await another.aclose()
 
 
-async def test_a_body_that_is_dropped_while_it_is_read_ends(
-    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+async def test_a_piece_that_is_dropped_before_it_is_read_is_no_end(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(job())
     await store.append_body("a", 1, 0, bytes(MEBIBYTE))
@@ -855,7 +868,8 @@ async def test_a_body_that_is_dropped_while_it_is_read_ends(
         return await read(sql, *parameters)
 
     monkeypatch.setattr(store, "_read_large", late)
-    assert await body_of(store, "a") == b""
+    with pytest.raises(BodyLost, match="job a was dropped while it was read"):
+        await body_of(store, "a")
 
 
 async def test_small_pieces_of_a_body_are_read_together(store: SQLiteStore) -> None:

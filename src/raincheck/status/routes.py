@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.types import Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
-from raincheck.errors import Problem, StoreError, StoreUnavailable
+from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
@@ -246,10 +246,14 @@ class _Exchange:
             await self.reply(self._dialect.pending(job, self._urls(job), self._outlook(job)))
         elif job.response is not None:
             status, headers = self._dialect.result(job)
-            if self._scope["method"] != "HEAD":
-                headers = servable(job.response, headers)
+            headers = servable(job.response, headers, self._scope["method"])
             body = self._routes.jobs.store.read_body(job.id)
-            await send_stored(status, headers, body, self._scope, self._begun)
+            size = job.response.size
+            try:
+                await send_stored(status, headers, body, size, self._scope, self._begun)
+            except BodyLost:
+                if self.started or await self._find():
+                    raise
         else:
             await self.reply(self._dialect.problem(job.error or CANCELLED, job=job))
 
@@ -312,16 +316,38 @@ async def send_stored(
     status: int,
     headers: Iterable[tuple[bytes, bytes]],
     body: AsyncIterator[bytes],
+    size: int,
     scope: Scope,
     send: Send,
 ) -> None:
-    """Send a stored response chunk by chunk; no body to a HEAD."""
+    """Send a stored response chunk by chunk; no body to a HEAD.
+
+    Args:
+        status: its status.
+        headers: its header fields.
+        body: its body.
+        size: bytes that the body has to have.
+        scope: the request.
+        send: where it goes.
+
+    Raises:
+        BodyLost: the body is not whole any more. If the response has begun, the server has to break
+            it off: to end it would make what is there look whole.
+    """
+    left = 0 if scope["method"] == "HEAD" else size
     last = b""
-    if scope["method"] != "HEAD":
-        last = await anext(body, b"")  # before the start, so that a store that fails can be told
+    if left and not (last := await anext(body, b"")):  # before the start: it can still be told
+        raise _lost(left)
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     if last:
         async for chunk in body:
+            left -= len(last)
             await send({"type": "http.response.body", "body": last, "more_body": True})
             last = chunk
+    if len(last) != left:
+        raise _lost(left - len(last))
     await send({"type": "http.response.body", "body": last})
+
+
+def _lost(missing: int) -> BodyLost:
+    return BodyLost(f"a stored response is {missing} bytes shorter than it was: its job went")

@@ -161,7 +161,15 @@ class Store(ABC):
 
     @abstractmethod
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        """The response body as it is now, in non-empty chunks, from this byte on."""
+        """The response body as it is now, in non-empty chunks, from this byte on.
+
+        All of it is of one attempt. Whoever knows how long it is to be has to count: a job that is
+        not there, or is gone, has an empty one.
+
+        Raises:
+            StoreError: the job went, or began anew, after the first chunk: the rest is not there
+                any more.
+        """
 
     @abstractmethod
     async def changed(self, id: str, after_version: int) -> Job | None:

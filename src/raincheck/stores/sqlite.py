@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from anyio.lowlevel import current_token
 
-from raincheck.errors import ConfigurationError, StoreError
+from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import load, load_request, readable
@@ -31,15 +31,16 @@ SMALL = 64 * 1024
 ROWS = 100
 """Pieces of a body, at most, that are read on the event loop at once: a tenth of a millisecond."""
 
-# The pieces from the one on that has this byte. A large one stays where it is: `length` does not
-# read it.
+# The pieces from the one on that has the byte before this one: it tells an end from a body that is
+# not there any more. What was read and what is large stays where it is: `length` does not read it.
 PIECES = """
-SELECT bodies.attempt, start, CASE WHEN length(piece) <= :small THEN piece END
+SELECT bodies.attempt, start, length(piece),
+    CASE WHEN length(piece) <= :small AND start + length(piece) > :offset THEN piece END
 FROM jobs JOIN bodies ON job = number AND bodies.attempt = jobs.attempt
-WHERE id = :id AND start + length(piece) > :offset AND start >= (
+WHERE id = :id AND start >= coalesce((
     SELECT max(start) FROM bodies
-    WHERE job = number AND bodies.attempt = jobs.attempt AND start <= :offset
-)
+    WHERE job = number AND bodies.attempt = jobs.attempt AND start < :offset
+), 0)
 ORDER BY start LIMIT :rows
 """
 
@@ -169,16 +170,16 @@ class SQLiteStore(Store):
         while more:
             attempt, start, some, more = await self._pieces(id, offset)
             first = attempt if first is None else first
-            if attempt not in (first, None):
-                raise StoreError(f"job {id}: a newer attempt has taken the place of this body")
+            if attempt != first:
+                raise self._dropped(id)
             if some is None:
                 rows = await self._read_large(
                     "SELECT piece FROM jobs JOIN bodies ON job = number"
                     " WHERE id = ? AND bodies.attempt = ? AND start = ?",
                     *(id, attempt, start),
                 )
-                if not rows:  # it was dropped meanwhile
-                    return
+                if not rows:
+                    raise self._dropped(id)
                 some = rows[0][0]
             if len(some) > offset - start:
                 yield some[offset - start :]
@@ -258,16 +259,20 @@ class SQLiteStore(Store):
         """Some pieces of a body, from the one on that has this byte, with one query.
 
         Returns:
-            The attempt that they are of, if there are any, where they start, what they hold
-            (None: one that is too large to be read here), and whether there may be more.
+            The attempt that they are of, None if there is no body, where they start, what they
+            hold (None: one that is too large to be read here), and whether there may be more.
         """
         reader = self._reader() or await self._opened()
-        attempt, begin, size = None, offset, 0
+        attempt, begin, size, count = None, offset, 0, 0
         some: list[bytes] = []
-        sought = {"id": id, "offset": offset, "small": SMALL, "rows": ROWS}
+        limit = ROWS + 1 if offset else ROWS  # the first of them is there already
+        sought = {"id": id, "offset": offset, "small": SMALL, "rows": limit}
         try:
             with closing(reader.execute(PIECES, sought)) as rows:
-                for attempt, start, piece in rows:
+                for attempt, start, length, piece in rows:
+                    count += 1
+                    if start + length <= offset:
+                        continue
                     begin = begin if some else start
                     if piece is not None:
                         some.append(piece)
@@ -276,7 +281,10 @@ class SQLiteStore(Store):
                         return attempt, begin, b"".join(some) if some else None, True
         except sqlite3.Error as error:
             raise explained(self._path, error) from error
-        return attempt, begin, b"".join(some), len(some) == ROWS
+        return attempt, begin, b"".join(some), count == limit
+
+    def _dropped(self, id: str) -> BodyLost:
+        return BodyLost(f"{self._path}: the body of job {id} was dropped while it was read")
 
     async def _read_large(self, sql: str, *parameters: object) -> list[Any]:
         """Read rows of any size, in a thread."""
