@@ -39,6 +39,10 @@ class Door:
         self._accepts = accepts
         self._releases = releases
 
+    @property
+    def known(self) -> Job | None:
+        return self.job
+
     def report(self, progress: Progress) -> None:
         self.events.append(f"reported {progress.fraction}")
 

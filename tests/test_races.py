@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+from anyio.abc import TaskGroup
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
-from raincheck import Job, Limits, MemoryStore, State
+from raincheck import Job, Limits, MemoryStore, State, current_job
 from raincheck.messages import CapturedRequest
+from raincheck.owners import header
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
@@ -19,6 +23,8 @@ pytestmark = pytest.mark.anyio
 
 class SlowStore(MemoryStore):
     """Takes a second for every write, and half of one for every look."""
+
+    immediate = False
 
     async def get(self, id: str) -> Job | None:
         await anyio.sleep(0.5)
@@ -110,3 +116,198 @@ async def test_a_store_that_is_away_for_a_minute_loses_nothing(
         await anyio.sleep(3 * 3600)
         assert len(store) == 0
     assert "the store answers again" in caplog.text
+
+
+# --- a stop does not wait for the store ---------------------------------------------------------
+
+
+class Stalled(MemoryStore):
+    """Does not answer while it is stalled; `shared`, as one that processes share."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.shared = shared  # type: ignore[misc] # of the class elsewhere
+        self.immediate = False  # type: ignore[misc]
+        self.stalled = 0
+        self._answers = anyio.Event()
+        self._answers.set()
+
+    def stall(self) -> None:
+        self._answers = anyio.Event()
+
+    def answer(self) -> None:
+        self._answers.set()
+
+    async def _wait(self) -> None:
+        if not self._answers.is_set():
+            self.stalled += 1
+            await self._answers.wait()
+
+    async def get(self, id: str) -> Job | None:
+        await self._wait()
+        return await super().get(id)
+
+    async def replace(self, job: Job, **more: Any) -> bool:
+        await self._wait()
+        return await super().replace(job, **more)
+
+
+class Handler:
+    """Runs until it is stopped; notes when that was, and which job it saw then."""
+
+    def __init__(self, after: Any = None) -> None:
+        self.stopped_at: float | None = None
+        self.saw: Job | None = None
+        self._after = after
+
+    async def __call__(self, request: Request) -> Response:
+        try:
+            await anyio.sleep(100)
+        except anyio.get_cancelled_exc_class():
+            self.stopped_at = anyio.current_time()
+            self.saw = current_job()
+            if self._after is None:
+                raise
+            return PlainTextResponse("done all the same", self._after)
+        return PlainTextResponse("done")
+
+
+async def into_the_background(
+    client: httpx.AsyncClient, method: str, url: str, group: TaskGroup, answers: list[int]
+) -> None:
+    async def ask() -> None:
+        answers.append((await client.request(method, url)).status_code)
+
+    group.start_soon(ask)
+    await settled()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("after", [None, 200, 500])
+async def test_a_timeout_stops_the_handler_at_once_however_long_the_store_takes(
+    shared: bool, after: int | None
+) -> None:
+    handler, store = Handler(after), Stalled(shared=shared)
+    jobs = virtual_jobs(store=store, limits=Limits(store_timeout=60, lease=300))
+    async with running(app_of(slow_route(handler, timeout=5, max_running=1), jobs=jobs)) as client:
+        began = anyio.current_time()
+        accepted = await client.post("/slow")
+        await settled()
+        store.stall()
+        await anyio.sleep(20)
+        assert handler.stopped_at == pytest.approx(began + 5, abs=0.1)
+        assert store.stalled
+        store.answer()
+        response = await follow(client, accepted)
+        assert (response.status_code, response.json()["type"][-7:]) == (504, "timeout")
+        await settled()
+        assert jobs.statistics().running == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_response_that_is_complete_in_time_is_the_outcome_however_long_the_store_takes(
+    shared: bool,
+) -> None:
+    store = Stalled(shared=shared)
+
+    async def answer(request: Request) -> Response:
+        await anyio.sleep(4)
+        return PlainTextResponse("in time")
+
+    jobs = virtual_jobs(store=store, limits=Limits(store_timeout=60, lease=300))
+    async with running(app_of(slow_route(answer, timeout=5), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        store.stall()
+        await anyio.sleep(20)
+        assert store.stalled
+        store.answer()
+        assert (await follow(client, accepted)).text == "in time"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/cancel"), ("DELETE", "")])
+async def test_a_cancel_stops_the_handler_at_once_however_long_the_store_takes(
+    shared: bool, method: str, path: str
+) -> None:
+    handler, store = Handler(), Stalled(shared=shared)
+    jobs = virtual_jobs(store=store, limits=Limits(store_timeout=60, lease=300))
+    async with running(app_of(slow_route(handler), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        store.stall()
+        asked, answers = anyio.current_time(), list[int]()
+        async with anyio.create_task_group() as group:
+            url = accepted.headers["location"] + path
+            await into_the_background(client, method, url, group, answers)
+            await anyio.sleep(20)
+            assert handler.stopped_at == pytest.approx(asked, abs=0.1)
+            assert handler.saw is not None
+            assert handler.saw.state is State.CANCELLING
+            assert (store.stalled > 0, answers) == (True, [])
+            store.answer()
+        assert answers in ([202], [200])
+        await settled()
+        assert (await client.get(accepted.headers["location"])).status_code == 410
+        assert jobs.statistics().running == 0
+
+
+async def test_a_cancel_that_the_store_fails_to_record_has_stopped_the_handler() -> None:
+    """The client is told to ask again, and then hears how it ended."""
+    handler, store = Handler(), Unreliable()
+    async with running(app_of(slow_route(handler), jobs=virtual_jobs(store=store))) as client:
+        links = (await client.post("/slow")).json()["links"]
+        await settled()
+        store.down = True
+        assert (await client.post(links["cancel"])).status_code == 503
+        await settled()
+        assert handler.stopped_at is not None
+        store.down = False
+        await anyio.sleep(10)
+        assert (await client.post(links["cancel"])).status_code == 200
+        assert (await client.get(links["result"])).status_code == 410
+
+
+async def test_a_stranger_stops_nothing_by_being_faster_than_the_store() -> None:
+    handler, store = Handler(), Stalled(shared=False)
+    jobs = virtual_jobs(store=store)
+    app = app_of(slow_route(handler), jobs=jobs, owner=header("x-user", secret="s" * 32))
+    async with running(app) as client:
+        accepted = await client.post("/slow", headers={"x-user": "ann"})
+        cancel = accepted.json()["links"]["cancel"]
+        await settled()
+        assert (await client.post(cancel, headers={"x-user": "bob"})).status_code == 404
+        assert (await client.post(cancel)).status_code == 404
+        await settled()
+        assert handler.stopped_at is None
+        assert (await client.post(cancel, headers={"x-user": "ann"})).status_code == 202
+
+
+async def test_one_of_several_who_share_a_run_does_not_stop_it() -> None:
+    handler = Handler()
+    async with running(app_of(slow_route(handler, coalesce=True))) as client:
+        first, second = await client.post("/slow"), await client.post("/slow")
+        assert first.headers["location"] == second.headers["location"]
+        await settled()
+        assert (await client.post(first.json()["links"]["cancel"])).status_code == 202
+        await settled()
+        assert handler.stopped_at is None
+        assert (await client.post(first.json()["links"]["cancel"])).status_code == 202
+        await settled()
+        assert handler.stopped_at is not None
+
+
+async def test_a_job_that_was_deleted_while_its_handler_ends_is_gone() -> None:
+    async def answer(request: Request) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(3)
+
+    async with running(app_of(slow_route(answer))) as client:
+        links = (await client.post("/slow")).json()["links"]
+        await settled()
+        assert (await client.delete(links["result"])).status_code == 202
+        assert (await client.delete(links["result"])).status_code == 410
+        assert (await client.post(links["cancel"])).status_code == 410

@@ -26,7 +26,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck import Jobs, Limits, LongRunningMiddleware, Policy, long_running
+from raincheck import (
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    Policy,
+    State,
+    current_job,
+    long_running,
+)
+from raincheck.stores.sqlite import SQLiteStore
 from raincheck.testing import follow
 from tests.support import running
 
@@ -642,3 +651,36 @@ async def test_an_app_that_listens_is_not_told_while_its_thread_computes(rule: b
             assert await status_of(client, accepted) == "canceling"
         work.release()
         assert (await follow(client, accepted)).text == "done"
+
+
+# --- what a thread can ask ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_thread_hears_of_a_cancel_wherever_that_came_in(
+    elsewhere: bool, tmp_path: Path
+) -> None:
+    heard: list[State] = []
+
+    def endpoint(request: Request) -> Response:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            job = current_job()
+            assert job is not None
+            heard.append(job.state)
+            if job.state is State.CANCELLING:
+                break
+            time.sleep(0.01)
+        return PlainTextResponse("stopped early")
+
+    def app() -> LongRunningMiddleware:
+        inner = Starlette(routes=[Route("/slow", long_running(endpoint), methods=["POST"])])
+        return LongRunningMiddleware(inner, store=SQLiteStore(tmp_path / "jobs.db"))
+
+    async with running(app()) as here, running(app()) as there:
+        accepted = await here.post("/slow")
+        await until(lambda: heard)
+        asked = await (there if elsewhere else here).post(accepted.json()["links"]["cancel"])
+        assert asked.json()["status"] == "canceling"
+        assert (await follow(here, accepted)).text == "stopped early"
+        assert set(heard) == {State.RUNNING, State.CANCELLING}

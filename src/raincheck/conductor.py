@@ -265,7 +265,7 @@ class Conductor:
         )
         if response is not None and detached.policy.coalesce is True:
             write = partial(self._learn_first, job.route, response, write)
-        if self.leases is None:  # a store in memory answers at once
+        if self.store.immediate:
             detached.job = await write()
         else:
             await self._settle(detached, write)

@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager
 from contextvars import Context
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -27,7 +28,7 @@ from raincheck.policy import Policy, seconds
 from raincheck.recording import ProtocolError, Recorder, TooLarge
 from raincheck.stopping import Reason, Stopping
 from raincheck.stores.base import Store
-from raincheck.tasks import Tasks
+from raincheck.tasks import Gate, Tasks
 
 logger = logging.getLogger("raincheck")
 
@@ -121,6 +122,7 @@ class Detached:
         "_recorder",
         "_stage",
         "_stopping",
+        "_timed_out",
         "conductor",
         "job",
         "policy",
@@ -142,6 +144,16 @@ class Detached:
         self._complete = False  # the response is recorded to its end
         self._decided = False  # the outcome is on its way into the store
         self._flushing = False
+        self._timed_out: Gate | None = None  # opens when its timeout is recorded
+
+    @property
+    def known(self) -> Job | None:
+        """See `marking.Entrance.known`."""
+        job = self.job
+        if job is None or job.state is not State.RUNNING:
+            return job
+        cancelled = self._stopping.reason is Reason.CANCELLED
+        return job._replace(state=State.CANCELLING) if cancelled else job
 
     @property
     def decided(self) -> bool:
@@ -237,6 +249,8 @@ class Detached:
             await self._stopping.stopped()
         if not self._decided:
             await self._decide_unanswered(raised=error is not None)
+        if self._timed_out is not None:
+            await self._timed_out.wait()
         await self.conductor.settled(self)
         self._recorder = None  # which refers back to this: no garbage for the collector to find
         self.conductor.ended(self)
@@ -300,12 +314,20 @@ class Detached:
             self._stopping.after(seconds(self.policy.timeout), self._out_of_time)
 
     def _out_of_time(self) -> None:
-        self.conductor.tasks.spawn(self._time_out, Context())
-
-    async def _time_out(self) -> None:
-        assert self.policy.timeout is not None
-        await self._decide(State.FAILED, error=timed_out(seconds(self.policy.timeout)))
+        """Stop it at once, however long the store takes to hear of it."""
+        if not self._decided:
+            self._close()
+            self._timed_out = self.conductor.tasks.gate()
+            self.conductor.tasks.spawn(partial(self._time_out, self._timed_out), Context())
         self.stop(Reason.TIMEOUT)
+
+    async def _time_out(self, recorded: Gate) -> None:
+        assert self.policy.timeout is not None
+        problem = timed_out(seconds(self.policy.timeout))
+        try:
+            await self.conductor.finish(self, State.FAILED, None, problem, b"")
+        finally:
+            recorded.open()
 
     # --- progress ------------------------------------------------------------------------------
 

@@ -289,6 +289,9 @@ class Jobs:
             no such job.
         """
         conductor = self._conductor
+        if (job := self.here(id)) is not None:
+            conductor.stop(id)  # first: the store may take its time
+            return await self._record_cancel(job)
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
@@ -300,13 +303,28 @@ class Jobs:
                 return await self.cancel(id)
             return await self.get(id)
         running = conductor.roster.running.get(id)
-        known = job if running is None or running.job is None else running.job
-        with suppress(IllegalTransition):  # it ended or was cancelled between these two lines
-            changed = await conductor.ledger.cancelling(known)
-            if running is not None:
+        return await self._record_cancel(job if running is None else running.job or job)
+
+    async def _record_cancel(self, job: Job) -> Job | None:
+        conductor = self._conductor
+        with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
+            changed = await conductor.ledger.cancelling(job)
+            if running := conductor.roster.running.get(job.id):
                 running.job = changed
-        await conductor.runner.cancel(id)
-        return await self.get(id)
+        await conductor.runner.cancel(job.id)
+        return await self.get(job.id)
+
+    def here(self, id: str) -> Job | None:
+        """A job whose handler runs in this process, as last recorded: it need not be looked up."""
+        running = self._conductor.roster.running.get(id)
+        if running is None or running.decided or running.job is None:
+            return None
+        return None if running.job.state is State.QUEUED else running.job
+
+    def alone(self, id: str) -> Job | None:
+        """The same, if it is certain that nobody shares it."""
+        job = self.here(id)
+        return None if job is None or self._conductor.policies.of(job).coalesce else job
 
     async def leave(self, id: str) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.
@@ -314,7 +332,7 @@ class Jobs:
         Returns:
             As `cancel()` does; a job that others still wait for goes on as it is.
         """
-        job = await self.get(id)
+        job = None if self.alone(id) else await self.get(id)
         if job is not None and not job.gone and job.clients > 1:
             with suppress(IllegalTransition):  # it is about to end by itself
                 job = await self._conductor.ledger.leave(job)

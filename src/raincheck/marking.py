@@ -60,6 +60,10 @@ class Entrance(Protocol):
     job: Job | None
     scope: Scope
 
+    @property
+    def known(self) -> Job | None:
+        """The job, `cancelling` as soon as its handler is asked to stop because of that."""
+
     def report(self, progress: Progress) -> None:
         """Note how far the handler is."""
 

@@ -39,6 +39,11 @@ def _warn_of_no_middleware() -> None:
 
 
 def current_job() -> Job | None:
-    """The job that the running code works for, as last recorded; None outside a job."""
+    """The job that the running code works for, as last recorded; None outside a job.
+
+    It is `cancelling` as soon as this process has heard of a cancel: at once of one that came in
+    here, within a second of one that came in elsewhere. Code in a thread, which cannot be stopped,
+    may ask from time to time.
+    """
     handoff = current_handoff.get()
-    return None if handoff is None else handoff.job
+    return None if handoff is None else handoff.known

@@ -204,10 +204,15 @@ class _Exchange:
         self.started = True
         await send_reply(reply, self._scope, self._send)
 
-    async def _find(self, *, waits: bool = False) -> Job | None:
-        """The job; if there is none to show, the answer has been given."""
+    async def _find(self, *, waits: bool = False, here: Job | None = None) -> Job | None:
+        """The job; if there is none to show, the answer has been given.
+
+        Args:
+            waits: whether it may be waited for.
+            here: the job as it is known without asking the store, if that is enough.
+        """
         jobs = self._routes.jobs
-        job = await self._own()
+        job = await self._own(here)
         if waits and job is not None and not job.gone and not job.finished:
             wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
             if wait:
@@ -220,7 +225,7 @@ class _Exchange:
             return job
         return None
 
-    async def _own(self) -> Job | None:
+    async def _own(self, here: Job | None = None) -> Job | None:
         """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
         asking, owners = None, self._routes.owners
         if not owners.nobody(self._scope):
@@ -228,6 +233,8 @@ class _Exchange:
                 asking = await owners.of(self._scope)
             except OwnerError:
                 return None
+        if here is not None and same(here.owner, asking):
+            return here
         jobs = self._routes.jobs
         job = await jobs.get(self.id)
         if job is None:  # so that an unknown id takes as long as a foreign one
@@ -266,7 +273,7 @@ class _Exchange:
             await self.reply(self._dialect.monitor(job, self._urls(job), self._expected(job)))
 
     async def _cancel(self) -> None:
-        if not await self._find():
+        if not await self._find(here=self._routes.jobs.alone(self.id)):
             return
         job = await self._routes.jobs.leave(self.id)
         if job is None or job.gone:
@@ -277,7 +284,7 @@ class _Exchange:
             await self.reply(self._dialect.cancelled(job, self._urls(job), self._expected(job)))
 
     async def _delete(self) -> None:
-        found = await self._find()
+        found = await self._find(here=self._routes.jobs.alone(self.id))
         if found is None:
             return
         job = found
@@ -285,6 +292,9 @@ class _Exchange:
             job = await self._routes.jobs.delete(self.id) or found
         elif not found.finished:  # else the others can read it, and which of them asks is not known
             job = await self._routes.jobs.leave(self.id) or found
+        if job.gone:  # it was deleted before, and its handler has not ended since
+            await self._find()
+            return
         reply = self._dialect.deleted(
             job, self._urls(job), self._expected(job), finished=found.finished
         )

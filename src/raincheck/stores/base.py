@@ -52,6 +52,10 @@ class Store(ABC):
     shared: ClassVar[bool]
     """Whether other processes that open the same store see the same jobs."""
 
+    immediate: ClassVar[bool] = False
+    """Whether a change is made before its call could wait for anything, so that a cancellation of
+    whoever calls cannot cut it short."""
+
     async def open(self) -> None:  # noqa: B027  # a store may have nothing to see
         """See whether it can work as it is set up; called when the jobs open.
 

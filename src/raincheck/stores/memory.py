@@ -38,6 +38,7 @@ class MemoryStore(Store):
     """
 
     shared: ClassVar[bool] = False
+    immediate: ClassVar[bool] = True
 
     _clock: Callable[[], float] = staticmethod(anyio.current_time)
 
