@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -152,6 +154,11 @@ class DamagedStore(MemoryStore):
         self.unreadable.remove(id)
         self._discarded.add(id)
         return await super().replace(job.tombstone(0.0, 0.0))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What raincheck itself has logged."""
+    return [record for record in caplog.records if record.name == "raincheck"]
 
 
 async def settled() -> None:

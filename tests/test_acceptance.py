@@ -46,7 +46,17 @@ from raincheck import (
 from raincheck.errors import StoreError
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
+from tests.support import (
+    Gate,
+    RawRequest,
+    app_of,
+    client_of,
+    gated,
+    running,
+    said,
+    settled,
+    slow_route,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -370,7 +380,7 @@ async def test_a_decorated_endpoint_is_synchronous_where_a_path_rule_says_so(
         assert (response.status_code, response.json()) == (200, {"job": False})
         accepted = await client.post("/slow", headers={"prefer": "respond-async"})
         assert (await follow(client, accepted)).json() == {"job": True}
-    assert caplog.records == []
+    assert said(caplog) == []
 
 
 async def test_an_endpoint_that_no_request_was_expected_to_enter_says_so(
@@ -385,7 +395,7 @@ async def test_an_endpoint_that_no_request_was_expected_to_enter_says_so(
 
     async with running(app_of(Route("/slow", hidden))) as client:
         assert [(await client.get("/slow")).status_code for _ in range(2)] == [200, 200]
-    (record,) = caplog.records
+    (record,) = said(caplog)
     assert "was entered without a LongRunningMiddleware" in record.getMessage()
 
 

@@ -37,6 +37,7 @@ from tests.support import (
     client_of,
     gated,
     running,
+    said,
     settled,
     slow_route,
     unfinished,
@@ -446,7 +447,7 @@ async def test_a_setting_without_effect_is_told_once_at_the_start(
     app = LongRunningMiddleware(inner, store=store(), routes=rules)
     async with lifespan(app):
         pass
-    warnings = [record.getMessage() for record in caplog.records]
+    warnings = [record.getMessage() for record in said(caplog)]
     assert len(warnings) == (told is not None)
     assert told is None or f"POST /c: {told}" in warnings[0]
 

@@ -130,10 +130,24 @@ def test_a_job_that_waits_changes_hands() -> None:
     assert queued.held_by(None).holder is None
 
 
+def test_a_job_that_is_given_back_knows_since_when_nobody_has_its_route() -> None:
+    queued = job(State.QUEUED, holder="here", replayable=True, attempts=2)
+    once = queued.given_back(105.0)
+    assert once == queued._replace(version=2, attempt=1, holder=None, orphaned_at=105.0)
+    assert once.given_back(106.0).orphaned_at == 105.0
+    assert once.held_by("there").orphaned_at == 105.0
+    running = once.start(107.0, "there")
+    assert running.orphaned_at is None
+    assert running.requeue().given_back(108.0).orphaned_at == 108.0
+    assert move(once, State.CANCELLED).orphaned_at is None
+
+
 @pytest.mark.parametrize("state", [state for state in State if state is not State.QUEUED])
 def test_a_job_that_does_not_wait_changes_no_hands(state: State) -> None:
     with pytest.raises(IllegalTransition, match=f"a {state} job does not wait"):
         job(state).held_by("there")
+    with pytest.raises(IllegalTransition, match=f"a {state} job does not wait"):
+        job(state).given_back(105.0)
 
 
 def test_whoever_had_a_job_before_it_changed_hands_is_known_by_the_older_number() -> None:

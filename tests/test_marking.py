@@ -22,6 +22,7 @@ from raincheck import ConfigurationError, Policy, current_job, long_running, rep
 from raincheck.errors import Release
 from raincheck.job import Job, Progress
 from raincheck.marking import Mark, current_handoff, mark_of
+from tests.support import said
 
 pytestmark = pytest.mark.anyio
 
@@ -495,9 +496,9 @@ async def test_an_endpoint_without_a_middleware_says_so_once(
     anew = long_running(name="slow")(inspect.unwrap(endpoint))
     for _ in range(3):
         assert await anew(1) == "1 b 0.5"
-    (record,) = caplog.records
+    (record,) = said(caplog)
     assert record.levelno == logging.WARNING
     assert "slow is marked long-running, and was entered without" in record.getMessage()
     with behind(Door(accepts=False)):
         await long_running(three)(0, 1)
-    assert len(caplog.records) == 1
+    assert len(said(caplog)) == 1

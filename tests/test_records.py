@@ -59,6 +59,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "gone": st.booleans(),
     "owner": st.none() | texts,
     "clients": st.integers(-1, 2**31),
+    "orphaned_at": st.none() | times,
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -160,6 +161,7 @@ FULL = Job(
     gone=True,
     owner="ann",
     clients=2,
+    orphaned_at=1700000000.5,
 )
 REQUEST = CapturedRequest(
     method="POST",
@@ -174,7 +176,7 @@ REQUEST = CapturedRequest(
     client=("192.0.2.1", 4711),
     server=("example.org", None),
 )
-TIMES = ("created_at", "started_at", "finished_at", "expires_at", "purge_at")
+TIMES = ("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at")
 LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
 
 GOLDEN = [
@@ -191,7 +193,7 @@ GOLDEN = [
         b'"progress":[0.5,"halb fertig: \\u00bd"],'
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
-        b'"clients":2}',
+        b'"clients":2,"orphaned_at":1700000000.5}',
     ),
 ]
 GOLDEN_REQUESTS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 
@@ -10,6 +11,7 @@ import anyio
 from starlette.types import ASGIApp, Scope
 
 from raincheck.acceptance import Acceptance
+from raincheck.conductor import MOST_LEASES
 from raincheck.errors import (
     INTERRUPTED,
     LOST_WORKER,
@@ -22,6 +24,7 @@ from raincheck.errors import (
 )
 from raincheck.handoff import Handoff
 from raincheck.job import Job, State
+from raincheck.messages import CapturedRequest
 from raincheck.policy import seconds
 from raincheck.roster import Waiting
 from raincheck.stopping import Reason
@@ -34,9 +37,6 @@ _LONGEST_BACKOFF = 60.0
 
 REPLAY = "raincheck.replay"
 """The key that is true in the scope of a request which the app is given once more."""
-
-# Leases after which a job that an engine was told of, and has not begun, is brought again, at most.
-_MOST_LEASES = 16
 
 
 class Attempts:
@@ -101,11 +101,33 @@ class Attempts:
             policy=conductor.policies.of(waiting.job),
         )
         handoff.job, handoff.ticket = waiting.job, waiting.ticket
-        if await conductor.begin(handoff):
+        if conductor.policies.knows(waiting.job.route) is None:
+            await self._seek(waiting, handoff, request)
+        elif await conductor.begin(handoff):
             handoff.replay(request)
             await self._run(handoff, waiting.context)
         else:
             conductor.ended(handoff)
+
+    async def _seek(self, waiting: Waiting, handoff: Handoff, request: CapturedRequest) -> None:
+        """Run a job whose route the app may not have; where it has not, nothing has happened.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        conductor = self._conductor
+        handoff.seek(request, seconds(conductor.limits.abandon_after))
+        await self._run(handoff, waiting.context)
+        if handoff.full is not None:
+            raise handoff.full
+        if handoff.seeks and conductor.roster.waits(waiting):
+            conductor.drop(waiting)
+            await self._give_back(waiting.job)
+
+    async def _give_back(self, job: Job) -> None:
+        """Leave a job to a process that has its route; unless it has moved on."""
+        with suppress(IllegalTransition, UnreadableRecord):
+            await self._conductor.give_back(job)
 
     async def _run(self, handoff: Handoff, context: Context) -> None:
         """Run the app to its end, in a context of its own."""
@@ -144,6 +166,9 @@ class Attempts:
             logger.warning("job %s cannot run here: %s", id, error)
             return None
         if job is None or job.gone or job.state is not State.QUEUED or conductor.roster.has(id):
+            return None
+        if conductor.policies.knows(job.route) is False:
+            await self._give_back(job)
             return None
         if conductor.closing:
             await conductor.submit_again(job)
@@ -209,6 +234,9 @@ class Attempts:
             elif not job.replayable:
                 ttl = conductor.policies.ttl(job)
                 await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=LOST_WORKER)
+            elif conductor.policies.knows(job.route) is False:
+                if found.idle >= seconds(conductor.limits.abandon_after):
+                    await conductor.give_up(job)
             elif job.state is State.RUNNING:
                 backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
                 job = await conductor.ledger.requeue(job, min(backoff, _LONGEST_BACKOFF))
@@ -247,7 +275,7 @@ class Attempts:
             # Of the changes of hands each run has three: it begins, is taken back and is brought.
             assert conductor.lease is not None
             calls = max(0, job.attempt - 3 * job.runs - 1)
-            lease = conductor.lease * min(2**calls, _MOST_LEASES)
+            lease = conductor.lease * min(2**calls, MOST_LEASES)
             await conductor.store.renew({job.id: job.attempt}, lease)
             return
         waiting = self._place(job)

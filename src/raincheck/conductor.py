@@ -15,6 +15,7 @@ from raincheck.admission import Ticket
 from raincheck.detached import Detached
 from raincheck.errors import (
     INTERRUPTED,
+    UNKNOWN_ROUTE,
     ConfigurationError,
     IllegalTransition,
     LeaseLost,
@@ -47,6 +48,9 @@ _CONFIRMED_WITHIN = 0.05
 
 # How many refused jobs are taken back at once: an outage may have left thousands.
 _TOGETHER = 16
+
+# Leases after which a job that waits for others is brought again, or looked for, at most.
+MOST_LEASES = 16
 
 # Seconds between tries to begin a job of a route of which so many run elsewhere as may.
 _UNBLOCK_INTERVAL = 0.5
@@ -124,6 +128,7 @@ class Conductor:
         self._confirming: set[str] = set()
         self._sweeping = False
         self._unblocking = False
+        self._foreign: set[str] = set()
 
     def know_nothing(self) -> None:
         """Forget whether store and engine answered: that was on another event loop, if ever."""
@@ -209,6 +214,37 @@ class Conductor:
                 await self.ledger.let_go(waiting.job)
         else:
             await self.submit_again(waiting.job)
+
+    def waits(self, id: str) -> bool:
+        """Whether a job waits for its turn here, or has it and has not begun."""
+        return id in self.roster.waiting
+
+    async def give_back(self, job: Job) -> None:
+        """Leave a job whose route this process does not have to one that has it.
+
+        Once none has come for `Limits.abandon_after`, it has failed.
+
+        Raises:
+            IllegalTransition: it has moved on.
+        """
+        assert self.lease is not None
+        waited = 0.0 if job.orphaned_at is None else max(0.0, self.clock() - job.orphaned_at)
+        left = seconds(self.limits.abandon_after) - waited
+        if left <= 0:
+            await self.give_up(job)
+            return
+        # Ever more rarely: the others may be many, and it is a new start of the app each time.
+        lease = min(max(self.lease, waited), MOST_LEASES * self.lease, left)
+        await self.ledger.give_back(job, lease)
+        if job.route not in self._foreign:
+            self._foreign.add(job.route)
+            logger.info("jobs of %s are left to processes that have that route", job.route)
+
+    async def give_up(self, job: Job) -> None:
+        """End a job for which no process has come that has its route. Raises as the ledger does."""
+        logger.warning("job %s (%s) has failed: no process has that route", job.id, job.route)
+        ttl = self.policies.ttl(job)
+        await self.ledger.finish(job, State.FAILED, ttl=ttl, error=UNKNOWN_ROUTE)
 
     # --- for those who run ---------------------------------------------------------------------
 

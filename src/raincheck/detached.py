@@ -64,6 +64,9 @@ class Conductor(Protocol):
     limiter: anyio.CapacityLimiter
     cancel_grace: float
 
+    def waits(self, id: str) -> bool:
+        """Whether a job waits for its turn here, or has it and has not begun."""
+
     async def begin(self, detached: Detached) -> bool:
         """Record that a job which waited runs now; False if it was cancelled meanwhile.
 

@@ -99,6 +99,14 @@ LOST_WORKER = Problem(
 )
 """Nobody renewed the job's lease, and it may not run again."""
 
+UNKNOWN_ROUTE = Problem(
+    "unknown-route",
+    502,
+    "No process knows the job's route",
+    "Its endpoint was renamed or taken away while the job waited.",
+)
+"""No process has come that has an endpoint of the job's route."""
+
 
 class RaincheckError(Exception):
     """The root of everything raincheck raises on purpose."""

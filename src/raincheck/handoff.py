@@ -98,6 +98,8 @@ class Handoff(Detached):
         refusal: why it was refused.
         error: what the app raised without having been accepted.
         handed_over: opens with acceptance, or with the app's end.
+        seeks: whether the endpoint of the job's route is looked for, and has not been entered.
+        full: why the job could not begin when it was.
     """
 
     __slots__ = (
@@ -117,6 +119,7 @@ class Handoff(Detached):
         "decision",
         "error",
         "fields",
+        "full",
         "handed_over",
         "inner",
         "keyed",
@@ -124,6 +127,7 @@ class Handoff(Detached):
         "refusal",
         "replayed",
         "scope",
+        "seeks",
         "state",
         "upload",
         "vary",
@@ -171,6 +175,8 @@ class Handoff(Detached):
         self._entered = False
         self._released = False  # the job waits without this request, and a replay will run it
         self._answered = False  # something of a response has gone to the client
+        self.seeks = False
+        self.full: NoRoom | None = None
 
     # --- acceptance ----------------------------------------------------------------------------
 
@@ -180,6 +186,8 @@ class Handoff(Detached):
             return False
         self._entered = True
         if self.job is not None:  # a path rule or a replay: accepted before it began
+            if self.seeks:
+                await self._found(mark)
             self._learn_policy(mark)
             return self._stage is RECORDING
         if self._answered:
@@ -311,6 +319,48 @@ class Handoff(Detached):
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
         self.upload = Upload.of(request.body)
+        self.record()
+
+    def seek(self, request: CapturedRequest, patience: float) -> None:
+        """Look for the endpoint of the job's route: nobody here has seen it.
+
+        What the app sends goes nowhere until it is entered, and then the job begins.
+
+        Args:
+            request: the captured request.
+            patience: seconds until the app is stopped if it has not been entered.
+        """
+        self.upload = Upload.of(request.body)
+        self._stage = CLOSED
+        self.seeks = self._released = True
+        self._hand_over()
+        self._stopping.after(patience, self._seek_no_longer)
+
+    def _seek_no_longer(self) -> None:
+        if self.seeks:
+            self.stop(Reason.LOST)
+
+    async def _found(self, mark: Mark) -> None:
+        """Begin, if this is the endpoint that is looked for.
+
+        Raises:
+            Release: it is another one; or the job may not begin, or not yet.
+        """
+        route, self.policy = self._acceptor.route_of(mark)
+        assert self.job is not None
+        if route != self.route or not self.conductor.waits(self.job.id):
+            raise Release(202)
+        self.seeks = self._released = False
+        try:
+            with self._stopping.noted():
+                begun = await self.conductor.begin(self)
+        except NoRoom as full:
+            self.full, self._released = full, True
+            raise Release(202) from None
+        if not begun:
+            self._close()  # there is nothing to record: it has ended, or is somebody else's
+        if not begun or self._stopping.reason is not None:
+            raise Release(202)
         self.record()
 
     def turn(self) -> None:

@@ -86,6 +86,7 @@ class Job(NamedTuple):
         gone: this is a tombstone: the id was a job's, and little else is kept.
         owner: who may see it; None if its id is enough.
         clients: how many requests share it, less those that were cancelled.
+        orphaned_at: since when those who were to run it did not have its route.
         extra: fields of its record that only a newer version knows; kept as they came.
     """
 
@@ -110,6 +111,7 @@ class Job(NamedTuple):
     gone: bool = False
     owner: str | None = None
     clients: int = 1
+    orphaned_at: float | None = None
     extra: Mapping[str, Any] | None = None
 
     @classmethod
@@ -212,6 +214,7 @@ class Job(NamedTuple):
             replayable=self.replayable and runs < self.attempts,
             holder=holder,
             started_at=now,
+            orphaned_at=None,
         )
 
     def held_by(self, holder: str | None) -> Job:
@@ -223,6 +226,15 @@ class Job(NamedTuple):
         if self.state is not State.QUEUED:
             raise IllegalTransition(f"a {self.state} job does not wait")
         return self._replace(version=self.version + 1, attempt=self.attempt + 1, holder=holder)
+
+    def given_back(self, now: float) -> Job:
+        """The next version, waiting for a process that has its route.
+
+        Raises:
+            IllegalTransition: it does not wait.
+        """
+        since = now if self.orphaned_at is None else self.orphaned_at
+        return self.held_by(None)._replace(orphaned_at=since)
 
     def requeue(self) -> Job:
         """The next version, waiting again after its run was interrupted.
@@ -293,6 +305,7 @@ class Job(NamedTuple):
                 False,  # gone
                 self.owner,
                 self.clients,
+                None,  # orphaned_at
                 self.extra,
             )
         )

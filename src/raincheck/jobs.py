@@ -107,6 +107,7 @@ class Jobs:
         status: ASGIApp,
         policy: Policy,
         rules: Mapping[str, Policy],
+        complete: Callable[[], bool],
         owners: Owners,
         mount: str,
     ) -> None:
@@ -121,7 +122,7 @@ class Jobs:
             )
         self._attempts.app, self._status = app, status
         self._conductor.runner.attach(door)
-        self._conductor.policies.bind(policy, rules)
+        self._conductor.policies.bind(policy, rules, complete=complete)
         self.acceptance.owners = owners
         self.acceptance.ids = Ids(mount)
 

@@ -88,6 +88,22 @@ class Ledger:
         free = partial(self._advance, job, lambda job: job.held_by(None), fenced=True, lease=0.0)
         await self.patiently(free)
 
+    async def give_back(self, job: Job, lease: float) -> None:
+        """Let a job wait for a process that has its route.
+
+        Args:
+            job: the version known here.
+            lease: seconds until it is looked for.
+
+        Raises:
+            IllegalTransition: it does not wait any more.
+        """
+        now = self._clock()
+        again = partial(
+            self._advance, job, lambda job: job.given_back(now), fenced=True, lease=lease
+        )
+        await self.patiently(again)
+
     async def requeue(self, job: Job, lease: float) -> Job:
         """Let it wait again after its run was interrupted, so that somebody takes it over.
 

@@ -112,6 +112,7 @@ class LongRunningMiddleware:
             status=self._status,
             policy=policy,
             rules=routes or {},
+            complete=self._routing.complete,
             owners=owners,
             mount=path,
         )

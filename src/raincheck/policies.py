@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from raincheck.errors import ConfigurationError
 from raincheck.job import Bounds, Job, State
@@ -47,15 +47,24 @@ class Policies:
         self._marks: dict[str, Mark] = {}
         self._told: set[str] = set()
         self._rules: Collection[str] = ()
+        self._complete: Callable[[], bool] = bool  # nothing was
 
-    def bind(self, default: Policy, rules: Mapping[str, Policy]) -> None:
+    def bind(
+        self, default: Policy, rules: Mapping[str, Policy], *, complete: Callable[[], bool]
+    ) -> None:
         """Take the policy that holds where nothing else is said, and those of path rules.
+
+        Args:
+            default: the policy.
+            rules: the path rules'.
+            complete: whether all endpoints of the app were read by now.
 
         Raises:
             ConfigurationError: one of them does not go with the runner.
         """
         self.by_route.default = default
         self._rules = rules.keys()
+        self._complete = complete
         for name, policy in rules.items():
             self.by_route[name] = self._checked(name, policy)
 
@@ -78,6 +87,13 @@ class Policies:
             self.by_route[name] = self._checked(name, policy)
             self._marks[name] = mark
         return name, self.by_route[name]
+
+    def knows(self, route: str) -> bool | None:
+        """Whether this process has a route; None if only a request to the app can tell."""
+        if route in self.by_route:
+            return True
+        # The names of path rules have a slash, and no others: all of them are known.
+        return False if "/" in route or self._complete() else None
 
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""

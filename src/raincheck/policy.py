@@ -184,7 +184,7 @@ class Limits:
         store_timeout: seconds that a call to a shared store may take; then it counts as failed.
             Default 10.
         abandon_after: seconds after the end of its lease when a job that no process could take
-            over is given up: nobody can read its record. Default 3600.
+            over is given up: nobody can read its record, or has its route. Default 3600.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.

@@ -57,6 +57,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "gone": _FLAG,
     "owner": _TEXT,
     "clients": _NUMBER,
+    "orphaned_at": _TIME,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
     "method": _TEXT,

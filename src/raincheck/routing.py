@@ -162,11 +162,16 @@ class Routing:
             self._check_rule(rule)
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
+        self._complete = False
         self._near: tuple[str, ...] = ()
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
         self._seen: list[tuple[Sequence[BaseRoute], int]] = [((), -1)]
         _check_callers(load=False)
+
+    def complete(self) -> bool:
+        """Whether all endpoints of the app were read."""
+        return self._complete
 
     def near(self, scope: Scope) -> str | None:
         """The path of a request, below `root_path`, if it begins like one of ours; else None.
@@ -211,6 +216,7 @@ class Routing:
                 by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
         self._by_mark, self._seen = by_mark, seen
+        self._complete = all(there.marks is not None for there in found)
         if check:
             self._check_mount(found, mounted=mounted)
             _check_order(found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -39,6 +40,7 @@ class Stopping:
         "_done",
         "_grace",
         "_listeners",
+        "_noted",
         "_stoppers",
         "_tasks",
         "_threads",
@@ -57,6 +59,7 @@ class Stopping:
         self._listeners = 0
         self._asked = False
         self._done = False
+        self._noted = False
         self._threads: _Threads | None = None
 
     def inside(self) -> Stopper:
@@ -71,6 +74,15 @@ class Stopping:
             call_off()
         self._timers[callback] = self._tasks.call_later(delay, callback)
 
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """The block in which a request to stop is only noted; whoever enters it looks after it."""
+        self._noted = True
+        try:
+            yield
+        finally:
+            self._noted = False
+
     def stop(self, reason: Reason) -> None:
         """Ask the app to stop: by `http.disconnect`, and by cancellation at its next await.
 
@@ -79,7 +91,7 @@ class Stopping:
         asked, self.reason = self.reason, reason
         if asked is Reason.LOST or (asked is Reason.INTERRUPTED and reason is not Reason.LOST):
             self.reason = asked
-        if asked is None and not self._done:
+        if asked is None and not self._done and not self._noted:
             self._threads = _Threads(self._ask)
             self.after(self._grace, self._threads.lose_patience)
             self._ask()
