@@ -64,6 +64,7 @@ LAYERS = {
     "progress": 2,
     "tasks": 2,
     "threads": 2,
+    "shutdown": 2,
     "stopping": 2,
     "uploads": 2,
     "ledger": 2,

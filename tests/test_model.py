@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import anyio
 import pytest
@@ -269,6 +269,8 @@ class World:
 
     def shut_down(self) -> None:
         self.drained = self.now + DRAIN
+        for job in self.jobs:  # nobody waits for its response any more
+            job.awaited = min(job.awaited, self.now)
         self._close()
 
     def restart(self) -> None:
@@ -701,16 +703,27 @@ class Answer:
 
 @dataclass
 class Pending:
-    """A request that waits: for the response of its job, or for the job to change."""
+    """A request that waits for its response, or a long poll of the status URL or the monitor."""
 
     request: RawRequest
     future: Future[None]
     job: Expected
-    polls: bool
+    kind: Literal["submission", "result", "monitor"]
+    asked: float
     until: float
     since: int  # how many states the job had been in
     touched: int
     replayed: bool = False
+
+    def due(self, now: float) -> bool:
+        """Whether it must have been answered."""
+        job = self.job
+        if now >= self.until or (job.gone and self.kind != "submission"):
+            return True
+        if self.kind == "submission":
+            return (job.finished and not job.gone) or job.answered
+        changed = len(job.states) > self.since and now >= self.asked + 1
+        return job.finished or (changed and self.kind == "monitor")
 
 
 # --- the machine -------------------------------------------------------------------------------
@@ -825,7 +838,9 @@ class Conversation(RuleBasedStateMachine):
         if wait:
             since = len(job.states) - (job.finished and new)
             until = world.now + wait
-            waits = Pending(request, future, job, False, until, since, job.touched, replayed)
+            waits = Pending(
+                request, future, job, "submission", world.now, until, since, job.touched, replayed
+            )
             self.pending.append(waits)
             return
         answer = self.answer_of(request, future)
@@ -854,9 +869,12 @@ class Conversation(RuleBasedStateMachine):
         request = RawRequest(path, "GET", **self.fields(job.owner, wait=wait))
         request.feed()
         future = self.server.begin(request)
-        until = self.world.now + (0 if job.finished or self.world.buried(job) else wait)
-        polls = Pending(request, future, job, True, until, len(job.states), job.touched)
-        self.pending.append(polls)
+        now = self.world.now
+        stops = self.world.drained is not None
+        until = now + (0 if job.finished or self.world.buried(job) or stops else wait)
+        kind: Literal["monitor", "result"] = "monitor" if monitor else "result"
+        since = len(job.states)
+        self.pending.append(Pending(request, future, job, kind, now, until, since, job.touched))
 
     @precondition(has_jobs)
     @rule(number=picks, stranger=strangers)
@@ -913,8 +931,13 @@ class Conversation(RuleBasedStateMachine):
     def shut_down(self) -> None:
         running, queued = len(self.world.active), len(self.world.queue)
         event(f"shut down, running: {running > 0}, queued: {queued > 0}")
+        self.stop()
+
+    def stop(self) -> None:
         self.server.stop()
         self.world.shut_down()
+        for waits in self.pending:  # whoever waits is answered
+            waits.until = min(waits.until, self.world.now)
 
     @precondition(lambda self: self.world.closed)
     @rule()
@@ -965,27 +988,26 @@ class Conversation(RuleBasedStateMachine):
     def whoever_waits_is_answered_in_time(self) -> None:
         left = []
         for waits in self.pending:
-            job, now = waits.job, self.world.now
-            changed = len(job.states) > waits.since or job.gone
-            ended = (job.finished and not job.gone) or job.answered
-            due = now >= waits.until or (changed if waits.polls else ended)
-            may = due or job.touched > waits.touched or job.gone
+            job, submission = waits.job, waits.kind == "submission"
+            due = waits.due(self.world.now)
+            may = due or (submission and (job.touched > waits.touched or job.gone))
             assert waits.future.done() if due else may or not waits.future.done()
             if not waits.future.done():
                 left.append(waits)
-            elif waits.polls:
-                self.check_poll(waits)
-            else:
+            elif submission:
                 self.check_response(waits)
+            else:
+                self.check_poll(waits)
         self.pending = left
 
     def check_poll(self, waits: Pending) -> None:
         answer, job = self.answer_of(waits.request, waits.future), waits.job
         if answer.status in (404, 410) and self.world.buried(job):
             return
-        touched = job.touched > waits.touched
-        new = [state for since, state in job.states[waits.since :] if since <= waits.until]
-        allowed = [*new, job.states[waits.since - 1][1]] if touched or not new else new
+        known, *new = job.states[waits.since - 1 :]
+        allowed = [state for since, state in new if since <= waits.until]
+        if not any(since < waits.until for since, _ in new):  # what comes at its end may be late
+            allowed.append(known[1])
         if job.finished and job.state in allowed and not self.server_document(answer):
             self.check_result(job, answer)
         else:
@@ -1118,8 +1140,7 @@ class Conversation(RuleBasedStateMachine):
         try:
             failed = sys.exception() is not None
             if self.world.drained is None:
-                self.server.stop()
-                self.world.shut_down()
+                self.stop()
             for seconds in (6, 100):  # drained, but not cleaned up; all over
                 self.server.pass_time(seconds)
                 self.world.advance(self.world.now + seconds)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
@@ -17,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, report
+from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, Policy, report
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
@@ -243,30 +246,97 @@ async def test_a_tombstone_answers_410_for_a_while_and_then_404() -> None:
         assert len(jobs.store) == 0  # type: ignore[arg-type] # a MemoryStore
 
 
-async def test_a_long_poll_answers_when_the_job_changes() -> None:
-    async def answer(request: Request) -> dict[str, str]:
-        await anyio.sleep(10)
-        report(0.5, "half")
-        await anyio.sleep(10)
-        return {"done": "yes"}
+async def in_steps(request: Request) -> dict[str, str]:
+    """After 10 seconds a report, and after 10 more the end."""
+    await anyio.sleep(10)
+    report(0.5, "half")
+    await anyio.sleep(10)
+    return {"done": "yes"}
 
-    async with running(app_of(slow_route(answer))) as client:
+
+@asynccontextmanager
+async def timed(wait: str = "wait=25, respond-async") -> AsyncIterator[Any]:
+    """Sends requests, and gives each answer with the seconds since the start."""
+    routes = slow_route(in_steps), gated(gate := Gate(), "/gated", max_running=1)
+    shared = slow_route(in_steps, "/shared", coalesce=True)
+    async with running(app_of(*routes, shared)) as client:
+        start = anyio.current_time()
+
+        async def ask(url: str, method: str = "GET") -> tuple[httpx.Response, float]:
+            response = await client.request(method, url, headers={"prefer": wait})
+            return response, round(anyio.current_time() - start)
+
+        yield client, ask
+        gate.open()
+
+
+async def test_a_long_poll_of_the_status_url_answers_when_the_job_has_finished() -> None:
+    async with timed() as (client, ask):
+        url = (await client.post("/slow")).headers["location"]
+        response, moment = await ask(url)
+        assert (response.status_code, response.json(), moment) == (200, {"done": "yes"}, 20)
+        assert (await ask(url))[1] == 20
+
+
+async def test_a_long_poll_of_the_monitor_answers_when_state_or_progress_changes() -> None:
+    async with timed() as (client, ask):
+        url = (await client.post("/slow")).headers["location"] + "/status"
+        response, moment = await ask(url)
+        assert (response.json()["progress"], moment) == (0.5, 10)
+        response, moment = await ask(url)
+        assert (response.json()["status"], moment) == ("succeeded", 20)
+
+
+async def test_a_long_poll_of_the_monitor_is_no_answer_a_moment_for_what_changes_all_the_time() -> (
+    None
+):
+    async def busy(request: Request) -> None:
+        for step in range(40):
+            report(step / 40)
+            await anyio.sleep(0.1)
+
+    async with running(app_of(slow_route(busy))) as client:
+        url = (await client.post("/slow")).headers["location"] + "/status"
+        answers, status = 0, "running"
+        while status == "running":
+            answer = await client.get(url, headers={"prefer": "wait=25"})
+            answers, status = answers + 1, answer.json()["status"]
+        assert answers <= 5
+        assert status == "succeeded"
+
+
+async def test_a_long_poll_of_the_monitor_answers_at_once_when_the_job_ends() -> None:
+    async def quick(request: Request) -> None:
+        await anyio.sleep(0.3)
+
+    async with running(app_of(slow_route(quick))) as client:
         url = (await client.post("/slow")).headers["location"]
         start = anyio.current_time()
-        headers = {"prefer": "wait=30, respond-async"}
-        first = await client.get(url, headers=headers)
-        assert (first.status_code, first.json()["progress"]) == (202, 0.5)
-        assert anyio.current_time() - start == pytest.approx(10, abs=0.5)
-        second = await client.get(url, headers=headers)
-        assert (second.status_code, second.json()) == (200, {"done": "yes"})
-        assert anyio.current_time() - start == pytest.approx(20, abs=0.5)
-        third = await client.get(url, headers=headers)
-        assert third.status_code == 200
-        assert anyio.current_time() - start == pytest.approx(20, abs=0.5)
+        monitor = await client.get(url + "/status", headers={"prefer": "wait=25"})
+        assert monitor.json()["status"] == "succeeded"
+        assert anyio.current_time() - start < 0.9
+
+
+async def test_a_queue_position_and_who_joins_a_run_wake_nobody() -> None:
+    async with timed() as (client, ask):
+        queued = [(await client.post("/gated")).json()["links"] for _ in range(3)]
+        await client.post("/shared")
+        shared = (await client.post("/shared")).json()["links"]
+        async with anyio.create_task_group() as group:
+
+            async def poll(url: str, seconds: float) -> None:
+                response, moment = await ask(url)
+                assert (response.status_code, moment) == (200, seconds)
+
+            group.start_soon(poll, queued[2]["self"], 25)
+            group.start_soon(poll, shared["self"], 10)  # the report
+            await anyio.sleep(5)
+            assert (await client.post(queued[1]["cancel"])).json()["status"] == "canceled"
+            assert (await client.post(shared["cancel"])).json()["status"] == "running"
 
 
 @pytest.mark.parametrize(
-    ("prefer", "seconds"), [("wait=3", 3), ("wait=3600", 30), ("wait", 30), ("wait=x", 0), ("", 0)]
+    ("prefer", "seconds"), [("wait=3", 3), ("wait=3600", 25), ("wait", 25), ("wait=x", 0), ("", 0)]
 )
 async def test_a_long_poll_ends_when_the_time_has_passed(prefer: str, seconds: int) -> None:
     async with running(app_of(gated(gate := Gate()))) as client:
@@ -276,6 +346,16 @@ async def test_a_long_poll_ends_when_the_time_has_passed(prefer: str, seconds: i
             response = await client.get(route, headers={"prefer": prefer})
             assert response.json()["status"] == "running"
             assert anyio.current_time() - start == pytest.approx(seconds, abs=0.2)
+        gate.open()
+
+
+async def test_a_middleware_may_bound_long_polls_further() -> None:
+    app = app_of(gated(gate := Gate()), policy=Policy(max_wait=7))
+    async with running(app) as client:
+        url = (await client.post("/slow")).headers["location"]
+        start = anyio.current_time()
+        await client.get(url, headers={"prefer": "wait"})
+        assert anyio.current_time() - start == pytest.approx(7, abs=0.2)
         gate.open()
 
 

@@ -25,6 +25,7 @@ from raincheck.owners import Owners
 from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.runners.base import Attempt, Runner
 from raincheck.runners.local import LocalRunner
+from raincheck.shutdown import Waits
 from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
@@ -95,6 +96,7 @@ class Jobs:
         self._attempts = Attempts(self.acceptance)
         self._conductor.runner.bind(self._attempts.attempt, self._conductor.stop, self._spawn)
         self._status: ASGIApp | None = None
+        self._waits: Waits  # since `open()`
         self._open = False
 
     # --- the middleware's side -----------------------------------------------------------------
@@ -145,6 +147,7 @@ class Jobs:
         orphaned = (*conductor.roster.running, *conductor.roster.waiting)
         conductor.reset()
         conductor.tasks = open_tasks()
+        self._waits = Waits(conductor.tasks)
         conductor.limiter = anyio.CapacityLimiter(conductor.limits.max_running)
         self._open = True
         if lifespan is None:
@@ -207,6 +210,7 @@ class Jobs:
         conductor = self._conductor
         roster, grace = conductor.roster, conductor.cancel_grace
         conductor.closing = True
+        self._waits.end()
         with anyio.move_on_after(seconds(conductor.limits.drain_timeout)):
             await roster.until_idle()
         with anyio.move_on_after(grace):
@@ -262,21 +266,32 @@ class Jobs:
 
     async def get(self, id: str) -> Job | None:
         """A job, or the tombstone of one; None if there is neither."""
-        job = await self.store.get(id)
+        return self._aged(await self.store.get(id))
+
+    def _aged(self, job: Job | None) -> Job | None:
         if job is not None and not job.gone and job.expired(now := self.clock()):
             return job.tombstone(now)
         return job
 
-    async def changed(self, id: str, after_version: int, wait: float) -> Job | None:
-        """The same, as soon as it is newer than `after_version`, or after `wait` seconds."""
-        with anyio.move_on_after(wait):
-            await self.store.changed(id, after_version)
-        return await self.get(id)
+    async def until(self, job: Job, done: Callable[[Job], bool], wait: float) -> Job | None:
+        """The newest version of a job, as soon as it is `done` or gone.
+
+        Not later than after `wait` seconds, or when the server is known to stop.
+        """
+        newest: Job | None = job
+        with self._waits.at_most(wait):
+            while newest is not None and not (newest.gone or done(newest)):
+                newest = await self.store.changed(newest.id, newest.version)
+            return self._aged(newest)
+        return await self.get(job.id)
 
     async def finished(self, job: Job, wait: float) -> Job | None:
-        """A job as it finished, if it does within `wait` seconds; else None."""
+        """A job as it finished, if it does within `wait` seconds; else None.
+
+        None as well when the server is known to stop.
+        """
         newest: Job | None = job
-        with anyio.move_on_after(wait):
+        with self._waits.at_most(wait):
             while newest is not None and not (newest.finished or newest.gone):
                 newest = await self.store.changed(newest.id, newest.version)
             return newest

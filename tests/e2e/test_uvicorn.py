@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -140,6 +142,28 @@ def test_sigterm_interrupts_what_takes_too_long(serve: Serve) -> None:
     server.client.close()
     assert server.stop() < 8
     assert server.notes() == ["cancelled"]
+
+
+@pytest.mark.parametrize("arguments", [("--http=h11",), ("--http=httptools",), ("--reload",)])
+def test_sigterm_does_not_wait_for_a_long_poll(serve: Serve, arguments: tuple[str, ...]) -> None:
+    """uvicorn tells the lifespan when all responses have ended, and not before."""
+    server = serve(*arguments, RAINCHECK_TEST_DRAIN="0.5")
+    links = server.client.post("/slow?seconds=60").json()["links"]
+    with ThreadPoolExecutor() as threads:
+        wait = {"prefer": "wait=25"}
+        asked = ("GET", links["result"]), ("POST", "/slow?seconds=60")  # which waits for its end
+        polls = [threads.submit(server.client.request, *ask, headers=wait) for ask in asked]
+        time.sleep(1.0)  # nothing tells from outside that both are waited for
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        answers = [poll.result() for poll in polls]
+        assert time.monotonic() - start < 4  # 2 and what a busy machine takes
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+    server.client.close()
+    server.process.wait(60)
+    assert time.monotonic() - start < 10
+    assert server.notes() == ["cancelled", "cancelled"]
 
 
 def test_without_a_lifespan_it_works_and_says_what_that_means(serve: Serve) -> None:

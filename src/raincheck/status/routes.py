@@ -42,6 +42,11 @@ MISPLACED = Problem(
     "own memory. Run a single process, or give all of them a shared store.",
 )
 
+# The longest long poll, and the first part of one in which a change is no news yet, in seconds:
+# whoever follows a job that changes all the time asks no more than once a second.
+LONGEST_POLL = 25.0
+_AT_LEAST = 1.0
+
 # What is done with a job that is there is done with this one where there is none.
 _DECOY = Job(
     id="x" * 30,
@@ -95,7 +100,7 @@ class StatusRoutes:
         dialect: how they are spelt.
         places: where they are found.
         owners: whose a request is.
-        max_wait: the longest long poll, in seconds.
+        max_wait: the longest long poll, in seconds; more than 25 are 25.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class StatusRoutes:
         self.jobs = jobs
         self.dialect = dialect
         self.places = places
-        self.max_wait = max_wait
+        self.max_wait = min(max_wait, LONGEST_POLL)
         self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,6 +177,13 @@ class StatusRoutes:
         return self.dialect.problem(MISPLACED, retry_after=1)
 
 
+_Wait = Callable[[Job, float], Awaitable[Job | None]]
+
+
+def _finished(job: Job) -> bool:
+    return job.finished
+
+
 class _Exchange:
     """One request to a status route."""
 
@@ -204,19 +216,18 @@ class _Exchange:
         self.started = True
         await send_reply(reply, self._scope, self._send)
 
-    async def _find(self, *, waits: bool = False, here: Job | None = None) -> Job | None:
+    async def _find(self, waits: _Wait | None = None, *, here: Job | None = None) -> Job | None:
         """The job; if there is none to show, the answer has been given.
 
         Args:
-            waits: whether it may be waited for.
+            waits: how it may be waited for, if it may.
             here: the job as it is known without asking the store, if that is enough.
         """
-        jobs = self._routes.jobs
         job = await self._own(here)
-        if waits and job is not None and not job.gone and not job.finished:
+        if waits is not None and job is not None and not job.gone and not job.finished:
             wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
             if wait:
-                job = await jobs.changed(self.id, job.version, wait)
+                job = await waits(job, wait)
         if job is None:
             await self.reply(self._routes.absent(self.id))
         elif job.gone:
@@ -224,6 +235,22 @@ class _Exchange:
         else:
             return job
         return None
+
+    async def _end(self, job: Job, wait: float) -> Job | None:
+        """The job when it has finished, or after this time."""
+        return await self._routes.jobs.until(job, _finished, wait)
+
+    async def _news(self, job: Job, wait: float) -> Job | None:
+        """The same, or the job when its state or its progress is another."""
+        newest = await self._end(job, min(wait, _AT_LEAST))
+        if wait <= _AT_LEAST or newest is None or newest.gone or newest.finished:
+            return newest
+        known = (job.state, job.progress)
+
+        def changed(newer: Job) -> bool:
+            return newer.finished or (newer.state, newer.progress) != known
+
+        return await self._routes.jobs.until(newest, changed, wait - _AT_LEAST)
 
     async def _own(self, here: Job | None = None) -> Job | None:
         """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
@@ -246,7 +273,7 @@ class _Exchange:
 
     async def result(self) -> None:
         """Answer a poll: the document, or what it has become."""
-        job = await self._find(waits=True)
+        job = await self._find(self._end)
         if job is None:
             return
         if not job.finished:
@@ -269,7 +296,7 @@ class _Exchange:
         await self._send(message)
 
     async def _monitor(self) -> None:
-        if job := await self._find(waits=True):
+        if job := await self._find(self._news):
             await self.reply(self._dialect.monitor(job, self._urls(job), self._expected(job)))
 
     async def _cancel(self) -> None:
