@@ -116,6 +116,16 @@ def opaque(kind: str) -> Any:
         "no number": [{**start, "headers": [(b"content-length", b"two")]}, end],
         "bad header": [{**start, "headers": [(b"x-a", b"1\r\nx-b: 2")]}, end],
         "bad name": [{**start, "headers": [(b"x a", b"1")]}, end],
+        "blank": [{**start, "headers": [(b"x-a", b"1 ")]}, end],
+        "text": [{**start, "headers": [("x-a", "1")]}, end],
+        "two lengths": [
+            {**start, "headers": [(b"content-length", b"2"), (b"content-length", b"3")]},
+            end,
+        ],
+        "early": [{**start, "status": 103}, end],
+        "beyond": [{**start, "status": 600}, end],
+        "status text": [{**start, "status": "200"}, end],
+        "no status": [{"type": "http.response.start"}, end],
         "bodiless": [{**start, "status": 204}, end],
         "unknown extension": [start, {"type": "http.response.debug", "info": {}}, end],
     }
@@ -141,9 +151,16 @@ def opaque(kind: str) -> Any:
         ("wrong type", 500, "websocket.send"),
         ("too short", 500, "Content-Length says 3, the body has 2"),
         ("too long", 500, "Content-Length says 1, the body has 2"),
-        ("no number", 500, "Content-Length says two"),
-        ("bad header", 500, "'x-a' is malformed"),
-        ("bad name", 500, "'x a' is malformed"),
+        ("no number", 500, "Content-Length is no number but 'two'"),
+        ("bad header", 500, "'x-a' has a control character in its value"),
+        ("bad name", 500, "'x a' has a name that is no token"),
+        ("blank", 500, "'x-a' has a blank at an end of its value"),
+        ("text", 500, "a header field is no pair of byte strings"),
+        ("two lengths", 500, "Content-Length says 3, the body has 2"),
+        ("early", 500, "its status is none of 200 to 599"),
+        ("beyond", 500, "its status is none of 200 to 599"),
+        ("status text", 500, "its status is none of 200 to 599"),
+        ("no status", 500, "its status is none of 200 to 599"),
         ("bodiless", 500, "a 204 response has no body"),
         ("unknown extension", 200, None),
     ],
@@ -161,7 +178,9 @@ async def test_a_handler_that_breaks_the_protocol_fails_its_job_clearly(
             assert said in caplog.text
             assert accepted.json()["job_id"] in caplog.text
             if status == 500:
+                assert response.json()["type"].endswith(":invalid-response")
                 assert said in response.json()["detail"]
+                assert response.json()["detail"].startswith("The handler")
         else:
             assert response.content == b"ok"
 

@@ -324,6 +324,13 @@ FAILED = (b"job-status", b"failed")
             ((b"Cache-Control", b"max-age=60"), NO_REFERRER, SUCCEEDED),
             id="the handler's Cache-Control",
         ),
+        pytest.param(
+            500,
+            ((b"Job-Status", b"succeeded"), (b"x-a", b"1"), (b"job-status", b"running")),
+            500,
+            ((b"x-a", b"1"), NO_STORE, NO_REFERRER, FAILED),
+            id="the handler's own Job-Status",
+        ),
     ],
 )
 def test_a_finished_job_serves_the_handlers_response(

@@ -36,6 +36,7 @@ from raincheck.errors import (
     StoreUnavailable,
     UnreadableRecord,
     crashed,
+    invalid_response,
     is_release,
     response_too_large,
     timed_out,
@@ -157,7 +158,7 @@ def test_every_refusal_has_a_status_of_its_own_to_show() -> None:
     ("problem", "name", "status"),
     [
         (crashed(), "crashed", 500),
-        (crashed("It sent no response."), "crashed", 500),
+        (invalid_response("The handler sent no response."), "invalid-response", 500),
         (timed_out(600.0), "timeout", 504),
         (response_too_large(1024), "response-too-large", 500),
         (INTERRUPTED, "interrupted", 503),

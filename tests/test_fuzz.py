@@ -259,7 +259,7 @@ FIELD_VALUE = re.compile(
 URI_REFERENCE = re.compile(rb"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 
 OF_A_JOB = {
-    500: ("crashed", "response-too-large"),
+    500: ("crashed", "invalid-response", "response-too-large", "unreadable"),
     502: ("lost-worker",),
     503: ("interrupted",),
     504: ("timeout",),

@@ -22,7 +22,17 @@ from raincheck.errors import StoreError
 from raincheck.job import TRANSITIONS
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route, unfinished
+from tests.support import (
+    Gate,
+    RawRequest,
+    app_of,
+    client_of,
+    gated,
+    running,
+    settled,
+    slow_route,
+    unfinished,
+)
 from tests.test_recovery import LEASE, STORE_TIMEOUT, SURVIVED, Line, two
 
 pytestmark = pytest.mark.anyio
@@ -540,6 +550,49 @@ async def test_a_key_names_an_accepted_job_in_every_process_at_once(path: str) -
             gate.open()
         await settled()
         assert both.runs == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (200, [(b"x-note", b"hello ")], "'x-note' has a blank at an end of its value"),
+        (200, [(b"x-note", b"a\x0bb")], "'x-note' has a control character in its value"),
+        (200, [(b"", b"a")], "'' has no name"),
+        (103, [], "none of 200 to 599"),
+        (999, [], "none of 200 to 599"),
+        (204, [], "a 204 response has no body"),
+        (200, [(b"content-length", b"3")], "Content-Length says 3, the body has 2"),
+    ],
+)
+async def test_law_14_what_no_server_could_send_is_not_an_outcome(
+    status: int, headers: list[tuple[bytes, bytes]], said: str
+) -> None:
+    """The job has failed, says why, and each poll can be answered."""
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    app = LongRunningMiddleware(bare, routes={"/slow": Policy()}, jobs=virtual_jobs())
+    async with client_of(app) as client:
+        accepted = await client.post("/slow")
+        response = await follow(client, accepted)
+        assert (response.status_code, response.headers["job-status"]) == (500, "failed")
+        assert response.json()["type"] == "urn:raincheck:problem:invalid-response"
+        assert said in response.json()["detail"]
+        error = (await client.get(accepted.json()["links"]["self"])).json()["error"]
+        assert (error["code"], error["message"]) == ("invalid-response", response.json()["detail"])
+
+
+async def test_law_14_a_handlers_own_job_status_gives_way_to_the_truth() -> None:
+    async def answer(request: Request) -> Response:
+        response = JSONResponse({}, 500, headers={"Job-Status": "succeeded"})
+        response.raw_headers.append((b"JOB-STATUS", b"running"))
+        return response
+
+    async with running(app_of(slow_route(answer))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert response.headers.get_list("job-status") == ["failed"]
 
 
 def test_a_policy_is_found_by_every_way_of_asking() -> None:

@@ -18,6 +18,7 @@ from raincheck.errors import (
     Problem,
     StoreError,
     crashed,
+    invalid_response,
     response_too_large,
     timed_out,
 )
@@ -76,6 +77,7 @@ FINISHED = {
     "failed": Row(State.FAILED, "failed", 422, response=answered(422)),
     "failed badly": Row(State.FAILED, "failed", 503, response=answered(503)),
     "crashed": failed(crashed(), 500),
+    "no response": failed(invalid_response("The handler sent no response."), 500),
     "unreadable": failed(UNREADABLE, 500),
     "too large": failed(response_too_large(5), 500),
     "too late": failed(timed_out(5.0), 504),

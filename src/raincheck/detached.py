@@ -18,6 +18,7 @@ from raincheck.errors import (
     Problem,
     Release,
     crashed,
+    invalid_response,
     is_release,
     response_too_large,
     timed_out,
@@ -207,8 +208,7 @@ class Detached:
             self.lose()
             raise Release from None
         except ProtocolError as error:
-            problem = crashed(f"The response broke the protocol: {error}.")
-            await self._decide(State.FAILED, error=problem)
+            await self._decide(State.FAILED, error=invalid_response(_sentence(error)))
             raise self._broken(str(error)) from error
         if response is None:
             return
@@ -267,8 +267,8 @@ class Detached:
         else:
             started = self._recorder is not None and self._recorder.started
             reason = "returned before its response was complete" if started else "sent no response"
-            self._broken(f"the handler {reason}")
-            await self._decide(State.FAILED, error=crashed(f"The handler {reason}."))
+            error = self._broken(f"the handler {reason}")
+            await self._decide(State.FAILED, error=invalid_response(_sentence(error)))
 
     async def _decide_stopped(self, reason: Reason) -> None:
         if reason is Reason.INTERRUPTED:
@@ -352,3 +352,9 @@ class Detached:
             await self.conductor.progressed(self)
             await anyio.sleep(_PROGRESS_INTERVAL)
         self._flushing = False
+
+
+def _sentence(error: Exception) -> str:
+    """What raincheck itself says of a response, for its client."""
+    said = str(error)
+    return f"{said[0].upper()}{said[1:]}."

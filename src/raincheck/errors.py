@@ -61,8 +61,13 @@ class Problem:
 
 
 def crashed(detail: str = "The handler ended with an error.") -> Problem:
-    """The handler raised, or broke the protocol, before its response was complete."""
+    """The handler raised before its response was complete."""
     return Problem("crashed", 500, "The handler failed", detail)
+
+
+def invalid_response(detail: str) -> Problem:
+    """The handler gave no whole response, or one that no server could send (law 14)."""
+    return Problem("invalid-response", 500, "The handler gave no valid response", detail)
 
 
 def timed_out(seconds: float) -> Problem:

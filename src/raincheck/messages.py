@@ -26,10 +26,14 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# What a server refuses to write (RFC 9110 §5.1 and §5.5): kept out of the store, since every
-# poll would fail on it.
+# What RFC 9110 §5.1 and §5.5 forbid in a field, and one server or another refuses to write: kept
+# out of the store, since every poll would fail on it.
 _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_NOT_IN_A_VALUE = re.compile(rb"[\x00\r\n]")
+_NOT_IN_A_VALUE = re.compile(rb"[\x00-\x08\n-\x1f\x7f]")
+_BLANKS = b" \t"
+
+# Kinds of fields.
+_HOP_BY_HOP, _LENGTH = "hop-by-hop", "length"
 
 # Statuses whose responses have no body, whatever Content-Length says (RFC 9110 §6.4.1).
 _BODILESS = frozenset({204, 304})
@@ -145,22 +149,36 @@ def named_in_vary(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
     return {name.strip(" \t") for name in names} - {""}
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+def end_to_end(headers: Iterable[Any]) -> RawHeaders:
     """The fields that may be stored and sent on, in order (RFC 9110 §7.6.1).
 
-    The hop-by-hop fields go, and so does every field that `Connection` names.
+    The hop-by-hop fields go, and so does every field that `Connection` names. A Content-Length
+    that is said twice stays once (§8.6): not every server writes it again.
 
     Raises:
-        ValueError: a field that no server would write.
+        ValueError: a field that no server would write; it says which, and why.
     """
     kept: list[tuple[bytes, bytes]] = []
     named: set[bytes] = set()
-    for name, value in headers:
-        field = bytes(name), bytes(value)
-        if not _is_hop_by_hop(field[0]):
-            kept.append(field)
-            if _NOT_IN_A_VALUE.search(field[1]):
-                raise _malformed(name)
+    length: bytes | None = None
+    for field in headers:
+        try:
+            name, value = field
+            if type(name) is not bytes or type(value) is not bytes:
+                name, value = bytes(memoryview(name)), bytes(memoryview(value))
+        except (TypeError, ValueError):
+            raise ValueError("a header field is no pair of byte strings") from None
+        kind = _kind(name)
+        if kind is not _HOP_BY_HOP:
+            if kind is _LENGTH:
+                if value == length:
+                    continue
+                length = value
+            kept.append((name, value))
+            if _NOT_IN_A_VALUE.search(value):
+                raise _malformed(name, "has a control character in its value")
+            if value.strip(_BLANKS) != value:
+                raise _malformed(name, "has a blank at an end of its value")
         elif name.lower() == b"connection":
             named.update(option.strip().lower() for option in value.split(b","))
     if named:
@@ -171,23 +189,29 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
 def unsendable(response: CapturedResponse, method: str) -> str | None:
     """Why a server could not send this finished response, or None if it could."""
     status, headers, size = response
-    if status in _BODILESS:
-        return f"a {status} response has no body" if size else None
-    for name, value in headers:
-        if name.lower() == b"content-length" and value != b"%d" % size and method != "HEAD":
-            return f"Content-Length says {value.decode('latin-1')}, the body has {size}"
-    return None
+    length = b"%d" % size if size else b""
+    announced = {value for name, value in headers if name.lower() == b"content-length"}
+    for value in announced:
+        text = value.decode("latin-1")
+        if not value.isdigit():
+            return f"Content-Length is no number but {text!r}"
+        if status not in _BODILESS and method != "HEAD" and value.lstrip(b"0") != length:
+            return f"Content-Length says {text}, the body has {size}"
+    if len(announced) > 1:
+        return "it has several values of Content-Length"
+    return f"a {status} response has no body" if size and status in _BODILESS else None
 
 
 @lru_cache(maxsize=1024)  # an app sends few names, again and again
-def _is_hop_by_hop(name: bytes) -> bool:
+def _kind(name: bytes) -> object:
     if _FIELD_NAME.fullmatch(name) is None:
-        raise _malformed(name)
-    return name.lower() in HOP_BY_HOP
+        raise _malformed(name, "has a name that is no token" if name else "has no name")
+    lower = name.lower()
+    return _LENGTH if lower == b"content-length" else _HOP_BY_HOP if lower in HOP_BY_HOP else None
 
 
-def _malformed(name: bytes) -> ValueError:
-    return ValueError(f"the header field {name.decode('latin-1')!r} is malformed")
+def _malformed(name: bytes, fault: str) -> ValueError:
+    return ValueError(f"the header field {name.decode('latin-1')!r} {fault}")
 
 
 def servable(response: CapturedResponse, headers: RawHeaders, method: str) -> RawHeaders:

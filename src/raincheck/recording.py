@@ -98,7 +98,7 @@ class Recorder:
             return None
         response = CapturedResponse(self._status, self._headers, self._size)
         if reason := unsendable(response, self._method):
-            raise ProtocolError(f"the handler's response cannot be sent: {reason}")
+            raise _cannot_be_sent(reason)
         return response
 
     async def _keep_piece(self, piece: tuple[int, bytes]) -> None:
@@ -109,11 +109,18 @@ class Recorder:
         if kind == "http.response.start":
             if self._status is not None:
                 raise ProtocolError("the handler started its response twice")
+            status = message.get("status")
+            if not isinstance(status, int) or not 200 <= status <= 599:
+                raise _cannot_be_sent("its status is none of 200 to 599")
             try:
                 self._headers = end_to_end(message.get("headers", ()))
             except ValueError as error:
-                raise ProtocolError(f"the handler's response cannot be sent: {error}") from error
-            self._status = message["status"]
+                raise _cannot_be_sent(error) from error
+            self._status = int(status)
         elif not kind.startswith("http.response."):
             raise ProtocolError(f"the handler sent {kind!r}")
         # Others belong to extensions that the scope does not offer.
+
+
+def _cannot_be_sent(reason: object) -> ProtocolError:
+    return ProtocolError(f"the handler's response cannot be sent: {reason}")

@@ -10,8 +10,8 @@ from typing import Any
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
 from raincheck.errors import Problem
-from raincheck.job import Job, State
-from raincheck.messages import RawHeaders, first_header
+from raincheck.job import TRANSITIONS, Job, State
+from raincheck.messages import RawHeaders
 
 # Documents are trees that we build ourselves, so nothing in them can be circular.
 _encode = json.JSONEncoder(check_circular=False).encode
@@ -31,6 +31,11 @@ WORDS: Mapping[State, str] = {
     State.CANCELLED: "canceled",
 }
 """How the states are spelt."""
+
+# What tells how a job has ended, on every answer about it from then on.
+_FINAL = {
+    state: (_JOB_STATUS, word.encode()) for state, word in WORDS.items() if not TRANSITIONS[state]
+}
 
 
 class PlainDialect(Dialect):
@@ -68,11 +73,14 @@ class PlainDialect(Dialect):
         response = job.response
         assert response is not None
         status, headers = response.status, response.headers
-        if first_header(headers, b"cache-control") is None:
+        names = {name.lower() for name, _ in headers}
+        if _JOB_STATUS in names:  # ours is the one that counts
+            headers = tuple(field for field in headers if field[0].lower() != _JOB_STATUS)
+        if b"cache-control" not in names:
             headers = (*headers, _NO_STORE)
-        if first_header(headers, b"referrer-policy") is None:
+        if b"referrer-policy" not in names:
             headers = (*headers, _NO_REFERRER)
-        headers = (*headers, *_final(job))
+        headers = (*headers, _FINAL[job.state])
         if status == 202:  # every client would go on polling for ever
             status, headers = 200, (*headers, (b"job-response-status", b"202"))
         return status, headers
@@ -97,8 +105,7 @@ class PlainDialect(Dialect):
 
 
 def _final(job: Job) -> list[tuple[bytes, bytes]]:
-    """The field that tells how a job has ended, on every answer about it from then on."""
-    return [(_JOB_STATUS, WORDS[job.state].encode())] if job.finished else []
+    return [_FINAL[job.state]] if job.state in _FINAL else []
 
 
 def _document(

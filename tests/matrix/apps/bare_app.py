@@ -75,11 +75,18 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
         await answer_in_parts(send, work.chunks())
     elif path == "/videos":
         await answer(send, 200, (await work.slow("video", 0.2)).encode())
+    elif path == "/odd":  # the response that the body describes
+        odd = json.loads(await body_of(receive))
+        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in odd["headers"]]
+        await answer(send, odd["status"], odd["body"].encode(), headers)
     elif path == "/exports":
         await answer(send, 200, (await work.slow("export", 60)).encode())
 
 
-PATHS = ("/orders", "/upload", "/file", "/slow", "/in-thread", "/stream", "/videos", "/exports")
+PATHS = (
+    *("/orders", "/upload", "/file", "/slow", "/in-thread", "/stream", "/videos", "/exports"),
+    "/odd",
+)
 
 app = LongRunningMiddleware(
     bare,
