@@ -58,6 +58,7 @@ LAYERS = {
     "policies": 2,
     "recording": 2,
     "marking": 2,
+    "frameworks": 2,
     "reading": 2,
     "routing": 2,
     "admission": 2,

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from raincheck.errors import ConfigurationError
+from raincheck.frameworks import foreign_routes
 from raincheck.marking import Mark, mark_of, marked_above
 
 logger = logging.getLogger("raincheck")
@@ -44,6 +45,7 @@ class Found:
         above: the marks of what was made of its endpoint, if that is registered as it was before.
         status: whether the status routes are mounted there.
         another: whether those of another middleware are.
+        foreign: whether it is one of another framework than Starlette.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Found:
     above: Sequence[Mark] = ()
     status: bool = False
     another: bool = False
+    foreign: bool = False
 
 
 def walk(
@@ -81,7 +84,7 @@ def walk(
         return
     router = router_of(app)
     if router is None:
-        yield Found(prefix + ANYTHING, None, None, _above_of_functions(app))
+        yield from _foreign(app, prefix)
         return
     seen.append((router.routes, len(router.routes)))
     default = getattr(getattr(router, "router", router), "default", None)
@@ -106,6 +109,18 @@ def walk(
             yield _endpoint(prefix + route.path, methods and frozenset(methods), route.endpoint)
         else:
             yield Found(prefix + ANYTHING, None, None)
+
+
+def _foreign(app: ASGIApp, prefix: str) -> Iterator[Found]:
+    """What is found in an app that is not Starlette's."""
+    above, routes = _above_of_functions(app), foreign_routes(app)
+    if routes is None:
+        yield Found(prefix + ANYTHING, None, None, above, foreign=True)
+        return
+    yield Found(prefix + "/", frozenset(), (), above, foreign=True)
+    for path, methods, marks in routes:
+        marked = None if marks is None else [(methods, mark) for mark in marks]
+        yield Found(prefix + path, methods, marked, foreign=True)
 
 
 def _endpoint(path: str, methods: Methods, endpoint: Any) -> Found:

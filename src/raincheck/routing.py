@@ -253,7 +253,8 @@ class Routing:
                 f"jobs.status_app is mounted at {places[0]!r}, and path={self._path!r}: clients "
                 "would be sent there in vain; give both the same path"
             )
-        below = [there.path for there in found if there.path.startswith(self._path + "/")]
+        ours = [there for there in found if not there.foreign]
+        below = [there.path for there in ours if there.path.startswith(self._path + "/")]
         readable = all(there.marks is not None for there in found)
         if mounted and readable and not places and not below:
             raise ConfigurationError(

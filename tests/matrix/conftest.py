@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,15 @@ TYPED = [Cell("ninja", "uvicorn-h11"), Cell("blacksheep", "uvicorn-h11")]
 """Frameworks beside the matrix that find the types of annotations in ways of their own."""
 PLAIN = [Cell("rest", "uvicorn-h11")]
 """One that awaits no view."""
-NAMES = {"cell": CELLS, "impossible": IMPOSSIBLE, "typed": TYPED, "plain": PLAIN}
+READ = ("litestar", "quart", "django", "falcon")
+"""Frameworks whose routes are read, each by its own public way."""
+NAMES: dict[str, Sequence[object]] = {
+    "cell": CELLS,
+    "impossible": IMPOSSIBLE,
+    "typed": TYPED,
+    "plain": PLAIN,
+    "read": READ,
+}
 """The parameters of tests, and what they are run for."""
 DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
 
