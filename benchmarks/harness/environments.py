@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _SERVER = ["uvicorn[standard]"]
 _FASTAPI = ["fastapi", *_SERVER]
+_FRAMEWORKS = ["django", "falcon", "litestar", "quart"]
 
 REQUIREMENTS: dict[str, list[str]] = {
     # What is measured is this checkout, with what all peers have: hiredis is for everybody's Redis.
-    "raincheck": ["-e", f"{ROOT}[redis,postgres]", "hiredis", "falcon", "litestar", *_FASTAPI],
+    "raincheck": ["-e", f"{ROOT}[redis,postgres]", "hiredis", *_FRAMEWORKS, *_FASTAPI],
     "plain": _FASTAPI,
     "arq": ["arq", "msgpack", *_FASTAPI],
     "celery": ["celery[redis]", "hiredis", *_FASTAPI],

@@ -91,7 +91,7 @@ def fastapi(routes: int, raincheck: bool) -> Any:
 
 
 def litestar(raincheck: bool) -> Any:
-    """A Litestar app, whose routes raincheck cannot read."""
+    """A Litestar app."""
     from litestar import Litestar, get, post
 
     @get("/hello")
@@ -105,22 +105,79 @@ def litestar(raincheck: bool) -> Any:
     return LongRunningMiddleware(app, store=store()) if raincheck else app
 
 
+class FalconHello:
+    """A resource."""
+
+    async def on_get(self, request: Any, response: Any) -> None:
+        response.media = {"hello": "world"}
+
+
+async def _falcon_work(self: Any, request: Any, response: Any) -> None:
+    response.media = None
+
+
+class FalconWork:
+    """One that works."""
+
+    on_post = _falcon_work
+
+
+class FalconSlowWork:
+    """The same, long-running."""
+
+    on_post = long_running(_falcon_work)
+
+
 def falcon(raincheck: bool) -> Any:
-    """A Falcon app, whose routes raincheck cannot read."""
+    """A Falcon app."""
     import falcon.asgi
 
-    class Hello:
-        async def on_get(self, request: Any, response: Any) -> None:
-            response.media = {"hello": "world"}
-
-    async def on_post(self: Any, request: Any, response: Any) -> None:
-        response.media = None
-
-    class Work:
-        pass
-
-    Work.on_post = long_running(on_post) if raincheck else on_post  # type: ignore[attr-defined]
     app = falcon.asgi.App()
-    app.add_route("/hello", Hello())
-    app.add_route("/work0", Work())
+    app.add_route("/hello", FalconHello())
+    app.add_route("/work0", FalconSlowWork() if raincheck else FalconWork())
+    return LongRunningMiddleware(app, store=store()) if raincheck else app
+
+
+def quart(raincheck: bool) -> Any:
+    """A Quart app."""
+    from quart import Quart
+
+    app = Quart("routed")
+
+    async def hello() -> dict[str, str]:
+        return {"hello": "world"}
+
+    async def work() -> str:
+        return ""
+
+    app.add_url_rule("/hello", view_func=hello)
+    app.add_url_rule(
+        "/work0", view_func=long_running(work) if raincheck else work, methods=["POST"]
+    )
+    return LongRunningMiddleware(app, store=store()) if raincheck else app
+
+
+def django(raincheck: bool) -> Any:
+    """A Django app, with no middleware of its own."""
+    import sys
+    from types import ModuleType
+
+    import django
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpRequest, JsonResponse
+    from django.urls import path
+
+    async def hello(request: HttpRequest) -> JsonResponse:
+        return JsonResponse({"hello": "world"})
+
+    async def work(request: HttpRequest) -> JsonResponse:
+        return JsonResponse({})
+
+    urls = sys.modules["routed_urls"] = ModuleType("routed_urls")
+    slow = long_running(work) if raincheck else work
+    vars(urls)["urlpatterns"] = [path("hello", hello), path("work0", slow)]
+    settings.configure(ROOT_URLCONF="routed_urls", ALLOWED_HOSTS=["*"], SECRET_KEY="x")
+    django.setup()
+    app = get_asgi_application()
     return LongRunningMiddleware(app, store=store()) if raincheck else app
