@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from starlette.requests import Request
@@ -19,7 +20,9 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from raincheck import MemoryStore
+from raincheck import Job, Limits, MemoryStore
+from raincheck.errors import StoreFull
+from raincheck.recording import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import app_of, client_of, running, settled, slow_route
@@ -124,6 +127,109 @@ async def test_a_response_that_grows_too_large_fails_the_job_and_keeps_no_more()
         await settled()
         assert sent == 11
         assert store.size < 12_000
+
+
+class Disk(MemoryStore):
+    """Holds so many bytes of response bodies, and when it is `broken` nothing new at all."""
+
+    room = 2 * PIECE
+    broken = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = 0
+
+    def _check(self, more: int) -> None:
+        if self.broken or sum(map(self._size_of, self._bodies)) + more > self.room:
+            self.refused += 1
+            raise StoreFull("the disk is full")
+
+    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+        self._check(len(chunk))
+        return await super().append_body(id, attempt, offset, chunk)
+
+    async def replace(self, job: Job, *, tail: bytes = b"", **settings: Any) -> bool:
+        if tail or self.broken:
+            self._check(len(tail))
+        return await super().replace(job, tail=tail, **settings)
+
+
+class SharedDisk(Disk):
+    shared = True
+
+
+DISKS = pytest.mark.parametrize("disk_type", [Disk, SharedDisk])
+
+
+@DISKS
+async def test_a_response_that_the_store_cannot_hold_fails_the_job_and_frees_what_it_took(
+    disk_type: type[Disk],
+) -> None:
+    sent = []
+
+    async def answer(request: Request) -> Response:
+        async def chunks() -> Any:
+            for number in range(10):
+                yield bytes(PIECE)
+                sent.append(number)
+
+        return StreamingResponse(chunks())
+
+    store = disk_type()
+    jobs = virtual_jobs(store=store, limits=Limits(max_running=1))
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        for _ in range(2):  # the place is free again, too
+            start = anyio.current_time()
+            with anyio.fail_after(60):
+                response = await follow(client, await client.post("/slow"))
+            assert response.status_code == 500
+            assert response.json()["type"] == "urn:raincheck:problem:response-too-large"
+            assert response.json()["detail"] == "The job store has no room for the response."
+            assert anyio.current_time() - start < 2
+            assert store._bodies == {}
+    assert store.refused == 2  # it is not asked again
+    assert len(sent) < 10
+
+
+@DISKS
+@pytest.mark.parametrize("after", [2.0, 20.0])
+async def test_the_end_of_a_response_waits_a_while_for_room(
+    after: float, disk_type: type[Disk]
+) -> None:
+    """Another job may be failing just now because its response is too large."""
+
+    async def answer(request: Request) -> Response:
+        return Response(b"x" * 1000)
+
+    store = disk_type()
+    store.room = 0
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(after)
+        assert store.refused > 3
+        store.room = 1000
+        await anyio.sleep(6)
+        response = await client.get(accepted.headers["location"])
+        assert response.status_code == (200 if after < 5 else 500)
+
+
+@DISKS
+@pytest.mark.parametrize(("room", "status"), [(1000, 200), (0, 500)])
+async def test_a_disk_that_takes_nothing_any_more_is_asked_until_it_does(
+    room: int, status: int, disk_type: type[Disk]
+) -> None:
+    async def answer(request: Request) -> Response:
+        store.broken = True
+        return Response(b"x" * 1000)
+
+    store = disk_type()
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(60)
+        assert store.refused > 10
+        assert (await client.get(accepted.headers["location"])).status_code == 202
+        store.broken, store.room = False, room
+        assert (await follow(client, accepted)).status_code == status
 
 
 async def test_a_response_at_the_bound_is_kept() -> None:

@@ -363,6 +363,7 @@ class Conductor:
 
         Raises:
             LeaseLost: nobody wants it any more.
+            StoreFull: there is no room for it.
         """
         assert detached.job is not None
         await self.ledger.append(detached.job, offset, piece)

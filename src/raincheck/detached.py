@@ -14,9 +14,11 @@ from starlette.types import Message
 
 from raincheck.admission import Ticket
 from raincheck.errors import (
+    NOT_KEPT,
     LeaseLost,
     Problem,
     Release,
+    StoreFull,
     crashed,
     invalid_response,
     is_release,
@@ -75,7 +77,7 @@ class Conductor(Protocol):
         """
 
     async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
-        """Keep a piece of the response body. Raises LeaseLost."""
+        """Keep a piece of the response body. Raises LeaseLost, or StoreFull."""
 
     async def finish(
         self,
@@ -204,6 +206,9 @@ class Detached:
             problem = response_too_large(self.policy.max_response_size)
             await self._decide(State.FAILED, error=problem)
             raise Release from None  # unwinds the handler, which has nothing left to say
+        except StoreFull:
+            await self._decide(State.FAILED, error=NOT_KEPT)
+            raise Release from None
         except LeaseLost:
             self.lose()
             raise Release from None

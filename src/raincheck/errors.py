@@ -83,6 +83,14 @@ def response_too_large(limit: int) -> Problem:
     return Problem("response-too-large", 500, "The response is too large", detail)
 
 
+NOT_KEPT = Problem(
+    "response-too-large",
+    500,
+    "The response is too large",
+    "The job store has no room for the response.",
+)
+"""The store had no room for the response body, or for the end of it."""
+
 UNREADABLE = Problem(
     "unreadable",
     500,

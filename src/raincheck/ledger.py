@@ -6,12 +6,23 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
-from raincheck.errors import IllegalTransition, LeaseLost, StoreFull, UnreadableRecord
+import anyio
+
+from raincheck.errors import (
+    NOT_KEPT,
+    IllegalTransition,
+    LeaseLost,
+    StoreFull,
+    UnreadableRecord,
+)
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 
 T = TypeVar("T")
+
+# Seconds that an outcome waits for room: a response that is larger may be failing meanwhile.
+_FULL = 5.0
 
 # Seconds after which no call is on its way any more that its caller has given up.
 _LATEST = 60.0
@@ -122,9 +133,10 @@ class Ledger:
 
         Raises:
             LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
+            StoreFull: there is no room for it.
         """
         kept = partial(self._store.append_body, job.id, job.attempt, offset, chunk)
-        if not await self.patiently(kept):
+        if not await self.patiently(kept, StoreFull):
             raise LeaseLost("the job is not in this attempt any more")
 
     async def progress(self, job: Job, progress: Progress) -> Job:
@@ -176,29 +188,71 @@ class Ledger:
         Returns:
             Whether it is; if not, it has changed in the meantime.
         """
-        return await self._store.replace(self._finished(job, State.CANCELLED, ttl))
+        return await self._store.replace(self._finished(job, State.CANCELLED, self._clock(), ttl))
 
     async def finish(
         self, job: Job, state: State, *, ttl: float, tail: bytes = b"", **outcome: Any
     ) -> Job:
         """Record its outcome. A job that is terminal already stays what it is (law 5).
 
+        If the store has no room for the end of its response, and after a while still none, it has
+        failed.
+
         Raises:
             LeaseLost: somebody else runs it now.
         """
+        now = self._clock()
         try:
-            done = self._finished(job, state, ttl, **outcome)
-            try:  # the common case, spared the patience
-                if await self._store.replace(done, tail=tail):
-                    return done
-            except Exception as error:
-                self._availability.failed(error)
-            finish = partial(self._finished, state=state, ttl=ttl, **outcome)
-            return await self.patiently(partial(self._advance, job, finish, fenced=True, tail=tail))
-        except LeaseLost:
-            raise
+            done = self._finished(job, state, now, ttl, **outcome)
         except IllegalTransition:
             return job
+        try:  # the common case, spared the patience
+            if await self._store.replace(done, tail=tail):
+                return done
+        except Exception as error:
+            self._availability.failed(error)
+        end = partial(self._finished, state=state, now=now, ttl=ttl, **outcome)
+        if done.response is None:
+            return await self.patiently(partial(self._end, job, end))
+        fail = partial(
+            self._finished,
+            state=State.FAILED,
+            now=now,
+            ttl=ttl,
+            error=NOT_KEPT,
+            progress=done.progress,
+        )
+        late = anyio.current_time() + _FULL
+
+        async def try_to_end() -> Job:
+            try:
+                return await self._end(job, end, tail)
+            except StoreFull:
+                if anyio.current_time() < late:
+                    raise
+                return await self._end(job, fail)
+
+        return await self.patiently(try_to_end)
+
+    async def _end(self, job: Job, end: Callable[[Job], Job], tail: bytes = b"") -> Job:
+        """Put the last version in place, whoever else changes the job meanwhile.
+
+        Args:
+            job: the version known here.
+            end: makes the last one.
+            tail: as in `Store.replace`.
+        """
+        attempt = job.attempt
+        while not await self._store.replace(ended := end(job), tail=tail):
+            newest = await self._newest(job)
+            if newest is None:
+                return job
+            # The next attempt is that of an end without a response, perhaps this one.
+            if newest.finished and newest.attempt <= attempt + 1:
+                return newest
+            _check_hands(newest, attempt)
+            job = newest
+        return ended
 
     async def bury(self, job: Job, *, remember: bool) -> None:
         """Leave a tombstone in its place, or, if nobody ever knew of it, one that goes at once."""
@@ -235,22 +289,29 @@ class Ledger:
                 return newest.gone
         return True
 
-    async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def patiently(self, ask: Callable[[], Awaitable[T]], *further: type[Exception]) -> T:
         """Ask the store until it answers: an accepted job must come to its end (law 1).
+
+        Args:
+            ask: asks it.
+            further: what else is not asked for again, but raised.
 
         Raises:
             IllegalTransition: whatever kind of it the store or the job raises.
             UnreadableRecord: it will not be readable the next time, either.
         """
-        answer = await self._availability.patiently(ask)
+        answer = await self._availability.patiently(
+            ask, permanent=(IllegalTransition, UnreadableRecord, *further)
+        )
         if self._availability.away:
             self._availability.answered()
         return answer
 
-    def _finished(self, job: Job, state: State, ttl: float, **outcome: Any) -> Job:
-        return job.finish(
-            state, self._clock(), ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome
-        )
+    def _finished(self, job: Job, state: State, now: float, ttl: float, **outcome: Any) -> Job:
+        done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
+        if done.response is None:  # what there is of a body goes with its attempt
+            done = done._replace(attempt=done.attempt + 1)
+        return done
 
     async def _advance(
         self,
@@ -259,7 +320,6 @@ class Ledger:
         *,
         fenced: bool = False,
         lease: float | None = None,
-        tail: bytes = b"",
         bounds: Bounds | None = None,
     ) -> Job:
         """Put the next version in place, whoever else changes the job meanwhile.
@@ -269,22 +329,29 @@ class Ledger:
             change: makes the next version of the one that is there; the same one to leave it.
             fenced: whether only the attempt known here may make the change.
             lease: as in `Store.replace`.
-            tail: as in `Store.replace`.
             bounds: as in `Store.replace`.
         """
         attempt = job.attempt
         while True:
             changed = change(job)
-            if changed is job or await self._store.replace(
-                changed, lease=lease, tail=tail, bounds=bounds
-            ):
+            if changed is job or await self._store.replace(changed, lease=lease, bounds=bounds):
                 return changed
-            try:
-                newest = await self._store.get(job.id)
-            except UnreadableRecord as error:  # a process of a newer version has it now, or nobody
-                raise LeaseLost(f"job {job.id} cannot be read any more") from error
-            if newest is None or newest.gone:
-                return job  # deleted: nobody can ask for it any more
-            if fenced and newest.attempt != attempt:
-                raise LeaseLost(f"job {job.id} is in attempt {newest.attempt}, not in {attempt}")
+            newest = await self._newest(job)
+            if newest is None:
+                return job
+            if fenced:
+                _check_hands(newest, attempt)
             job = newest
+
+    async def _newest(self, job: Job) -> Job | None:
+        """The newest version; None if it is deleted, so that nobody can ask for it any more."""
+        try:
+            newest = await self._store.get(job.id)
+        except UnreadableRecord as error:  # a process of a newer version has it now, or nobody
+            raise LeaseLost(f"job {job.id} cannot be read any more") from error
+        return None if newest is None or newest.gone else newest
+
+
+def _check_hands(job: Job, attempt: int) -> None:
+    if job.attempt != attempt:
+        raise LeaseLost(f"job {job.id} is in attempt {job.attempt}, not in {attempt}")

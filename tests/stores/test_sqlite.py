@@ -802,6 +802,34 @@ async def test_a_full_disk_refuses_what_is_too_large_and_nothing_else(store: SQL
     assert await store.request("large") == request(bytes(MEBIBYTE))
 
 
+async def test_a_body_that_fills_the_disk_makes_room_again_when_its_job_has_failed(
+    store: SQLiteStore,
+) -> None:
+    await store.create(job())
+    assert store._use is not None
+    db = store._use.file._writer
+    assert db is not None
+    ((pages,),) = db.execute("PRAGMA page_count")
+    db.execute(f"PRAGMA max_page_count = {pages + 200}")
+    piece, size = bytes(MEBIBYTE // 4), 0
+
+    async def fill() -> None:
+        nonlocal size
+        while size < 10 * MEBIBYTE:
+            await store.append_body("a", job().attempt, size, piece)
+            size += len(piece)
+
+    with pytest.raises(StoreFull):
+        await fill()
+    assert size > 0
+    with pytest.raises(StoreFull):
+        await store.replace(finished(job()), tail=piece)
+    assert await store.replace(finished(job())._replace(attempt=job().attempt + 1))
+    assert await body_of(store, "a") == b""
+    await store.create(job("b"))
+    assert await store.append_body("b", job().attempt, 0, piece)
+
+
 async def test_who_reads_waits_for_nobody_who_writes(path: Path, store: SQLiteStore) -> None:
     await store.create(job(), keys=(Key("k"),))
     await store.append_body("a", 1, 0, bytes(MEBIBYTE))

@@ -132,8 +132,9 @@ class Store(ABC):
 
         A version that is not `joinable` gives up the keys that are not `lasting`, a tombstone
         (`job.gone`) all of them. A version that is not `replayable` drops the captured request, one
-        of another `attempt` the response body, and a tombstone both. There is always room for a
-        newer version, if it brings no keys. What a key costs does not grow with their number.
+        of another `attempt` the response body, and a tombstone both. There is room for a newer
+        version that brings neither keys nor a tail, if the disk has any at all. What a key costs
+        does not grow with their number.
 
         Args:
             job: the next version.
@@ -149,18 +150,22 @@ class Store(ABC):
 
         Raises:
             NoRoom: as many are in its state as `bounds` allows; nothing has changed.
-            StoreFull: there is no room for `keys`; nothing has changed.
+            StoreFull: there is no room for `keys`, or on the disk; nothing has changed.
         """
 
     @abstractmethod
     async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
-        """Put a chunk of a job's response body in its place. There is always room for it.
+        """Put a chunk of a job's response body in its place.
 
-        Chunks come in order, without gaps; one that is there already is left as it is.
+        There is room for it beyond any bound at which new jobs are refused. Chunks come in order,
+        without gaps; one that is there already is left as it is.
 
         Returns:
             Whether the job is in this attempt. If not, or if it is unknown, terminal or gone, the
             chunk was not kept.
+
+        Raises:
+            StoreFull: the disk has no room for it, or the server; it was not kept.
         """
 
     @abstractmethod
