@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import random
+import re
 import subprocess
 import sys
 import time
@@ -19,17 +20,23 @@ from uuid import uuid4
 import anyio
 import anyio.lowlevel
 import pytest
+from starlette.applications import Starlette
 
 import raincheck.stores._redis_line as line_room
-from raincheck import ConfigurationError
+from raincheck import ConfigurationError, LongRunningMiddleware
 from raincheck.errors import NoRoom, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.stores._redis_scripts import DAY, WINDOW, place
+from raincheck.stores._redis_scripts import COMMANDS, DAY, WINDOW, place
 from raincheck.stores.base import Store
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
-from raincheck.testing import body_of, finished, fits, job, request
+from raincheck.testing import body_of, finished, fits, job, lifespan, request
 from tests.stores.relay import Relay
-from tests.stores.shared import PATIENCE, ServedStoreContract, serves_through_a_restart
+from tests.stores.shared import (
+    PATIENCE,
+    ServedStoreContract,
+    UnreadableContract,
+    serves_through_a_restart,
+)
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -71,7 +78,7 @@ def serve(valkey: Valkey, tmp_path: Path) -> Iterator[Serve]:
         server.kill()
 
 
-class TestRedisStore(ServedStoreContract):
+class TestRedisStore(ServedStoreContract, UnreadableContract):
     @pytest.fixture
     async def neighbour(self, valkey: Valkey) -> AsyncIterator[Store]:
         neighbour = RedisStore(valkey.url, deployment=uuid4().hex)
@@ -151,6 +158,7 @@ async def until(true: Callable[[], bool]) -> None:
         "redis://u:secret@localhost:6379?health_check_interval=secret",
         "redis://u:secret@localhost:6379?secret=1",
         "redis://u:secret@localhost:6379?protocol=secret",
+        f"redis://u:secret@{'a' * 64}.example",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
@@ -382,33 +390,288 @@ async def test_a_body_that_the_server_has_lost_is_an_error(store: RedisStore) ->
         await body_of(store, "a")
 
 
-async def test_unreadable_records_do_not_keep_the_others(store: RedisStore) -> None:
+async def test_jobs_that_cannot_be_buried_do_not_keep_the_others(store: RedisStore) -> None:
+    """Their records name another version than the one that the scripts go by."""
     ids = [str(number) for number in range(BATCH + 2)]
-    good, bad = ids[BATCH:], ids[:BATCH]
-
-    async def spoil(id: str) -> None:
-        await tell(store, "HSET", f"job:{id}", "record", b'{"format": 0}')
-
-    for id in ids:
-        await store.create(job(id), lease=0.0)
-    for id in bad:
-        await spoil(id)
-    seen = []
-
-    async def look() -> None:
-        async for there in store.abandoned():
-            seen.append(there)
-
-    await look()
-    assert {there.id: there.job is None for there in seen} == {id: id in bad for id in ids}
+    async with anyio.create_task_group() as group:
+        for id in ids:
+            group.start_soon(store.create, job(id))
     for number, id in enumerate(ids):
         await store.replace(finished(job(id), now=float(number)))
-    for id in bad:
-        await spoil(id)
-    with pytest.raises(StoreError, match="format 0"), anyio.fail_after(PATIENCE):
+    for id in ids[:BATCH]:
+        await tell(store, "HSET", f"job:{id}", "version", 7)
+    with anyio.fail_after(PATIENCE):
         await store.sweep(1060.0)
-    buried = [await store.get(id) for id in good]
-    assert [there is not None and there.gone for there in buried] == [True, True]
+    there = [await store.get(id) for id in ids]
+    assert [found is not None and found.gone for found in there] == [False] * BATCH + [True] * 2
+
+
+# --- what can never work ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def user(valkey: Valkey) -> Iterator[str]:
+    """A user of the server, with all rights at first; its password is its name."""
+    name = f"user{uuid4().hex}"
+    valkey.ask("ACL", "SETUSER", name, "on", f">{name}", "~*", "&*", "+@all")
+    yield name
+    valkey.ask("ACL", "DELUSER", name)
+
+
+@pytest.fixture
+async def users(valkey: Valkey, deployment: str, user: str) -> AsyncIterator[RedisStore]:
+    """The store, as that user uses it."""
+    store = RedisStore(f"redis://{user}:{user}@127.0.0.1:{valkey.port}/0", deployment=deployment)
+    yield store
+    await store.aclose()
+
+
+async def fails(store: RedisStore, why: str) -> str:
+    """It can never work, which is said at the start, and to whoever asks for anything."""
+    with pytest.raises(StoreError, match=why):
+        await store.create(job())
+    with pytest.raises(ConfigurationError, match=why) as raised:
+        await store.open()
+    return str(raised.value)
+
+
+def cured(server: Valkey, message: str) -> None:
+    """Do what a message says somebody should."""
+    server.ask(*message.partition("let somebody run ")[2].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_every_right_that_is_missing_is_named_before_anything_is_done(
+    valkey: Valkey, store: RedisStore, users: RedisStore, user: str, command: str
+) -> None:
+    valkey.ask("ACL", "SETUSER", user, f"-{command.lower()}")
+    message = await fails(users, command.lower())
+    assert await keys_of(store) == set()
+    if command not in ("EVAL", "EVALSHA"):  # the server itself says of what it was asked first
+        cured(valkey, message)
+        await users.open()
+        assert await users.create(job()) == job()
+
+
+@pytest.mark.parametrize("lacking", [("resetchannels",), ("resetkeys", "~others:*")])
+async def test_a_user_without_channels_or_keys_is_told_the_cure(
+    valkey: Valkey, store: RedisStore, users: RedisStore, user: str, lacking: tuple[str, ...]
+) -> None:
+    """Channels are what a user lacks who was made with `~* +@all`."""
+    valkey.ask("ACL", "SETUSER", user, *lacking)
+    message = await fails(users, "channel of this deployment")
+    assert await keys_of(store) == set()
+    cured(valkey, message)
+    await users.open()
+    assert await users.create(job()) == job()
+    assert await users.replace(job().cancelling())
+    assert await users.changed("a", 1) == job().cancelling()
+
+
+async def test_as_few_rights_as_the_cure_gives_are_enough(
+    valkey: Valkey, users: RedisStore, user: str
+) -> None:
+    valkey.ask("ACL", "SETUSER", user, "reset", "on", f">{user}", "+eval", "+evalsha", "+type")
+    valkey.ask("ACL", "SETUSER", user, "+publish")
+    for _ in range(2):  # only once it has keys can the server tell what it may do with them
+        cured(valkey, await fails(users, "channel of this deployment"))
+    await users.open()
+    there = job(attempts=2, replayable=True, owner="ann")
+    one = Bounds(route=1, owner=1)
+    await users.create(there, request(), keys=(Key("k"),), lease=0.0, bounds=one)
+    await users.learn("r", ["accept"])
+    assert await users.learned("r") == {"accept"}
+    assert await users.find("k") == (there, None)
+    assert await users.request("a") == request()
+    assert await users.append_body("a", 1, 0, b"x")
+    assert await body_of(users, "a") == b"x"
+    assert [each.job async for each in users.abandoned()] == [there]
+    assert await users.renew({"a": 1}, 0.0) == {"a": State.RUNNING}
+    assert not await users.discard("a")
+    assert await users.replace(there.shared(1), keys=(Key("l"),))
+    async with anyio.create_task_group() as group:
+        group.start_soon(users.changed, "a", 2)
+        await until(lambda: waiting_in(users) == 1)
+        assert await users.replace(finished(there.shared(1)), tail=b"y")
+    assert await users.sweep(1060.0)
+    assert not await users.sweep(1120.0)
+
+
+async def test_a_right_that_is_taken_away_leaves_no_half_of_a_change(
+    valkey: Valkey, store: RedisStore, users: RedisStore, user: str
+) -> None:
+    there = job(replayable=True)
+    await users.create(there, request(), keys=(Key("k"),), lease=60.0)
+    await users.append_body("a", 1, 0, b"x")
+    before = await everything(store)
+    valkey.ask("ACL", "SETUSER", user, "resetchannels")
+    for version in (there.cancelling(), finished(there), there.tombstone(0.0, 0.0)):
+        with pytest.raises(StoreError, match=r"(?i)permission"):
+            await users.replace(version, tail=b"y")
+        assert await everything(store) == before
+    assert await store.replace(there.tombstone(0.0, 0.0))
+    before = await everything(store)
+    with pytest.raises(StoreError, match=r"(?i)permission"):
+        await users.sweep(0.0)
+    assert await everything(store) == before
+
+
+@pytest.mark.parametrize("key", ["due", "leases", "busy"])
+async def test_a_name_that_another_application_has_fails_the_start(
+    store: RedisStore, valkey: Valkey, deployment: str, key: str
+) -> None:
+    await tell(store, "SET", key, "theirs")
+    another = RedisStore(valkey.url, deployment=deployment)
+    await fails(another, f"{key} of another application")
+    await another.aclose()
+
+
+async def test_a_database_that_the_server_does_not_have_never_works(valkey: Valkey) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{valkey.port}/99", deployment="shop")
+    await fails(store, "DB index")
+    await store.aclose()
+
+
+async def test_a_password_that_is_wrong_never_works(valkey: Valkey, user: str) -> None:
+    store = RedisStore(f"redis://{user}:wr0ng@127.0.0.1:{valkey.port}/0", deployment="shop")
+    assert "wr0ng" not in await fails(store, "password")
+    await store.aclose()
+
+
+async def test_another_part_of_a_cluster_never_works(serve: Serve) -> None:
+    server = serve("--cluster-enabled", "yes")
+    server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
+    store = RedisStore(server.url, deployment="shop")
+    slot = server.ask("CLUSTER", "KEYSLOT", "{raincheck:shop}:due")
+    assert isinstance(slot, int)
+    server.ask("CLUSTER", "DELSLOTS", slot)
+    server.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    await fails(store, "cluster node")
+    await store.aclose()
+
+
+async def test_a_server_that_is_too_old_never_works() -> None:
+    """It knows no way to ask for a user's rights."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while question := await reader.read(1 << 16):
+            for command in re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)\r\n", question):
+                script = b"*5\r\n:0\r\n+\r\n+\r\n*0\r\n*0\r\n"
+                writer.write(script if command == b"EVALSHA" else b"+OK\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as old:
+        port = old.sockets[0].getsockname()[1]
+        store = RedisStore(f"redis://127.0.0.1:{port}/0", deployment="shop")
+        await fails(store, "needs Redis 7, or Valkey")
+        await store.aclose()
+
+
+async def test_a_server_that_is_away_or_loads_may_come_back(serve: Serve) -> None:
+    server = serve("--appendonly", "yes", "--key-load-delay", "100")
+    store = RedisStore(server.url, deployment="shop")
+    server.ask("EVAL", "for i = 1, 5000 do redis.call('SET', 'x', i) end", 0)
+    server.kill()
+    with pytest.raises(StoreError):
+        await store.open()
+    await anyio.to_thread.run_sync(server.start)
+    await store.open()
+    await store.aclose()
+
+
+async def test_an_app_does_not_start_with_a_store_that_never_works(
+    valkey: Valkey, users: RedisStore, user: str
+) -> None:
+    valkey.ask("ACL", "SETUSER", user, "resetchannels")
+    app = LongRunningMiddleware(Starlette(), store=users)
+    with pytest.raises(ConfigurationError, match="channel"):
+        async with lifespan(app):
+            pass
+
+
+# --- keys of other applications --------------------------------------------------------------
+
+_ENDING = {"finish", "delete"}
+_MOVING = {"requeue", "create", *_ENDING}
+FOREIGN: dict[str, tuple[str, set[str]]] = {
+    "due": ("zset", {"create", *_ENDING}),
+    "leases": ("zset", {"report", "renew", *_MOVING}),
+    "busy": ("zset", _MOVING),
+    "job:a": ("hash", {"report", "join", "requeue", "append", *_ENDING}),
+    "body:a:0": ("string", {"finish", "append"}),
+    "body:a:1": ("string", {"finish"}),
+    "keys:a": ("set", {"join", *_ENDING}),
+    "passing:a": ("set", {"join", *_ENDING}),
+}
+"""Keys of the store, with their kinds, and the calls that cannot go on once they are others'."""
+
+
+async def everything(store: RedisStore) -> dict[str, Any]:
+    """All that the store keeps."""
+    return {name: await tell(store, "DUMP", name) for name in await keys_of(store)}
+
+
+async def occupy(store: RedisStore, key: str) -> None:
+    """Put what is another application's where the store has a key."""
+    await tell(store, "DEL", key)
+    await tell(store, "SADD" if FOREIGN[key][0] == "string" else "SET", key, "theirs")
+
+
+async def clear(store: RedisStore) -> None:
+    for name in await keys_of(store):
+        await tell(store, "DEL", name)
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+async def test_a_key_of_another_application_is_an_error_that_changes_nothing(
+    store: RedisStore, key: str
+) -> None:
+    """Whatever a call does, it does the whole of it or nothing."""
+    there = job(owner="ann", attempts=2, replayable=True)
+    shares = (Key("k"), Key("run", None, False))
+    calls: dict[str, Callable[[], Any]] = {
+        "report": partial(store.replace, there.with_progress(Progress(0.5)), lease=60.0),
+        "join": partial(store.replace, there.shared(1), keys=(Key("l"),)),
+        "requeue": partial(store.replace, there.requeue(), lease=0.0),
+        "finish": partial(store.replace, finished(there), tail=b"yy"),
+        "delete": partial(store.replace, there.tombstone(1000.0, 60.0)),
+        "append": partial(store.append_body, "a", 1, WINDOW - 1, b"y"),
+        "renew": partial(store.renew, {"a": 1}, 60.0),
+        "create": partial(store.create, job("b"), request(), keys=(Key("m"),), lease=0.0),
+    }
+    for name, call in calls.items():
+        await store.create(there, request(), keys=shares, lease=0.0)
+        await store.append_body("a", 1, 0, b"x" * (WINDOW - 1))
+        await occupy(store, key)
+        before = await everything(store)
+        if name in FOREIGN[key][1]:
+            with pytest.raises(StoreError, match=f"{key} is a "):
+                await call()
+            assert await everything(store) == before
+        else:
+            await call()
+        await clear(store)
+
+
+async def test_a_job_whose_key_another_application_has_keeps_no_other(store: RedisStore) -> None:
+    for id in "abc":
+        await store.create(job(id), lease=0.0)
+    await tell(store, "DEL", "job:b")
+    await tell(store, "SET", "job:b", "theirs")
+    assert [(each.id, each.job) async for each in store.abandoned()] == [
+        *[("a", job("a")), ("b", None), ("c", job("c"))]
+    ]
+    assert await store.renew(dict.fromkeys("abc", 1), 0.0) == dict.fromkeys("ac", State.RUNNING)
+    assert await store.discard("b")
+    assert [each.id async for each in store.abandoned()] == ["a", "c"]
+    for id in "ac":
+        await store.replace(finished(job(id)))
+    await tell(store, "DEL", "job:c")
+    await tell(store, "SET", "job:c", "theirs")
+    assert await store.sweep(1060.0)
+    assert not await store.sweep(1120.0)
+    assert await keys_of(store) == {"busy"}  # where the first one stood, its key alone has said
 
 
 async def test_leases_that_end_in_the_same_moment(store: RedisStore) -> None:

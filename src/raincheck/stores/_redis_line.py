@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
@@ -10,20 +11,24 @@ from typing import Any, TypeVar
 
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
 from raincheck.stores._redis_scripts import Script
+from raincheck.stores.servers import NeverWorks
 from raincheck.stores.waiting import Waiting
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.exceptions import ConnectionError as Disconnected
     from redis.exceptions import (
+        AuthenticationError,
+        MovedError,
+        NoPermissionError,
         NoScriptError,
         OutOfMemoryError,
         ReadOnlyError,
         RedisError,
         ResponseError,
     )
+    from redis.exceptions import ConnectionError as Disconnected
 except ImportError as error:
     raise ImportError(
         "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
@@ -39,15 +44,19 @@ KEEPALIVE = 10.0
 RETRY = 0.25
 """Seconds until a subscription that broke is tried again."""
 
+# What an error in a script ends with.
+_WHERE = re.compile(r" script: ([0-9a-f]+, )?on @user_script.*")
+
 T = TypeVar("T")
 Word = str | bytes | int | float
 
 
-def server(url: str) -> tuple[str, Callable[..., AbstractConnection]]:
-    """How errors call a server, and what makes connections to it."""
+def server(url: str) -> tuple[str, str, Callable[..., AbstractConnection]]:
+    """How errors call a server, its user, and what makes connections to it."""
     try:
         options: dict[str, Any] = {**parse_url(url)}
         kind = options.pop("connection_class", Connection)
+        str(options.get("host", "")).encode("idna")
         # Time limits are the line's own, and answers are bytes as RESP 2 has them.
         options |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
         options |= {"decode_responses": False, "encoding_errors": "surrogatepass"}
@@ -58,7 +67,8 @@ def server(url: str) -> tuple[str, Callable[..., AbstractConnection]]:
             "redis://user:password@localhost:6379/0, with special characters percent-encoded"
         ) from None
     place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-    return f"Redis at {place}, database {options.get('db', 0)},", partial(kind, **options)
+    name = f"Redis at {place}, database {options.get('db', 0)},"
+    return name, options.get("username") or "default", partial(kind, **options)
 
 
 class Line:
@@ -67,6 +77,12 @@ class Line:
     What is asked while the server is busy with earlier questions goes out together, next: one
     write for many calls. Whoever asked may be cancelled; the answer is read all the same, so that
     nobody takes it for another.
+
+    Attributes:
+        loop: the event loop.
+        closed: whether it is of no use any more.
+        permitted: whether the store has seen that it may do here all that it has to.
+        feed: what tells of changes.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class Line:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.permitted = False
         self.feed = Feed(connect, channel, timeout)
         self._name = name
         self._connection = connect(health_check_interval=IDLE, retry=Retry(NoBackoff(), 1))
@@ -114,7 +131,8 @@ class Line:
             raise StoreFull(f"{self._name} is full: {error}") from error
         except (RedisError, OSError) as error:
             reason = str(error) or f"no answer for {self._timeout:g} seconds"
-            raise StoreError(f"{self._name} failed: {reason}") from error
+            kind = NeverWorks if _for_good(error) else StoreError
+            raise kind(f"{self._name} failed: {_WHERE.sub('', reason)}") from error
 
     def leave(self) -> None:
         """Close when its event loop runs again, if it ever does; this one is another."""
@@ -213,6 +231,13 @@ class Question:
         for future in self.futures:
             if not future.done():
                 future.set_exception(error)
+
+
+def _for_good(error: Exception) -> bool:
+    """Whether it fails until somebody changes a setting, here or there."""
+    return isinstance(error, AuthenticationError | NoPermissionError | MovedError) or (
+        isinstance(error, ResponseError) and "DB index" in str(error)
+    )
 
 
 def _command(question: Question, known: bool) -> tuple[Word, ...]:

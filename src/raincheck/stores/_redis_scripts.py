@@ -6,6 +6,7 @@ The keys are listed in `stores/redis.py`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from hashlib import sha1
 
@@ -69,11 +70,35 @@ def check_room(answer: object) -> None:
         raise NoRoom(owner=answer == [b"owner"])
 
 
+def rights(denied: list[bytes], prefix: str, of_keys: bytes, of_channel: bytes) -> list[str]:
+    """What a user lacks that `CHECK` has found, as `ACL SETUSER` takes it.
+
+    Args:
+        denied: commands.
+        prefix: of the keys and the channel.
+        of_keys: what the server says to one that has a key of the store.
+        of_channel: what it says to one that has its channel.
+    """
+    missing = []
+    commands = {command.decode().lower() for command in denied}
+    if b"permission" in of_keys and b"key" in of_keys:  # it denies every command that has one
+        missing.append(f"~{prefix}*")
+        commands &= {"ping", "publish", "subscribe", "time"}
+    if b"channel" in of_channel:
+        missing.append(f"&{prefix}*")
+        commands -= {"publish", "subscribe"}
+    return [*missing, *(f"+{command}" for command in sorted(commands))]
+
+
 # --- the scripts -----------------------------------------------------------------------------
 
 
 class Script:
     """A script in Lua, and the digest that the server calls it by once it knows it.
+
+    The server undoes nothing of one that fails. So all that may fail comes before the first change:
+    what is read, the kinds of the keys that are to change (`expect`), and telling of the change,
+    which a user may not be allowed to; nobody hears of it before the script has ended.
 
     Args:
         flags: in its first line.
@@ -82,14 +107,39 @@ class Script:
             heard.
     """
 
-    def __init__(self, flags: str, text: str, *, repeatable: bool = True) -> None:
+    def __init__(self, flags: str | None, text: str, *, repeatable: bool = True) -> None:
         self.repeatable = repeatable
-        self.text = f"#!lua {flags}".rstrip() + f"\nlocal WINDOW = {WINDOW}\n{_COMMON}{text}"
+        first = "" if flags is None else f"#!lua {flags}".rstrip() + "\n"
+        self.text = f"{first}local WINDOW = {WINDOW}\n{_COMMON}{text}"
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 _COMMON = """
 local call = redis.call
+
+-- Keys under names of ours may be another application's.
+local function expect(kind, ...)
+  for _, key in ipairs({...}) do
+    local found = call('TYPE', key).ok
+    if found ~= kind and found ~= 'none' then
+      error({err = 'WRONGTYPE ' .. key .. ' is a ' .. found .. ', not a ' .. kind})
+    end
+  end
+end
+
+-- What a command says that begins with a key of this kind; an error that names the key.
+local function read(kind, command, key, ...)
+  local found = redis.pcall(command, key, ...)
+  if type(found) == 'table' and found.err then
+    expect(kind, key)
+    error(found)
+  end
+  return found
+end
+
+local function number_in(key, value)
+  return tonumber(value) or error({err = 'DAMAGED ' .. key .. ' has no number where it had one'})
+end
 
 local function clock()
   local time = call('TIME')
@@ -116,6 +166,16 @@ local function no_room(busy, group, route, owner, of_route, of_owner)
   if as_many(busy, group .. route, of_route) then return {'route'} end
 end
 
+-- The windows of a body that a chunk goes into.
+local function touched(body, size, chunk)
+  local keys = {}
+  if chunk == '' then return keys end
+  for window = math.floor(size / WINDOW), math.floor((size + #chunk - 1) / WINDOW) do
+    keys[#keys + 1] = body .. ':' .. window
+  end
+  return keys
+end
+
 local function append(body, size, chunk)
   local first = 1
   while first <= #chunk do
@@ -138,11 +198,23 @@ local function give(job, id, keys, passing, first, before)
   end
 end
 
-local function free(id, keys)
-  for _, key in ipairs(call('SMEMBERS', keys)) do
-    if call('HGET', key, 'id') == id then call('UNLINK', key) end
+-- Those keys in a set that are a job's own: others may have taken them since.
+local function own(id, keys)
+  local own = {}
+  for _, key in ipairs(read('set', 'SMEMBERS', keys)) do
+    if redis.pcall('HGET', key, 'id') == id then own[#own + 1] = key end
   end
-  call('UNLINK', keys)
+  return own
+end
+
+local function unlink(keys)
+  for _, key in ipairs(keys) do call('UNLINK', key) end
+end
+
+-- The record of a job; a key that is not one, and so has none, is one that nobody can read.
+local function record_of(job)
+  local record = redis.pcall('HGET', job, 'record')
+  return type(record) == 'table' and '' or record
 end
 
 local function windows(body, size)
@@ -159,21 +231,25 @@ CREATE = Script(
 local job, request, _, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local jobs, id, record, version, attempt, stage, captured, lease, score = unpack(ARGV, 1, 9)
 local route, owner, of_route, of_owner = unpack(ARGV, 10)
-local there = call('HGET', job, 'record')
+local there = read('hash', 'HGET', job, 'record')
 for i = 9, #KEYS do
-  local other = not there and call('HGET', KEYS[i], 'id')
-  there = there or other and call('HGET', jobs .. other, 'record')
+  local other = not there and read('hash', 'HGET', KEYS[i], 'id')
+  there = there or other and read('hash', 'HGET', jobs .. other, 'record')
 end
 if there then return there end
 local group = grouped(stage)
 local full = group and no_room(busy, group, route, owner, of_route, of_owner)
 if full then return full end
+local counted = group and group .. route .. owner .. id or ''
+expect('zset', due, leases, busy)
+if #KEYS >= 9 then expect('set', keys, passing) end
+
 call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
-  'size', 0)
+  'size', 0, 'counted', counted)
 give(job, id, keys, passing, 9, 13)
 if captured ~= '' then call('SET', request, captured) end
 if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
-if group then call('ZADD', busy, 0, group .. route .. owner .. id) end
+if group then call('ZADD', busy, 0, counted) end
 call('ZADD', due, score, id)
 return false
 """,
@@ -182,8 +258,8 @@ return false
 FIND = Script(
     "flags=no-writes",
     """
-local key = call('HMGET', KEYS[1], 'id', 'mark')
-local record = key[1] and call('HGET', ARGV[1] .. key[1], 'record')
+local key = read('hash', 'HMGET', KEYS[1], 'id', 'mark')
+local record = key[1] and read('hash', 'HGET', ARGV[1] .. key[1], 'record')
 return record and {record, key[2]}
 """,
 )
@@ -195,33 +271,49 @@ local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)
 local replayable, tail, lease, score, keep = unpack(ARGV, 8, 12)
 local route, owner, of_route, of_owner = unpack(ARGV, 13)
-local old = call('HMGET', job, 'version', 'attempt', 'size', 'stage', 'keyed')
+local old = read('hash', 'HMGET', job, 'version', 'attempt', 'size', 'counted', 'keyed')
 if old[1] ~= before then return 0 end
 for i = 9, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
 end
+local group, left, keyed = grouped(stage), old[4] ~= '' and old[4], old[5]
+local counted = group and group .. route .. owner .. id
+local full = group and counted ~= left and no_room(busy, group, route, owner, of_route, of_owner)
+if full then return full end
 
-local left, group = grouped(old[4]), grouped(stage)
-if left ~= group then
-  local full = group and no_room(busy, group, route, owner, of_route, of_owner)
-  if full then return full end
-  if left then call('ZREM', busy, left .. route .. owner .. id) end
-  if group then call('ZADD', busy, 0, group .. route .. owner .. id) end
-end
-
-local size = tonumber(old[3])
+local size = number_in(job, stage == 'gone' and not tonumber(old[3]) and 0 or old[3])
+local dropped = {}
 if size > 0 and (old[2] ~= attempt or stage == 'gone') then
-  for _, key in ipairs(windows(body, size)) do call('UNLINK', key) end
-  size = 0
+  dropped, size = windows(body, size), 0
 end
+expect('string', unpack(touched(body, size, tail)))
+if counted ~= left then expect('zset', busy) end
+if not unfinished(stage) then expect('zset', leases, due) elseif lease ~= '' then
+  expect('zset', leases)
+end
+if #KEYS >= 9 then expect('set', keys, passing) end
+local lasting = keyed and (stage == 'gone' or keep ~= '') and own(id, keys) or {}
+local freed = keyed and stage ~= 'queued' and stage ~= 'running' and own(id, passing) or {}
+call('PUBLISH', channel, id)
+
+if counted ~= left then
+  if left then call('ZREM', busy, left) end
+  if counted then call('ZADD', busy, 0, counted) end
+end
+unlink(dropped)
 size = append(body, size, tail)
 call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
-  'size', size)
+  'size', size, 'counted', counted or '')
 if replayable == '0' then call('UNLINK', request) end
 
-local keyed = old[5]
-if keyed and stage ~= 'queued' and stage ~= 'running' then free(id, passing) end
-if keyed and stage == 'gone' then free(id, keys) end
+if keyed and stage ~= 'queued' and stage ~= 'running' then
+  unlink(freed)
+  call('UNLINK', passing)
+end
+if keyed and stage == 'gone' then
+  unlink(lasting)
+  call('UNLINK', keys)
+end
 give(job, id, keys, passing, 9, 16)
 
 if not unfinished(stage) then
@@ -233,10 +325,9 @@ end
 if keep ~= '' then
   call('EXPIRE', job, keep)
   if keyed then call('EXPIRE', keys, keep) end
-  for _, key in ipairs(keyed and call('SMEMBERS', keys) or {}) do call('EXPIRE', key, keep) end
+  for _, key in ipairs(lasting) do call('EXPIRE', key, keep) end
   for _, key in ipairs(windows(body, size)) do call('EXPIRE', key, keep) end
 end
-call('PUBLISH', channel, id)
 return 1
 """
 
@@ -251,11 +342,13 @@ APPEND = Script(
     """
 local job, body = KEYS[1], KEYS[2]
 local attempt, offset, chunk = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local old = call('HMGET', job, 'attempt', 'stage', 'size')
+local old = read('hash', 'HMGET', job, 'attempt', 'stage', 'size')
 if old[1] ~= attempt or not unfinished(old[2]) then return 0 end
-local size = tonumber(old[3])
+local size = number_in(job, old[3])
 if offset > size then return false end
-call('HSET', job, 'size', append(body, size, string.sub(chunk, size - offset + 1)))
+chunk = string.sub(chunk, size - offset + 1)
+expect('string', unpack(touched(body, size, chunk)))
+call('HSET', job, 'size', append(body, size, chunk))
 return 1
 """,
 )
@@ -263,8 +356,8 @@ return 1
 READ = Script(
     "flags=no-writes",
     """
-local job = call('HMGET', KEYS[1], 'attempt', 'size')
-return {job[1], job[2], call('GETRANGE', KEYS[2], ARGV[1], -1)}
+local job = read('hash', 'HMGET', KEYS[1], 'attempt', 'size')
+return {job[1], job[2], read('string', 'GETRANGE', KEYS[2], ARGV[1], -1)}
 """,
 )
 
@@ -273,9 +366,10 @@ RENEW = Script(
     """
 local stages = {}
 local ends = clock() + ARGV[1]
+expect('zset', KEYS[1])
 for i = 2, #KEYS do
   local id, attempt = ARGV[2 * i - 2], ARGV[2 * i - 1]
-  local job = call('HMGET', KEYS[i], 'attempt', 'stage')
+  local job = redis.pcall('HMGET', KEYS[i], 'attempt', 'stage')
   stages[i - 1] = job[1] == attempt and unfinished(job[2]) and job[2]
   if stages[i - 1] then call('ZADD', KEYS[1], ends, id) end
 end
@@ -291,7 +385,7 @@ local now = clock()
 local found = call('ZRANGE', KEYS[1], since, now, 'BYSCORE', 'LIMIT', 0, limit, 'WITHSCORES')
 local page = {}
 for i = 1, #found, 2 do
-  page[#page + 1] = {found[i], found[i + 1], call('HGET', jobs .. found[i], 'record')}
+  page[#page + 1] = {found[i], found[i + 1], record_of(jobs .. found[i])}
 end
 return {string.format('%.6f', now), page}
 """,
@@ -305,15 +399,79 @@ local jobs, channel, now, skip, limit = unpack(ARGV)
 local ids = call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', skip, limit)
 local expired = {}
 for _, id in ipairs(ids) do
-  local job = call('HMGET', jobs .. id, 'record', 'stage')
-  if job[1] and job[2] ~= 'gone' then
-    expired[#expired + 1] = job[1]
+  local record = record_of(jobs .. id)
+  if record and redis.pcall('HGET', jobs .. id, 'stage') ~= 'gone' then
+    expired[#expired + 1] = {id, record}
   else
+    call('PUBLISH', channel, id)
     call('UNLINK', jobs .. id)
     call('ZREM', due, id)
-    call('PUBLISH', channel, id)
   end
 end
 return {#ids == tonumber(limit) and 1 or 0, call('ZCARD', due), expired}
 """,
 )
+
+RECORD = Script("flags=no-writes", "return record_of(KEYS[1])")
+
+# Drops a job whose record is still this one; with a time if it is due, else if its lease has ended.
+DROP = Script(
+    "flags=allow-oom",
+    """
+local job, request, body, due, leases, busy, keys, passing = unpack(KEYS)
+local channel, id, record, now = unpack(ARGV)
+local score = call('ZSCORE', now == '' and leases or due, id)
+local late = now == '' and clock() or tonumber(now)
+if not score or tonumber(score) > late or record_of(job) ~= record then return 0 end
+local old = redis.pcall('HMGET', job, 'size', 'counted', 'keyed')
+expect('zset', due, leases, busy)
+local freed = old[3] and {own(id, keys), own(id, passing)} or {{}, {}}
+call('PUBLISH', channel, id)
+
+unlink(windows(body, tonumber(old[1]) or 0))
+unlink(freed[1])
+unlink(freed[2])
+unlink({job, request, keys, passing})
+call('ZREM', due, id)
+call('ZREM', leases, id)
+if old[2] then call('ZREM', busy, old[2]) end
+return 1
+""",
+)
+
+# Whether the server is new enough, what it says if the keys or the channel are not its user's, the
+# commands that are not, and the keys that are another application's. It has no keys of its own, or
+# it would not run without a right to them; nor the first line of the others, which servers that are
+# too old do not know.
+CHECK = Script(
+    None,
+    """
+local job, channel, count = unpack(ARGV)
+local denied, theirs = {}, {}
+for i = 4 + count, #ARGV do
+  local command = ARGV[i]
+  local words = {command, job, job}
+  if command == 'PUBLISH' or command == 'SUBSCRIBE' then words = {command, channel, channel} end
+  if command == 'EVAL' or command == 'EVALSHA' then words = {command, 'x', '1', job} end
+  if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(words)) then
+    denied[#denied + 1] = command
+  end
+end
+for i = 4, 3 + count do
+  local kind = redis.pcall('TYPE', ARGV[i]).ok
+  if kind and kind ~= 'none' and kind ~= 'zset' then theirs[#theirs + 1] = ARGV[i] end
+end
+local of_keys, of_channel = redis.pcall('TYPE', job).err, redis.pcall('PUBLISH', channel, '')
+of_channel = type(of_channel) == 'table' and of_channel.err
+return {redis.acl_check_cmd and 1 or 0, of_keys or '', of_channel or '', denied, theirs}
+""",
+)
+
+_SCRIPTS = (CREATE, FIND, LEARN, REPLACE, JOIN, APPEND, READ, RENEW, ABANDONED, SWEEP, RECORD, DROP)
+
+COMMANDS = sorted(
+    {"EVAL", "EVALSHA", "GET", "PING", "SUBSCRIBE"}.union(
+        *(re.findall(r"(?:call\(|read\('[a-z]+', )'([A-Z]+)'", script.text) for script in _SCRIPTS)
+    )
+)
+"""All that the store asks of a server, but for what connecting takes."""

@@ -33,11 +33,15 @@ from raincheck.stores._redis_line import Line, Word, server
 from raincheck.stores._redis_scripts import (
     ABANDONED,
     APPEND,
+    CHECK,
+    COMMANDS,
     CREATE,
+    DROP,
     FIND,
     JOIN,
     LEARN,
     READ,
+    RECORD,
     RENEW,
     REPLACE,
     SWEEP,
@@ -49,10 +53,11 @@ from raincheck.stores._redis_scripts import (
     keep,
     most,
     place,
+    rights,
     stage,
 )
 from raincheck.stores.base import Abandoned, Found, Store
-from raincheck.stores.servers import checked
+from raincheck.stores.servers import NeverWorks, checked, opening
 
 logger = logging.getLogger("raincheck")
 
@@ -103,10 +108,14 @@ class RedisStore(Store):
             raise ConfigurationError(
                 f"RedisStore(timeout={timeout!r}): timeout is a number of seconds above 0"
             )
-        self._name, self._connect = server(url)
+        self._name, self._user, self._connect = server(url)
         self._prefix = f"{{raincheck:{checked(deployment)}}}:"
         self._timeout = timeout
         self._opened: Line | None = None
+
+    async def open(self) -> None:
+        with opening():
+            await self._check(self._line())
 
     async def create(
         self,
@@ -119,7 +128,7 @@ class RedisStore(Store):
     ) -> Job:
         there = await self._run(
             CREATE,
-            self._keys_of(job, keys),
+            self._keys_of(job.id, keys),
             self._key("job:"),
             job.id,
             dump(job),
@@ -147,13 +156,11 @@ class RedisStore(Store):
             await self._run(LEARN, [self._key("varying:", route)], *names)
 
     async def learned(self, route: str) -> frozenset[str]:
-        line = self._line()
-        names = await line.told(line.ask("SMEMBERS", self._key("varying:", route), shared=True))
+        names = await self._ask("SMEMBERS", self._key("varying:", route), shared=True)
         return frozenset(name.decode("utf-8", "surrogatepass") for name in names)
 
     async def request(self, id: str) -> CapturedRequest | None:
-        line = self._line()
-        request = await line.told(line.ask("GET", self._key("request:", id)))
+        request = await self._ask("GET", self._key("request:", id))
         return None if request is None else load_request(request)
 
     async def replace(
@@ -167,7 +174,7 @@ class RedisStore(Store):
     ) -> bool:
         replaced = await self._run(
             JOIN if keys else REPLACE,
-            self._keys_of(job, keys),
+            self._keys_of(job.id, keys),
             self._key("changed"),
             job.id,
             job.version - 1,
@@ -251,21 +258,34 @@ class RedisStore(Store):
                 seen.add(id)
                 yield Abandoned(id.decode(), readable(record), float(now) - float(ended))
 
+    async def discard(self, id: str) -> bool:
+        record = await self._run(RECORD, [self._key("job:", id)])
+        if record is None or readable(record) is not None:
+            return False
+        return await self._drop(id, record)
+
     async def sweep(self, now: float) -> bool:
-        unread, more, skip = None, True, 0
+        more, skip = True, 0
         while more:
             words = (self._key("job:"), self._key("changed"), now, skip, BATCH)
             more, left, expired = await self._run(SWEEP, [self._key("due")], *words)
-            tombstones = []
-            for record in expired:
-                try:
-                    tombstones.append(load(record).tombstone(now))
-                except StoreError as error:  # it must not keep the others from being swept
-                    unread, skip = error, skip + 1
-            await asyncio.gather(*map(self.replace, tombstones))
-        if unread is not None:
-            raise unread
+            done = await asyncio.gather(*(self._bury(id, record, now) for id, record in expired))
+            skip += done.count(False)  # somebody else was faster, or they would come again for ever
         return bool(left)
+
+    async def _bury(self, id: bytes, record: bytes, now: float) -> bool:
+        """Leave a tombstone of a job that has expired, or nothing if it cannot be read."""
+        job = readable(record)
+        if job is not None:
+            return await self.replace(job.tombstone(now))
+        dropped = await self._drop(id.decode("utf-8", "surrogatepass"), record, now)
+        if dropped:
+            logger.warning("job %s has expired; its record could not be read", id.decode())
+        return dropped
+
+    async def _drop(self, id: str, record: bytes, now: float | str = "") -> bool:
+        words = (self._key("changed"), id, record, now)
+        return bool(await self._run(DROP, self._keys_of(id), *words))
 
     async def aclose(self) -> None:
         """Close the connections. Whoever still asks or waits is told a `StoreError`."""
@@ -276,21 +296,60 @@ class RedisStore(Store):
     def _key(self, kind: str, name: str = "") -> str:
         return f"{self._prefix}{kind}{name}"
 
-    def _keys_of(self, job: Job, keys: Collection[Key]) -> list[str]:
+    def _keys_of(self, id: str, keys: Collection[Key] = ()) -> list[str]:
         return [
-            *(self._key(kind, job.id) for kind in ("job:", "request:", "body:")),
+            *(self._key(kind, id) for kind in ("job:", "request:", "body:")),
             *map(self._key, ("due", "leases", "busy")),
-            *(self._key(kind, job.id) for kind in ("keys:", "passing:")),
+            *(self._key(kind, id) for kind in ("keys:", "passing:")),
             *(self._key("key:", key.name) for key in keys),
         ]
 
     async def _run(self, script: Script, keys: list[str], *words: Word) -> Any:
-        line = self._line()
-        return await line.told(line.ask(len(keys), *keys, *words, script=script))
+        return await self._ask(len(keys), *keys, *words, script=script)
 
     async def _get(self, line: Line, id: str) -> Job | None:
-        record = await line.told(line.ask("HGET", self._key("job:", id), "record", shared=True))
+        key = self._key("job:", id)
+        record = await self._ask("HGET", key, "record", shared=True, line=line)
         return None if record is None else load(record)
+
+    async def _ask(
+        self,
+        *words: Word,
+        script: Script | None = None,
+        shared: bool = False,
+        line: Line | None = None,
+    ) -> Any:
+        line = self._line() if line is None else line
+        if not line.permitted:
+            await self._check(line)
+        return await line.told(line.ask(*words, script=script, shared=shared))
+
+    async def _check(self, line: Line) -> None:
+        """See what the server lets the store do, before it does a part of it.
+
+        Raises:
+            NeverWorks: less than it has to.
+        """
+        keys = [self._key(kind) for kind in ("due", "leases", "busy")]
+        words = (0, self._key("job:"), self._key("changed"), len(keys), *keys, *COMMANDS)
+        answer = await line.told(line.ask(*words, script=CHECK, shared=True))
+        new, of_keys, of_channel, denied, theirs = answer
+        if not new:
+            raise NeverWorks(f"{self._name} is too old: RedisStore needs Redis 7, or Valkey")
+        if missing := rights(denied, self._prefix, of_keys, of_channel):
+            raise NeverWorks(
+                f"{self._name} does not let its user do all that the store does with the keys and "
+                "the channel of this deployment: let somebody run "
+                f"ACL SETUSER {self._user} {' '.join(missing)}"
+            )
+        if of_keys:  # a cluster says that they are elsewhere
+            raise NeverWorks(f"{self._name} failed: {of_keys.decode()}")
+        if theirs:
+            raise NeverWorks(
+                f"{self._name} has {b', '.join(theirs).decode()} of another application: give the "
+                "store another deployment, or another database"
+            )
+        line.permitted = True
 
     def _line(self) -> Line:
         """The connections of the event loop that runs now."""
