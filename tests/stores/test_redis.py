@@ -1068,7 +1068,9 @@ async def test_no_client_learns_that_the_server_was_started_again(serve: Serve) 
         server.kill()
         server.start()
 
-    await serves_through_a_restart(RedisStore(server.url, deployment="shop"), restart)
+    await serves_through_a_restart(
+        RedisStore(server.url, deployment="shop", timeout=PATIENCE), restart
+    )
 
 
 @pytest.mark.parametrize("idle", [0.001, 60.0])
@@ -1078,7 +1080,7 @@ async def test_a_server_that_was_started_again_costs_nobody_an_answer(
     """The event loop hears of nothing before the next call, which meets a dead connection."""
     monkeypatch.setattr(line_room, "IDLE", idle)
     server = serve("--appendonly", "yes", "--appendfsync", "always")
-    store = RedisStore(server.url, deployment="shop")
+    store = RedisStore(server.url, deployment="shop", timeout=PATIENCE)
     there = job(replayable=True)
     calls: list[Callable[[], Any]] = [
         partial(store.create, there, request(), keys=(Key("k"),), bounds=Bounds(route=1)),
