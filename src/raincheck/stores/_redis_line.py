@@ -16,8 +16,6 @@ from raincheck.stores.waiting import Waiting
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
     from redis.exceptions import (
         AuthenticationError,
         MovedError,
@@ -51,7 +49,7 @@ T = TypeVar("T")
 Word = str | bytes | int | float
 
 
-def server(url: str) -> tuple[str, str, Callable[..., AbstractConnection]]:
+def server(url: str) -> tuple[str, str, Callable[[], AbstractConnection]]:
     """How errors call a server, its user, and what makes connections to it."""
     try:
         options: dict[str, Any] = {**parse_url(url)}
@@ -86,14 +84,15 @@ class Line:
     """
 
     def __init__(
-        self, name: str, connect: Callable[..., AbstractConnection], channel: str, timeout: float
+        self, name: str, connect: Callable[[], AbstractConnection], channel: str, timeout: float
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.closed = False
         self.permitted = False
         self.feed = Feed(connect, channel, timeout)
         self._name = name
-        self._connection = connect(health_check_interval=IDLE, retry=Retry(NoBackoff(), 1))
+        self._connection = connect()
+        self._used = 0.0
         self._timeout = timeout
         self._questions: list[Question] = []
         self._shared: dict[tuple[Word, ...], Question] = {}
@@ -184,10 +183,22 @@ class Line:
                     question.fail(error)  # it may have been done
             await self._exchange([question for question in batch if question.open])
 
+    async def _alive(self) -> bool:
+        """Whether the server is still there; after a while, only its word for it will do."""
+        if await self._connection.can_read():
+            return False
+        if self._used < self.loop.time() - IDLE:
+            try:
+                await self._connection.send_command("PING")
+                await self._connection.read_response()
+            except (Disconnected, ConnectionError):
+                return False
+        return True
+
     async def _exchange(self, batch: list[Question], *, known: bool = True) -> None:
         connection, unknown, demoted = self._connection, [], False
         async with asyncio.timeout(self._timeout) as patience:
-            if connection.is_connected and await connection.can_read():
+            if connection.is_connected and not await self._alive():
                 await connection.disconnect(nowait=True)  # the server hung up while nobody asked
             await connection.connect()  # type: ignore[no-untyped-call] # redis-py's
             commands = (_command(question, known) for question in batch)
@@ -200,7 +211,8 @@ class Line:
                 except ResponseError as error:
                     question.fail(error)
                     demoted = demoted or isinstance(error, ReadOnlyError)
-                patience.reschedule(self.loop.time() + self._timeout)
+                self._used = self.loop.time()
+                patience.reschedule(self._used + self._timeout)
         if demoted:
             await connection.disconnect(nowait=True)  # another server may be the primary now
         if unknown:
