@@ -695,6 +695,50 @@ async def test_a_large_body_that_was_read_before_the_entry_waits_whole() -> None
             assert done.text == hashlib.sha256(large).hexdigest()
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("room", [1, 2])
+async def test_an_app_may_read_the_body_beside_the_endpoint_that_is_entered(room: int) -> None:
+    """Quart does: the entry comes while parts of the body are on their way to a file."""
+    jobs = Jobs(limits=Limits(max_running=room))
+    inner = Starlette(routes=[slow_route(digest)])
+
+    async def beside(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        parts: list[Message] = []
+        come = anyio.Event()
+
+        async def read() -> None:
+            while True:
+                parts.append(await receive())
+                come.set()
+                if not parts[-1].get("more_body"):
+                    return
+
+        async def read_parts() -> Message:
+            nonlocal come
+            while not parts:
+                come = anyio.Event()
+                await come.wait()
+            return parts.pop(0)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await inner(scope, read_parts, send)
+
+    app = LongRunningMiddleware(beside, jobs=jobs)
+    large = random.Random(7).randbytes(6 * MIB)
+    async with running(app) as client:
+        accepted = [await client.post("/slow", content=in_pieces(large)) for _ in range(2)]
+        for response in accepted:
+            done = await follow(client, response)
+            assert done.text == hashlib.sha256(large).hexdigest()
+
+
+async def digest(request: Request) -> Response:
+    return Response(hashlib.sha256(await request.body()).hexdigest())
+
+
 async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), 65536):
         yield body[start : start + 65536]

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from typing import IO
 
+import anyio
 import anyio.to_thread
 from starlette.types import Message
 
@@ -37,6 +38,7 @@ class Upload:
         "_limit",
         "_read",
         "_told_end",
+        "_writing",
         "lost",
         "size",
         "whole",
@@ -53,6 +55,7 @@ class Upload:
         self._in_file = 0
         self._told_end = False
         self._keeps = True
+        self._writing: anyio.Event | None = None  # while the file is
 
     @classmethod
     def of(cls, body: bytes) -> Upload:
@@ -72,7 +75,7 @@ class Upload:
 
     async def passed(self, message: Message) -> None:
         """Keep the next part, which the app is given as it comes."""
-        if self.lost:
+        if self.lost or not self._keeps:
             self.size += len(message.get("body", b""))
             self.whole = self._told_end = not message.get("more_body", False)
             return
@@ -110,6 +113,8 @@ class Upload:
         Raises:
             OSError: the temporary file cannot be read.
         """
+        while self._writing is not None:  # by another task: Quart reads beside its handlers
+            await self._writing.wait()
         begun = b"" if self._file is None else await anyio.to_thread.run_sync(_content, self._file)
         return b"".join((begun, *self._chunks))
 
@@ -119,6 +124,7 @@ class Upload:
         self._chunks.clear()
         self._read = 0
         self._in_file += len(read)
+        self._writing = written = anyio.Event()
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="raincheck-")  # noqa: SIM115 - see close()
@@ -126,6 +132,12 @@ class Upload:
         except OSError:  # the disk is full, or there is none: the app has the body all the same
             logger.warning("a request body could not be kept in a temporary file", exc_info=True)
             self._lose()
+        except ValueError:  # closed meanwhile: nothing is kept any more
+            if self._file is not None:
+                raise
+        finally:
+            self._writing = None
+            written.set()
 
     def _lose(self) -> None:
         self.lost = True
