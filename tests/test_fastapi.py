@@ -14,11 +14,14 @@ from fastapi import (
     UploadFile,
 )
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import LongRunningMiddleware, MemoryStore, long_running, report
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import running, settled
+from tests.support import client_of, running, settled
 
 pytestmark = pytest.mark.anyio
 
@@ -202,3 +205,68 @@ async def test_a_def_path_function_is_a_job_too() -> None:
         assert (await client.post("/slow", json={})).status_code == 422
         response = await follow(client, await client.post("/slow", json=ORDER))
         assert response.json() == {"item": "tea", "total": 2}
+
+
+def stripping(app: ASGIApp, prefix: str = "/api") -> ASGIApp:
+    """As a proxy does that takes a prefix away, and knows nothing else."""
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if not path.startswith(prefix + "/"):
+                await PlainTextResponse("no such place", 404)(scope, receive, send)
+                return
+            path = path.removeprefix(prefix)
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await app(scope, receive, send)
+
+    return proxy
+
+
+def with_root_path(root_path: str, *, added: bool) -> Any:
+    """A FastAPI app that says what is in front of it, with raincheck added or around."""
+    app = FastAPI()
+    app.root_path = root_path  # as `FastAPI(root_path=...)` does, which newer versions deprecate
+
+    @app.post("/slow")
+    @long_running
+    async def slow(request: Request) -> dict[str, Any]:
+        return {"url": request.url_for("slow").path}
+
+    if added:
+        app.add_middleware(LongRunningMiddleware, jobs=virtual_jobs())
+        return app
+    return LongRunningMiddleware(app, jobs=virtual_jobs())
+
+
+@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize("root_path", ["/api", "/api/v1"])
+@pytest.mark.parametrize("added", [True, False])
+async def test_urls_carry_the_root_path_that_the_app_has(
+    added: bool, root_path: str, strips: bool
+) -> None:
+    """Whether the proxy in front takes the prefix away or not: FastAPI serves both."""
+    app = with_root_path(root_path, added=added)
+    async with running(stripping(app, root_path) if strips else app) as client:
+        accepted = await client.post(f"{root_path}/slow")
+        id = accepted.json()["job_id"]
+        assert accepted.headers["location"] == f"{root_path}/jobs/{id}"
+        links = accepted.json()["links"]
+        assert (await client.get(links["self"])).json()["links"] == links
+        response = await follow(client, accepted)
+        assert (response.status_code, response.json()) == (200, {"url": f"{root_path}/slow"})
+
+
+async def test_the_root_path_may_be_set_after_the_app_was_made() -> None:
+    app = FastAPI()
+    around = LongRunningMiddleware(app, jobs=virtual_jobs())
+    app.root_path = "/api/"
+
+    @app.post("/slow")
+    @long_running
+    async def slow() -> dict[str, str]:
+        return {}
+
+    async with client_of(around) as client:  # without a lifespan
+        accepted = await client.post("/slow")
+        assert accepted.headers["location"].startswith("/api/jobs/")

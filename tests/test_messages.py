@@ -85,6 +85,16 @@ def test_what_a_server_left_out_is_captured_as_its_default() -> None:
     assert (replayed["scheme"], replayed["http_version"]) == ("http", "1.1")
 
 
+def test_what_mounts_have_matched_is_there_again() -> None:
+    params = {"tenant": "ann", "n": 7}
+    captured = CapturedRequest.of({**SCOPE, "path_params": params, "app_root_path": ""}, b"")
+    replayed = captured.scope()
+    assert (replayed["path_params"], replayed["app_root_path"]) == (params, "")
+    replayed["path_params"]["n"] = 8  # a replay may write to it
+    assert captured.scope()["path_params"] == params
+    assert not {"path_params", "app_root_path"} & CapturedRequest.of(SCOPE, b"").scope().keys()
+
+
 def test_a_unix_socket_has_no_port() -> None:
     captured = CapturedRequest.of({**SCOPE, "server": ["/run/app.sock", None]}, b"")
     assert captured.server == ("/run/app.sock", None)

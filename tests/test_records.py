@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import date
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -74,6 +76,10 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
     "root_path": texts,
     "client": st.none() | st.tuples(texts, ports),
     "server": st.none() | st.tuples(texts, st.none() | ports),
+    "path_params": st.dictionaries(
+        texts, texts | numbers | times | st.booleans() | st.none() | st.uuids(), max_size=3
+    ).map(lambda params: tuple(params.items())),
+    "app_root_path": st.none() | texts,
 }
 
 often = settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -178,6 +184,12 @@ REQUEST = CapturedRequest(
 )
 TIMES = ("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at")
 LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
+MOUNTED = CapturedRequest(
+    *("GET", "/ann/7", None, b"", (), b""),
+    root_path="/ann",
+    path_params=(("tenant", "ann"), ("n", 7), ("of", 1.5), ("id", UUID(int=1 << 78 | 1 << 63))),
+    app_root_path="",
+)
 
 GOLDEN = [
     (
@@ -210,6 +222,13 @@ GOLDEN_REQUESTS = [
         b'"server":["example.org",null]}\n'
         b"\x00one\ntwo\xff",
     ),
+    (
+        MOUNTED,
+        b'{"format":1,"method":"GET","path":"/ann/7","raw_path":null,"query_string":"",'
+        b'"headers":[],"scheme":"http","http_version":"1.1","root_path":"/ann","client":null,'
+        b'"server":null,"path_params":{"tenant":"ann","n":7,"of":1.5,'
+        b'"id":["00000000-0000-4000-8000-000000000000"]},"app_root_path":""}\n',
+    ),
 ]
 
 
@@ -232,7 +251,20 @@ def test_the_golden_records_have_every_field() -> None:
     written = [field for field in Job._fields if b'"%s":' % field.encode() in GOLDEN[1][1]]
     assert [*written, "extra"] == [*Job._fields]
     fields = {field.name for field in dataclasses.fields(CapturedRequest)} - {"body"}
-    assert set(json.loads(GOLDEN_REQUESTS[1][1].partition(b"\n")[0])) == {"format", *fields}
+    assert set(json.loads(GOLDEN_REQUESTS[-1][1].partition(b"\n")[0])) == {"format", *fields}
+
+
+def test_a_path_parameter_that_json_has_no_word_for_is_left_out() -> None:
+    request = dataclasses.replace(MOUNTED, path_params=(("day", date(2026, 11, 21)), ("n", 7)))
+    assert load_request(dump_request(request)).path_params == (("n", 7),)
+
+
+@pytest.mark.parametrize("found", [[], ["a"], [1], [["a"]], {"a": 1}])
+def test_a_path_parameter_of_another_shape_cannot_be_read(found: Any) -> None:
+    head = json.loads(GOLDEN_REQUESTS[-1][1].partition(b"\n")[0])
+    record = json.dumps(head | {"path_params": {"n": found}}).encode() + b"\n"
+    with pytest.raises(UnreadableRecord):
+        load_request(record)
 
 
 @pytest.mark.parametrize("found", [0, 2, 3, 1.5, "1", None])

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
@@ -28,7 +28,17 @@ from raincheck.messages import CapturedRequest
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import DamagedStore, Gate, app_of, gated, hidden, running, settled, slow_route
+from tests.support import (
+    DamagedStore,
+    Gate,
+    app_of,
+    client_of,
+    gated,
+    hidden,
+    running,
+    settled,
+    slow_route,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -357,6 +367,45 @@ async def test_a_job_that_may_run_twice_runs_again_elsewhere() -> None:
         response = await follow(both.b, accepted)
         assert (response.status_code, response.json()) == (200, {"by": "b", "body": "xxxxx"})
         assert both.runs == ["a", "b"]
+
+
+async def test_what_mounts_outside_have_matched_is_there_in_another_process() -> None:
+    """And the URLs that a handler makes are those of the whole app."""
+    store, gate = MemoryStore(), Gate()
+
+    async def answer(request: Request) -> Any:
+        await gate.wait()
+        return {
+            "path_params": {key: str(value) for key, value in request.path_params.items()},
+            "base_url": str(request.base_url),
+            "path": request.url.path,
+        }
+
+    def process(line: Line) -> Starlette:
+        jobs = virtual_jobs(store=line, limits=Limits(lease=LEASE))
+        inner = app_of(slow_route(answer, "/slow/{id:int}", on_interrupt="rerun"), jobs=jobs)
+        return Starlette(routes=[Mount("/{tenant}", Starlette(routes=[Mount("/{n:int}", inner)]))])
+
+    lines = [Line(store), Line(store)]
+    async with (
+        client_of(process(lines[0]), root_path="/v1") as a,
+        client_of(process(lines[1])) as b,
+    ):
+        accepted = await a.post("/v1/ann/7/slow/5")
+        await settled()
+        lines[0].cut()
+        assert (await b.get("/ann/7/jobs/x")).status_code == 404  # it is up now
+        gate.open()
+        url = accepted.headers["location"].removeprefix("/v1")
+        while (response := await b.get(url, headers={"prefer": "wait=25"})).status_code == 202:
+            pass
+        assert gate.entered == 2
+        assert response.json() == {
+            "path_params": {"tenant": "ann", "n": "7", "id": "5"},
+            "base_url": "http://test/v1/",
+            "path": "/v1/ann/7/slow/5",
+        }
+        lines[0].mend()
 
 
 async def test_law_4_a_process_that_was_only_paused_cannot_overwrite_the_newer_outcome() -> None:

@@ -377,8 +377,8 @@ def test_routes_are_not_read_again_without_need() -> None:
     ],
 )
 def test_a_path_is_read_below_the_root_path(path: str, root_path: str, below: str) -> None:
-    assert route_path({"path": path, "root_path": root_path}) == below
-    assert route_path({"path": below}) == below
+    assert route_path(path, root_path) == below
+    assert route_path(below, "") == below
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urljoin
 
 import anyio
 import httpx
@@ -418,6 +420,28 @@ async def test_what_clients_put_into_a_path_stays_a_path(tenant: str) -> None:
     for name in (b"location", b"link"):
         assert headers[name].isascii()
         assert not set(headers[name].partition(b"; ")[0][1:-1]) & set(b'\r\n "<')
+    gate.open()
+    await settled()
+
+
+@pytest.mark.parametrize("navigates", [False, True])
+@pytest.mark.parametrize(
+    "path", ["//evil.example/a/slow", "///evil.example/slow", "/\\evil.example/slow", "/\\/a/slow"]
+)
+async def test_no_url_names_another_host(path: str, navigates: bool) -> None:
+    """A URL that begins with two slashes would, and to browsers a backslash is one."""
+    mounted = Starlette(routes=[Mount("/{folders:path}", app_of(gated(gate := Gate())))])
+    request = RawRequest("/", **({"sec_fetch_mode": "navigate"} if navigates else {}))
+    request.scope |= {"path": path, "raw_path": path.encode()}
+    request.feed()
+    await request.run(mounted)
+    assert request.status == (303 if navigates else 202)
+    headers = {name.decode(): value.decode() for name, value in request.sent[0]["headers"]}
+    links = {} if navigates else json.loads(request.body)["links"]
+    for url in (headers["location"], headers.get("content-location", "/"), *links.values()):
+        assert urljoin("https://test/", url).startswith("https://test/")
+        assert url[0] == "/"
+        assert url[1:2] not in ("/", "\\")
     gate.open()
     await settled()
 

@@ -51,6 +51,8 @@ class CapturedRequest:
         headers: raw pairs in order.
         body: the whole body.
         scheme, http_version, root_path, client, server: as in the ASGI scope.
+        path_params: what mounts outside of raincheck have matched in the path, if any did.
+        app_root_path: the `root_path` of the outermost of them.
     """
 
     method: str
@@ -64,6 +66,8 @@ class CapturedRequest:
     root_path: str = ""
     client: tuple[str, int] | None = None
     server: tuple[str, int | None] | None = None
+    path_params: tuple[tuple[str, Any], ...] = ()
+    app_root_path: str | None = None
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], body: bytes) -> CapturedRequest:
@@ -81,6 +85,8 @@ class CapturedRequest:
             root_path=scope.get("root_path", ""),
             client=tuple(client) if client else None,
             server=tuple(server) if server else None,
+            path_params=tuple((scope.get("path_params") or {}).items()),
+            app_root_path=scope.get("app_root_path"),
         )
 
     def without(self, names: Collection[str]) -> CapturedRequest:
@@ -92,7 +98,12 @@ class CapturedRequest:
 
     def scope(self) -> dict[str, Any]:
         """An ASGI HTTP scope for a replay (ASGI HTTP specification, version 2.3)."""
-        return {
+        mounted: dict[str, Any] = {}
+        if self.path_params:
+            mounted["path_params"] = dict(self.path_params)
+        if self.app_root_path is not None:
+            mounted["app_root_path"] = self.app_root_path
+        return mounted | {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": self.http_version,

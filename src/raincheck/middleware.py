@@ -39,7 +39,8 @@ class LongRunningMiddleware:
 
     Args:
         app: the app.
-        path: where the status routes are, below the scope's `root_path`. Default `/jobs`.
+        path: where the status routes are, below `root_path`: the scope's, or the one that the app
+            itself sets, as `FastAPI(root_path=...)` does. Default `/jobs`.
         routes: path rules, for routes whose code is not touched: `{"POST /videos": Policy(...)}`.
             A key is an optional method and a path in Starlette's syntax; without a method it
             stands for GET, POST, PUT, PATCH and DELETE. Of two that match the first counts.
@@ -124,7 +125,7 @@ class LongRunningMiddleware:
             if path is None or (self.jobs.mounted and path.startswith(self._below)):
                 await self.app(scope, receive, send)
             elif path.startswith(self._below):
-                prefix = scope.get("root_path", "") + self._path
+                prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
                 await self._status.serve(path[len(self._path) :], prefix, scope, send)
             elif (candidate := self._routing.find(path, scope["method"])) is not None:
                 await self._conduct(candidate, scope, receive, send)
@@ -222,7 +223,8 @@ class LongRunningMiddleware:
             wait = decision.wait
             if wait and await self._answer_in_time(job, wait, handoff, scope, send, inner):
                 return
-            urls = self._places.urls(scope.get("root_path", "") + self._path, job.id)
+            root_path = self._routing.root_path or scope.get("root_path", "")
+            urls = self._places.urls(root_path + self._path, job.id)
             if is_navigation(handoff.fields):
                 reply = self._dialect.navigated(urls)
             else:

@@ -172,6 +172,12 @@ def router_of(app: Any) -> Any:
     return None
 
 
+def root_path_of(app: Any) -> str:
+    """The `root_path` that an app gives each of its requests, as FastAPI's does; `""` if none."""
+    found = getattr(router_of(app), "root_path", "")
+    return found.rstrip("/") if isinstance(found, str) else ""
+
+
 def _bounded(app: Any) -> bool:
     return any(getattr(layer, BOUNDARY, None) for layer in _layers(app))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
+from uuid import UUID
 
 from raincheck.errors import Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
@@ -71,6 +72,11 @@ _REQUEST_SHAPES: dict[str, _Types] = {
     "client": _LIST + _NONE,
     "server": _LIST + _NONE,
 }
+# Not every captured request has these.
+_MOUNT_SHAPES: dict[str, _Types] = {"path_params": (dict,), "app_root_path": _TEXT}
+
+# What JSON writes of a path parameter and reads as it was. A UUID is a list of its text.
+_PLAIN = (str, int, float, bool, type(None))
 
 # What the wrong shape of a value inside a record comes to; that of JSON itself is a ValueError.
 _MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -171,6 +177,10 @@ def dump_request(request: CapturedRequest) -> bytes:
         "client": request.client,
         "server": request.server,
     }
+    if request.path_params:
+        fields["path_params"] = _parameters(request.path_params)
+    if request.app_root_path is not None:
+        fields["app_root_path"] = request.app_root_path
     return _encode(fields).encode() + b"\n" + request.body
 
 
@@ -187,9 +197,13 @@ def _request(record: bytes) -> CapturedRequest:
     head, _, body = record.partition(b"\n")
     found = _read(head)
     fields = {name: found[name] for name in _REQUEST_SHAPES}
+    fields |= {name: found[name] for name in _MOUNT_SHAPES.keys() & found.keys()}
     for name, value in fields.items():
-        if value.__class__ not in _REQUEST_SHAPES[name]:
+        if value.__class__ not in (_REQUEST_SHAPES | _MOUNT_SHAPES)[name]:
             raise TypeError(f"{name} is {value!r}")
+    if "path_params" in fields:
+        read = fields["path_params"].items()
+        fields["path_params"] = tuple((name, _parameter(value)) for name, value in read)
     if fields["raw_path"] is not None:
         fields["raw_path"] = fields["raw_path"].encode("latin-1")
     fields["query_string"] = fields["query_string"].encode("latin-1")
@@ -198,6 +212,24 @@ def _request(record: bytes) -> CapturedRequest:
         if fields[address] is not None:
             fields[address] = _address(fields[address])
     return CapturedRequest(**fields, body=body)
+
+
+def _parameters(params: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Path parameters for JSON: those of Starlette's own convertors; others cannot be written."""
+    return {
+        name: [str(value)] if value.__class__ is UUID else value
+        for name, value in params
+        if value.__class__ in (*_PLAIN, UUID)
+    }
+
+
+def _parameter(found: Any) -> Any:
+    match found:
+        case [str(text)]:
+            return UUID(text)
+        case str() | int() | float() | None:
+            return found
+    raise TypeError(f"a path parameter is {found!r}")
 
 
 def _address(found: list[Any]) -> tuple[str, int | None]:

@@ -21,6 +21,7 @@ from raincheck.reading import (
     Found,
     Methods,
     called_plainly,
+    root_path_of,
     router_of,
     walk,
 )
@@ -111,10 +112,8 @@ class Candidate:
     certain: bool = True
 
 
-def route_path(scope: Scope) -> str:
-    """The path below `root_path`, as Starlette's routing sees it."""
-    path: str = scope["path"]
-    root_path = scope.get("root_path", "")
+def route_path(path: str, root_path: str) -> str:
+    """A path below `root_path`, as Starlette's routing sees it."""
     if root_path and path.startswith(root_path):
         rest = path[len(root_path) :]
         if not rest or rest[0] == "/":
@@ -163,6 +162,7 @@ class Routing:
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
         self._complete = False
+        self.root_path = ""  # that the app itself gives its requests
         self._near: tuple[str, ...] = ()
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
@@ -183,8 +183,8 @@ class Routing:
                 self.read(mounted=False, check=False)
                 break
         path: str = scope["path"]
-        if scope.get("root_path"):
-            path = route_path(scope)
+        if root_path := self.root_path or scope.get("root_path"):
+            path = route_path(path, root_path)
         return path if path.startswith(self._near) else None
 
     def find(self, path: str, method: str) -> Candidate | None:
@@ -216,6 +216,7 @@ class Routing:
                 by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
         self._by_mark, self._seen = by_mark, seen
+        self.root_path = root_path_of(self._app)
         self._complete = all(there.marks is not None for there in found)
         if check:
             self._check_mount(found, mounted=mounted)

@@ -77,6 +77,8 @@ def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
         "headers": ((b"x-a", b"\xff"), (b"x-a", b"2")),
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", None),
+        "path_params": (("tenant", "ü"), ("n", 7)),
+        "app_root_path": "",
     }
     return CapturedRequest(**{**known, **fields}, body=body)
 

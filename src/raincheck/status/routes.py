@@ -81,15 +81,23 @@ class Places:
         self._base_url = base_url
 
     def urls(self, prefix: str, id: str) -> Urls:
-        """The URLs of a job whose status routes stand below `prefix`."""
+        """The URLs of a job whose status routes stand below `prefix`.
+
+        They name no other host, whatever path a client has brought: a URL that begins with two
+        slashes would (RFC 3986 §4.2).
+        """
         result = f"{self._base_url or ''}{_quoted(prefix)}/{id}"
         return Urls(result, f"{result}/status", f"{result}/cancel", self._base_url is not None)
 
 
 @lru_cache(maxsize=1024)
 def _quoted(prefix: str) -> str:
-    """A path as it stands in a URL (RFC 3986 §3.3): parts of it may come from the client."""
-    return quote(prefix, safe="/-._~!$&'()*+,;=:@", errors="surrogatepass")
+    """A path as it stands in a URL (RFC 3986 §3.3): parts of it may come from the client.
+
+    It begins with one slash; to browsers a backslash is another.
+    """
+    path = "/" + prefix.lstrip("/\\")
+    return quote(path, safe="/-._~!$&'()*+,;=:@", errors="surrogatepass")
 
 
 class StatusRoutes:
