@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -724,12 +725,25 @@ async def test_an_app_may_read_the_body_beside_the_endpoint_that_is_entered(room
 
         async with anyio.create_task_group() as group:
             group.start_soon(read)
+            await come.wait()
             await inner(scope, read_parts, send)
+
+    async def ends_at_once() -> AsyncIterator[bytes]:
+        yield large[:5]
+        await settled()  # the app waits for more, and so does the entry
+        yield large[5:]
 
     app = LongRunningMiddleware(beside, jobs=jobs)
     large = random.Random(7).randbytes(6 * MIB)
+    threads = anyio.to_thread.current_default_thread_limiter()
+    borrowers = [object() for _ in range(int(threads.total_tokens))]
     async with running(app) as client:
-        accepted = [await client.post("/slow", content=in_pieces(large)) for _ in range(2)]
+        for borrower in borrowers:  # so that the write begins when the entry has passed
+            await threads.acquire_on_behalf_of(borrower)
+        accepted = [await client.post("/slow", content=ends_at_once()) for _ in range(room)]
+        for borrower in borrowers:
+            threads.release_on_behalf_of(borrower)
+        accepted += [await client.post("/slow", content=ends_at_once()) for _ in range(room)]
         for response in accepted:
             done = await follow(client, response)
             assert done.text == hashlib.sha256(large).hexdigest()
