@@ -95,6 +95,8 @@ class Jobs:
         self.acceptance = Acceptance(self._conductor)
         self._attempts = Attempts(self.acceptance)
         self._conductor.runner.bind(self._attempts.attempt, self._conductor.stop, self._spawn)
+        if store is not None and store.deployment is not None:
+            self._conductor.runner.belong(store.deployment)
         self._status: ASGIApp | None = None
         self._waits: Waits  # since `open()`
         self._open = False

@@ -352,6 +352,25 @@ async def test_queues_have_workers_of_their_own(dsn: str) -> None:
             await pgqueuer.run(partial(runner.worker, ["sound"]), shutdown=asyncio.Event())
 
 
+async def test_deployments_that_share_the_tables_do_not_bring_each_other_jobs(dsn: str) -> None:
+    shop, bank = Attempts(), Attempts()
+    async with opened(dsn, shop) as of_shop, opened(dsn, bank) as of_bank:
+        for each, name in ((of_shop, "shop"), (of_bank, "bank")):
+            each.belong(name)
+        for attempts in (shop, bank):
+            attempts.go_on.set()
+        ids = [str(number) for number in range(20)]
+        async with working(of_bank):
+            for id in ids:
+                await of_shop.submit(id)
+            await of_bank.submit("theirs")
+            await until(lambda: bank.ended)
+            async with working(of_shop):
+                await until(lambda: len(shop.ended) == len(ids))
+    assert bank.begun == ["theirs"]
+    assert sorted(shop.begun) == sorted(ids)
+
+
 async def test_a_worker_takes_so_many_jobs_at_once(dsn: str) -> None:
     async with opened(dsn, attempts := Attempts()) as runner:
         for number in range(5):
@@ -475,6 +494,20 @@ def deployed(dsn: str) -> tuple[LongRunningMiddleware, PgQueuerRunner]:
         limits=Limits(lease=2, drain_timeout=1, cancel_grace=1, store_timeout=3),
     )
     return app, runner
+
+
+async def test_queues_have_the_name_of_the_deployment(dsn: str) -> None:
+    app, _ = deployed(dsn)
+    async with lifespan(app), client_of(app) as client:
+        for path in ("/work?seconds=0", "/video"):
+            assert (await client.post(path)).status_code == 202
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch("SELECT entrypoint FROM pgqueuer ORDER BY entrypoint")
+    await connection.close()
+    assert [row["entrypoint"] for row in found] == [
+        "raincheck:shop:default",
+        "raincheck:shop:videos",
+    ]
 
 
 def worker(queues: Sequence[str] = ()) -> AbstractAsyncContextManager[pgqueuer.QueueManager]:

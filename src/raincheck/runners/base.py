@@ -39,6 +39,12 @@ class Runner(ABC):
             spawn: starts `attempt(id)` as a task that its middleware owns.
         """
 
+    def belong(self, deployment: str) -> None:  # noqa: B027 - nothing to do in most
+        """Take the name under which the store keeps the jobs, if it has one.
+
+        An engine that others use, too, has to keep their jobs apart. Called once, after `bind`.
+        """
+
     def attach(self, app: ASGIApp) -> None:  # noqa: B027 - nothing to do in most
         """Take the app that has the middleware, if a worker of the engine is to run its lifespan.
 

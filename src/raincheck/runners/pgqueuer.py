@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from starlette.types import ASGIApp
@@ -83,6 +84,7 @@ class PgQueuerRunner(Runner):
     _attempt: Attempt | None = None
     _stop: Stop
     _app: ASGIApp | None = None
+    _deployment: str | None = None
     _connection: _Connection
     _queries: Queries
 
@@ -101,6 +103,9 @@ class PgQueuerRunner(Runner):
 
     def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
         self._attempt, self._stop = attempt, stop
+
+    def belong(self, deployment: str) -> None:
+        self._deployment = deployment
 
     def attach(self, app: ASGIApp) -> None:
         self._app = app
@@ -128,7 +133,7 @@ class PgQueuerRunner(Runner):
         queue = DEFAULT if queue is None else queue
         self.check(queue)
         # Without a key against duplicates: the id may still be with a worker that died or stops.
-        await self._queries.enqueue(_entrypoint(queue), id.encode())
+        await self._queries.enqueue(self._entrypoint(queue), id.encode())
 
     async def cancel(self, id: str) -> None:
         self._stop(id)
@@ -158,22 +163,24 @@ class PgQueuerRunner(Runner):
                 "beside the runner, or say where it is: PgQueuerRunner(dsn, app='myapp:app')"
             )
         connection = _Connection(self._dsn)
-        worker = _Worker(app, connection, self._bound)
-        for queue in queues or self._queues:
-            worker.entrypoint(_entrypoint(queue), accepts_context=False)(worker.attempt)
+        worker = _Worker(app, connection, partial(self._bound, queues or self._queues))
         try:
             yield worker
         finally:
             connection.close()
 
-    def _bound(self) -> Attempt:
-        """What runs a job, as soon as the app has started."""
+    def _bound(self, queues: Sequence[str]) -> tuple[Attempt, list[str]]:
+        """What runs a job, and where its ids come in, as soon as the app has started."""
         if self._attempt is None:
             raise ConfigurationError(
                 f"PgQueuerRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
                 "this runner"
             )
-        return self._attempt
+        return self._attempt, [self._entrypoint(queue) for queue in queues]
+
+    def _entrypoint(self, queue: str) -> str:
+        """A queue, as pgqueuer's tables name it, which may have others, and other deployments'."""
+        return ":".join(("raincheck", *filter(None, (self._deployment,)), queue))
 
 
 class _Worker(QueueManager):
@@ -183,7 +190,12 @@ class _Worker(QueueManager):
     that it must begin with the signal, and not when the tasks are done.
     """
 
-    def __init__(self, app: ASGIApp, connection: _Connection, bound: Callable[[], Attempt]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        connection: _Connection,
+        bound: Callable[[], tuple[Attempt, list[str]]],
+    ) -> None:
         super().__init__(Queries.from_asyncpg_connection(connection))
         self._app, self._connection, self._bound = app, connection, bound
         self._over = asyncio.get_running_loop().create_future()
@@ -194,7 +206,9 @@ class _Worker(QueueManager):
         self._connection.patience = self.shutdown  # pgqueuer has put its own there by now
         try:
             async with lifespan(self._app):
-                self._bound()
+                self._run, entrypoints = self._bound()
+                for entrypoint in entrypoints:
+                    self.entrypoint(entrypoint, accepts_context=False)(self.attempt)
                 working = asyncio.create_task(super().run(*arguments, **options))
                 stopped = asyncio.create_task(self.shutdown.wait())
                 try:
@@ -208,7 +222,7 @@ class _Worker(QueueManager):
     async def attempt(self, job: Job) -> None:
         """Run one job to its end, or until the drain is over."""
         assert job.payload is not None
-        attempt = _task(self._bound()(job.payload.decode()))
+        attempt = _task(self._run(job.payload.decode()))
         await asyncio.wait((attempt, self._over), return_when=asyncio.FIRST_COMPLETED)
         attempt.cancel()  # else pgqueuer would wait for ever for a handler that does not stop
 
@@ -279,11 +293,6 @@ class _Connection:
 def _task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """A task in a context of its own, not in that of the first who needs it."""
     return asyncio.get_running_loop().create_task(work, context=Context())
-
-
-def _entrypoint(queue: str) -> str:
-    """A queue, as pgqueuer's tables name it, which may have others."""
-    return f"raincheck:{queue}"
 
 
 def _imported(where: str) -> ASGIApp:

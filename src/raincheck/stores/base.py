@@ -56,6 +56,9 @@ class Store(ABC):
     """Whether a change is made before its call could wait for anything, so that a cancellation of
     whoever calls cannot cut it short."""
 
+    deployment: str | None = None
+    """What keeps the jobs apart from others' on the same server; None: nobody else has it."""
+
     async def open(self) -> None:  # noqa: B027  # a store may have nothing to see
         """See whether it can work as it is set up; called when the jobs open.
 

@@ -98,6 +98,7 @@ class PostgresStore(Store):
         if not isinstance(connections, int) or connections < 1:
             raise ConfigurationError(f"connections={connections!r}: it needs at least 1")
         self._server = Server(dsn, deployment, schema, timeout, listen)
+        self.deployment = self._server.deployment
         self._connections = connections
         self._session: Session | None = None
 

@@ -109,7 +109,8 @@ class RedisStore(Store):
                 f"RedisStore(timeout={timeout!r}): timeout is a number of seconds above 0"
             )
         self._name, self._user, self._connect = server(url)
-        self._prefix = f"{{raincheck:{checked(deployment)}}}:"
+        self.deployment = checked(deployment)
+        self._prefix = f"{{raincheck:{deployment}}}:"
         self._timeout = timeout
         self._opened: Line | None = None
 
