@@ -155,7 +155,7 @@ async def test_a_report_that_the_store_refuses_changes_nothing(
     async with running(app_of(slow_route(answer), jobs=jobs)) as client:
         response = await follow(client, await client.post("/slow"))
         assert response.headers["job-status"] == "succeeded"
-    assert "progress" in caplog.text
+    assert "the disk is away" in caplog.text
 
 
 async def test_a_report_after_the_end_is_forgotten() -> None:
