@@ -684,3 +684,133 @@ async def test_a_thread_hears_of_a_cancel_wherever_that_came_in(
         assert asked.json()["status"] == "canceling"
         assert (await follow(here, accepted)).text == "stopped early"
         assert set(heard) == {State.RUNNING, State.CANCELLING}
+
+
+# --- handlers on the event loop of another thread -----------------------------------------------
+
+
+def on_another_loop(handler: Callable[[], Awaitable[str]]) -> ASGIApp:
+    """As a Flask app under a2wsgi: in a thread, where an `async def` view has a loop of its own."""
+
+    async def answered() -> str:
+        return await handler()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            raise RuntimeError("none")
+        text = await anyio.to_thread.run_sync(lambda: asyncio.run(answered()))
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    return app
+
+
+class Elsewhere:
+    """A handler that notes where it runs and how it ends."""
+
+    def __init__(self) -> None:
+        self.loops: list[asyncio.AbstractEventLoop] = []
+        self.ends: list[str] = []
+        self.go_on = threading.Event()
+
+    async def __call__(self) -> str:
+        self.loops.append(asyncio.get_running_loop())
+        try:
+            while not self.go_on.is_set():  # noqa: ASYNC110 - it is set by another thread
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+            self.ends.append("cancelled")
+            raise
+        self.ends.append("done")
+        return "done"
+
+
+@pytest.mark.parametrize("by", ["cancel", "timeout", "shutdown"])
+async def test_a_handler_on_another_loop_is_stopped_there(by: str) -> None:
+    handler = Elsewhere()
+    marked = long_running(timeout=0.2 if by == "timeout" else None)(handler)
+    jobs = Jobs(limits=Limits(cancel_grace=30, drain_timeout=0.1))
+    app = LongRunningMiddleware(on_another_loop(marked), jobs=jobs)
+    with anyio.fail_after(10):
+        async with running(app) as client:
+            accepted = await client.post("/slow")
+            assert accepted.status_code == 202
+            await until(lambda: handler.loops)
+            if by == "cancel":
+                await client.post(accepted.json()["links"]["cancel"])
+            if by != "shutdown":
+                response = await follow(client, accepted)
+                assert response.status_code == {"cancel": 410, "timeout": 504}[by]
+                await until(lambda: not jobs.statistics().running)
+    assert handler.ends == ["cancelled"]
+
+
+async def test_a_handler_on_another_loop_waits_for_its_turn_and_reads_its_body() -> None:
+    handler = Elsewhere()
+    app = LongRunningMiddleware(on_another_loop(long_running(max_running=1, max_queued=1)(handler)))
+
+    async def in_parts() -> AsyncIterator[bytes]:
+        for part in (b"a", b"b"):
+            await anyio.sleep(0.05)
+            yield part
+
+    async with running(app) as client:
+        accepted = [await client.post("/slow", content=in_parts()) for _ in range(2)]
+        assert [each.json()["status"] for each in accepted] == ["running", "queued"]
+        assert (await client.post("/slow", content=in_parts())).status_code == 503
+        handler.go_on.set()
+        for each in accepted:
+            assert (await follow(client, each)).text == "done"
+    assert len(set(handler.loops)) == 2
+
+
+async def test_a_def_handler_of_another_loop_runs_in_a_thread_of_that_one() -> None:
+    work = Work()
+    app = LongRunningMiddleware(on_another_loop(long_running(work)))
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        await anyio.sleep(0.2)
+        assert await status_of(client, accepted) == "canceling"
+        work.release()
+        assert (await follow(client, accepted)).text == "done"
+
+
+async def test_a_handler_on_another_loop_is_left_alone_while_its_thread_computes() -> None:
+    work, ends = Work(), []
+
+    @long_running
+    async def handler() -> str:
+        await asyncio.to_thread(work)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ends.append(work.busy)
+        return "never"
+
+    async with running(LongRunningMiddleware(on_another_loop(handler))) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: work.busy)
+        await client.post(accepted.json()["links"]["cancel"])
+        await anyio.sleep(0.2)
+        assert (await status_of(client, accepted), ends) == ("canceling", [])
+        work.release()
+        assert (await follow(client, accepted)).status_code == 410
+        assert ends == [0]
+
+
+async def test_an_unmarked_coroutine_on_another_loop_cannot_be_seen() -> None:
+    """Under a path rule only its thread is: the job ends when it does."""
+    handler = Elsewhere()
+    app = LongRunningMiddleware(on_another_loop(handler), routes={"POST /slow": Policy()})
+    async with running(app) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: handler.loops)
+        await client.post(accepted.json()["links"]["cancel"])
+        await anyio.sleep(0.2)
+        assert await status_of(client, accepted) == "canceling"
+        handler.go_on.set()
+        assert (await follow(client, accepted)).text == "done"
+    assert handler.ends == ["done"]

@@ -171,9 +171,9 @@ class Detached:
         return self._stopping.inside()
 
     @property
-    def limiter(self) -> anyio.CapacityLimiter:
-        """The threads for synchronous handlers."""
-        return self.conductor.limiter
+    def limiter(self) -> anyio.CapacityLimiter | None:
+        """See `marking.Entrance.limiter`."""
+        return None if self.conductor.tasks.remote() else self.conductor.limiter
 
     def _start_recording(self, method: str) -> None:
         """From now on what the app sends goes to the store, and its time is running."""

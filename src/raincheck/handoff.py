@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
+from functools import partial
+from threading import get_ident
 from typing import Any, Protocol
 
 import anyio
@@ -184,6 +186,9 @@ class Handoff(Detached):
         """See `marking.Entrance.enter`."""
         if self._entered or self._stage is PLAIN:
             return False
+        tasks = self.conductor.tasks
+        if get_ident() != tasks.thread and tasks.remote():  # the store and the client are there
+            return await tasks.call(partial(self.enter, mark))
         self._entered = True
         if self.job is not None:  # a path rule or a replay: accepted before it began
             if self.seeks:

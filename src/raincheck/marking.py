@@ -81,8 +81,11 @@ class Entrance(Protocol):
         """The block in which the handler runs and can be stopped."""
 
     @property
-    def limiter(self) -> anyio.CapacityLimiter:
-        """The threads for synchronous handlers, apart from the framework's own."""
+    def limiter(self) -> anyio.CapacityLimiter | None:
+        """The threads for synchronous handlers, apart from the framework's own.
+
+        None on the event loop of another thread, which cannot share them.
+        """
 
 
 current_handoff: ContextVar[Entrance | None] = ContextVar("raincheck_handoff", default=None)

@@ -18,10 +18,13 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future as ConcurrentFuture
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
+from functools import partial
+from threading import get_ident
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import anyio
 
@@ -29,6 +32,11 @@ from raincheck.errors import Release
 from raincheck.threads import Thread, abandoned_by, threads_of
 
 Run = Callable[[], Coroutine[Any, Any, None]]
+
+T = TypeVar("T")
+
+# Seconds between looks at a task of another thread that is to stop, but waits for a thread itself.
+_THREAD_INTERVAL = 0.05
 
 
 class Gate(Protocol):
@@ -85,7 +93,36 @@ class Stopper(ABC):
 
 
 class Tasks(ABC):
-    """The tasks of one middleware on one event loop."""
+    """The tasks of one middleware on one event loop.
+
+    Attributes:
+        thread: the one that the event loop runs in.
+    """
+
+    thread: int
+
+    def remote(self) -> bool:
+        """Whether the running code is on the event loop of another thread."""
+        return get_ident() != self.thread and not self.here()
+
+    async def call(self, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run something in a task here, for one that is remote.
+
+        Raises:
+            BaseException: whatever it raises.
+        """
+        result: ConcurrentFuture[T] = ConcurrentFuture()
+        result.set_running_or_notify_cancel()  # so that it is set, though nobody waits any more
+
+        async def carry() -> None:
+            try:
+                result.set_result(await run())
+            except BaseException as error:  # it is raised where it is waited for
+                result.set_exception(error)
+
+        if not self.call_soon(partial(self.spawn, carry, copy_context())):
+            raise RuntimeError("the event loop that took this request has ended")
+        return await asyncio.wrap_future(result)
 
     @abstractmethod
     def here(self) -> bool:
@@ -108,7 +145,10 @@ class Tasks(ABC):
 
     @abstractmethod
     def stopper(self, stack: list[Stopper]) -> Stopper:
-        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile."""
+        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile.
+
+        That may be a task on the event loop of another thread, from where this is called then.
+        """
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -119,8 +159,12 @@ class Tasks(ABC):
         """
 
     @abstractmethod
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call back on the event loop, in an empty context; from any thread."""
+    def call_soon(self, callback: Callable[[], None]) -> bool:
+        """Call back on the event loop, in an empty context; from any thread.
+
+        Returns:
+            Whether it will: a thread may have outlived the loop, and nobody is left to be told.
+        """
 
     @abstractmethod
     def cancelled(self) -> bool:
@@ -151,6 +195,7 @@ class AsyncioTasks(Tasks):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.thread = get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def here(self) -> bool:
@@ -181,14 +226,18 @@ class AsyncioTasks(Tasks):
         return _AsyncioGate(self._loop)
 
     def stopper(self, stack: list[Stopper]) -> Stopper:
-        return _AsyncioStopper(stack)
+        remote = get_ident() != self.thread and not self.here()
+        return (_RemoteStopper if remote else _AsyncioStopper)(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         return self._loop.call_later(delay, callback, context=Context()).cancel
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # a thread has outlived the loop: nobody is left to be told
+    def call_soon(self, callback: Callable[[], None]) -> bool:
+        try:
             self._loop.call_soon_threadsafe(callback, context=Context())
+        except RuntimeError:  # it is closed
+            return False
+        return True
 
     def cancelled(self) -> bool:
         task = asyncio.current_task()
@@ -274,6 +323,45 @@ def _running_task() -> asyncio.Task[Any] | None:
         return None
 
 
+class _RemoteStopper(_AsyncioStopper):
+    """Stops a block on the event loop of another thread, by way of that loop.
+
+    Where asyncio does not run there, nothing can be told: the block ends by itself.
+    """
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, stack: list[Stopper]) -> None:
+        super().__init__(stack)
+        self._asked = False
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except RuntimeError:
+            self._stack.append(self)
+            return self
+
+    def threads(self) -> list[Thread]:
+        return [thread._replace(resumes=None) for thread in super().threads()]
+
+    def stop(self) -> None:
+        if self._task is not None and not self._asked:
+            self._asked = True
+            with suppress(RuntimeError):  # that loop has ended, and the block with it
+                self._task.get_loop().call_soon_threadsafe(self._stop_there)
+
+    def _stop_there(self) -> None:
+        """On that loop, where alone the task cannot go on to a thread meanwhile."""
+        if self._task is None:
+            return
+        if any(thread.waited and thread.runs for thread in self.threads()):
+            self._task.get_loop().call_later(_THREAD_INTERVAL, self._stop_there)
+        else:
+            self._asked = False
+            super().stop()
+
+
 # --- trio ------------------------------------------------------------------------------------
 
 
@@ -286,6 +374,7 @@ class TrioTasks(Tasks):
         self._trio = trio.lowlevel
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
+        self.thread = get_ident()
         self._scopes: set[anyio.CancelScope] = set()
         self._empty = anyio.Event()
 
@@ -315,6 +404,8 @@ class TrioTasks(Tasks):
         return _EventGate()
 
     def stopper(self, stack: list[Stopper]) -> Stopper:
+        if self.remote():
+            return _RemoteStopper(stack)
         return _ScopeStopper(stack, self.here, self._trio.current_task)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -324,9 +415,12 @@ class TrioTasks(Tasks):
 
         return self._start(timer, Context()).cancel
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        with suppress(self._finished):  # a thread has outlived the loop: nobody is left to be told
+    def call_soon(self, callback: Callable[[], None]) -> bool:
+        try:
             self._token.run_sync_soon(Context().run, callback)
+        except self._finished:
+            return False
+        return True
 
     def cancelled(self) -> bool:
         return True

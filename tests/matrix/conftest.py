@@ -65,12 +65,28 @@ PLAIN = [Cell("rest", "uvicorn-h11")]
 """One that awaits no view."""
 READ = ("litestar", "quart", "django", "falcon")
 """Frameworks whose routes are read, each by its own public way."""
+THREADED = [
+    Cell(framework, "uvicorn-h11")
+    for framework in (
+        "quart_threads",
+        "litestar_threads",
+        "falcon_threads",
+        "django_threads",
+        "a2wsgi",
+        "asgiref",
+    )
+]
+"""Frameworks with threads of their own."""
+BRIDGED = [cell for cell in THREADED if cell.framework in ("django_threads", "a2wsgi", "asgiref")]
+"""Those with an `async def` view for which one of their threads waits."""
 NAMES: dict[str, Sequence[object]] = {
     "cell": CELLS,
     "impossible": IMPOSSIBLE,
     "typed": TYPED,
     "plain": PLAIN,
     "read": READ,
+    "threaded": THREADED,
+    "bridged": BRIDGED,
 }
 """The parameters of tests, and what they are run for."""
 DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
@@ -183,7 +199,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Cell], Server]]:
     servers: list[Server] = []
 
     def start(cell: Cell) -> Server:
-        module = MODULES.get(cell.framework, cell.framework)
+        module = MODULES.get(cell.framework, cell.framework.removesuffix("_threads"))
         require(*([module] if module else []), SERVERS[cell.server][0])
         servers.append(Server(cell, tmp_path))
         servers[-1].wait()

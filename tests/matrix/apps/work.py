@@ -60,3 +60,11 @@ def problem_of(order: object) -> str | None:
     if not isinstance(order.get("count"), int):
         return "an order has a count"
     return None
+
+
+def compute(name: str) -> str:
+    """Work in a thread, which nothing stops."""
+    note(f"{name} began")
+    time.sleep(2)
+    note(f"{name} returned")
+    return f"{name} is done"
