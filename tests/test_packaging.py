@@ -1,0 +1,56 @@
+"""What is declared of other packages is what is tested."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TOOLS = {"dev", "matrix"}
+"""The extras of those who work on the project; all others are of those who use it."""
+
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[^\]]*\])?(?P<versions>[^;]*)(;.*)?")
+
+
+def declared(project: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name of each requirement, and its lowest version if it has one."""
+    extras = project["optional-dependencies"]
+    for extra in [None, *extras.keys() - TOOLS]:
+        for requirement in project["dependencies"] if extra is None else extras[extra]:
+            match = _REQUIREMENT.fullmatch(requirement)
+            assert match is not None, requirement
+            lowest = re.search(r">=\s*([\w.]+)", match["versions"])
+            yield match["name"], "" if lowest is None else lowest[1]
+
+
+def pinned(text: str) -> dict[str, str]:
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return dict(line.split("==") for line in lines if line)
+
+
+@pytest.fixture
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_declared(
+    project: dict[str, Any],
+) -> None:
+    lowest = {name: version for name, version in declared(project) if version}
+    assert pinned((ROOT / ".ci" / "lowest.txt").read_text()) == lowest
+
+
+def test_every_requirement_of_users_says_what_it_needs_at_least(project: dict[str, Any]) -> None:
+    lowest = [name for name, version in declared(project) if version]
+    assert {name for name, _ in declared(project)} - set(lowest) == {"typer"}  # at most, that is
+
+
+def test_ci_installs_the_lowest_versions() -> None:
+    assert '-c .ci/lowest.txt -e ".[dev]"' in (ROOT / ".ci" / "run").read_text()
