@@ -120,10 +120,12 @@ class File:
 
     def _scrub(self) -> None:
         self._scrub_due = None
-        if self._writer is None:
-            return
-        with self._work("writing"):
-            done = self._empty_log(self._writer)
+        if self._writer is not None:
+            with self._work("writing"):
+                self._scrub_now(self._writer)
+
+    def _scrub_now(self, db: sqlite3.Connection) -> None:
+        done = self._empty_log(db)
         self._scrub_at = time.monotonic() + SCRUB_EVERY
         if not done:
             self._scrub_soon()
@@ -243,7 +245,7 @@ class File:
         warn_of_readers(self.path)
         self._writer = db
         self._opened = self._identity()
-        self._scrub_soon()  # whoever had it open may have died before
+        self._scrub_now(db)  # whoever had it open may have died before
         return db
 
     def _identity(self) -> tuple[int, int] | None:
