@@ -168,6 +168,11 @@ class Job(NamedTuple):
         return not (self.finished or self.gone or self.state is State.CANCELLING)
 
     @property
+    def bodied(self) -> bool:
+        """Whether a response body is kept with it: that of its response, or what it has of one."""
+        return not self.gone and (self.response is not None or not self.finished)
+
+    @property
     def confirmed(self) -> bool:
         """Whether it is known to be accepted.
 

@@ -83,8 +83,19 @@ def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
     return CapturedRequest(**{**known, **fields}, body=body)
 
 
-def finished(job: Job, now: float = 1000.0, ttl: float = 60.0, tombstone_ttl: float = 60.0) -> Job:
-    """The job's next version, failed without a response."""
+def finished(
+    job: Job,
+    now: float = 1000.0,
+    ttl: float = 60.0,
+    tombstone_ttl: float = 60.0,
+    size: int | None = None,
+) -> Job:
+    """The job's next version: failed without a response, or with one that has a body of a size."""
+    if size is not None:
+        response = CapturedResponse(200, (), size)
+        return job.finish(
+            State.SUCCEEDED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, response=response
+        )
     return job.finish(
         State.FAILED, now, ttl=ttl, tombstone_ttl=tombstone_ttl, error=crashed("The handler broke.")
     )
@@ -113,8 +124,7 @@ async def with_body(store: Store, id: str, pieces: Sequence[bytes], *, tail: byt
     for piece in pieces:
         assert await store.append_body(id, 1, size, piece)
         size += len(piece)
-    response = CapturedResponse(200, (), size + len(tail))
-    done = new.finish(State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response)
+    done = finished(new, size=size + len(tail))
     assert await store.replace(done, tail=tail)
     return done
 
@@ -727,6 +737,18 @@ class StoreContract:
     async def test_nothing_to_renew(self, store: Store) -> None:
         assert await store.renew({}, 60.0) == {}
 
+    async def test_a_job_that_ends_without_a_response_keeps_nothing_of_one(
+        self, store: Store
+    ) -> None:
+        await store.create(job())
+        await store.create(job("b"))
+        for id in "ab":
+            await store.append_body(id, 1, 0, b"x" * PIECE)
+        assert await store.replace(finished(job()))
+        cancelled = job("b").finish(State.CANCELLED, 1000.0, ttl=60.0, tombstone_ttl=60.0)
+        assert await store.replace(cancelled)
+        assert [await body_of(store, id) for id in "ab"] == [b"", b""]
+
     async def test_a_tombstone_drops_the_body(self, store: Store) -> None:
         await store.create(job())
         await store.append_body("a", 1, 0, b"x")
@@ -740,7 +762,7 @@ class StoreContract:
     async def test_a_sweep_leaves_what_has_not_expired(self, store: Store) -> None:
         await store.create(job())
         await store.create(job("b"))
-        done = finished(job("b"), ttl=60.0)
+        done = finished(job("b"), ttl=60.0, size=1)
         await store.append_body("b", 1, 0, b"x")
         await store.replace(done)
         assert await store.sweep(1059.9)

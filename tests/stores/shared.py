@@ -552,7 +552,7 @@ class SharedStoreContract(StoreContract, ABC):
         chunk = bytes(range(256)) * 4096 * 9
         await store.create(job())
         assert await store.append_body("a", 1, 0, chunk[: 5 * MEBIBYTE + 1])
-        done = finished(job())
+        done = finished(job(), size=len(chunk))
         assert await store.replace(done, tail=chunk[5 * MEBIBYTE + 1 :])
         parts = [part async for part in store.read_body("a", 17)]
         assert b"".join(parts) == chunk[17:]
@@ -770,13 +770,13 @@ class ServedStoreContract(SharedStoreContract, ABC):
             assert await neighbour.append_body("a", 1, offset, b"y")
         assert await body_of(store, "a") == b"xxx"
         assert await body_of(neighbour, "a", 1) == b"y"
-        assert await neighbour.replace(finished(job()), tail=b"z")
+        assert await neighbour.replace(finished(job(), size=3), tail=b"z")
         assert await store.append_body("a", 1, 3, b"x")
         assert await body_of(neighbour, "a") == b"yyz"
         assert await body_of(store, "a", 1) == b"xxx"
-        assert await neighbour.replace(finished(job()).tombstone(1000.0, 60.0))
+        assert await neighbour.replace(finished(job(), size=3).tombstone(1000.0, 60.0))
         assert await body_of(neighbour, "a") == b""
-        assert await store.replace(finished(job()), tail=b"z")
+        assert await store.replace(finished(job(), size=5), tail=b"z")
         assert await body_of(store, "a") == b"xxxxz"
 
     async def test_deployments_do_not_count_together(self, store: Store, neighbour: Store) -> None:
@@ -812,7 +812,7 @@ class ServedStoreContract(SharedStoreContract, ABC):
         for each in (store, neighbour):
             await each.create(job(), keys=(Key("k"),))
             await each.append_body("a", 1, 0, b"x")
-        done = finished(job())
+        done = finished(job(), size=1)
         await store.replace(done)
         await neighbour.replace(done)
         waits = job("b", replayable=True)
@@ -883,7 +883,8 @@ class ServedStoreContract(SharedStoreContract, ABC):
             await store.append_body("a", 1, number * MEBIBYTE, bytes(MEBIBYTE))
         reader = store.read_body("a")
         size = len(await anext(reader))
-        await store.replace(finished(job()), tail=b"x" * 100)
+        whole = finished(job(), size=4 * MEBIBYTE + 100)
+        assert await store.replace(whole, tail=b"x" * 100)
         async for piece in reader:
             assert piece
             size += len(piece)
@@ -945,7 +946,7 @@ class UnreadableContract(SharedStoreContract):
         for id in "abc":
             await store.create(job(id), keys=(Key("key of " + id),))
             await store.append_body(id, 1, 0, b"x")
-            await store.replace(finished(job(id), ttl=60.0))
+            await store.replace(finished(job(id), ttl=60.0, size=1))
         await self.overwrite(store, "b", UNREADABLE[0])
         await store.sweep(1059.0)
         assert caplog.messages == []

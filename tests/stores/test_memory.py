@@ -44,7 +44,7 @@ async def test_law_8_an_accepted_job_has_room_even_when_the_store_has_become_ful
     store = MemoryStore(max_bytes=RECORD_COST)
     await store.create(job())
     await store.append_body("a", 1, 0, b"x" * 10_000)
-    assert await store.replace(finished(job()))
+    assert await store.replace(finished(job(), size=10_000))
     assert await body_of(store, "a") == b"x" * 10_000
 
 

@@ -228,7 +228,7 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         look,
         partial(store.replace, there.shared(1), keys=(Key("m"),)),
         partial(store.replace, there.shared(1).cancelling(), bounds=Bounds(1, 1)),
-        partial(store.replace, finished(there.shared(1).cancelling()), tail=b"two"),
+        partial(store.replace, finished(there.shared(1).cancelling(), size=6), tail=b"two"),
         read,
         partial(store.sweep, 0.0),
     ]
@@ -311,7 +311,7 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     second = first.shared(1)
     assert await store.replace(second, keys=(Key("m"),))
     assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
-    assert await store.replace(finished(second), tail=b"y")
+    assert await store.replace(finished(second, size=WINDOW + 1), tail=b"y")
     assert await body_of(store, "a") == b"x" * WINDOW + b"y"
     assert await store.sweep(1060.0)
     assert not await store.sweep(1120.0)
@@ -332,7 +332,7 @@ async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
         if number % 2:
             await store.replace(there.tombstone(1000.0, 60.0))
         else:
-            await store.replace(finished(there), tail=b"y")
+            await store.replace(finished(there, size=3 * WINDOW + 1), tail=b"y")
     assert await store.sweep(1059.0)
     assert len(await keys_of(store)) == 1 + 20 * (1 + 3 + 4) + 20  # due, jobs, tombstones
     await store.sweep(1060.0)
@@ -350,7 +350,7 @@ async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> 
     passing = {"request:a", "leases", "busy", "key:l", "passing:a"}
     assert await keys_of(store) == {*every, *passing, "due"}
     assert [await tell(store, "TTL", key) for key in every] == [-1] * 5
-    await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0))
+    await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0, size=WINDOW + 1))
     assert await keys_of(store) == {*every, "due"}
     kept = [await tell(store, "TTL", key) for key in every]
     assert all(DAY + 1400 < seconds <= DAY + 1500 for seconds in kept)
@@ -634,7 +634,7 @@ async def test_a_key_of_another_application_is_an_error_that_changes_nothing(
         "report": partial(store.replace, there.with_progress(Progress(0.5)), lease=60.0),
         "join": partial(store.replace, there.shared(1), keys=(Key("l"),)),
         "requeue": partial(store.replace, there.requeue(), lease=0.0),
-        "finish": partial(store.replace, finished(there), tail=b"yy"),
+        "finish": partial(store.replace, finished(there, size=WINDOW + 1), tail=b"yy"),
         "delete": partial(store.replace, there.tombstone(1000.0, 60.0)),
         "append": partial(store.append_body, "a", 1, WINDOW - 1, b"y"),
         "renew": partial(store.renew, {"a": 1}, 60.0),
@@ -1260,9 +1260,10 @@ async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serv
     assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
     for number in range(10):
         assert await store.append_body("a", 1, number * WINDOW, b"y" * WINDOW)
-    assert await store.replace(finished(running), tail=b"z" * 100_000)
+    done = finished(running, size=10 * WINDOW + 100_000)
+    assert await store.replace(done, tail=b"z" * 100_000)
     assert len(await body_of(store, "a")) == 10 * WINDOW + 100_000
-    assert await store.find("k") == (finished(running), None)
+    assert await store.find("k") == (done, None)
     assert await store.sweep(1060.0)
     assert not await store.sweep(1120.0)
     server.ask("CONFIG", "SET", "maxmemory", 0)

@@ -634,7 +634,7 @@ async def test_what_is_dropped_leaves_no_rows(path: Path, store: SQLiteStore) ->
     last = first.requeue().start(1001.0)
     assert await store.replace(last)
     await store.append_body("a", last.attempt, 0, bytes(MEBIBYTE))
-    done = finished(last)
+    done = finished(last, size=MEBIBYTE + 1)
     assert await store.replace(done, tail=b"x")
     assert rows() == [1, 1, 0, 5]
     await store.sweep(1060.0)
@@ -647,7 +647,7 @@ async def test_the_file_shrinks_when_most_of_it_is_empty(path: Path, store: SQLi
     for id in "abc":
         await store.create(job(id))
         await store.append_body(id, 1, 0, bytes(2 * MEBIBYTE))
-        await store.replace(finished(job(id)))
+        await store.replace(finished(job(id), size=2 * MEBIBYTE))
     assert size_of(path) > 6 * MEBIBYTE
     await store.sweep(1060.0)
     assert size_of(path) < MEBIBYTE
@@ -946,7 +946,7 @@ async def test_a_sweep_takes_small_steps(
     for number in range(6):
         await store.create(job(str(number)))
         await store.append_body(str(number), 1, 0, bytes(MEBIBYTE))
-        await store.replace(finished(job(str(number))))
+        await store.replace(finished(job(str(number)), size=MEBIBYTE))
     monkeypatch.setattr(_sqlite_changes, "SWEPT", 10)
     swept = []
     sweep = Changes.sweep

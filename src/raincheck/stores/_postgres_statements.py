@@ -109,7 +109,7 @@ WITH {no_room} job AS (
     WHERE deployment = 'deployment' AND id = $1 AND NOT $12::boolean AND EXISTS (SELECT FROM job)
 ), dropped AS (
     DELETE FROM raincheck.chunks
-    WHERE deployment = 'deployment' AND id = $1 AND (attempt <> $3 OR $5)
+    WHERE deployment = 'deployment' AND id = $1 AND (attempt <> $3 OR NOT $13::boolean)
         AND EXISTS (SELECT FROM job)
 ), kept AS (
     INSERT INTO raincheck.chunks (deployment, id, attempt, start, chunk)
@@ -118,7 +118,7 @@ WITH {no_room} job AS (
         WHERE deployment = 'deployment' AND id = $1 AND attempt = $3
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
-    FROM unnest($13::bigint[], $14::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
+    FROM unnest($14::bigint[], $15::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
 )
 SELECT 'replaced' FROM job {or_no_room}
 """
@@ -130,10 +130,10 @@ REPLACE_WITHIN = _REPLACING.format(
     no_room AS MATERIALIZED (
         SELECT bound FROM raincheck.jobs,
             raincheck.no_room(
-                'deployment', id, version, NULL, $15, route, owner, $16, $17, $18
+                'deployment', id, version, NULL, $16, route, owner, $17, $18, $19
             ) AS bound
         WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1
-            AND state <> ALL ($16) AND bound IS NOT NULL
+            AND state <> ALL ($17) AND bound IS NOT NULL
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",

@@ -269,8 +269,8 @@ LEARN = Script("flags=allow-oom", "call('SADD', KEYS[1], unpack(ARGV))")
 _REPLACING = """
 local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
 local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)
-local replayable, tail, lease, score, keep = unpack(ARGV, 8, 12)
-local route, owner, of_route, of_owner = unpack(ARGV, 13)
+local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
+local route, owner, of_route, of_owner = unpack(ARGV, 14)
 local old = read('hash', 'HMGET', job, 'version', 'attempt', 'size', 'counted', 'keyed')
 if old[1] ~= before then return 0 end
 for i = 9, #KEYS do
@@ -283,7 +283,7 @@ if full then return full end
 
 local size = number_in(job, stage == 'gone' and not tonumber(old[3]) and 0 or old[3])
 local dropped = {}
-if size > 0 and (old[2] ~= attempt or stage == 'gone') then
+if size > 0 and (old[2] ~= attempt or bodied == '0') then
   dropped, size = windows(body, size), 0
 end
 expect('string', unpack(touched(body, size, tail)))
@@ -314,7 +314,7 @@ if keyed and stage == 'gone' then
   unlink(lasting)
   call('UNLINK', keys)
 end
-give(job, id, keys, passing, 9, 16)
+give(job, id, keys, passing, 9, 17)
 
 if not unfinished(stage) then
   call('ZREM', leases, id)

@@ -121,7 +121,7 @@ class Changes:
             self._give(number, keys)
         if replayable and not job.replayable:
             self._drop_request(number)
-        if job.gone or job.attempt != attempt:
+        if job.attempt != attempt or not job.bodied:
             self._drop_body(number)
         if tail:
             whole = job.response is not None and job.response.size == len(tail)

@@ -135,7 +135,7 @@ class Store(ABC):
 
         A version that is not `joinable` gives up the keys that are not `lasting`, a tombstone
         (`job.gone`) all of them. A version that is not `replayable` drops the captured request, one
-        of another `attempt` the response body, and a tombstone both. There is room for a newer
+        that is not `bodied`, or of another `attempt`, the response body. There is room for a newer
         version that brings neither keys nor a tail, if the disk has any at all. What a key costs
         does not grow with their number.
 
@@ -153,7 +153,7 @@ class Store(ABC):
 
         Raises:
             NoRoom: as many are in its state as `bounds` allows; nothing has changed.
-            StoreFull: there is no room for `keys`, or on the disk; nothing has changed.
+            StoreFull: there is no room for `keys` or `tail`, or on the disk; nothing has changed.
         """
 
     @abstractmethod

@@ -254,10 +254,10 @@ class MemoryStore(Store):
             self._bytes += _size(job.response.headers)
         if rests:
             self._leases.pop(id, None)
-        if job.gone:
+        if job.gone or (rests and job.response is None):  # not `bodied`
             self._drop_body(id)
-            if old.response is not None:
-                self._bytes -= _size(old.response.headers)
+        if job.gone and old.response is not None:
+            self._bytes -= _size(old.response.headers)
         due = job.purge_at if job.gone else job.expires_at
         if due is not None:
             self._newly_due[id] = due

@@ -156,7 +156,13 @@ class PostgresStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        arguments = [*sql.columns(job, keys), lease, job.replayable, *sql.pieces(tail)]
+        arguments = [
+            *sql.columns(job, keys),
+            lease,
+            job.replayable,
+            job.bodied,
+            *sql.pieces(tail),
+        ]
         if (most := sql.most(job, bounds)) is None:
             replaced = await self._value(sql.REPLACE, *arguments)
         else:

@@ -184,6 +184,7 @@ class RedisStore(Store):
             job.attempt,
             stage(job),
             int(job.replayable),
+            int(job.bodied),
             tail,
             "" if lease is None else lease,
             due(job),
