@@ -341,6 +341,46 @@ def test_a_finished_job_serves_the_handlers_response(
     assert result == (served, fields)
 
 
+OWN = [
+    ("public", "private"),
+    ("max-age=60", "max-age=60, private"),
+    ("PUBLIC, max-age=60, S-MaxAge=600", "max-age=60, private"),
+    ("max-age=60, public, must-revalidate", "max-age=60, must-revalidate, private"),
+    ("s-maxage=60", "private"),
+    ('s-maxage = "60"', "private"),
+    ("no-cache", "no-cache, private"),
+    ("private, public", "private"),
+    ("private, max-age=60", "private, max-age=60"),
+    ("Private", "Private"),
+    ("no-store", "no-store"),
+    ("no-store, public", "no-store"),
+    ('private="x-a"', 'private="x-a", private'),
+    ('ext="public, s-maxage=1", public', 'ext="public, s-maxage=1", private'),
+    ('ext="a\\", public"', 'ext="a\\", public", private'),
+    ("", "private"),
+    (" , ,", "private"),
+    ('ext="open, public', "ext=, open, private"),
+]
+
+
+@pytest.mark.parametrize(("said", "served"), OWN)
+def test_of_an_owners_job_no_shared_cache_keeps_the_response(said: str, served: str) -> None:
+    headers = ((b"x-a", b"1"), (b"Cache-Control", said.encode()), (b"x-b", b"2"))
+    response = CapturedResponse(200, headers, 0)
+    for owner, expected in (("ann", served), (None, said)):
+        _, fields = DIALECT.result(finished(response=response)._replace(owner=owner))
+        found = [value for name, value in fields if name.lower() == b"cache-control"]
+        assert found == [expected.encode()]
+        assert {(b"x-a", b"1"), (b"x-b", b"2")} <= {*fields}
+
+
+def test_several_lines_of_cache_control_are_one_list() -> None:
+    headers = ((b"cache-control", b"public"), (b"Cache-Control", b"max-age=60, s-maxage=600"))
+    job = finished(response=CapturedResponse(200, headers, 0))._replace(owner="ann")
+    _, fields = DIALECT.result(job)
+    assert [v for n, v in fields if n.lower() == b"cache-control"] == [b"max-age=60, private"]
+
+
 # --- cancel and delete -------------------------------------------------------------------------
 
 

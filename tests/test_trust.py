@@ -62,6 +62,22 @@ async def routes_of(client: httpx.AsyncClient, url: str, headers: Any) -> list[h
     ]
 
 
+@pytest.mark.parametrize(
+    ("headers", "served"), [({}, "max-age=60, public"), (user("ann"), "max-age=60, private")]
+)
+async def test_no_shared_cache_is_given_an_owners_response(
+    headers: dict[str, str], served: str
+) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(headers={"cache-control": "max-age=60, public"})
+
+    async with running(app_of(slow_route(answer), owner=by_header)) as client:
+        url = (await client.post("/slow", headers=headers)).headers["location"]
+        await settled()
+        response = await client.get(url, headers=headers)
+        assert response.headers.get_list("cache-control") == [served]
+
+
 @pytest.mark.parametrize("kind", OWNERS)
 async def test_law_7_a_foreign_job_is_like_one_that_is_not_there(kind: str) -> None:
     app = app_of(gated(gate := Gate()), owner=OWNERS[kind])

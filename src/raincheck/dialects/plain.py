@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,6 +19,12 @@ _encode = json.JSONEncoder(check_circular=False).encode
 _quote = json.encoder.encode_basestring_ascii
 
 _NO_STORE = (b"cache-control", b"no-store")
+
+# The directives of a Cache-Control: those for shared caches, and those that keep them away.
+_DIRECTIVE = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_SHARED = frozenset({b"public", b"s-maxage"})
+_OWN = frozenset({b"private", b"no-store"})
+
 # The URL of a job without an owner opens it: a page that shows one must not pass it on.
 _NO_REFERRER = (b"referrer-policy", b"no-referrer")
 _JSON = (b"content-type", b"application/json")
@@ -78,6 +85,8 @@ class PlainDialect(Dialect):
             headers = tuple(field for field in headers if field[0].lower() != _JOB_STATUS)
         if b"cache-control" not in names:
             headers = (*headers, _NO_STORE)
+        elif job.owner is not None:
+            headers = _for_one(headers)
         if b"referrer-policy" not in names:
             headers = (*headers, _NO_REFERRER)
         headers = (*headers, _FINAL[job.state])
@@ -102,6 +111,22 @@ class PlainDialect(Dialect):
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % retry_after))
         return Reply(problem.status, headers, body)
+
+
+def _for_one(headers: RawHeaders) -> RawHeaders:
+    """The same fields, with a Cache-Control that no shared cache keeps (RFC 9111 §5.2.2).
+
+    At its URL a response is for the job's owner alone. All but its freshness for others stays.
+    """
+    lines = [value for name, value in headers if name.lower() == b"cache-control"]
+    found = [part.strip() for part in _DIRECTIVE.findall(b",".join(lines)) if part.strip()]
+    kept = [part for part in found if part.partition(b"=")[0].strip().lower() not in _SHARED]
+    if not _OWN & {part.lower() for part in kept}:
+        kept.append(b"private")
+    elif kept == found:
+        return headers
+    others = tuple(field for field in headers if field[0].lower() != b"cache-control")
+    return (*others, (b"cache-control", b", ".join(kept)))
 
 
 def _final(job: Job) -> list[tuple[bytes, bytes]]:
