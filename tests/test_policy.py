@@ -71,6 +71,7 @@ IMPOSSIBLE = [
     *cases(Limits, "lease", *NO_TIME, 0),
     *cases(Limits, "store_timeout", *NO_TIME, 0),
     *cases(Limits, "abandon_after", *NO_TIME, 0),
+    *cases(Limits, "require_owner", None, 1, "yes"),
 ]
 
 
@@ -122,6 +123,7 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Limits, "lease", 0.1),
         *cases(Limits, "store_timeout", 0.1),
         *cases(Limits, "abandon_after", 0.1),
+        *cases(Limits, "require_owner", True, False),
     ],
 )
 def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: object) -> None:
@@ -219,6 +221,7 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "lease": 30.0,
         "store_timeout": 10.0,
         "abandon_after": 3600.0,
+        "require_owner": False,
     }
 
 

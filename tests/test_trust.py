@@ -13,9 +13,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
-from raincheck import ConfigurationError, Limits, LongRunningMiddleware, MemoryStore
+from raincheck import ConfigurationError, Limits, LongRunningMiddleware, MemoryStore, Policy
 from raincheck.owners import authenticated_user, cookie, header
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
@@ -76,6 +76,49 @@ async def test_no_shared_cache_is_given_an_owners_response(
         await settled()
         response = await client.get(url, headers=headers)
         assert response.headers.get_list("cache-control") == [served]
+
+
+@pytest.mark.parametrize("marked", ["decorated", "by a path rule"])
+async def test_where_owners_are_required_what_has_none_is_refused(marked: str) -> None:
+    store = MemoryStore()
+    jobs = virtual_jobs(store=store, limits=Limits(require_owner=True))
+    if marked == "decorated":
+        app = app_of(gated(gate := Gate()), jobs=jobs, owner=by_header)
+    else:
+        gate = Gate()
+        rules = {"POST /plain": Policy()}
+        app = app_of(Route("/plain", waits(gate), methods=["POST"]), jobs=jobs, routes=rules)
+    async with running(app) as client:
+        path = "/slow" if marked == "decorated" else "/plain"
+        refused = await client.post(path, content=b"x", headers={"idempotency-key": "k"})
+        assert (refused.status_code, len(store)) == (401, 0)
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert refused.json()["type"] == "urn:raincheck:problem:owner-required"
+        assert "retry-after" not in refused.headers
+        assert gate.entered == 0
+        if marked == "decorated":
+            accepted = await client.post(path, headers=user("ann") | {"idempotency-key": "k"})
+            assert accepted.status_code == 202
+        gate.open()
+
+
+async def test_a_synchronous_answer_needs_no_owner() -> None:
+    jobs = virtual_jobs(limits=Limits(require_owner=True))
+    gate = Gate()
+    gate.open()
+    app = app_of(gated(gate, respond="preferred"), jobs=jobs)
+    async with running(app) as client:
+        assert (await client.post("/slow")).status_code == 200
+        asked = await client.post("/slow", headers={"prefer": "respond-async"})
+        assert asked.status_code == 401
+
+
+def waits(gate: Gate) -> Any:
+    async def endpoint(request: Request) -> Response:
+        await gate.wait()
+        return Response()
+
+    return endpoint
 
 
 @pytest.mark.parametrize("kind", OWNERS)

@@ -8,6 +8,7 @@ from raincheck.admission import Ticket
 from raincheck.conductor import Conductor
 from raincheck.errors import (
     NoRoom,
+    OwnerRequired,
     OwnerUnknown,
     QueueFull,
     Refusal,
@@ -66,14 +67,8 @@ class Acceptance:
             raise ShuttingDown("The server accepts nothing new.", retry_after=self._until_restart())
         policy = handoff.policy
         owner = None
-        if not self.owners.nobody(handoff.scope):
-            assert handoff.outer_scope is not None
-            try:
-                owner = await self.owners.at_acceptance(
-                    handoff.scope, handoff.outer_scope, mounted=self.mounted
-                )
-            except OwnerError as error:
-                raise OwnerUnknown("Whose the request is cannot be determined.") from error
+        if conductor.limits.require_owner or not self.owners.nobody(handoff.scope):
+            owner = await self._owner(handoff)
         keys: tuple[Key, ...] = ()
         named = policy.idempotency == "required" or b"idempotency-key" in dict(handoff.fields)
         if named or policy.coalesce:
@@ -113,6 +108,18 @@ class Acceptance:
             if keys:
                 conductor.confirm(job)
         conductor.keep_sweeping()
+
+    async def _owner(self, handoff: Handoff) -> str | None:
+        assert handoff.outer_scope is not None
+        try:
+            owner = await self.owners.at_acceptance(
+                handoff.scope, handoff.outer_scope, mounted=self.mounted
+            )
+        except OwnerError as error:
+            raise OwnerUnknown("Whose the request is cannot be determined.") from error
+        if owner is None and self.conductor.limits.require_owner:
+            raise OwnerRequired("The request does not say whose it is.")
+        return owner
 
     async def _keys(self, handoff: Handoff, owner: str | None) -> tuple[Key, ...]:
         twins, varying = self.conductor.twins, frozenset[str]()

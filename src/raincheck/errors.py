@@ -12,6 +12,7 @@
     └── Refusal                             the request was not accepted; nothing was stored
         ├── KeyMalformed            400
         ├── KeyMissing              400
+        ├── OwnerRequired           401
         ├── RequestTooLarge         413
         ├── KeyReused               422
         ├── OverQuota               429
@@ -174,11 +175,16 @@ class Refusal(RaincheckError):
     Args:
         detail: what the client should know.
         retry_after: seconds, an integer of at least 1, after which another try makes sense.
+
+    Attributes:
+        name, status, title: see `Problem`.
+        headers: fields that go with the status.
     """
 
     name: ClassVar[str]
     status: ClassVar[int]
     title: ClassVar[str]
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
 
     def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -220,6 +226,16 @@ class KeyReused(Refusal):
     name = "idempotency-key-reused"
     status = 422
     title = "The Idempotency-Key belongs to another request"
+
+
+class OwnerRequired(Refusal):
+    """The request has no owner, and `Limits(require_owner=True)` wants one of every job."""
+
+    name = "owner-required"
+    status = 401
+    title = "Authentication is required"
+    # RFC 9110 §11.6.1 wants a scheme. This one makes no browser ask for a password.
+    headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class OwnerUnknown(Refusal):

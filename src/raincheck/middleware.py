@@ -214,6 +214,7 @@ class LongRunningMiddleware:
             refusal = ShuttingDown("The server accepts nothing new.", retry_after=1)
         if refusal is not None:
             reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
+            reply.headers.extend(refusal.headers)
         elif job is None:
             if handoff.error is not None:
                 raise handoff.error

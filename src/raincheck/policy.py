@@ -185,6 +185,8 @@ class Limits:
             Default 10.
         abandon_after: seconds after the end of its lease when a job that no process could take
             over is given up: nobody can read its record, or has its route. Default 3600.
+        require_owner: refuse with 401 what would be a job without an owner, whose URL would be all
+            that it takes to read and cancel it. Default False.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -198,6 +200,7 @@ class Limits:
     lease: Seconds = 30.0
     store_timeout: Seconds = 10.0
     abandon_after: Seconds = 3600.0
+    require_owner: bool = False
 
     def __post_init__(self) -> None:
         check = _Check(self)
@@ -209,6 +212,7 @@ class Limits:
         check.seconds("lease", above=0)
         check.seconds("store_timeout", above=0)
         check.seconds("abandon_after", above=0)
+        check.boolean("require_owner")
 
 
 def require_kind(argument: str, value: object, kind: type, example: str) -> None:
