@@ -22,7 +22,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, Policy, report
+from raincheck import (
+    ConfigurationError,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    Policy,
+    long_running,
+    report,
+)
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
@@ -217,6 +225,50 @@ async def test_a_raw_path_with_a_bad_id_is_404(id: str) -> None:
         request.scope |= {"path": f"/jobs/{id}", "method": "GET"}
         await request.run(app)
         assert request.status == 404
+
+
+async def pages(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that cannot be looked into, with pages everywhere, and one slow endpoint."""
+    if scope["type"] == "http" and scope["path"].endswith("/import"):
+        await imports(scope, receive, send)
+    elif scope["type"] == "http":
+        await PlainTextResponse(f"{scope['method']} of its own")(scope, receive, send)
+
+
+@long_running
+async def imports(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("imported")(scope, receive, send)
+
+
+NO_IDS = ["", "all", "all/status", "x" * 29, "x" * 31, "x" * 29 + ".", "x" * 29 + "é", "x/nowhere"]
+
+
+@pytest.mark.parametrize("mounted", ["around", "in a mount"])
+@pytest.mark.parametrize("page", NO_IDS)
+async def test_an_app_that_cannot_be_read_keeps_its_pages_below_the_mount_path(
+    page: str, mounted: str
+) -> None:
+    app: Any = pages if mounted == "around" else Starlette(routes=[Mount("/", pages)])
+    async with client_of(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        for method in ("GET", "POST", "DELETE"):
+            answer = await client.request(method, f"/jobs/{page}")
+            assert answer.text == f"{method} of its own"
+        for tail in ("", "/status", "/nowhere"):  # a job could have this id
+            missing = await client.get("/jobs/" + "x" * 30 + tail)
+            assert missing.json()["type"] == "urn:raincheck:problem:not-found"
+        accepted = await client.post("/jobs/import")
+        assert accepted.status_code == 202
+        assert (await follow(client, accepted)).text == "imported"
+
+
+@pytest.mark.parametrize("page", NO_IDS)
+async def test_an_app_that_can_be_read_has_none_there(page: str) -> None:
+    """Also where something else in it cannot be read: that could not answer for it."""
+    for routes in ([gated(Gate())], [gated(Gate()), Mount("/elsewhere", pages)]):
+        async with client_of(app_of(*routes)) as client:
+            missing = await client.get(f"/jobs/{page}")
+            assert missing.status_code == 404
+            assert missing.json()["type"] == "urn:raincheck:problem:not-found"
 
 
 async def test_the_mount_path_itself_is_the_apps() -> None:

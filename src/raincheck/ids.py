@@ -19,6 +19,11 @@ _AT_ONCE = 64
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{30}", re.ASCII)
 
 
+def is_id(text: str) -> bool:
+    """Whether a job could have this id: whether it has the length and the letters of one."""
+    return _SHAPE.fullmatch(text) is not None
+
+
 class Origin(Enum):
     """Where an id comes from."""
 
@@ -54,7 +59,7 @@ class Ids:
 
     def origin(self, id: str) -> Origin:
         """Where an id comes from, to go by its marker. Any string is safe to ask about."""
-        if not _SHAPE.fullmatch(id):
+        if not is_id(id):
             return Origin.UNKNOWN
         signed = urlsafe_b64decode(id + "==")
         unsigned, check = signed[:-_CHECK], signed[-_CHECK:]

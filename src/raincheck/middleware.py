@@ -124,7 +124,9 @@ class LongRunningMiddleware:
             path = self._routing.near(scope)
             if path is None or (self.jobs.mounted and path.startswith(self._below)):
                 await self.app(scope, receive, send)
-            elif path.startswith(self._below):
+            elif path.startswith(self._below) and not (
+                self._routing.hides and self._routing.is_apps(path, scope["method"])
+            ):
                 prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
                 await self._status.serve(path[len(self._path) :], prefix, scope, send)
             elif (candidate := self._routing.find(path, scope["method"])) is not None:

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Host, Match, compile_path
 from starlette.types import ASGIApp, Scope
 
 from raincheck.errors import ConfigurationError
+from raincheck.ids import is_id
 from raincheck.marking import Mark
 from raincheck.policy import Policy
 from raincheck.reading import (
@@ -163,6 +164,7 @@ class Routing:
         self._by_mark = _Table()
         self._complete = False
         self.root_path = ""  # that the app itself gives its requests
+        self.hides = False  # whether the app has something that cannot be read
         self._near: tuple[str, ...] = ()
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.
@@ -193,6 +195,16 @@ class Routing:
             return candidate
         return self._by_mark.find(path, method)
 
+    def is_apps(self, path: str, method: str) -> bool:
+        """Whether a path below the mount path may be the app's own all the same.
+
+        Where its routes cannot be read it may have pages there; what no job's id can be is theirs.
+        """
+        if is_id(path[len(self._path) + 1 :].partition("/")[0]):
+            return False
+        there = self._by_mark.find(path, method)
+        return there is not None and not there.certain
+
     def read(self, *, mounted: bool, check: bool = True) -> None:
         """Read the app's routes, as far as they can be read.
 
@@ -216,8 +228,9 @@ class Routing:
                 by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
         self._by_mark, self._seen = by_mark, seen
-        self.root_path = root_path_of(self._app)
         self._complete = all(there.marks is not None for there in found)
+        self.root_path = root_path_of(self._app)
+        self.hides = not self._complete
         if check:
             self._check_mount(found, mounted=mounted)
             _check_order(found)
