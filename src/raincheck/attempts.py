@@ -78,16 +78,15 @@ class Attempts:
         conductor = self._conductor
         id = waiting.job.id
         error = INTERRUPTED  # no request: another process has cancelled it or taken it over
-        request = None
+        request = why = None
         try:
             request = await conductor.ledger.patiently(partial(conductor.store.request, id))
         except UnreadableRecord as unreadable:
-            logger.warning("job %s (%s) has failed: %s", id, waiting.job.route, unreadable)
-            error = UNREADABLE
+            error, why = UNREADABLE, str(unreadable)
         if not conductor.roster.waits(waiting):
             return  # cancelled or deleted while the store was asked; its place was given back
         if request is None:
-            await conductor.withdraw(waiting, State.FAILED, error)
+            await conductor.withdraw(waiting, State.FAILED, error, why)
             return
         assert self.app is not None
         scope = {**request.scope(), **waiting.outer}
@@ -208,14 +207,16 @@ class Attempts:
         running, waiting = roster.running.get(id), roster.waiting.get(id)
         if running is None and waiting is None:
             return  # it is on its way out, or out
+        deleted = False
         try:
             job = await conductor.store.get(id)
+            deleted = job is None or job.gone
         except UnreadableRecord:  # a process of a newer version has it now, or nobody
             job = None
         if job is not None and job.holder == conductor.name and not (job.finished or job.gone):
             return  # it has begun in the meantime
         if running is not None and roster.running.get(id) is running:
-            running.lose()
+            running.lose(deleted=deleted)
         elif waiting is not None and roster.waits(waiting):
             conductor.drop(waiting)
 

@@ -188,8 +188,17 @@ class Conductor:
         if not self.in_place and waiting.ticket.turn is not None:
             waiting.ticket.turn()  # the engine's task need not wait for it any more
 
-    async def withdraw(self, waiting: Waiting, state: State, error: Problem | None) -> Job:
-        """End a job that has not begun."""
+    async def withdraw(
+        self, waiting: Waiting, state: State, error: Problem | None, why: str | None = None
+    ) -> Job:
+        """End a job that has not begun.
+
+        Args:
+            waiting: the job.
+            state: how it ends.
+            error: what its client is told of a failure.
+            why: what the log has of it, if that is more.
+        """
         if waiting.held is not None:
             interrupted = state is State.FAILED
             waiting.held.stop(Reason.INTERRUPTED if interrupted else Reason.CANCELLED)
@@ -197,7 +206,7 @@ class Conductor:
         ttl = self.policies.ttl(waiting.job)
         self.roster.leave(waiting.job)
         try:
-            return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error)
+            return await self.ledger.finish(waiting.job, state, ttl=ttl, error=error, why=why)
         except LeaseLost:
             return waiting.job
         finally:
@@ -242,9 +251,9 @@ class Conductor:
 
     async def give_up(self, job: Job) -> None:
         """End a job for which no process has come that has its route. Raises as the ledger does."""
-        logger.warning("job %s (%s) has failed: no process has that route", job.id, job.route)
         ttl = self.policies.ttl(job)
-        await self.ledger.finish(job, State.FAILED, ttl=ttl, error=UNKNOWN_ROUTE)
+        why = "no process has that route"
+        await self.ledger.finish(job, State.FAILED, ttl=ttl, error=UNKNOWN_ROUTE, why=why)
 
     # --- for those who run ---------------------------------------------------------------------
 
@@ -344,7 +353,9 @@ class Conductor:
             try:
                 detached.job = await write()
             except LeaseLost:
-                logger.warning("job %s was taken over; its outcome here is dropped", _id(detached))
+                logger.warning(
+                    "job %s (%s) was taken over; its outcome here is dropped", job.id, job.route
+                )
             finally:
                 del self._settling[detached]
                 self.roster.left(job)
@@ -465,7 +476,3 @@ class Conductor:
                 if self.availability.away:
                     self.availability.answered()
         self._sweeping = False
-
-
-def _id(detached: Detached) -> str:
-    return "" if detached.job is None else detached.job.id

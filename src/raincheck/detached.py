@@ -14,6 +14,7 @@ from starlette.types import Message
 
 from raincheck.admission import Ticket
 from raincheck.errors import (
+    CRASHED,
     NOT_KEPT,
     LeaseLost,
     Problem,
@@ -195,7 +196,7 @@ class Detached:
         """Take what the app sends, while it is recorded and after that."""
         if self._stage is CLOSED:
             if self._complete:
-                raise self._broken("the handler sent something after its response was complete")
+                raise RuntimeError("the handler sent something after its response was complete")
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 self._stopping.disconnect()
             return
@@ -214,7 +215,7 @@ class Detached:
             raise Release from None
         except ProtocolError as error:
             await self._decide(State.FAILED, error=invalid_response(_sentence(error)))
-            raise self._broken(str(error)) from error
+            raise
         if response is None:
             return
         self._complete = True
@@ -251,8 +252,8 @@ class Detached:
     async def _finish(self, error: BaseException | None) -> None:
         """The app of an accepted request has ended: by this error, or by returning."""
         assert self.job is not None
-        if error is not None:
-            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error)
+        if error is not None and not isinstance(error, ProtocolError):  # that is told already
+            self._tell_of(error)
         if self._stopping.reason is not None:
             await self._stopping.stopped()
         if not self._decided:
@@ -272,8 +273,7 @@ class Detached:
         else:
             started = self._recorder is not None and self._recorder.started
             reason = "returned before its response was complete" if started else "sent no response"
-            error = self._broken(f"the handler {reason}")
-            await self._decide(State.FAILED, error=invalid_response(_sentence(error)))
+            await self._decide(State.FAILED, error=invalid_response(f"The handler {reason}."))
 
     async def _decide_stopped(self, reason: Reason) -> None:
         if reason is Reason.INTERRUPTED:
@@ -291,10 +291,11 @@ class Detached:
             return self._stopping.reason is not None
         return is_release(error)
 
-    def _broken(self, reason: str) -> RuntimeError:
+    def _tell_of(self, error: BaseException) -> None:
+        """Leave what the app raised in the log."""
         assert self.job is not None
-        logger.error("job %s on %s: %s", self.job.id, self.route, reason)
-        return RuntimeError(reason)
+        told = {"job": self.job.id, "route": self.route, "reason": CRASHED}
+        logger.error("job %s on %s raised", self.job.id, self.route, exc_info=error, extra=told)
 
     # --- stopping ------------------------------------------------------------------------------
 
@@ -308,11 +309,19 @@ class Detached:
             self._close()
             await self.conductor.interrupted(self)
 
-    def lose(self) -> None:
-        """Another process runs the job now: stop, and record nothing."""
+    def lose(self, *, deleted: bool = False) -> None:
+        """Another process runs the job now, or nobody: stop, and record nothing.
+
+        Args:
+            deleted: whether its client has deleted it, for certain.
+        """
         if not self._decided:
-            logger.warning(
-                "job %s was taken over by another process; it stops here", self.job and self.job.id
+            assert self.job is not None
+            logger.log(
+                logging.INFO if deleted else logging.WARNING,
+                "job %s (%s) was taken over by another process, or deleted; it stops here",
+                self.job.id,
+                self.route,
             )
             self._close()
             self.stop(Reason.LOST)

@@ -61,9 +61,13 @@ class Problem:
         }
 
 
+CRASHED = "crashed"
+"""The name of the problem of a handler that raised."""
+
+
 def crashed(detail: str = "The handler ended with an error.") -> Problem:
     """The handler raised before its response was complete."""
-    return Problem("crashed", 500, "The handler failed", detail)
+    return Problem(CRASHED, 500, "The handler failed", detail)
 
 
 def invalid_response(detail: str) -> Problem:

@@ -433,7 +433,7 @@ class Handoff(Detached):
         elif not self._released:
             await self._finish(ended)
         elif ended is not None:
-            logger.error("job %s on %s raised", self.job.id, self.route, exc_info=ended)
+            self._tell_of(ended)
 
     async def _let_answer(self, error: Exception) -> None:
         """Let the app's own handler answer for a crash, as it does for those of other requests."""

@@ -213,7 +213,13 @@ class Jobs:
         roster, grace = conductor.roster, conductor.cancel_grace
         conductor.closing = True
         self._waits.end()
-        with anyio.move_on_after(seconds(conductor.limits.drain_timeout)):
+        drain = seconds(conductor.limits.drain_timeout)
+        if roster.running or roster.waiting or roster.leaving:
+            logger.warning(
+                "the server stops when its jobs have ended, in %g seconds at most: %d run, %d wait",
+                *(drain, len(roster.running), len(roster.waiting)),
+            )
+        with anyio.move_on_after(drain):
             await roster.until_idle()
         with anyio.move_on_after(grace):
             for waiting in list(roster.waiting.values()):

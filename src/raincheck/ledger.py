@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
@@ -9,9 +10,11 @@ from typing import Any, TypeVar
 import anyio
 
 from raincheck.errors import (
+    CRASHED,
     NOT_KEPT,
     IllegalTransition,
     LeaseLost,
+    Problem,
     StoreFull,
     UnreadableRecord,
 )
@@ -19,7 +22,11 @@ from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 
+logger = logging.getLogger("raincheck")
+
 T = TypeVar("T")
+
+_Change = Callable[[Job], Job]
 
 # Seconds that an outcome waits for room: a response that is larger may be failing meanwhile.
 _FULL = 5.0
@@ -191,9 +198,19 @@ class Ledger:
         return await self._store.replace(self._finished(job, State.CANCELLED, self._clock(), ttl))
 
     async def finish(
-        self, job: Job, state: State, *, ttl: float, tail: bytes = b"", **outcome: Any
+        self,
+        job: Job,
+        state: State,
+        *,
+        ttl: float,
+        tail: bytes = b"",
+        why: str | None = None,
+        **outcome: Any,
     ) -> Job:
         """Record its outcome. A job that is terminal already stays what it is (law 5).
+
+        One that fails for a reason which its handler did not choose leaves a line in the log; of
+        one whose handler raised the handler's own end says more.
 
         If the store has no room for the end of its response, and after a while still none, it has
         failed.
@@ -206,35 +223,48 @@ class Ledger:
             done = self._finished(job, state, now, ttl, **outcome)
         except IllegalTransition:
             return job
+        ended = None
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):
-                return done
+                ended = done
         except Exception as error:
             self._availability.failed(error)
-        end = partial(self._finished, state=state, now=now, ttl=ttl, **outcome)
-        if done.response is None:
-            return await self.patiently(partial(self._end, job, end))
-        fail = partial(
-            self._finished,
-            state=State.FAILED,
-            now=now,
-            ttl=ttl,
-            error=NOT_KEPT,
-            progress=done.progress,
-        )
+        if ended is None:
+            end = partial(self._finished, now=now, ttl=ttl)
+            as_it_is = partial(end, state=state, **outcome)
+            unkept = None
+            if done.response is not None:
+                given = {**outcome, "response": None, "error": NOT_KEPT}
+                unkept = partial(end, state=State.FAILED, **given)
+            ended = await self._end_patiently(job, as_it_is, unkept, tail)
+        if ended.error is not None and ended.finished_at == now:  # else somebody else ended it
+            _tell(ended, ended.error, why)
+        return ended
+
+    async def _end_patiently(
+        self, job: Job, end: _Change, unkept: _Change | None, tail: bytes
+    ) -> Job:
+        """Put the last version in place, or another one if there is no room for it.
+
+        Args:
+            job: the version known here.
+            end: makes the last one.
+            unkept: makes the one without a response, if `end` has one.
+            tail: as in `Store.replace`.
+        """
         late = anyio.current_time() + _FULL
 
         async def try_to_end() -> Job:
             try:
                 return await self._end(job, end, tail)
             except StoreFull:
-                if anyio.current_time() < late:
+                if unkept is None or anyio.current_time() < late:
                     raise
-                return await self._end(job, fail)
+                return await self._end(job, unkept)
 
         return await self.patiently(try_to_end)
 
-    async def _end(self, job: Job, end: Callable[[Job], Job], tail: bytes = b"") -> Job:
+    async def _end(self, job: Job, end: _Change, tail: bytes = b"") -> Job:
         """Put the last version in place, whoever else changes the job meanwhile.
 
         Args:
@@ -316,7 +346,7 @@ class Ledger:
     async def _advance(
         self,
         job: Job,
-        change: Callable[[Job], Job],
+        change: _Change,
         *,
         fenced: bool = False,
         lease: float | None = None,
@@ -350,6 +380,17 @@ class Ledger:
         except UnreadableRecord as error:  # a process of a newer version has it now, or nobody
             raise LeaseLost(f"job {job.id} cannot be read any more") from error
         return None if newest is None or newest.gone else newest
+
+
+def _tell(job: Job, error: Problem, why: str | None) -> None:
+    if error.name != CRASHED:
+        logger.warning(
+            "job %s (%s) has failed: %s",
+            job.id,
+            job.route,
+            why or f"{error.title}. {error.detail}",
+            extra={"job": job.id, "route": job.route, "reason": error.name},
+        )
 
 
 def _check_hands(job: Job, attempt: int) -> None:
