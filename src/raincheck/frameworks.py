@@ -124,6 +124,9 @@ _READERS: tuple[tuple[str, str, Callable[[Any], Iterator[ForeignRoute]]], ...] =
 )
 
 
+_FRAMEWORKS = {module.partition(".")[0] for module, _, _ in _READERS}
+
+
 def _either_way(routes: Iterable[ForeignRoute]) -> Iterator[ForeignRoute]:
     """With a slash at the end and without: most of them take either, or can be told to."""
     for route in routes:
@@ -149,19 +152,27 @@ def _marks(function: Any) -> Sequence[Mark] | None:
     if inspect.isclass(kind):
         members = [member for _, member in inspect.getmembers_static(kind, inspect.isfunction)]
         found = [mark for member in (function, *members) for mark in _inside(member, DEPTH)]
-        return [*dict.fromkeys(found)]
+        return [*dict.fromkeys(mark for mark in found if mark is not None)]
     while isinstance(function, functools.partial):
         function = function.func
     if not inspect.isroutine(function):
         return None
-    return [*dict.fromkeys(_inside(function, DEPTH))]
+    found = [*dict.fromkeys(_inside(function, DEPTH))]
+    marks = [mark for mark in found if mark is not None]
+    return None if found and not marks else marks
 
 
-def _inside(function: Any, depth: int) -> Iterator[Mark]:
-    """The marks on a function, and on those that it has from around it, as decorators' have."""
+def _inside(function: Any, depth: int) -> Iterator[Mark | None]:
+    """The marks on a function, and on those that it has from around it, as decorators' have.
+
+    Among them is None if it has something else from there that may hide one, as Django Ninja's
+    views have the object that calls the endpoint.
+    """
     if (mark := mark_of(function)) is not None:
         yield mark
-    elif depth and callable(function):
+    elif not depth:
+        yield None
+    elif callable(function):
         wrapped = getattr(function, "__wrapped__", None)
         cells = getattr(inspect.unwrap(function), "__closure__", None) or ()
         outer = getattr(function, "__closure__", None) or ()
@@ -172,5 +183,19 @@ def _inside(function: Any, depth: int) -> Iterator[Mark]:
                 continue
             if inspect.isroutine(content) and content is not function:
                 yield from _inside(content, depth - 1)
+            elif inspect.isclass(content):
+                yield from filter(None, map(mark_of, vars(content).values()))
+            elif content is not function and not _hides_nothing(content):
+                yield None
         if wrapped is not None:
             yield from _inside(wrapped, depth - 1)
+
+
+def _hides_nothing(content: Any) -> bool:
+    if isinstance(content, dict):
+        content = [*content, *content.values()]
+    if isinstance(content, list | tuple | set | frozenset):
+        return all(_hides_nothing(each) for each in content)
+    of = type(content).__module__.partition(".")[0]
+    simple = content is None or isinstance(content, str | bytes | int | float | re.Pattern)
+    return simple or inspect.ismodule(content) or of in _FRAMEWORKS

@@ -228,9 +228,10 @@ class Routing:
                 by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
         self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
         self._by_mark, self._seen = by_mark, seen
-        self._complete = all(there.marks is not None for there in found)
         self.root_path = root_path_of(self._app)
-        self.hides = not self._complete
+        self.hides = any(there.marks is None for there in found)
+        # Of other frameworks than Starlette's own a mark may be missed, and a request shows it.
+        self._complete = not (self.hides or any(there.foreign for there in found))
         if check:
             self._check_mount(found, mounted=mounted)
             _check_order(found)

@@ -224,6 +224,38 @@ def test_what_cannot_be_read_is_a_candidate(read: str, monkeypatch: pytest.Monke
     assert foreign_routes(app) is None
 
 
+class Behind:
+    """What has the endpoint that it calls, as an object."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def view(self) -> Any:
+        async def view(*args: Any, **kwargs: Any) -> Any:
+            return await self._endpoint(*args, **kwargs)
+
+        return view
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_view_that_may_hide_a_mark_behind_an_object_cannot_be_looked_into(marked: bool) -> None:
+    require("quart")
+    from quart import Quart
+
+    async def work() -> str:
+        return ""
+
+    endpoint = long_running(work) if marked else work
+    app = Quart("hidden")
+    views = {"/behind": Behind(endpoint).view(), "/around": hiding(hiding(work)), "/plain": work}
+    for path, view in views.items():
+        app.add_url_rule(path, path, view)
+    routes = foreign_routes(app)
+    assert routes is not None
+    found = {route.path: route.marks for route in routes}
+    assert (found["/behind"], found["/around"], found["/plain"]) == (None, [], [])
+
+
 def test_what_is_no_framework_of_these_is_not_read() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         """A bare app."""
