@@ -466,6 +466,31 @@ async def test_a_job_runs_no_more_often_than_it_may() -> None:
         both.lines["b"].mend()
 
 
+async def test_what_a_handler_raises_or_answers_is_an_outcome_and_is_not_run_again() -> None:
+    runs: list[str] = []
+
+    async def answer(request: Request) -> Any:
+        runs.append(request.url.path)
+        if request.url.path == "/raises":
+            raise ConnectionError("the mail server is away")
+        return JSONResponse({}, status_code=503)
+
+    store = MemoryStore()
+    store.shared = True  # type: ignore[misc] # of this one
+    settings: dict[str, Any] = {"on_interrupt": "rerun", "attempts": 3}
+    app = app_of(
+        slow_route(answer, "/raises", **settings),
+        slow_route(answer, "/503", **settings),
+        jobs=virtual_jobs(store=store, limits=Limits(lease=LEASE)),
+    )
+    async with running(app) as client:
+        for path, status in (("/raises", 500), ("/503", 503)):
+            accepted = await client.post(path)
+            await anyio.sleep(10 * LEASE)
+            assert (await client.get(accepted.headers["location"])).status_code == status
+    assert runs == ["/raises", "/503"]
+
+
 async def test_a_job_that_never_started_always_runs() -> None:
     async with two() as both:
         first = await both.a.post("/one")

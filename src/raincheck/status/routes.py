@@ -37,9 +37,10 @@ NO_STORE = Problem(
 MISPLACED = Problem(
     "another-process",
     503,
-    "Another process has this job",
-    "The job was accepted by another process of this deployment, and each keeps its jobs in its "
-    "own memory. Run a single process, or give all of them a shared store.",
+    "Another process has this job, or had it",
+    "The job was accepted by another process of this deployment that runs beside this one, or by "
+    "one that has ended: each keeps its jobs in its own memory, and they end with it. Run a single "
+    "process, or give all of them a shared store.",
 )
 
 # The longest long poll, and the first part of one in which a change is no news yet, in seconds:
@@ -179,8 +180,9 @@ class StatusRoutes:
         if not self._warned:
             self._warned = True
             logger.error(
-                "a job of another process was asked for: several processes run, each with its jobs "
-                "in its own memory; run a single process, or give all of them a shared store"
+                "a job of another process was asked for, or of one that has ended, such as before "
+                "a reload: each has its jobs in its own memory; run a single process, or give all "
+                "of them a shared store"
             )
         return self.dialect.problem(MISPLACED, retry_after=1)
 
