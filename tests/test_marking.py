@@ -408,6 +408,7 @@ async def async_generator() -> AsyncIterator[bytes]:
         pytest.param(staticmethod(in_thread), "above @staticmethod", id="static method"),
         pytest.param(5, "functions and methods, not 5", id="no callable"),
         pytest.param("POST /videos", "functions and methods", id="a path"),
+        pytest.param(Policy(ttl=5), "by name, like @long_running", id="a policy"),
     ],
 )
 def test_what_has_no_entry_is_refused(endpoint: Any, reason: str) -> None:

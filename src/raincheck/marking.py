@@ -155,7 +155,12 @@ def long_running(
 def _mark(
     endpoint: Callable[..., Any], name: str | None, settings: PolicySettings
 ) -> Callable[..., Any]:
-    if not callable(endpoint) or inspect.isclass(endpoint):
+    if not callable(endpoint):
+        raise ConfigurationError(
+            f"@long_running marks functions and methods, not {endpoint!r}; its settings are given "
+            "by name, like @long_running(timeout=600)"
+        )
+    if inspect.isclass(endpoint):
         raise ConfigurationError(
             f"@long_running marks functions and methods, not {endpoint!r}; "
             "put it on the methods of a class-based endpoint"

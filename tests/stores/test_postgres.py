@@ -150,9 +150,14 @@ class TestPostgresStore(ServedStoreContract, UnreadableContract):
         ("postgresql://host/database", {"connections": 0}, "connections"),
         ("postgresql://host/database", {"connections": 1.5}, "connections"),
         ("postgresql://host/database", {"listen": "host"}, "listen"),
+        ("postgresql://host/database", {"listen": 5}, "listen"),
+        ("postgresql://host/database", {"schema": None}, "schema"),
+        ("postgresql://host/database", {"timeout": "5"}, "timeout"),
+        (None, {}, "dsn"),
+        (5, {}, "dsn"),
     ],
 )
-def test_an_impossible_setting_names_itself(dsn: str, settings: dict[str, Any], names: str) -> None:
+def test_an_impossible_setting_names_itself(dsn: Any, settings: dict[str, Any], names: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^{names}") as raised:
         PostgresStore(dsn, **{"deployment": "shop", **settings})
     assert "se" not in str(raised.value).split()

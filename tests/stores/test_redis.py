@@ -183,6 +183,8 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_quoted(url: str) -> None:
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"timeout": "5"}, "timeout"),
+        ({"url": None}, "url"),
+        ({"url": 5}, "url"),
     ],
 )
 def test_an_impossible_setting_names_itself(settings: dict[str, Any], named: str) -> None:

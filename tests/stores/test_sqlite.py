@@ -168,9 +168,9 @@ async def test_several_processes_make_a_file_at_once(path: Path, opening: str) -
         assert sorted(look(Path(new), "SELECT id FROM jobs")) == [(str(id),) for id in range(5)]
 
 
-@pytest.mark.parametrize("path", [":memory:", ""])
-def test_no_file_is_refused(path: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"MemoryStore\(\)"):
+@pytest.mark.parametrize("path", [":memory:", "", None, 5, b"jobs.db"])
+def test_no_file_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"path is that of a file.*MemoryStore\(\)"):
         SQLiteStore(path)
 
 

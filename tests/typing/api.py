@@ -79,6 +79,8 @@ async def call_with_settings(request: Request) -> None:
     await with_settings()  # type: ignore[call-arg] # the arguments are checked
 
 
+long_running(name="reports.build", timeout=5)
+long_running(name=5)  # type: ignore[call-overload] # a string
 long_running(time_out=5)  # type: ignore[call-overload] # no such setting
 long_running(timeout="5")  # type: ignore[call-overload] # a number or a timedelta
 long_running(respond="sometimes")  # type: ignore[call-overload] # one of two words

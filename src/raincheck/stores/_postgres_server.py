@@ -67,9 +67,10 @@ class Server:
         self, dsn: str, deployment: str, schema: str, timeout: float, listen: bool | str
     ) -> None:
         self._name = _name(dsn, "dsn")
-        if not schema or len(schema.encode()) > 63 or "\0" in schema:
+        named = isinstance(schema, str) and 1 <= len(schema.encode()) <= 63
+        if not named or "\0" in schema:
             raise ConfigurationError(f"schema={schema!r}: a name has 1 to 63 bytes")
-        if not 0 < timeout <= 86400:
+        if not isinstance(timeout, int | float) or not 0 < timeout <= 86400:
             raise ConfigurationError(f"timeout={timeout!r}: give seconds, more than 0, up to a day")
         if not isinstance(listen, bool):
             _name(listen, "listen")
@@ -139,7 +140,7 @@ def quoted(name: str) -> str:
 
 def _name(dsn: str, argument: str) -> str:
     """The server and the database in a DSN, as they may appear in messages."""
-    parts = urlsplit(dsn)
+    parts = urlsplit(dsn if isinstance(dsn, str) else "")
     rest = parts.path + parts.query + parts.fragment
     if parts.scheme not in ("postgresql", "postgres") or "@" in rest:
         raise ConfigurationError(

@@ -59,7 +59,7 @@ def server(url: str) -> tuple[str, str, Callable[[], AbstractConnection]]:
         options |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
         options |= {"decode_responses": False, "encoding_errors": "surrogatepass"}
         kind(**options)
-    except (RedisError, TypeError, ValueError):  # may quote a part of the password
+    except (RedisError, TypeError, ValueError, AttributeError):  # may quote a part of the password
         raise ConfigurationError(
             "RedisStore(url=...): this is no URL that redis-py reads; write it like "
             "redis://user:password@localhost:6379/0, with special characters percent-encoded"

@@ -77,7 +77,7 @@ class SQLiteStore(Store):
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
         timeout: float = 5.0,
     ) -> None:
-        if os.fspath(path) in ("", ":memory:"):
+        if not isinstance(path, str | os.PathLike) or os.fspath(path) in ("", ":memory:"):
             raise ConfigurationError(
                 f"SQLiteStore({path!r}): path is that of a file; for jobs in memory use "
                 "MemoryStore()"
