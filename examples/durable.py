@@ -37,7 +37,7 @@ from raincheck.stores.sqlite import SQLiteStore
 @long_running(on_interrupt="rerun", attempts=3)
 async def render(request: Request) -> JSONResponse:
     for page in (1, 2, 3, 4):
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.1)
         report(page / 4, f"page {page} of 4 by process {os.getpid()}")
     return JSONResponse({"pages": 4})
 

@@ -27,18 +27,18 @@ from raincheck.testing import lifespan
 @long_running
 async def resize_on_the_loop(request: Request) -> JSONResponse:
     for done in (1, 2, 3):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.1)
         report(done / 3, f"resized {done} of 3")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.1)
     return JSONResponse({"resized": 3})
 
 
 @long_running
 def resize_in_a_thread(request: Request) -> JSONResponse:
     for done in (1, 2, 3):
-        time.sleep(0.3)
+        time.sleep(1.1)
         report(done / 3, f"resized {done} of 3")
-    time.sleep(0.3)
+    time.sleep(1.1)
     return JSONResponse({"resized": 3})
 
 
@@ -53,7 +53,7 @@ async def main() -> None:
             response = await client.get(path)
             print(f"GET {path}: {response.status_code}")
             while (job := response.json())["status"] in ("queued", "running"):
-                # Answers when the job changes, or after 10 seconds.
+                # Answers when the job changes, after a second at the earliest and 10 at most.
                 response = await client.get(job["links"]["self"], headers={"Prefer": "wait=10"})
                 job = response.json()
                 print(f"  {job['status']} {job['progress']:.0%} {job['message']}")
