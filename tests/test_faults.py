@@ -315,17 +315,20 @@ class House:
         app: the app.
         jobs: its jobs.
         ran: the ids of the jobs whose handlers were entered, in order.
+        ran_in_place: how often a handler was whose client waited for it.
     """
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
         self.ran: list[str] = []
+        self.ran_in_place = 0
         routes = [
             slow_route(self.work, "/work", ttl=60),
             slow_route(self.work, "/held", ttl=60, hold=True),
             slow_route(self.work, "/in-time", ttl=60, wait=10),
             slow_route(self.work, "/again", ttl=60, on_interrupt="rerun"),
             slow_route(self.work_long, "/shared", ttl=60, coalesce=True),
+            slow_route(self.work_once, "/kept", ttl=60, respond="preferred"),
             slow_route(self.never, "/never", ttl=60),
             slow_route(self.never, "/late", ttl=60, timeout=5),
             Route("/ruled", self.work, methods=["POST"]),
@@ -347,6 +350,10 @@ class House:
     async def work_long(self, request: Request) -> Response:
         await anyio.sleep(20)
         return await self.work(request)
+
+    async def work_once(self, request: Request) -> Response:
+        self.ran_in_place += 1
+        return InParts()
 
     async def never(self, request: Request) -> None:
         self._enter()
@@ -467,10 +474,18 @@ async def share_a_run(client: Client) -> None:
     assert (await client.ask(url, "DELETE")).status == 204  # it goes with its time: two share it
 
 
+async def answer_under_a_key(client: Client) -> None:
+    """An answer in place, and once more to the same key: itself, or that it was not kept."""
+    first, again = [await client.ask("/kept", "POST", key="k") for _ in range(2)]
+    assert (first.status, first.body) == (200, BODY)
+    assert again.body == BODY or (again.status, again.final) == (500, True)
+
+
 SCENARIOS = [
     *(finish, finish_by_rule, finish_what_may_run_again, answer_in_time, time_out),
     *(cancel_running, delete_running, delete_waiting, cancel_waiting),
     *(wait_for_a_turn, hold_for_a_turn, ask_again_under_a_key, share_a_run),
+    answer_under_a_key,
 ]
 
 Scenario = Callable[[Client], Awaitable[None]]
@@ -537,6 +552,7 @@ async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[floa
     await settled()
     assert len(anyio.get_running_tasks()) == before
     assert len(set(house.ran)) == len(house.ran)  # law 4: in place each of them runs once
+    assert house.ran_in_place == (scenario is answer_under_a_key)
     return took, client.longest
 
 

@@ -62,6 +62,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "owner": st.none() | texts,
     "clients": st.integers(-1, 2**31),
     "orphaned_at": st.none() | times,
+    "synchronous": st.booleans(),
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -168,6 +169,7 @@ FULL = Job(
     owner="ann",
     clients=2,
     orphaned_at=1700000000.5,
+    synchronous=True,
 )
 REQUEST = CapturedRequest(
     method="POST",
@@ -205,7 +207,7 @@ GOLDEN = [
         b'"progress":[0.5,"halb fertig: \\u00bd"],'
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
-        b'"clients":2,"orphaned_at":1700000000.5}',
+        b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true}',
     ),
 ]
 GOLDEN_REQUESTS = [

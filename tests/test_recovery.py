@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -228,6 +229,7 @@ class Two:
             slow_route(answer, "/one", max_running=1),
             slow_route(answer, "/held", max_running=1, hold=True),
             slow_route(answer, "/shared", coalesce=True),
+            slow_route(answer, "/in-place", respond="preferred"),
             jobs=jobs,
         )
 
@@ -355,6 +357,43 @@ async def test_law_1_a_job_whose_process_dies_has_failed() -> None:
         assert response.status_code == 502
         assert response.json()["type"] == "urn:raincheck:problem:lost-worker"
         assert await both.status(accepted) == "failed"
+        assert both.runs == ["a"]
+
+
+async def test_whose_answer_in_place_nobody_saw_is_not_run_again() -> None:
+    """What its handler has done before its process went away is not known."""
+    key = {"idempotency-key": "order-7"}
+    async with two() as both, anyio.create_task_group() as group:
+        group.start_soon(partial(both.a.post, "/in-place", headers=key))
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        answer = await both.b.post("/in-place", headers=key)
+        assert answer.status_code == 502
+        assert answer.json()["type"].endswith("lost-worker")
+        assert answer.headers["job-status"] == "failed"
+        assert both.runs == ["a"]
+        both.gates["a"].open()
+
+
+async def test_a_process_that_was_only_paused_answers_its_client_all_the_same() -> None:
+    key = {"idempotency-key": "order-7"}
+    async with two() as both, anyio.create_task_group() as group:
+
+        async def send() -> None:
+            answers.append(await both.a.post("/in-place", headers=key))
+
+        answers: list[httpx.Response] = []
+        group.start_soon(send)
+        await settled()
+        both.line.cut()
+        await anyio.sleep(2 * LEASE)
+        both.line.mend()
+        await anyio.sleep(LEASE)
+        both.gates["a"].open()
+        await settled()
+        assert [answer.status_code for answer in answers] == [200]
+        assert (await both.a.post("/in-place", headers=key)).status_code == 502
         assert both.runs == ["a"]
 
 

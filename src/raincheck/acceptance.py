@@ -75,11 +75,13 @@ class Acceptance:
             keys = await self._keys(handoff, owner)
             if keys and await self._joined(handoff, keys):
                 return
-        admission = conductor.roster.admission
-        if conductor.in_place and not handoff.upload.whole:
+        assert handoff.decision is not None
+        synchronous = not handoff.decision.asynchronous  # no bounds hold for it, nor an engine
+        admission, placed = conductor.roster.admission, conductor.in_place and not synchronous
+        if placed and not handoff.upload.whole:
             admission.check(handoff.route, owner)  # before more is read of what is refused
         await handoff.drain()
-        ticket = admission.admit(handoff.route, owner) if conductor.in_place else None
+        ticket = admission.admit(handoff.route, owner) if placed else None
         try:
             job = await self._create(handoff, ticket, owner, keys)
         except BaseException:
@@ -93,16 +95,14 @@ class Acceptance:
                 raise StoreUnavailable("The job store gives answers that differ.", retry_after=1)
             await self.accept(handoff, tries - 1)
             return
-        if ticket is None:
+        if not (placed or synchronous):
             await self._submit(job)
-        handoff.accepted = handoff.job = job
+        handoff.accepted, handoff.job = None if synchronous else job, job
         handoff.ticket = ticket
-        if ticket is None:
-            pass
-        elif job.state is State.RUNNING:
-            conductor.roster.running[job.id] = handoff
-        else:
+        if ticket is not None and job.state is State.QUEUED:
             conductor.wait(_waiting(handoff, job, ticket))
+        elif placed or synchronous:
+            conductor.roster.running[job.id] = handoff
         if conductor.leases is not None:
             conductor.leases.keep(conductor.tasks)
             if keys:
@@ -152,9 +152,10 @@ class Acceptance:
         """
         conductor = self.conductor
         assert handoff.route is not None
-        policy = handoff.policy
-        runs = ticket is not None and ticket.running
-        attempts = 1 if conductor.lease is None else policy.runs
+        assert handoff.decision is not None
+        policy, synchronous = handoff.policy, not handoff.decision.asynchronous
+        runs = synchronous or (ticket is not None and ticket.running)
+        attempts = 1 if conductor.lease is None or synchronous else policy.runs
         replayable = attempts > 1 if runs else not handoff.holds
         job = Job.accepted(
             self.ids.mint(),
@@ -163,10 +164,12 @@ class Acceptance:
             runs=runs,
             attempts=attempts,
             replayable=replayable,
-            holder=None if ticket is None else conductor.name,
+            holder=conductor.name if ticket is not None or synchronous else None,
             queue=policy.queue,
             owner=owner,
         )
+        if synchronous:
+            job = job._replace(synchronous=True)
         handoff.keyed = bool(keys)
         if handoff.upload.lost and ticket is not None and not runs:
             raise QueueFull(
@@ -175,7 +178,7 @@ class Acceptance:
                 retry_after=1,
             )
         request = await handoff.kept_request() if replayable else None
-        within = conductor.bounds(policy, job.state)
+        within = None if synchronous else conductor.bounds(policy, job.state)
         try:
             there = await conductor.store.create(
                 job, request, keys=keys, lease=conductor.lease, bounds=within

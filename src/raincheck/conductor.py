@@ -315,6 +315,27 @@ class Conductor:
         else:
             await self._settle(detached, write)
 
+    def finish_aside(
+        self,
+        detached: Detached,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
+        tail: bytes,
+    ) -> None:
+        """Record an outcome that nobody is to wait for."""
+        job = detached.job
+        assert job is not None
+        self.roster.leave(job)
+
+        async def write() -> None:
+            try:
+                await self.finish(detached, state, response, error, tail)
+            finally:
+                self.roster.left(job)
+
+        self.tasks.spawn(write, Context())
+
     async def _learn_first(
         self, route: str, response: CapturedResponse, write: Callable[[], Awaitable[Job]]
     ) -> Job:
@@ -378,6 +399,23 @@ class Conductor:
         """
         assert detached.job is not None
         await self.ledger.append(detached.job, offset, piece)
+
+    async def keep_once(self, detached: Detached, offset: int, piece: bytes) -> None:
+        """The same, asking the store only once: somebody waits for what comes after that.
+
+        Raises:
+            LeaseLost: nobody wants it any more.
+            StoreError: whatever the store raises.
+        """
+        job = detached.job
+        assert job is not None
+        try:
+            kept = await self.store.append_body(job.id, job.attempt, offset, piece)
+        except Exception as error:
+            self.availability.failed(error)
+            raise
+        if not kept:
+            raise LeaseLost("the job is not in this attempt any more")
 
     async def progressed(self, detached: Detached) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""

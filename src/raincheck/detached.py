@@ -14,6 +14,7 @@ from starlette.types import Message
 
 from raincheck.admission import Ticket
 from raincheck.errors import (
+    ANSWER_NOT_KEPT,
     CRASHED,
     NOT_KEPT,
     LeaseLost,
@@ -45,12 +46,13 @@ class Stage(Enum):
 
     OPEN = "to the client; the handler has not been entered"
     PLAIN = "to the client; this request is synchronous"
+    COPYING = "to the client, and to the store: it is synchronous, and has a key"
     RECORDING = "to the store"
     CLOSED = "nowhere: the outcome is decided, or the request was released"
 
 
 # Asked for with every message: a class is slow to look its members up.
-OPEN, PLAIN, RECORDING, CLOSED = Stage
+OPEN, PLAIN, COPYING, RECORDING, CLOSED = Stage
 
 
 class Conductor(Protocol):
@@ -80,6 +82,9 @@ class Conductor(Protocol):
     async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
         """Keep a piece of the response body. Raises LeaseLost, or StoreFull."""
 
+    async def keep_once(self, detached: Detached, offset: int, piece: bytes) -> None:
+        """The same, but the store is asked only once. Raises what it raises."""
+
     async def finish(
         self,
         detached: Detached,
@@ -89,6 +94,16 @@ class Conductor(Protocol):
         tail: bytes,
     ) -> None:
         """Record the outcome. Never raises an Exception."""
+
+    def finish_aside(
+        self,
+        detached: Detached,
+        state: State,
+        response: CapturedResponse | None,
+        error: Problem | None,
+        tail: bytes,
+    ) -> None:
+        """The same, in a task of its own."""
 
     async def interrupted(self, detached: Detached) -> None:
         """Record that the server stopped, or that the job is to run again."""
@@ -182,6 +197,11 @@ class Detached:
         self._recorder = Recorder(self._keep, method, self.policy.max_response_size)
         self._watch_time()
 
+    def _start_copying(self, method: str) -> None:
+        """From now on what the client is sent goes to the store as well."""
+        self._stage = COPYING
+        self._recorder = Recorder(self._keep_once, method, self.policy.max_response_size)
+
     def _come_under(self, policy: Policy) -> None:
         """Another policy than it began to run under."""
         assert self._recorder is not None
@@ -229,8 +249,46 @@ class Detached:
         # As servers do. Litestar's streams end when they hear of it, and not before.
         self._stopping.disconnect()
 
+    async def _copy(self, message: Message) -> None:
+        """Take what the client has been sent; it has its answer, whatever becomes of the copy."""
+        if self._stage is not COPYING:
+            return
+        assert self._recorder is not None
+        try:
+            response = await self._recorder.take(message)
+        except TooLarge:
+            too_large = response_too_large(self.policy.max_response_size)
+            self._decide_aside(State.FAILED, error=too_large)
+        except LeaseLost:
+            self.lose()
+        except ProtocolError as error:
+            self._decide_aside(State.FAILED, error=invalid_response(_sentence(error)))
+        except Exception:  # the store's, which has been told of
+            self._decide_aside(State.FAILED, error=ANSWER_NOT_KEPT)
+        else:
+            if response is not None:
+                self._complete = True
+                self._stopping.spare()
+                state = State.SUCCEEDED if response.status < 400 else State.FAILED
+                self._decide_aside(state, response=response)
+
     async def _keep(self, offset: int, piece: bytes) -> None:
         await self.conductor.keep(self, offset, piece)
+
+    async def _keep_once(self, offset: int, piece: bytes) -> None:
+        await self.conductor.keep_once(self, offset, piece)
+
+    def _decide_aside(
+        self,
+        state: State,
+        *,
+        response: CapturedResponse | None = None,
+        error: Problem | None = None,
+    ) -> None:
+        """Record the outcome while the client is answered: it does not wait for the store."""
+        self._close()
+        tail = b"" if response is None or self._recorder is None else self._recorder.tail
+        self.conductor.finish_aside(self, state, response, error, tail)
 
     async def _decide(
         self,
@@ -252,7 +310,8 @@ class Detached:
     async def _finish(self, error: BaseException | None) -> None:
         """The app of an accepted request has ended: by this error, or by returning."""
         assert self.job is not None
-        if error is not None and not isinstance(error, ProtocolError):  # that is told already
+        told = self.job.synchronous or isinstance(error, ProtocolError)  # by the server, or already
+        if error is not None and not told:
             self._tell_of(error)
         if self._stopping.reason is not None:
             await self._stopping.stopped()
@@ -315,15 +374,20 @@ class Detached:
         Args:
             deleted: whether its client has deleted it, for certain.
         """
-        if not self._decided:
-            assert self.job is not None
-            logger.log(
-                logging.INFO if deleted else logging.WARNING,
-                "job %s (%s) was taken over by another process, or deleted; it stops here",
-                self.job.id,
-                self.route,
-            )
-            self._close()
+        if self._decided:
+            return
+        assert self.job is not None
+        # Of a synchronous one the client is answered here all the same.
+        what = "its answer is not kept" if self.job.synchronous else "it stops here"
+        logger.log(
+            logging.INFO if deleted else logging.WARNING,
+            "job %s (%s) was taken over by another process, or deleted; %s",
+            self.job.id,
+            self.route,
+            what,
+        )
+        self._close()
+        if not self.job.synchronous:
             self.stop(Reason.LOST)
 
     def _watch_time(self) -> None:

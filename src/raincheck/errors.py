@@ -13,6 +13,7 @@
         ├── KeyMalformed            400
         ├── KeyMissing              400
         ├── OwnerRequired           401
+        ├── KeyInUse                409
         ├── RequestTooLarge         413
         ├── KeyReused               422
         ├── OverQuota               429
@@ -126,6 +127,15 @@ UNKNOWN_ROUTE = Problem(
 """No process has come that has an endpoint of the job's route."""
 
 
+ANSWER_NOT_KEPT = Problem(
+    "answer-not-kept",
+    500,
+    "The answer was not kept",
+    "The request was answered, and the store could not keep what the answer was.",
+)
+"""A synchronous answer that the same key cannot be given again."""
+
+
 class RaincheckError(Exception):
     """The root of everything raincheck raises on purpose."""
 
@@ -222,6 +232,14 @@ class KeyMissing(Refusal):
     name = "idempotency-key-missing"
     status = 400
     title = "An Idempotency-Key is required"
+
+
+class KeyInUse(Refusal):
+    """The request that came with the Idempotency-Key has not been answered yet."""
+
+    name = "idempotency-key-in-use"
+    status = 409
+    title = "The Idempotency-Key is in use"
 
 
 class KeyReused(Refusal):

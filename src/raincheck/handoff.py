@@ -14,7 +14,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.crashes import Catchall
-from raincheck.detached import CLOSED, PLAIN, RECORDING, Conductor, Detached
+from raincheck.detached import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Detached
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
 from raincheck.job import Job, State
 from raincheck.marking import Mark, current_handoff
@@ -112,6 +112,7 @@ class Handoff(Detached):
         "_client_receive",
         "_client_send",
         "_entered",
+        "_left",
         "_read_by_another",
         "_reading",
         "_released",
@@ -179,6 +180,7 @@ class Handoff(Detached):
         self._answered = False  # something of a response has gone to the client
         self.seeks = False
         self.full: NoRoom | None = None
+        self._left: OSError | None = None  # what the server said when the client had left
 
     # --- acceptance ----------------------------------------------------------------------------
 
@@ -199,7 +201,8 @@ class Handoff(Detached):
             logger.warning("%s was entered after its response began; it is synchronous", mark.name)
             return False
         self.route, self.policy = self._acceptor.route_of(mark)
-        if not self.prefers_async():
+        asynchronous = self.prefers_async()
+        if not (asynchronous or self.named):
             self._stage = PLAIN
             return False
         self._turn = anyio.Event() if self.holds else None
@@ -207,6 +210,9 @@ class Handoff(Detached):
             await self.accept()
         except Refusal as refusal:
             self.refusal = refusal
+        if self.job is not None and not asynchronous:
+            self.copy()
+            return False
         if not self.runs:
             self._stage = CLOSED
             self._hand_over()
@@ -236,6 +242,19 @@ class Handoff(Detached):
         self.decision = decide(self.policy, parse(self.fields))
         self.vary = True
         return self.decision.asynchronous
+
+    @property
+    def named(self) -> bool:
+        """Whether an idempotency key means something to it, and it has one or should."""
+        meaning = self.policy.idempotency
+        if meaning == "optional":
+            return any(name == b"idempotency-key" for name, _ in self.fields)
+        return meaning == "required"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it has a job, and its client is answered in place all the same."""
+        return self.job is not None and self.job.synchronous
 
     @contextmanager
     def synchronous(self) -> Iterator[None]:
@@ -288,8 +307,8 @@ class Handoff(Detached):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the server stopped while it was being accepted."""
-        return self._stopping.reason is Reason.INTERRUPTED
+        """Whether the server stopped before anything was answered."""
+        return self._stopping.reason is Reason.INTERRUPTED and not self._answered
 
     @property
     def holds(self) -> bool:
@@ -320,6 +339,11 @@ class Handoff(Detached):
         self.upload.let_go()
         self._start_recording(self.scope["method"])
         self._hand_over()
+
+    def copy(self) -> None:
+        """Go on in place: the client is answered, and its answer goes to the store as well."""
+        self.upload.let_go()
+        self._start_copying(self.scope["method"])
 
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
@@ -426,10 +450,12 @@ class Handoff(Detached):
             ended = None
         if self.job is None or not self._recorder:
             self.upload.close()
-        if self.job is None:
+        if self.job is None or self.job.synchronous:
             self.error = ended
             self.show_route(self.outer_scope)
             self.handed_over.open()
+        if self.job is None:
+            pass
         elif not self._released:
             await self._finish(ended)
         elif ended is not None:
@@ -443,7 +469,8 @@ class Handoff(Detached):
         if not self.conductor.tasks.here():
             return  # the event loop was thrown away
         recorder = self._recorder
-        begun = self._stage is not RECORDING or recorder is None or recorder.started
+        taken = self._stage is RECORDING or self._stage is COPYING
+        begun = not taken or recorder is None or recorder.started
         try:
             await catchall.answer(error, self.scope, self.receive, self.send, begun=begun)
         except Exception as raised:
@@ -500,7 +527,20 @@ class Handoff(Detached):
             self.show_route(self.outer_scope)
         if self.vary and message["type"] == "http.response.start":
             message = {**message, "headers": with_vary(message.get("headers", ()))}
+        if self._stage is COPYING:
+            return self._send_and_copy(self._client_send, message)
         return self._client_send(message)
+
+    async def _send_and_copy(self, send: Send, message: Message) -> None:
+        if self._left is None:
+            try:
+                await send(message)
+            except OSError as error:  # as servers say that the client has left (ASGI HTTP, 2.4)
+                self._left = error
+        # The handler has done its work: whoever sends the key again is given its answer.
+        await self._copy(message)
+        if self._left is not None and not self._complete and self._stage is not COPYING:
+            raise self._left  # nobody wants the rest
 
 
 def _sendable(extensions: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class Job(NamedTuple):
         owner: who may see it; None if its id is enough.
         clients: how many requests share it, less those that were cancelled.
         orphaned_at: since when those who were to run it did not have its route.
+        synchronous: whether its request was answered in place, and it only keeps that answer for
+            whoever sends the same key again.
         extra: fields of its record that only a newer version knows; kept as they came.
     """
 
@@ -112,6 +114,7 @@ class Job(NamedTuple):
     owner: str | None = None
     clients: int = 1
     orphaned_at: float | None = None
+    synchronous: bool = False
     extra: Mapping[str, Any] | None = None
 
     @classmethod
@@ -171,6 +174,11 @@ class Job(NamedTuple):
     def bodied(self) -> bool:
         """Whether a response body is kept with it: that of its response, or what it has of one."""
         return not self.gone and (self.response is not None or not self.finished)
+
+    @property
+    def counts_for(self) -> str:
+        """The route whose places it takes (see `Bounds`); empty if it takes none."""
+        return "" if self.synchronous else self.route
 
     @property
     def confirmed(self) -> bool:
@@ -311,6 +319,7 @@ class Job(NamedTuple):
                 self.owner,
                 self.clients,
                 None,  # orphaned_at
+                self.synchronous,
                 self.extra,
             )
         )

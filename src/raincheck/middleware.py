@@ -13,7 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
-from raincheck.errors import BodyLost, ConfigurationError, Refusal, ShuttingDown
+from raincheck.errors import (
+    BodyLost,
+    ConfigurationError,
+    KeyInUse,
+    Refusal,
+    ShuttingDown,
+    StoreUnavailable,
+)
 from raincheck.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
@@ -24,7 +31,7 @@ from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
 from raincheck.routing import Candidate, Routing
 from raincheck.runners.base import Runner
-from raincheck.status.routes import Places, StatusRoutes, send_reply, send_stored
+from raincheck.status.routes import CANCELLED, Places, StatusRoutes, send_reply, send_stored
 from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 
@@ -163,15 +170,16 @@ class LongRunningMiddleware:
             policy=candidate.policy,
             context=context,
         )
-        if rule is not None and not handoff.prefers_async():
+        if rule is not None and not handoff.prefers_async() and not handoff.named:
             with handoff.synchronous():
                 await self._pass_through(scope, receive, send)
             return
         if rule is not None:
             await self._accept_at_once(handoff, inner)
         else:
-            # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.vary = candidate.certain
+        if rule is None or handoff.in_place:
+            # The app goes as far as the handler's entry, or to its end if it never enters one.
             handoff.inner = inner
             jobs.tasks.spawn(handoff.run, inner)
             try:
@@ -185,7 +193,7 @@ class LongRunningMiddleware:
         await self._answer(handoff, scope, send, inner)
 
     async def _abandon(self, handoff: Handoff) -> None:
-        if handoff.job is None:
+        if handoff.job is None or handoff.in_place:
             handoff.stop(Reason.CANCELLED)
             with anyio.CancelScope(shield=True):
                 await handoff.handed_over.wait()
@@ -196,7 +204,9 @@ class LongRunningMiddleware:
             await handoff.accept()
         except Refusal as refusal:
             handoff.refusal = refusal
-        if handoff.runs:
+        if handoff.in_place:
+            handoff.copy()
+        elif handoff.runs:
             handoff.record()
             self.jobs.tasks.spawn(handoff.run, inner)
 
@@ -214,6 +224,12 @@ class LongRunningMiddleware:
         refusal = handoff.refusal
         if job is None and handoff.interrupted:
             refusal = ShuttingDown("The server accepts nothing new.", retry_after=1)
+        elif job is not None and refusal is None:
+            try:
+                if await self._answer_in_time(job, handoff, scope, send, inner):
+                    return
+            except Refusal as refused:
+                refusal = refused
         if refusal is not None:
             reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
             reply.headers.extend(refusal.headers)
@@ -223,9 +239,6 @@ class LongRunningMiddleware:
             return  # it has answered by itself, or its client has left
         else:
             assert decision is not None
-            wait = decision.wait
-            if wait and await self._answer_in_time(job, wait, handoff, scope, send, inner):
-                return
             root_path = self._routing.root_path or scope.get("root_path", "")
             urls = self._places.urls(root_path + self._path, job.id)
             if is_navigation(handoff.fields):
@@ -243,19 +256,21 @@ class LongRunningMiddleware:
         await send_reply(reply, scope, send)
 
     async def _answer_in_time(
-        self,
-        accepted: Job,
-        wait: float,
-        handoff: Handoff,
-        scope: Scope,
-        send: Send,
-        inner: Context,
+        self, accepted: Job, handoff: Handoff, scope: Scope, send: Send, inner: Context
     ) -> bool:
         """Answer with the response itself, as if nothing had happened, if it is in time.
 
         A store that fails costs the client the early answer, not the 202.
+
+        Raises:
+            Refusal: it is not in time, and a 202 is nothing that could take its place.
         """
-        begun = False
+        decision, begun = handoff.decision, False
+        assert decision is not None
+        wait = decision.wait if decision.asynchronous else seconds(handoff.policy.max_wait)
+        itself = accepted.synchronous or not decision.asynchronous
+        if not (wait or itself):
+            return False
 
         async def begin(message: Message) -> None:
             nonlocal begun
@@ -264,23 +279,37 @@ class LongRunningMiddleware:
 
         try:
             job = await self.jobs.finished(accepted, wait)
-            if job is None:
-                return False
+            if job is None or (job.gone and itself):
+                return self._late(accepted, itself)
             handoff.show_route(scope)
             bring_back(inner)
-            if not await self._answer_finished(job, handoff, scope, begin):
+            if not await self._answer_finished(job, handoff, scope, begin, itself=itself):
                 return False
+        except Refusal:
+            raise
         except Exception as error:
             if begun:
                 raise  # the connection is broken off
-            if not isinstance(error, BodyLost):  # it was deleted meanwhile
-                self.jobs.availability.failed(error)
+            if isinstance(error, BodyLost):  # it was deleted meanwhile
+                return self._late(accepted, itself)
+            self.jobs.availability.failed(error)
+            if itself:
+                raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
             return False
         if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
         return True
 
-    async def _answer_finished(self, job: Job, handoff: Handoff, scope: Scope, send: Send) -> bool:
+    def _late(self, job: Job, itself: bool) -> bool:
+        if itself:  # 409, as the draft has it (draft 07, §2.6)
+            detail = "The request that came with it first has not been answered yet."
+            raise KeyInUse(detail, retry_after=self.jobs.outlook(job).retry_after)
+        return False
+
+    async def _answer_finished(
+        self, job: Job, handoff: Handoff, scope: Scope, send: Send, *, itself: bool
+    ) -> bool:
+        problem = job.error or (CANCELLED if itself else None)
         if job.response is not None:
             response = job.response
             headers = servable(response, response.headers, scope["method"])
@@ -289,11 +318,11 @@ class LongRunningMiddleware:
                 fields.append(REPLAYED)
             body = self.jobs.store.read_body(job.id)
             await send_stored(response.status, fields, body, response.size, scope, send)
-        elif job.error is not None:
+        elif problem is not None:
             # Who asks again learns whether it is this job that has failed, or the asking.
             told = job if handoff.replayed else None
-            await self._reply(self._dialect.problem(job.error, job=told), handoff, scope, send)
-        return job.response is not None or job.error is not None
+            await self._reply(self._dialect.problem(problem, job=told), handoff, scope, send)
+        return job.response is not None or problem is not None
 
     async def _open(self, lifespan: Scope) -> None:
         self._routing.read(mounted=self.jobs.mounted)

@@ -63,7 +63,8 @@ class Policy:
             (RFC 7240 §4.1), and is synchronous otherwise.
         wait: seconds that an accepted request waits for its response before the 202; a response
             in time is returned as if nothing had happened. Default 0; at most `max_wait`.
-        max_wait: the longest `Prefer: wait=N` (RFC 7240 §4.3) that is honoured. Default 30.
+        max_wait: the longest `Prefer: wait=N` (RFC 7240 §4.3) that is honoured, and that a request
+            waits for the synchronous answer to an earlier one with its key. Default 30.
         timeout: seconds a handler may run; then the job fails with 504 and the handler is
             cancelled. Default None: as long as it likes.
         ttl: seconds a finished job is kept. Default 3600.
@@ -79,8 +80,8 @@ class Policy:
         retry_after: seconds to put into `Retry-After`; an integer of at least 1. Default None:
             estimated from what this route's jobs took before.
         idempotency: what an `Idempotency-Key` means: `"optional"` (the default) replays the 202 of
-            the job that was accepted under the same key, `"required"` refuses requests without one
-            with 400, `"off"` ignores it.
+            the job that was accepted under the same key, or a synchronous answer itself;
+            `"required"` refuses requests without one with 400, `"off"` ignores it.
         coalesce: identical requests of one owner to one host share one run while it lasts: same
             method, path, query, body, credentials, range, conditions, and whatever earlier
             responses named in `Vary`. A function of the captured request gives a key of your own;

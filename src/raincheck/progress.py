@@ -26,7 +26,7 @@ def report(fraction: float, message: str | None = None) -> None:
     handoff = current_handoff.get()
     if handoff is None:
         _warn_of_no_middleware()
-    elif handoff.job is not None:
+    elif handoff.job is not None and not handoff.job.synchronous:
         handoff.report(Progress.of(fraction, message))
 
 
@@ -46,4 +46,5 @@ def current_job() -> Job | None:
     may ask from time to time.
     """
     handoff = current_handoff.get()
-    return None if handoff is None else handoff.known
+    known = None if handoff is None else handoff.known
+    return None if known is None or known.synchronous else known

@@ -59,6 +59,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "owner": _TEXT,
     "clients": _NUMBER,
     "orphaned_at": _TIME,
+    "synchronous": _FLAG,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
     "method": _TEXT,

@@ -77,10 +77,10 @@ class Roster:
     def ended(self, detached: Detached) -> None:
         """A handler has ended, or will not begin: its place is free."""
         assert detached.job is not None
-        assert detached.ticket is not None
         self.running.pop(detached.job.id, None)
         self.waiting.pop(detached.job.id, None)
-        self.admission.leave(detached.ticket)
+        if detached.ticket is not None:  # a synchronous request has none
+            self.admission.leave(detached.ticket)
         self._tell_idle()
 
     def has(self, id: str) -> bool:

@@ -182,6 +182,7 @@ class StoreContract:
             progress=Progress(0.5, "halb fertig: ½"),
             owner="user ü",
             clients=2,
+            synchronous=True,
         )
         await store.create(full, request())
         assert await store.get("a") == full
@@ -400,6 +401,16 @@ class StoreContract:
         assert await fits(store, job("g"), Bounds(route=3))
         assert await fits(store, job("h"), None)
         assert not await fits(store, job("i"), Bounds(route=4))
+
+    async def test_a_synchronous_job_takes_no_room(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        in_place = job("in place", owner="ann", synchronous=True)
+        await store.create(in_place, keys=(Key("k"),))
+        assert await fits(store, job("a", owner="ann"), one)
+        assert not await fits(store, job("b", owner="ann"), one)
+        assert await store.replace(finished(in_place))
+        assert not await fits(store, job("b", owner="ann"), one)
+        assert await store.find("k") == (finished(in_place), None)
 
     async def test_an_owner_has_room_for_so_many_on_each_route(self, store: Store) -> None:
         one = Bounds(owner=1)

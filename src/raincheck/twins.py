@@ -81,10 +81,12 @@ class Twins:
                 too large.
         """
         key, policy = None, handoff.policy
+        assert handoff.decision is not None
+        coalesce = policy.coalesce if handoff.decision.asynchronous else False
         if policy.idempotency != "off":
             required = policy.idempotency == "required"
             key = parse_key(handoff.fields, required=required)
-        if key is None and not policy.coalesce:
+        if key is None and not coalesce:
             return ()
         await handoff.drain()
         request, keys = await handoff.capture(), tuple[Key, ...]()
@@ -93,9 +95,9 @@ class Twins:
         if key is not None:
             keys = (Key(scoped(IDEMPOTENT, *whose, key), fingerprint(request)),)
         shared = None
-        if callable(policy.coalesce):
-            shared = policy.coalesce(request)
-        elif policy.coalesce and ANYTHING not in varying:
+        if callable(coalesce):
+            shared = coalesce(request)
+        elif coalesce and ANYTHING not in varying:
             shared = coalesce_key(request, varying)
         if shared is not None:
             keys = (*keys, Key(scoped(SHARED_RUN, *whose, shared), lasting=False))

@@ -42,7 +42,7 @@ def keep(job: Job) -> str | int:
 def place(job: Job) -> tuple[str, str]:
     """Its route and its owner as they stand in `busy`: no name is mistaken for a longer one."""
     owner = "-" if job.owner is None else f"{len(job.owner)}:{job.owner}"
-    return f"{len(job.route)}:{job.route}", owner
+    return f"{len(job.counts_for)}:{job.counts_for}", owner
 
 
 def most(job: Job, bounds: Bounds | None, keys: Collection[Key]) -> tuple[str | int, ...]:

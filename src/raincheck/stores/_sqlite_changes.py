@@ -81,7 +81,7 @@ class Changes:
             self._check_room(job, bounds)
         inserted = self._execute(
             INSERT,
-            (job.id, job.route, job.owner, *_columns(job), bool(keys), lease),
+            (job.id, job.counts_for, job.owner, *_columns(job), bool(keys), lease),
         )
         if not inserted.rowcount:
             return self._record(job.id)

@@ -306,7 +306,8 @@ def _due_dates() -> TLRUCache[str, float]:
 
 def _alike(one: Job, other: Job) -> bool:
     """Whether two unfinished jobs count together (see `Bounds`)."""
-    return one.route == other.route and (one.state is State.QUEUED) is (other.state is State.QUEUED)
+    waits = one.state is State.QUEUED, other.state is State.QUEUED
+    return one.counts_for == other.counts_for and waits[0] is waits[1]
 
 
 _Packed = tuple[Any, ...]

@@ -117,7 +117,7 @@ class PostgresStore(Store):
         bounds: Bounds | None = None,
     ) -> Job:
         kept = dump_request(request) if request is not None and job.replayable else None
-        route = sql.digest(job.route)
+        route = sql.digest(job.counts_for)
         owner = None if job.owner is None else sql.digest(job.owner)
         arguments = [*sql.columns(job, keys), lease, kept, route, owner]
         if (most := sql.most(job, bounds)) is None:
