@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from raincheck.stores import _sqlite_changes, _sqlite_file
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import SCRUB_EVERY, File
 from raincheck.stores._sqlite_opening import APPLICATION_ID
+from raincheck.stores._sqlite_place import SPARE
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.stores.waiting import Waiting
@@ -395,6 +397,89 @@ async def test_of_many_who_make_the_file_at_once_nobody_is_in_anothers_way(path:
     ]
     for one in stores:
         await one.aclose()
+
+
+# --- where there is no room ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk of 8 MiB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.name != "posix" or os.getuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no small disk may be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def grow(store: Store, id: str, attempt: int = 1) -> int:
+    """Append to a body until there is no room; how much it has then."""
+    size = 0
+    with suppress(StoreFull):
+        while size < 16 * MEBIBYTE:
+            assert await store.append_body(id, attempt, size, random.randbytes(256 * 1024))
+            size += 256 * 1024
+    return size
+
+
+async def test_a_response_that_the_disk_cannot_hold_leaves_room_for_all_others(
+    small_disk: Path,
+) -> None:
+    store = SQLiteStore(small_disk / "jobs.db")
+    small = [job(f"small-{number}") for number in range(20)]
+    for each in small:
+        await store.create(each, lease=60.0)
+    grown = []
+    for number in range(4):
+        large = job(f"large-{number}")
+        await store.create(large)
+        grown.append(await grow(store, large.id))
+        assert await body_of(store, large.id) != b""
+        with pytest.raises(StoreFull, match="the disk is full"):
+            await store.replace(finished(large, size=grown[-1] + 1), tail=bytes(256 * 1024))
+        assert await store.get(large.id) == large
+        # What was accepted before can begin and end, and the large one can fail ...
+        for each in small[5 * number : 5 * number + 5]:
+            assert await store.renew({each.id: 1}, 60.0) == {each.id: State.RUNNING}
+            assert await store.replace(each.with_progress(Progress(0.5)))
+            assert await store.replace(finished(each.with_progress(Progress(0.5))))
+        assert await store.replace(finished(large))
+        # ... with which its room is free: new ones are accepted.
+        new = job(f"new-{number}", replayable=True, attempts=2)
+        assert await store.create(new, request(bytes(100_000)), lease=60.0) == new
+        assert await store.append_body(new.id, 1, 0, bytes(MEBIBYTE))
+        assert await store.replace(new.tombstone(1000.0, 60.0))
+    assert min(grown) > 4 * MEBIBYTE  # each had most of the disk
+    await store.aclose()
+
+
+async def test_no_job_is_accepted_without_room_for_how_it_ends(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the disk is full: what is left of it is for those that were accepted."""
+    there = job(replayable=True, attempts=2)
+    await store.create(there, request())
+
+    def nearly_full(folder: str) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(10**9, 10**9 - SPARE, SPARE)
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    with pytest.raises(StoreFull, match=r"jobs\.db: the disk is full"):
+        await store.create(job("b"))
+    with pytest.raises(StoreFull, match=r"jobs\.db: the disk is full"):
+        await store.append_body("a", 1, 0, b"x")
+    with pytest.raises(StoreFull, match=r"jobs\.db: the disk is full"):
+        await store.replace(there.shared(1), keys=(Key("k"),))
+    assert await store.get("b") is None
+    assert await store.find("k") is None
+    assert await store.create(there) == there  # it is there already
+    assert await store.replace(there.requeue())
+    assert await store.replace(there.requeue().start(1001.0))
+    assert await store.replace(finished(there.requeue().start(1001.0)))
+    monkeypatch.undo()
+    assert await store.create(job("b")) == job("b")
 
 
 # --- what is dropped ---------------------------------------------------------------------------
@@ -823,8 +908,8 @@ async def test_a_body_that_fills_the_disk_makes_room_again_when_its_job_has_fail
         await fill()
     assert size > 0
     with pytest.raises(StoreFull):
-        await store.replace(finished(job()), tail=piece)
-    assert await store.replace(finished(job())._replace(attempt=job().attempt + 1))
+        await store.replace(finished(job(), size=size + len(piece)), tail=piece)
+    assert await store.replace(finished(job()))
     assert await body_of(store, "a") == b""
     await store.create(job("b"))
     assert await store.append_body("b", job().attempt, 0, piece)

@@ -57,12 +57,22 @@ class Call(Generic[T]):
         raise self.error
 
 
+def is_full(error: Exception) -> bool:
+    """Whether there is no room for it on the disk."""
+    return isinstance(error, StoreFull) or _code(error) == sqlite3.SQLITE_FULL
+
+
+def _code(error: Exception) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF  # without its extension
+
+
 def explained(path: str, error: Exception) -> StoreError:
     """What a caller is told of an error."""
+    if is_full(error):
+        return StoreFull(f"{path}: the disk is full")
     if isinstance(error, StoreError):
         return type(error)(*error.args)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
-    if code == sqlite3.SQLITE_FULL:
-        return StoreFull(f"{path}: the disk is full")
+    code = _code(error)
     kind = Unusable if code in LASTING else StoreError
     return kind(f"{path}: {error}{CURES.get(code, '')}")

@@ -7,10 +7,11 @@ import sqlite3
 import time
 from collections.abc import Collection, Mapping
 
-from raincheck.errors import NoRoom
+from raincheck.errors import NoRoom, StoreFull
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
 from raincheck.records import dump, dump_request, readable
+from raincheck.stores._sqlite_place import Room
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
@@ -33,6 +34,10 @@ RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", 
 
 UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
 
+ROW = 32 * 1024
+"""Bytes of the log that a change of a row takes at most: each page that it touches, with its
+indexes'."""
+
 PIECE = 256 * 1024
 """Bytes of a body in one row, which SQLite reads as a whole."""
 
@@ -47,14 +52,19 @@ VACUUMED = 1024
 class Changes:
     """What may be done in a transaction, which may be repeated in another.
 
+    Args:
+        db: the file.
+        room: what may be added to it.
+
     Attributes:
         ids: of the jobs that have a new version.
         dropped: whether a captured request went, of which the log may have a copy.
     """
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, room: Room) -> None:
         self.ids: list[str] = []
         self.dropped = False
+        self._room = room
         self._db = db
         self._execute = db.execute
 
@@ -86,10 +96,12 @@ class Changes:
         if not inserted.rowcount:
             return self._record(job.id)
         number = inserted.lastrowid
+        kept = dump_request(request) if request is not None and job.replayable else b""
+        self._take(ROW + len(kept))
         if keys:
             self._give(number, keys)
-        if request is not None and job.replayable:
-            self._execute("INSERT INTO requests VALUES (?, ?)", (number, dump_request(request)))
+        if kept:
+            self._execute("INSERT INTO requests VALUES (?, ?)", (number, kept))
         return None
 
     def replace(
@@ -114,6 +126,8 @@ class Changes:
             return False
         if bounds is not None and not (job.finished or job.gone or state in _alike(job.state)):
             self._check_room(job, bounds)
+        if keys or tail:
+            self._take(ROW + len(tail))
         if keyed and not job.joinable:
             # All of them if it is gone, else those that do not last.
             self._execute("DELETE FROM keys WHERE job = ? AND lasting <= ?", (number, job.gone))
@@ -144,6 +158,7 @@ class Changes:
             (id, attempt),
         ).fetchone()
         if row is not None and self._size_of_body(row[0], attempt) == offset:
+            self._take(ROW + len(chunk))
             self._append(row[0], attempt, offset, chunk)
         return row is not None
 
@@ -206,6 +221,11 @@ class Changes:
         self._drop_body(number)
         self._execute("DELETE FROM jobs WHERE number = ?", (number,))
         self.ids.append(id)
+
+    def _take(self, size: int) -> None:
+        """Take room for something that may be refused."""
+        if not self._room.take(self._db, size):
+            raise StoreFull
 
     def _drop_request(self, number: int) -> None:
         self._execute("DELETE FROM requests WHERE job = ?", (number,))

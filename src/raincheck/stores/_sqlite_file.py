@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from raincheck.errors import StoreError
-from raincheck.stores._sqlite_calls import Call
+from raincheck.stores._sqlite_calls import Call, is_full
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_opening import connect, prepare
-from raincheck.stores._sqlite_place import claim, warn_of_readers
+from raincheck.stores._sqlite_place import Room, claim, warn_of_readers
 from raincheck.stores.waiting import Waiting
 
 LOOK_EVERY = 0.01
@@ -76,7 +76,7 @@ class File:
             changed = self._commit(calls)
         return changed + self.look(waiting)
 
-    def _commit(self, calls: list[Call[Any]]) -> list[str]:
+    def _commit(self, calls: list[Call[Any]], *, again: bool = False) -> list[str]:
         try:
             db = self._writer or self._open()
             if self._identity() != self._opened:  # SQLite would write to what nobody finds again
@@ -86,7 +86,7 @@ class File:
             for call in calls:
                 call.error = error
             return []
-        changes = Changes(db)
+        changes = Changes(db, Room(self.path))
         try:
             for call in calls:
                 call.attempt(changes)
@@ -96,11 +96,28 @@ class File:
                 db.execute("ROLLBACK")
             if len(calls) > 1:  # the others are not to suffer: to each a transaction of its own
                 return [id for call in calls for id in self._commit([call])]
+            if is_full(error) and not again and self._make_room(db):
+                return self._commit(calls, again=True)
             calls[0].error = error
             return []
         if changes.dropped:
             self._scrub_soon()
         return changes.ids
+
+    def _make_room(self, db: sqlite3.Connection) -> bool:
+        """Give back to the disk what the log takes, and the free part of the file."""
+        if not self._empty_log(db):
+            return False
+        try:
+            more = True
+            while more:
+                db.execute("BEGIN IMMEDIATE")
+                more = Changes(db, Room(self.path)).vacuum()
+                db.execute("COMMIT")
+        except sqlite3.Error:  # not even for that
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+        return self._empty_log(db)
 
     def _scrub_soon(self) -> None:
         """Empty the log, at once or a little later: not for each request that was dropped."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
+import shutil
+import sqlite3
 import stat
 import threading
 
@@ -18,6 +21,50 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 # Whoever closes a handle of a file takes away the locks that SQLite has on it in the same process
 # (POSIX): so nobody may open one here while it is being made.
 _making = threading.Lock()
+
+
+SPARE = 1024 * 1024
+"""Bytes of the disk that are left to what has to be written: how jobs end that were accepted."""
+
+
+class Room:
+    """How much may be added in one transaction, so that the log can always be taken into the file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._place = os.path.realpath(path)
+        self._taken = 0
+        self._free: float | None = None  # of the disk
+        self._log = 0  # bytes of the log, which the file may grow by when it takes them in
+
+    def take(self, db: sqlite3.Connection, size: int) -> bool:
+        """Whether there is room for so many bytes more.
+
+        Args:
+            db: the file, inside the transaction.
+            size: bytes.
+        """
+        if self._free is None:
+            self._free, self._log = self._look()
+        self._taken += size
+        if self._free - self._log - SPARE >= 2 * self._taken:  # the log grows, and then the file
+            return True
+        ((pages,),) = db.execute("PRAGMA page_count")
+        ((unused,),) = db.execute("PRAGMA freelist_count")
+        ((page,),) = db.execute("PRAGMA page_size")
+        grows = pages * page - os.stat(self._place).st_size + max(0, size - unused * page)
+        left: float = self._free - self._taken - max(0, grows)
+        return left >= SPARE
+
+    def _look(self) -> tuple[float, int]:
+        try:
+            free = shutil.disk_usage(os.path.dirname(self._place)).free
+            return free, os.stat(f"{self._place}-wal").st_size
+        except OSError:  # SQLite will say what is the matter
+            return math.inf, 0
 
 
 def claim(path: str) -> None:
