@@ -3,15 +3,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from raincheck import Job, Jobs, MemoryStore, current_job, long_running, report
+from raincheck import (
+    Job,
+    Jobs,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+    current_job,
+    long_running,
+    report,
+)
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import app_of, running, settled, slow_route
@@ -28,9 +39,13 @@ pytestmark = pytest.mark.anyio
         (float("nan"), None, (0.0, None)),
         (float("inf"), None, (1.0, None)),
         (1, 7, (1.0, "7")),
+        (None, "counting", (None, "counting")),
+        (None, None, (None, None)),
     ],
 )
-async def test_a_report_is_shown_in_the_document(fraction: float, message: Any, shown: Any) -> None:
+async def test_a_report_is_shown_in_the_document(
+    fraction: float | None, message: Any, shown: Any
+) -> None:
     gate = anyio.Event()
 
     async def answer(request: Request) -> dict[str, str]:
@@ -47,6 +62,94 @@ async def test_a_report_is_shown_in_the_document(fraction: float, message: Any, 
         await follow(client, accepted)
         document = (await client.get(accepted.json()["links"]["self"])).json()
         assert (document["progress"], document["message"]) == shown
+
+
+async def test_a_report_without_a_fraction_leaves_it_as_it_was() -> None:
+    gate = anyio.Event()
+
+    async def answer(request: Request) -> dict[str, str]:
+        report(0.4, "counting")
+        report(None, "sending")
+        await gate.wait()
+        report(None)
+        return {}
+
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await settled()
+        document = (await client.get(accepted.headers["location"])).json()
+        assert (document["progress"], document["message"]) == (0.4, "sending")
+        gate.set()
+        await follow(client, accepted)
+        document = (await client.get(accepted.json()["links"]["self"])).json()
+        assert (document["progress"], document["message"]) == (0.4, None)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "said"),
+    [
+        (50, 1),
+        (-0.5, 1),
+        (float("nan"), 1),
+        (0, 0),
+        (1, 0),
+        (sum([0.1] * 10) + 1e-12, 0),
+        (None, 0),
+    ],
+)
+async def test_a_fraction_that_is_none_is_said_once_for_each_route(
+    fraction: float | None, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        for _ in range(3):
+            report(fraction)
+            await anyio.sleep(1)
+        return {}
+
+    routes = [f"/{fraction}/{anyio.current_time()}/{name}" for name in "ab"]  # told of once for all
+    app = LongRunningMiddleware(
+        Starlette(routes=[Route(path, plainly(answer), methods=["POST"]) for path in routes]),
+        routes={f"POST {path}": Policy() for path in routes},
+        jobs=virtual_jobs(),
+    )
+    async with running(app) as client:
+        for path in 2 * routes:
+            await follow(client, await client.post(path))
+    told = [each for each in caplog.messages if "report(0.5)" in each]
+    assert len(told) == 2 * said
+    if told:
+        assert [path in line for path, line in zip(routes, told, strict=True)] == [True, True]
+
+
+CUT = [
+    ("a" * 5000, "a" * 4096),
+    ("é" * 3000, "é" * 2048),
+    ("€" * 2000, "€" * 1365),
+    ("😀" * 1100, "😀" * 1024),
+    ("a" + "😀" * 1100, "a" + "😀" * 1023),
+    ("\ud800" * 2000, "\ud800" * 1365),
+    ("a" * 4096, "a" * 4096),
+    ("a" * 4095 + "é", "a" * 4095),
+    ("a" * 10_000_000, "a" * 4096),
+]
+
+
+@pytest.mark.parametrize(("message", "kept"), CUT)
+async def test_a_message_is_cut_at_4_kib(message: str, kept: str) -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        report(0.5, message)
+        return {}
+
+    jobs = virtual_jobs()
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await follow(client, accepted)
+        job = await jobs.get(accepted.json()["job_id"])
+        assert job is not None
+        assert job.progress is not None
+        assert job.progress.message == kept
+        document = (await client.get(accepted.headers["location"] + "/status")).json()
+        assert len(document["message"]) == len(kept)
 
 
 async def test_outside_a_job_a_report_does_nothing() -> None:
@@ -84,6 +187,15 @@ async def test_a_report_just_before_the_end_is_not_lost() -> None:
         await follow(client, accepted)
         document = (await client.get(accepted.json()["links"]["self"])).json()
         assert (document["progress"], document["message"]) == (1.0, "100 of 100")
+
+
+def plainly(answer: Callable[[Request], Awaitable[dict[str, str]]]) -> Any:
+    """An endpoint that a path rule marks."""
+
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse(await answer(request))
+
+    return endpoint
 
 
 class CountingStore(MemoryStore):

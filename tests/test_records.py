@@ -31,7 +31,7 @@ times = st.floats(allow_nan=False)
 numbers = st.integers(0, 2**63 - 1)
 ports = st.integers(0, 65535)
 headers = st.lists(st.tuples(st.binary(), st.binary()), max_size=5).map(tuple)
-fractions = st.floats(0, 1)
+fractions = st.none() | st.floats(0, 1)
 values = st.recursive(
     st.none() | st.booleans() | numbers | times | texts,
     lambda inside: st.lists(inside, max_size=3) | st.dictionaries(texts, inside, max_size=3),

@@ -414,7 +414,7 @@ class Detached:
 
     def report(self, progress: Progress) -> None:
         """Note how far the handler is. Never blocks; from any thread."""
-        self.progress = progress
+        self.progress = progress.after(self.progress)
         if not self._flushing and self._stage is RECORDING:
             self._flushing = True
             self.conductor.tasks.call_soon(self._start_flushing)

@@ -43,19 +43,40 @@ class Progress:
     """How far a handler says it is.
 
     Attributes:
-        fraction: 0 to 1.
+        fraction: 0 to 1; None if it has only said something.
         message: free text, or None.
     """
 
-    fraction: float
+    fraction: float | None
     message: str | None = None
 
     @classmethod
-    def of(cls, fraction: float, message: str | None = None) -> Progress:
-        """Clamp `fraction` to 0..1; what is not a number counts as 0."""
-        fraction = float(fraction)
-        fraction = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
-        return cls(fraction, None if message is None else str(message))
+    def of(cls, fraction: float | None, message: str | None = None) -> Progress:
+        """Clamp `fraction` to 0..1, and cut `message`; what is not a number counts as 0."""
+        if fraction is not None:
+            fraction = float(fraction)
+            fraction = 0.0 if math.isnan(fraction) else min(1.0, max(0.0, fraction))
+        return cls(fraction, None if message is None else _cut(str(message)))
+
+    def after(self, earlier: Progress | None) -> Progress:
+        """This report, with the fraction of an earlier one if it has none."""
+        if self.fraction is not None or earlier is None:
+            return self
+        return Progress(earlier.fraction, self.message)
+
+
+MESSAGE_SIZE = 4096
+"""Bytes that the message of a report has at most, in UTF-8."""
+
+
+def _cut(message: str) -> str:
+    if 4 * len(message) <= MESSAGE_SIZE:
+        return message
+    written = message[:MESSAGE_SIZE].encode("utf-8", "surrogatepass")
+    end = min(len(written), MESSAGE_SIZE)
+    while end < len(written) and written[end] & 0xC0 == 0x80:  # inside of a character
+        end -= 1
+    return written[:end].decode("utf-8", "surrogatepass")
 
 
 class Job(NamedTuple):

@@ -10,8 +10,11 @@ from raincheck.marking import current_handoff
 
 logger = logging.getLogger("raincheck")
 
+_SLIP = 1e-6
+"""What a fraction may lie outside for being a sum of others."""
 
-def report(fraction: float, message: str | None = None) -> None:
+
+def report(fraction: float | None, message: str | None = None) -> None:
     """Say how far the handler is; clients see it in the status document.
 
     A plain function: the same call in `async def` and `def` handlers and in the threads they
@@ -20,14 +23,26 @@ def report(fraction: float, message: str | None = None) -> None:
     store is told at most ten times a second.
 
     Args:
-        fraction: 0 to 1; what lies outside is clamped.
-        message: free text for a person, e.g. `"412 of 1000 sent"`.
+        fraction: 0 to 1; None leaves it as it was. What lies outside is clamped, and the log says
+            so, once for each route.
+        message: free text for a person, e.g. `"412 of 1000 sent"`; cut at 4 KiB.
     """
     handoff = current_handoff.get()
     if handoff is None:
         _warn_of_no_middleware()
     elif handoff.job is not None and not handoff.job.synchronous:
+        if fraction is not None and not -_SLIP <= fraction <= 1.0 + _SLIP:
+            _warn_of_fraction(handoff.job.route)
         handoff.report(Progress.of(fraction, message))
+
+
+@functools.cache  # a route is told of once
+def _warn_of_fraction(route: str) -> None:
+    logger.warning(
+        "report() was given a fraction outside of 0 to 1 on the route %s: it is clamped. Fifty per "
+        "cent is report(0.5)",
+        route,
+    )
 
 
 @functools.cache  # a process is told once: it may report a thousand times

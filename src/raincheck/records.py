@@ -144,7 +144,7 @@ def _job(record: bytes | str) -> Job:
 
 def _progress(found: list[Any]) -> Progress:
     match found:
-        case [int() | float(), str() | None]:
+        case [int() | float() | None, str() | None]:
             return Progress(*found)
     raise TypeError(f"progress is {found!r}")
 

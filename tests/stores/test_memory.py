@@ -146,6 +146,50 @@ async def test_all_that_was_kept_is_given_back() -> None:
     assert (store.size, len(store)) == (0, 0)
 
 
+@pytest.mark.anyio
+async def test_messages_and_keys_count_as_long_as_they_are_kept() -> None:
+    store = MemoryStore()
+    await store.create(job(), keys=(Key("k" * 100, "f" * 100), Key("run", lasting=False)))
+    with_keys = store.size
+    assert with_keys >= RECORD_COST + 200
+    there = job()
+    for size in (4000, 3000, 4096):
+        there = there.with_progress(Progress(0.5, "x" * size))
+        assert await store.replace(there)
+        assert with_keys + size <= store.size < with_keys + size + 100
+    joined = there.shared(1)
+    assert await store.replace(joined, keys=(Key("l" * 1000),))
+    joined_size = store.size
+    assert joined_size >= with_keys + 4096 + 1000
+    done = finished(joined)
+    assert await store.replace(done)
+    assert RECORD_COST + 4096 + 1200 <= store.size < joined_size  # without the one that was shared
+    assert await store.replace(done.tombstone(1000.0, 60.0))
+    assert store.size == RECORD_COST
+    reported = job("b", progress=Progress(0.5, "x" * 1000))
+    await store.create(reported)
+    assert store.size >= 2 * RECORD_COST + 1000
+    assert await store.replace(reported.tombstone(1000.0, 60.0))
+    await store.sweep(1060.0)
+    assert store.size == 0
+
+
+@pytest.mark.anyio
+async def test_keys_are_refused_where_there_is_no_room_for_them() -> None:
+    store = MemoryStore(max_bytes=RECORD_COST + 2000)
+    await store.create(job(), keys=(Key("k"),))
+    with pytest.raises(StoreFull, match="holds"):
+        await store.create(job("b"), keys=(Key("x" * 1500),))
+    there = job()
+    with pytest.raises(StoreFull, match="holds"):
+        await store.replace(there.shared(1), keys=(Key("x" * 2000),))
+    assert await store.get("a") == there
+    assert await store.find("x" * 2000) is None
+    reported = there.with_progress(Progress(0.5, "x" * 4000))
+    assert await store.replace(reported)  # there is always room for how it goes on
+    assert await store.replace(finished(reported))
+
+
 @pytest.mark.parametrize("max_bytes", [0, -1, 1.5, "1"])
 def test_an_impossible_bound_names_itself(max_bytes: int) -> None:
     with pytest.raises(ConfigurationError, match="max_bytes"):

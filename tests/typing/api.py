@@ -37,6 +37,7 @@ from raincheck import (
 async def bare(request: Request) -> JSONResponse:
     report(0.4, "412 of 1000 sent")
     report(1)
+    report(None, "counting")
     return JSONResponse({})
 
 

@@ -160,7 +160,7 @@ def _unfinished(job: Job, urls: Urls, outlook: Outlook) -> bytes:
         job.id,
         WORDS[job.state],
         timestamp(job.created_at),
-        "null" if progress is None else progress.fraction,
+        "null" if progress is None or progress.fraction is None else progress.fraction,
         "null" if progress is None or progress.message is None else _quote(progress.message),
         "null" if position is None else position,
         "null" if completion is None else f'"{timestamp(completion)}"',

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import astuple
 from itertools import chain
+from sys import getsizeof
 from typing import Any, ClassVar
 
 import anyio
@@ -21,6 +22,9 @@ from raincheck.stores.waiting import Waiting
 RECORD_COST = 1024
 """Bytes that a record counts for besides its bodies and headers."""
 
+KEY_COST = 256
+"""Bytes that a key counts for besides its name and its fingerprint."""
+
 
 class MemoryStore(Store):
     """Jobs in the memory of one process: fast, and gone with the process.
@@ -29,9 +33,10 @@ class MemoryStore(Store):
     there.
 
     Args:
-        max_bytes: how much may be kept, each record counted with its headers, its bodies and 1 KiB
-            besides. From there on new jobs are refused; results are never evicted, and a job that
-            was accepted before may end beyond the bound. Default 512 MiB.
+        max_bytes: how much may be kept, each record counted with its headers, its bodies, its keys,
+            the message of its last report and 1 KiB besides. From there on new jobs are refused;
+            results are never evicted, and a job that was accepted before may end beyond the bound.
+            Default 512 MiB.
 
     Raises:
         ConfigurationError: `max_bytes` is not a positive whole number.
@@ -94,8 +99,12 @@ class MemoryStore(Store):
         if not job.replayable:
             request = None
         cost = RECORD_COST if request is None else RECORD_COST + _cost(request)
+        if keys:
+            cost += _cost_of(keys)
+        if job.progress is not None:
+            cost += _said(job.progress)
         if self._bytes + cost > self._max_bytes:
-            raise StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
+            raise self._full()
         self._live[job.id] = job
         self._bytes += cost
         if keys:
@@ -138,6 +147,9 @@ class MemoryStore(Store):
             return False
         if any(key.name in self._keys for key in keys):
             return False
+        cost = _cost_of(keys) if keys else 0
+        if cost and self._bytes + cost > self._max_bytes:
+            raise self._full()
         if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
             self._check_room(job, bounds)
         if job.attempt != old.attempt:
@@ -148,6 +160,7 @@ class MemoryStore(Store):
             self._leases[job.id] = self._clock() + lease
         self._put(old, job)
         if keys:
+            self._bytes += cost
             self._give(job.id, keys)
         return True
 
@@ -217,6 +230,9 @@ class MemoryStore(Store):
         assert job is not None
         return job
 
+    def _full(self) -> StoreFull:
+        return StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
+
     def _check_room(self, job: Job, bounds: Bounds) -> None:
         owners = [each.owner for each in self._live.values() if _alike(each, job)]
         quota = bounds.owner if job.owner is not None else None
@@ -252,6 +268,8 @@ class MemoryStore(Store):
             self._bytes -= _cost(request)
         if job.response is not None:
             self._bytes += _size(job.response.headers)
+        if job.progress is not old.progress:
+            self._bytes += _said(job.progress) - _said(old.progress)
         if rests:
             self._leases.pop(id, None)
         if job.gone or (rests and job.response is None):  # not `bodied`
@@ -274,7 +292,8 @@ class MemoryStore(Store):
         kept = []
         for name in self._names.pop(job.id):
             if job.gone or not self._keys[name][2]:
-                del self._keys[name]
+                _, fingerprint, lasting = self._keys.pop(name)
+                self._bytes -= _cost_of((Key(name, fingerprint, lasting),))
             else:
                 kept.append(name)
         if kept:
@@ -346,6 +365,15 @@ def _unpacked(packed: _Packed) -> Job:
     if (error := packed[_ERROR]) is not None:
         fields[_ERROR] = Problem(*error)
     return Job._make(fields)
+
+
+def _cost_of(keys: Collection[Key]) -> int:
+    return sum(KEY_COST + len(key.name) + len(key.fingerprint or "") for key in keys)
+
+
+def _said(progress: Progress | None) -> int:
+    # As Python keeps text: up to four bytes for each character.
+    return 0 if progress is None or progress.message is None else getsizeof(progress.message)
 
 
 def _cost(request: CapturedRequest) -> int:
