@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from raincheck import MemoryStore
 from raincheck.errors import StoreError
 from raincheck.stores.base import Store
 from raincheck.testing import follow
@@ -167,3 +168,17 @@ async def test_who_is_left_alone_with_a_run_deletes_it() -> None:
         assert (await follow(client, responses[0])).status_code == 200
         assert (await client.delete(url)).status_code == 204
         assert (await client.get(url)).status_code == 410
+
+
+async def test_a_full_store_refuses_whoever_brings_another_key() -> None:
+    store = MemoryStore(max_bytes=2100)
+    route = slow_route(by_tenant, coalesce=True)
+    async with running(app_of(route, jobs=virtual_jobs(store=store))) as client:
+        first = await client.post("/slow")
+        statuses = [
+            (await client.post("/slow", headers={"idempotency-key": f"k{number}"})).status_code
+            for number in range(4)
+        ]
+        assert statuses == [202, 503, 503, 503]
+        joined = await client.post("/slow")
+        assert (joined.status_code, joined.headers["location"]) == (202, first.headers["location"])
