@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
 from raincheck.errors import UnreadableRecord
 from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Store
+from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
 
@@ -132,6 +132,12 @@ class DamagedStore(MemoryStore):
         if id in self.unreadable:
             raise UnreadableRecord("a record has format 99")
         return None if id in self._discarded else await super().get(id)
+
+    async def find(self, name: str) -> Found | None:
+        found = await super().find(name)
+        if found is not None:
+            await self.get(found.job.id)
+        return found
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         await super().changed(id, after_version)

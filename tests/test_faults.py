@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -41,7 +41,7 @@ from raincheck.recording import PIECE
 from raincheck.stores.base import Abandoned, Found
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-from tests.support import RawRequest, settled, slow_route, unfinished
+from tests.support import DamagedStore, RawRequest, settled, slow_route, unfinished
 
 pytestmark = pytest.mark.anyio
 
@@ -636,6 +636,81 @@ async def test_what_a_dead_process_left_is_taken_over_whatever_call_fails(
         assert longest <= STORE_TIMEOUT + 1
         # Who does not know whether it has a job now finds it again when that lease has ended.
         assert took <= undisturbed + LEASE * 4 / 3
+
+
+class SpoiltStore(DamagedStore):
+    """One of whose records nobody can read from the n-th call on.
+
+    Args:
+        id: whose.
+        n: from 1.
+    """
+
+    def __init__(self, id: str, n: int) -> None:
+        super().__init__()
+        self._id = id
+        self._calls_left = n
+
+    def _count(self) -> None:
+        self._calls_left -= 1
+        if self._calls_left == 0:
+            self.unreadable.add(self._id)
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether there were as many calls."""
+        return self._calls_left <= 0
+
+    async def get(self, id: str) -> Job | None:
+        self._count()
+        return await super().get(id)
+
+    async def request(self, id: str) -> CapturedRequest | None:
+        self._count()
+        return await super().request(id)
+
+    async def replace(self, job: Job, **settings: Any) -> bool:
+        self._count()
+        return await super().replace(job, **settings)
+
+    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+        self._count()
+        return await super().renew(attempts, lease)
+
+    async def abandoned(self) -> AsyncIterator[Abandoned]:
+        async for found in super().abandoned():
+            self._count()
+            yield found
+
+    async def sweep(self, now: float) -> bool:
+        self._count()
+        return await super().sweep(now)
+
+
+@pytest.mark.parametrize("id", ["waited", "last", "again", "stopping"])
+async def test_a_record_that_nobody_can_read_keeps_no_other_job_from_its_end(id: str) -> None:
+    """Whenever it becomes so, of the jobs of a process that died."""
+    n, spoilt = 0, True
+    while spoilt:
+        n += 1
+        store = SpoiltStore(id, 10**9)
+        await leave_jobs(store)
+        store._calls_left = n
+        limits = replace(LIMITS, abandon_after=100.0, max_running=2, max_queued=2)
+        house = House(virtual_jobs(store=store, limits=limits))
+        async with lifespan(house.app):
+            ends = {"waited": 200, "more": 200, "again": 200, "last": 502, "stopping": 410}
+            del ends[id]
+            await anyio.sleep(50)  # less than a `ttl` after the first of them ends
+            for other, status in ends.items():
+                assert (await ask(house.app, f"/jobs/{other}")).status == status, (n, other)
+            await anyio.sleep(400)
+            now = house.jobs.statistics()
+            assert (now.running, now.queued) == (0, 0), n
+            assert len(store) == 0, n
+            assert store.size == 0, n
+        spoilt = store.spoilt and n < 200
+    assert n >= 10
 
 
 # --- cancellation --------------------------------------------------------------------------------

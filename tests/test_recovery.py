@@ -939,6 +939,25 @@ async def test_a_job_that_nobody_can_read_is_given_up_in_the_end() -> None:
         assert (await both.b.get(unread.headers["location"])).status_code == 404
 
 
+async def test_an_unreadable_record_is_no_store_that_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two() as both:
+        keyed = {"idempotency-key": "k"}
+        unread = await both.a.post("/fail", headers=keyed)
+        await settled()
+        both.store.unreadable.add(id_of(unread))
+        for _ in range(3):
+            for suffix in ("", "/status"):
+                response = await both.b.get(unread.headers["location"] + suffix)
+                assert response.status_code == 503
+                assert "retry-after" in response.headers
+        assert (await both.b.post("/fail", headers=keyed)).status_code == 503
+        (told,) = caplog.records
+        assert (told.levelname, told.exc_info) == ("WARNING", None)
+        assert id_of(unread) in told.getMessage()
+
+
 async def test_law_1_a_job_whose_captured_request_cannot_be_read_has_failed() -> None:
     async with two() as both:
         first, unread, third = [await both.a.post("/one") for _ in range(3)]

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import lru_cache
 from urllib.parse import quote
 
+from cachetools import LRUCache
 from starlette.types import Message, Receive, Scope, Send
 
 from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
-from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable
+from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, UnreadableRecord
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
@@ -127,6 +128,7 @@ class StatusRoutes:
         self.places = places
         self.max_wait = min(max_wait, LONGEST_POLL)
         self._warned = False
+        self._unreadable = LRUCache[str, bool](maxsize=1024)  # those that the log has told of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as an app mounted by hand: the scope's `root_path` ends with the mount path."""
@@ -155,11 +157,19 @@ class StatusRoutes:
         except Exception as error:
             if exchange.started:
                 raise
-            if isinstance(error, StoreError | OSError):
+            if isinstance(error, UnreadableRecord):
+                self._tell_unreadable(id, error)
+            elif isinstance(error, StoreError | OSError):
                 self.jobs.availability.failed(error)
             else:  # ours, the dialect's or the owner's
                 logger.exception("a status route failed")
             await exchange.reply(self.dialect.problem(NO_STORE, retry_after=5))
+
+    def _tell_unreadable(self, id: str, error: UnreadableRecord) -> None:
+        """Say that a job which was asked for cannot be read, once."""
+        if id not in self._unreadable:
+            self._unreadable[id] = True
+            logger.warning("job %s was asked for, and cannot be read: %s", id, error)
 
     async def _serve(self, route: str | None, exchange: _Exchange, name: str) -> None:
         allowed = exchange.methods(route)

@@ -50,7 +50,12 @@ class Availability:
         self._answer: anyio.Event | None = None
 
     def failed(self, error: BaseException) -> None:
-        """A call has failed, and whoever made it goes on without its answer."""
+        """A call has failed, and whoever made it goes on without its answer.
+
+        What the store has and nobody can read is no call that failed: whoever finds it says so.
+        """
+        if isinstance(error, UnreadableRecord):
+            return
         now = anyio.current_time()
         if not self.away:
             self.away, self._told, self._since = True, False, now
