@@ -101,7 +101,7 @@ class Fleet:
         self.broker = Broker()
         self.store = MemoryStore()
         self.lines = {name: Line(self.store) for name in ("web", "a", "b")}
-        self.gates = {name: Gate() for name in "ab"}
+        self.gates = {name: Gate() for name in ("a", "b", "web")}
         self.runs: list[str] = []
         self.apps: dict[str, LongRunningMiddleware] = {}
         self._stack = stack
@@ -127,6 +127,7 @@ class Fleet:
             slow_route(answer, "/fail"),
             slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
             slow_route(answer, "/one", max_running=1, max_queued=2),
+            slow_route(answer, "/in-place", respond="preferred"),
             jobs=jobs,
         )
         inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
@@ -174,6 +175,17 @@ async def test_a_job_runs_in_a_worker_and_its_response_is_read_at_the_web() -> N
         response = await follow(one.web, accepted)
         assert response.json() == {"by": "a", "body": "x"}
         assert one.runs == ["a"]
+
+
+async def test_a_synchronous_request_is_answered_at_the_web_and_its_answer_kept_there() -> None:
+    async with fleet("a") as one:
+        one.gates["web"].open()
+        key = {"idempotency-key": "k"}
+        for _ in range(2):
+            answer = await one.web.post("/in-place", content=b"x", headers=key)
+            assert answer.json() == {"by": "web", "body": "x"}
+        assert answer.headers["idempotency-replayed"] == "true"
+        assert (one.broker.ids, one.runs) == ([], ["web"])
 
 
 async def test_a_job_that_the_broker_does_not_take_is_refused_and_withdrawn() -> None:
