@@ -28,7 +28,7 @@ from raincheck import (
 )
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, client_of, running, settled, slow_route
+from tests.support import Gate, app_of, client_of, running, settled, slow_route, unfinished
 from tests.test_engine import Broker, Engine
 from tests.test_recovery import LEASE, Line
 
@@ -445,6 +445,29 @@ async def test_a_response_in_time_is_as_if_nothing_had_happened(ruled: bool) -> 
         assert (await client.post("/slow")).text == "done"
         assert outside.seen == [("the handler", marked)]
         assert current_job() is None
+
+
+async def test_a_job_that_is_cancelled_while_its_client_waits_shows_nothing_outside() -> None:
+    async def endpoint(request: Request) -> Response:
+        seen_by.set("the handler")
+        await anyio.sleep_forever()
+        return PlainTextResponse("done")
+
+    jobs = virtual_jobs()
+    route = Route("/slow", long_running(wait=5)(endpoint), methods=["POST"])
+    outside = Outside(LongRunningMiddleware(binding(route), jobs=jobs))
+    outside.look = lambda scope: seen_by.get()
+    async with running(outside) as client, anyio.create_task_group() as group:
+        seen_by.set("nobody")
+
+        async def cancel() -> None:
+            await anyio.sleep(1)
+            (job,) = unfinished(jobs.store)
+            await jobs.cancel(job.id)
+
+        group.start_soon(cancel)
+        assert (await client.post("/slow")).status_code == 202
+        assert outside.seen == ["the app"]
 
 
 async def test_what_routing_found_is_seen_outside() -> None:

@@ -274,15 +274,16 @@ class LongRunningMiddleware:
 
         async def begin(message: Message) -> None:
             nonlocal begun
-            begun = True
+            if not begun:  # it is what the client gets, and not a 202 after all
+                begun = True
+                handoff.show_route(scope)
+                bring_back(inner)
             await send(message)
 
         try:
             job = await self.jobs.finished(accepted, wait)
             if job is None or (job.gone and itself):
                 return self._late(accepted, itself)
-            handoff.show_route(scope)
-            bring_back(inner)
             if not await self._answer_finished(job, handoff, scope, begin, itself=itself):
                 return False
         except Refusal:
