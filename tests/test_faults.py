@@ -36,6 +36,7 @@ from raincheck import (
     report,
 )
 from raincheck.errors import StoreError
+from raincheck.leases import BEAT
 from raincheck.messages import CapturedRequest
 from raincheck.recording import PIECE
 from raincheck.stores.base import Abandoned, Found
@@ -196,6 +197,49 @@ class Nth:
         return f"call {self._n}: {self.calls[self._n - 1] if self.came else 'none'}"
 
 
+REFUSED, LOST, HANGS = "refuses it", "does it and cannot say so", "lets it hang"
+
+
+class Outage(Nth):
+    """Is away from the n-th call on.
+
+    Args:
+        n: which call, from 1.
+        length: seconds.
+        first: what becomes of that call: REFUSED, LOST or HANGS. The others fail, or hang as well.
+    """
+
+    def __init__(self, n: int, length: float, first: str) -> None:
+        super().__init__(n, hangs=first == HANGS)
+        self._length = length
+        self._loses = first == LOST
+        self._losing: str | None = None
+        self._until: float | None = None
+
+    async def __call__(self, name: str) -> None:
+        if not self.armed:
+            return
+        self.calls.append(name)
+        if len(self.calls) == self._n:
+            if self._loses:
+                self._losing = name
+                return
+            self._until = anyio.current_time() + self._length
+        if self._until is not None and anyio.current_time() < self._until:
+            await self._fail()
+
+    async def after(self, name: str) -> None:
+        if self._losing == name:
+            self._losing = None
+            self._until = anyio.current_time() + self._length
+            await self._fail()
+
+    async def _fail(self) -> None:
+        if self._hangs:
+            await anyio.sleep_forever()
+        raise OSError("the disk is away")
+
+
 # --- a client that sees everything ---------------------------------------------------------------
 
 
@@ -245,10 +289,12 @@ class Client:
         failures: how often it was told.
         longest: seconds that an answer took beyond those that it was asked to wait for.
         told: the ids of the jobs that it knows of.
+        tries: how often it asks before it gives up.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tries: int = 3) -> None:
         self._app = app
+        self.tries = tries
         self.failures = 0
         self.longest = 0.0
         self.told: set[str] = set()
@@ -259,7 +305,7 @@ class Client:
         headers = {"idempotency_key": key} if key else {}
         if wait:
             headers["prefer"] = f"wait={wait:g}"
-        for _ in range(3):
+        for _ in range(self.tries):
             start = anyio.current_time()
             answer = await ask(self._app, path, method, **headers)
             self.longest = max(self.longest, anyio.current_time() - start - wait)
@@ -267,7 +313,7 @@ class Client:
                 return answer
             self.failures += 1
             await anyio.sleep(5)
-        raise AssertionError(f"{method} {path} failed three times")
+        raise AssertionError(f"{method} {path} failed {self.tries} times")
 
     async def submit(self, path: str, key: str = "") -> str:
         """The status URL of a job."""
@@ -318,22 +364,24 @@ class House:
         ran_in_place: how often a handler was whose client waited for it.
     """
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, ttl: float = 60) -> None:
         self.jobs = jobs
         self.ran: list[str] = []
         self.ran_in_place = 0
         routes = [
-            slow_route(self.work, "/work", ttl=60),
-            slow_route(self.work, "/held", ttl=60, hold=True),
-            slow_route(self.work, "/in-time", ttl=60, wait=10),
-            slow_route(self.work, "/again", ttl=60, on_interrupt="rerun"),
-            slow_route(self.work_long, "/shared", ttl=60, coalesce=True),
-            slow_route(self.work_once, "/kept", ttl=60, respond="preferred"),
-            slow_route(self.never, "/never", ttl=60),
-            slow_route(self.never, "/late", ttl=60, timeout=5),
+            slow_route(self.work, "/work", ttl=ttl),
+            slow_route(self.work, "/held", ttl=ttl, hold=True),
+            slow_route(self.work, "/in-time", ttl=ttl, wait=10),
+            slow_route(self.work, "/again", ttl=ttl, on_interrupt="rerun"),
+            slow_route(self.work_long, "/shared", ttl=ttl, coalesce=True),
+            slow_route(self.work_once, "/kept", ttl=ttl, respond="preferred"),
+            slow_route(self.never, "/never", ttl=ttl),
+            slow_route(self.never, "/late", ttl=ttl, timeout=5),
             Route("/ruled", self.work, methods=["POST"]),
         ]
-        self.app = LongRunningMiddleware(Starlette(routes=routes), routes=RULES, jobs=jobs)
+        self.app = LongRunningMiddleware(
+            Starlette(routes=routes), routes={RULE: Policy(ttl=ttl)}, jobs=jobs
+        )
 
     def _enter(self) -> None:
         job = current_job()
@@ -361,7 +409,6 @@ class House:
 
 
 RULE = "POST /ruled"
-RULES = {RULE: Policy(ttl=60)}
 
 
 def check_end(answer: Answer) -> None:
@@ -481,14 +528,14 @@ async def answer_under_a_key(client: Client) -> None:
     assert again.body == BODY or (again.status, again.final) == (500, True)
 
 
-SCENARIOS = [
+Scenario = Callable[[Client], Awaitable[None]]
+
+SCENARIOS: list[Scenario] = [
     *(finish, finish_by_rule, finish_what_may_run_again, answer_in_time, time_out),
     *(cancel_running, delete_running, delete_waiting, cancel_waiting),
     *(wait_for_a_turn, hold_for_a_turn, ask_again_under_a_key, share_a_run),
     answer_under_a_key,
 ]
-
-Scenario = Callable[[Client], Awaitable[None]]
 
 
 async def leave_jobs(store: MemoryStore) -> None:
@@ -525,14 +572,24 @@ async def take_over(client: Client) -> None:
             group.start_soon(see_the_end_of, id, status)
 
 
-async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[float, float]:
+async def play(
+    scenario: Scenario, trick: Nth, store: TrickyStore, *, tries: int = 3, keep: float = 60
+) -> tuple[float, float]:
     """Run a scenario on a new app, and check that nothing is left of it.
+
+    Args:
+        scenario: what happens.
+        trick: what goes wrong.
+        store: where.
+        tries: how often its client asks before it gives up.
+        keep: seconds that jobs are kept, and half of them their tombstones.
 
     Returns:
         The seconds that it took, and those of its slowest answer.
     """
-    house = House(virtual_jobs(store=store, limits=LIMITS))
-    client = Client(house.app)
+    limits = replace(LIMITS, tombstone_ttl=keep / 2)
+    house = House(virtual_jobs(store=store, limits=limits), keep)
+    client = Client(house.app, tries)
     trick.armed = False
     if scenario is take_over:
         await leave_jobs(store)
@@ -543,12 +600,12 @@ async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[floa
         with anyio.fail_after(3600):
             await scenario(client)
         took = anyio.current_time() - start
-        await anyio.sleep(200)  # tombstones are forgotten
+        await anyio.sleep(3.5 * keep)  # tombstones are forgotten
         trick.armed = False
         await anyio.sleep(100)
         if scenario is not answer_in_time:  # who is told of an error there knows of no job
             assert set(house.ran) <= client.told  # what was refused does not run
-        await check_nothing_is_left(house, store)
+        await check_nothing_is_left(house, store, keep)
     await settled()
     assert len(anyio.get_running_tasks()) == before
     assert len(set(house.ran)) == len(house.ran)  # law 4: in place each of them runs once
@@ -556,7 +613,7 @@ async def play(scenario: Scenario, trick: Nth, store: TrickyStore) -> tuple[floa
     return took, client.longest
 
 
-async def check_nothing_is_left(house: House, store: MemoryStore) -> None:
+async def check_nothing_is_left(house: House, store: MemoryStore, keep: float = 60) -> None:
     """Neither a record nor a place is taken; and the places are there for others."""
     now = house.jobs.statistics()
     assert (now.running, now.queued) == (0, 0)
@@ -566,7 +623,7 @@ async def check_nothing_is_left(house: House, store: MemoryStore) -> None:
     assert (store._keys, store._names) == ({}, {})
     answers = [await ask(house.app, "/work", "POST") for _ in range(3)]
     assert [answer.status for answer in answers] == [202, 202, 503]
-    await anyio.sleep(200)  # they have run and expired, and are forgotten
+    await anyio.sleep(3.5 * keep)  # they have run and expired, and are forgotten
     assert len(store) == 0
 
 
@@ -711,6 +768,37 @@ async def test_a_record_that_nobody_can_read_keeps_no_other_job_from_its_end(id:
             assert store.size == 0, n
         spoilt = store.spoilt and n < 200
     assert n >= 10
+
+
+# --- a store that is away ------------------------------------------------------------------------
+
+# Nobody else is there who could take jobs over; two of them are in `test_recovery.py`.
+AWAY = (1.0, 10.0, LEASE - BEAT - STORE_TIMEOUT)
+OUTAGES = [(length, first) for length in AWAY for first in (REFUSED, LOST, HANGS)]
+
+
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each is not share_a_run])
+async def test_a_store_that_is_away_for_a_while_costs_answers_at_most(scenario: Scenario) -> None:
+    """From each call on, in one way after the other: refused is refused, accepted is run.
+
+    Of those who share a run the second could come after the end of the first.
+    """
+    n = 0
+    came = True
+    while came:
+        n += 1
+        length, first = OUTAGES[(n + SCENARIOS.index(scenario)) % len(OUTAGES)]
+        outage = Outage(n, length, first)
+        store = TrickySharedStore(outage, outage.after)
+        try:
+            await play(scenario, outage, store, tries=100, keep=3 * LEASE)
+        except Exception as error:
+            error.add_note(
+                f"{scenario.__name__}, {outage}, for {length} seconds, the first {first}"
+            )
+            raise
+        came = outage.came
+    assert n >= 10  # else it was hardly ever away
 
 
 # --- cancellation --------------------------------------------------------------------------------

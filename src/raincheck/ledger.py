@@ -223,21 +223,25 @@ class Ledger:
             done = self._finished(job, state, now, ttl, **outcome)
         except IllegalTransition:
             return job
-        ended = None
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):
-                ended = done
+                if done.error is not None:
+                    _tell(done, done.error, why)
+                return done
         except Exception as error:
             self._availability.failed(error)
-        if ended is None:
-            end = partial(self._finished, now=now, ttl=ttl)
-            as_it_is = partial(end, state=state, **outcome)
-            unkept = None
-            if done.response is not None:
-                given = {**outcome, "response": None, "error": NOT_KEPT}
-                unkept = partial(end, state=State.FAILED, **given)
-            ended = await self._end_patiently(job, as_it_is, unkept, tail)
-        if ended.error is not None and ended.finished_at == now:  # else somebody else ended it
+        tried = {now}
+
+        def end(job: Job, state: State = state, **outcome: Any) -> Job:
+            tried.add(now := self._clock())  # what comes late is kept as long as anything else
+            return self._finished(job, state, now, ttl, **outcome)
+
+        unkept = None
+        if done.response is not None:
+            given = {**outcome, "response": None, "error": NOT_KEPT}
+            unkept = partial(end, state=State.FAILED, **given)
+        ended = await self._end_patiently(job, partial(end, **outcome), unkept, tail)
+        if ended.error is not None and ended.finished_at in tried:  # else somebody else ended it
             _tell(ended, ended.error, why)
         return ended
 
