@@ -8,8 +8,8 @@ the loopback interface only, and end with this script. It prints
     GET /health: 200 {"by":4102}
     POST /videos: 202, see /jobs/bLq7...
       queued
-      running 40% 2 of 5 parts
-      running 80% 4 of 5 parts
+      running 20% 1 of 5 parts
+      running 60% 3 of 5 parts
     GET /jobs/bLq7...: 200 {"frames":5,"by":4117}
     accepted by process 4102, run by process 4117
 """
@@ -73,16 +73,14 @@ def exchange(client: httpx.Client) -> tuple[int, int]:
     accepted = client.post("/videos", content=b"movie")
     url = accepted.headers["location"]
     print(f"POST /videos: {accepted.status_code}, see {url}")
-    response, seen = accepted, ""
-    while response.status_code == 202:
-        job = response.json()
+    job = accepted.json()
+    while job["status"] in ("queued", "running"):
         told = f"  {job['status']}"
-        if job["message"]:
-            told += f" {job['progress']:.0%} {job['message']}"
-        if told != seen:
-            print(told, flush=True)
-        seen = told
-        response = client.get(url, headers={"prefer": "wait=10"})
+        print(
+            f"{told} {job['progress']:.0%} {job['message']}" if job["message"] else told, flush=True
+        )
+        job = client.get(job["links"]["self"], headers={"prefer": "wait=10"}).json()
+    response = client.get(url)
     print(f"GET {url}: {response.status_code} {response.text}")
     return health.json()["by"], response.json()["by"]
 

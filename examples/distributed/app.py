@@ -30,7 +30,7 @@ broker = ListQueueBroker(REDIS, queue_name="videos", socket_timeout=None)
 async def transcode(request: Request) -> Response:
     video = await request.body()
     for part in range(1, 6):
-        await anyio.sleep(0.3)
+        await anyio.sleep(0.5)
         report(part / 5, f"{part} of 5 parts")
     return JSONResponse({"frames": len(video), "by": os.getpid()})
 

@@ -85,6 +85,7 @@ NAMES: dict[str, Sequence[object]] = {
     "typed": TYPED,
     "plain": PLAIN,
     "read": READ,
+    "by_views": ["quart"],
     "threaded": THREADED,
     "bridged": BRIDGED,
 }

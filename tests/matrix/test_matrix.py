@@ -5,6 +5,7 @@ Two workers with the memory store are tested in `tests/e2e`.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import socket
 import subprocess
@@ -28,6 +29,12 @@ INVALID = {"litestar": 400}
 NO_LIFESPAN = ("daphne",)
 """Servers that run no lifespan, and so do not wait for anybody at SIGTERM."""
 
+WHOLE_BODIES = ("daphne", "django")
+"""Servers and frameworks that read all of a body before anything of theirs is called with it."""
+
+NO_WEBSOCKETS = ("django",)
+"""Frameworks that speak HTTP only."""
+
 
 def test_cell(cell: Cell, serve: Serve) -> None:
     server = serve(cell)
@@ -39,6 +46,9 @@ def test_cell(cell: Cell, serve: Serve) -> None:
     a_streamed_response(server)
     a_handler_in_a_thread(server)
     a_path_rule(server)
+    an_unmarked_upload_passes_as_it_comes(server, cell)
+    if cell.framework not in NO_WEBSOCKETS:
+        websockets_pass(server)
     if cell.framework == "fastapi":
         what_fastapi_adds(server)
     if cell.framework == "bare":
@@ -130,6 +140,36 @@ def a_path_rule(server: Server) -> None:
     assert accepted.status_code == 202
     assert server.follow(accepted).text == "video is done"
     assert "video finished" in server.notes()
+
+
+def an_unmarked_upload_passes_as_it_comes(server: Server, cell: Cell) -> None:
+    """In chunks, and larger than what is kept of one in memory before an entry."""
+    whole = BODY[:10] + BODY
+    head = "POST /meter HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head.encode() + chunk(BODY[:10]))
+        if not {cell.server, cell.framework} & set(WHOLE_BODIES):
+            assert server.noted("first part")
+        connection.sendall(chunk(BODY) + chunk(b""))
+        answer = receive(connection, status=200, timeout=30)
+        while b"}" not in answer:
+            answer += connection.recv(4096)
+    assert b"location" not in answer.lower()
+    assert str(len(whole)).encode() in answer
+    assert hashlib.sha256(whole).hexdigest().encode() in answer
+
+
+def chunk(part: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(part), part)
+
+
+def websockets_pass(server: Server) -> None:
+    from websockets.sync.client import connect
+
+    with connect(f"ws://127.0.0.1:{server.port}/echo") as websocket:
+        for text in ("one", "two" * 100_000):
+            websocket.send(text)
+            assert websocket.recv(timeout=30) == text
 
 
 def what_fastapi_adds(server: Server) -> None:
@@ -271,18 +311,19 @@ def test_a_framework_that_awaits_no_view_has_its_marks_around_it(plain: Cell, se
         assert "put @long_running above @api_view, or around the view" in done.stderr
 
 
-def receive(connection: socket.socket, *, timeout: float) -> str:
+def receive(connection: socket.socket, *, status: int = 202, timeout: float) -> bytes:
     connection.settimeout(timeout)
     answer = b""
     while b"\r\n\r\n" not in answer:
         part = connection.recv(4096)
         assert part, answer
         answer += part
-    assert answer.startswith(b"HTTP/1.1 202"), answer
-    return answer.decode()
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    return answer
 
 
-def location_of(answer: str) -> str:
+def location_of(head: bytes) -> str:
+    answer = head.decode()
     fields = dict(line.lower().split(": ", 1) for line in answer.split("\r\n")[1:] if ": " in line)
     start = answer.lower().index(fields["location"])
     return answer[start:].partition("\r\n")[0]

@@ -238,8 +238,10 @@ class Behind:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_view_that_may_hide_a_mark_behind_an_object_cannot_be_looked_into(marked: bool) -> None:
-    require("quart")
+def test_a_view_that_may_hide_a_mark_behind_an_object_cannot_be_looked_into(
+    by_views: str, marked: bool
+) -> None:
+    require(by_views)
     from quart import Quart
 
     async def work() -> str:

@@ -16,14 +16,24 @@ from tests.matrix.apps import work
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-async def body_of(receive: Receive) -> bytes:
-    body, more = b"", True
+async def parts_of(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
     while more:
         message = await receive()
         assert message["type"] == "http.request"
-        body += message.get("body", b"")
+        yield message.get("body", b"")
         more = message.get("more_body", False)
-    return body
+
+
+async def body_of(receive: Receive) -> bytes:
+    return b"".join([part async for part in parts_of(receive)])
+
+
+async def echo(receive: Receive, send: Send) -> None:
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
@@ -40,6 +50,9 @@ async def answer_in_parts(send: Send, parts: AsyncIterator[bytes]) -> None:
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await echo(receive, send)
+        return
     assert scope["type"] == "http"  # says of a lifespan that it knows none
     method, path = scope["method"], scope["path"]
     query = parse_qs(scope["query_string"].decode())
@@ -73,6 +86,8 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, 200, (await anyio.to_thread.run_sync(work.in_thread)).encode())
     elif path == "/stream":
         await answer_in_parts(send, work.chunks())
+    elif path == "/meter":
+        await answer(send, 200, json.dumps(await work.meter(parts_of(receive))).encode())
     elif path == "/videos":
         await answer(send, 200, (await work.slow("video", 0.2)).encode())
     elif path == "/odd":  # the response that the body describes
@@ -85,7 +100,7 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
 
 PATHS = (
     *("/orders", "/upload", "/file", "/slow", "/in-thread", "/stream", "/videos", "/exports"),
-    "/odd",
+    *("/odd", "/meter"),
 )
 
 app = LongRunningMiddleware(
@@ -93,7 +108,7 @@ app = LongRunningMiddleware(
     routes={
         "POST /orders": Policy(wait=0.75),  # long enough for a quick 422
         "POST /slow": Policy(timeout=60),
-        **{f"POST {path}": Policy() for path in PATHS[1:] if path != "/slow"},
+        **{f"POST {path}": Policy() for path in PATHS[1:] if path not in ("/slow", "/meter")},
     },
     limits=Limits(drain_timeout=work.DRAIN),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -89,6 +89,15 @@ async def stream(request: HttpRequest) -> Any:
 
 
 @require_POST
+async def meter(request: HttpRequest) -> HttpResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        while part := request.read(65536):
+            yield part
+
+    return JsonResponse(await work.meter(parts()))
+
+
+@require_POST
 def videos(request: HttpRequest) -> HttpResponse:
     """A sync view, untouched: it runs in Django's own thread."""
     work.in_thread()
@@ -109,6 +118,7 @@ urlpatterns = [
     path("slow", slow),
     path("in-thread", in_thread),
     path("stream", stream),
+    path("meter", meter),
     path("videos", videos),
     path("exports", exports),
 ]

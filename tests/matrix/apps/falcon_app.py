@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import falcon
 import falcon.asgi
-from falcon.asgi import Request, Response
+from falcon.asgi import Request, Response, WebSocket
 
 from raincheck import Limits, LongRunningMiddleware, Policy, long_running
 from tests.matrix.apps import work
@@ -71,6 +73,19 @@ class Stream:
         resp.content_type = "text/csv"
 
 
+class Meter:
+    async def on_post(self, req: Request, resp: Response) -> None:
+        resp.media = await work.meter(req.stream)
+
+
+class Echo:
+    async def on_websocket(self, req: Request, ws: WebSocket) -> None:
+        await ws.accept()
+        with suppress(falcon.WebSocketDisconnected):
+            while True:
+                await ws.send_text(await ws.receive_text())
+
+
 class Videos:
     async def on_post(self, req: Request, resp: Response) -> None:
         resp.text = await work.slow("video", 0.2)
@@ -89,6 +104,8 @@ falcon_app.add_route("/file", File())
 falcon_app.add_route("/slow", Slow())
 falcon_app.add_route("/in-thread", InThread())
 falcon_app.add_route("/stream", Stream())
+falcon_app.add_route("/meter", Meter())
+falcon_app.add_route("/echo", Echo())
 falcon_app.add_route("/videos", Videos())
 falcon_app.add_route("/exports", Exports())
 

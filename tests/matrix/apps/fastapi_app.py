@@ -4,7 +4,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, Response, UploadFile
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    Request,
+    Response,
+    UploadFile,
+    WebSocket,
+)
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
@@ -81,6 +90,18 @@ def in_thread() -> str:
 @long_running
 async def stream() -> StreamingResponse:
     return StreamingResponse(work.chunks(), media_type="text/csv")
+
+
+@router.post("/meter")
+async def meter(request: Request) -> dict[str, Any]:
+    return await work.meter(request.stream())
+
+
+@router.websocket("/echo")
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
 
 
 @router.post("/videos", response_class=PlainTextResponse)

@@ -3,13 +3,15 @@
 # mypy: disallow-untyped-decorators=False
 # (checked without Litestar installed, too)
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio
-from litestar import Litestar, Request, Response, get, post
+from litestar import Litestar, Request, Response, WebSocket, get, post, websocket
 from litestar.datastructures import Cookie, UploadFile
 from litestar.enums import RequestEncodingType
+from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Body
 from litestar.response import Stream
 
@@ -76,6 +78,19 @@ async def stream() -> Stream:
     return Stream(work.chunks(), media_type="text/csv")
 
 
+@post("/meter", status_code=200)
+async def meter(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    return await work.meter(request.stream())
+
+
+@websocket("/echo")
+async def echo(socket: WebSocket[Any, Any, Any]) -> None:
+    await socket.accept()
+    with suppress(WebSocketDisconnect):
+        while True:
+            await socket.send_text(await socket.receive_text())
+
+
 @post("/videos", status_code=200)
 async def videos() -> str:
     return await work.slow("video", 0.2)
@@ -87,7 +102,7 @@ async def exports() -> str:
 
 
 app = LongRunningMiddleware(
-    Litestar([plain, order, upload, file, slow, in_thread, stream, videos, exports]),
+    Litestar([plain, order, upload, file, slow, in_thread, stream, videos, exports, meter, echo]),
     routes={"POST /videos": Policy(timeout=3600), "POST /exports": Policy()},
     limits=Limits(drain_timeout=work.DRAIN),
 )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from quart import Quart, Response, request
+from quart import Quart, Response, request, websocket
 
 from raincheck import Limits, LongRunningMiddleware, Policy, long_running
 from tests.matrix.apps import work
@@ -83,6 +83,17 @@ def in_thread() -> str:
 @long_running
 async def stream() -> Any:
     return work.chunks(), 200, {"content-type": "text/csv"}
+
+
+@app.post("/meter")
+async def meter() -> Any:
+    return await work.meter(request.body)
+
+
+@app.websocket("/echo")
+async def echo() -> None:
+    while True:
+        await websocket.send(await websocket.receive())
 
 
 @app.post("/videos")

@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from raincheck import Limits, LongRunningMiddleware, Policy, long_running
 from tests.matrix.apps import work
@@ -75,6 +76,16 @@ async def stream(request: Request) -> Response:
     return StreamingResponse(work.chunks(), media_type="text/csv")
 
 
+async def meter(request: Request) -> Response:
+    return JSONResponse(await work.meter(request.stream()))
+
+
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
 async def videos(request: Request) -> Response:
     return PlainTextResponse(await work.slow("video", 0.2))
 
@@ -92,6 +103,8 @@ app = Starlette(
         Route("/slow", slow, methods=["POST"]),
         Route("/in-thread", in_thread, methods=["POST"]),
         Route("/stream", stream, methods=["POST"]),
+        Route("/meter", meter, methods=["POST"]),
+        WebSocketRoute("/echo", echo),
         Route("/videos", videos, methods=["POST"]),
         Route("/exports", exports, methods=["POST"]),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -68,3 +70,14 @@ def compute(name: str) -> str:
     time.sleep(2)
     note(f"{name} returned")
     return f"{name} is done"
+
+
+async def meter(parts: AsyncIterable[bytes]) -> dict[str, Any]:
+    """Look at the parts of an unmarked upload as they come."""
+    digest, size = hashlib.sha256(), 0
+    async for part in parts:
+        if part and not size:
+            note("first part")
+        digest.update(part)
+        size += len(part)
+    return {"size": size, "digest": digest.hexdigest()}
