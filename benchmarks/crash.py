@@ -131,8 +131,8 @@ class InSQLite:
             "leases": "SELECT count(*) FROM jobs WHERE lease_until IS NOT NULL",
             "requests": "SELECT count(*) FROM requests",
             "keys": "SELECT count(*) FROM keys WHERE job NOT IN (SELECT number FROM jobs)",
-            "bodies": "SELECT count(*) FROM bodies WHERE (job, attempt) NOT IN "
-            "(SELECT number, attempt FROM jobs)",
+            "bodies": "SELECT count(*) FROM bodies WHERE (job, fence) NOT IN "
+            "(SELECT number, fence FROM jobs)",
         }.items():
             if left := self._ask(statement):
                 yield f"{left} {what} are left of jobs that have ended"
@@ -274,7 +274,7 @@ class InPostgres:
             "keys": "SELECT count(*) FROM raincheck.keys "
             "WHERE id NOT IN (SELECT id FROM raincheck.jobs)",
             "chunks": "SELECT count(*) FROM raincheck.chunks "
-            "WHERE (id, attempt) NOT IN (SELECT id, attempt FROM raincheck.jobs)",
+            "WHERE (id, fence) NOT IN (SELECT id, fence FROM raincheck.jobs)",
         }.items():
             if left := int(self._server.ask(statement)):
                 yield f"{left} {what} are left of jobs that have ended"

@@ -188,7 +188,7 @@ def wrong(job: Accepted, again: httpx.Response, began: list[int]) -> str:
     if job.status != 201:
         return f"answered {job.status}"
     newest = max(began, default=0)
-    found = json.loads(job.body)["attempt"]
+    found = json.loads(job.body)["fence"]
     return "" if found == newest else f"of run {found}, not {newest}"
 
 
@@ -217,8 +217,8 @@ async def measure(broker: str, folder: Path, arguments: argparse.Namespace) -> b
             await asyncio.gather(*plagues[1:])
             await asyncio.sleep(2 * arguments.lease)  # let everybody go on who can
             began: dict[str, list[int]] = {}
-            for _, id, attempt, _ in fleet.notes("begin"):
-                began.setdefault(id, []).append(int(attempt))
+            for _, id, fence, _ in fleet.notes("begin"):
+                began.setdefault(id, []).append(int(fence))
             problems: Counter[str] = Counter()
             for job in run.jobs:
                 again = await client.get(job.url)
@@ -235,7 +235,7 @@ def tell(
 ) -> None:
     took = sorted(job.took for job in run.jobs)
     outcomes = Counter(job.status for job in run.jobs)
-    runs = sum(len(attempts) for attempts in began.values())
+    runs = sum(len(fences) for fences in began.values())
     rerun = sum(not job.once for job in run.jobs)
     print(f"{broker}:")
     rows: dict[str, Any] = {

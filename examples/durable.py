@@ -34,7 +34,7 @@ from raincheck import Limits, LongRunningMiddleware, long_running, report
 from raincheck.stores.sqlite import SQLiteStore
 
 
-@long_running(on_interrupt="rerun", attempts=3)
+@long_running(on_interrupt="rerun", max_runs=3)
 async def render(request: Request) -> JSONResponse:
     for page in (1, 2, 3, 4):
         await asyncio.sleep(1.1)

@@ -24,7 +24,7 @@ LAYERS = {
     "lifespan": 5,
     "status.routes": 5,
     "acceptance": 4,
-    "attempts": 4,
+    "replay": 4,
     "conductor": 4,
     "jobs": 4,
     "roster": 4,

@@ -26,7 +26,7 @@ from raincheck import (
     long_running,
 )
 from raincheck.policy import PolicySettings
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 from raincheck.runners.local import LocalRunner
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
@@ -366,7 +366,7 @@ class Elsewhere(Runner):
 
     in_place = False
 
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
         """Nothing runs here."""
 
     def check(self, queue: str) -> None:

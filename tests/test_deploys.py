@@ -142,7 +142,7 @@ class Workers(Engine):
     async def _work(self, _: str) -> None:
         while not self.stopping:
             while self._broker.ids:
-                await self._attempt(self._broker.ids.pop(0))
+                await self._run(self._broker.ids.pop(0))
             await anyio.sleep(3)
 
 
@@ -216,7 +216,7 @@ async def test_a_run_that_was_interrupted_waits_for_a_process_that_has_its_route
     read: bool,
 ) -> None:
     async with deployment(read=read) as made:
-        settings: Any = {"on_interrupt": "rerun", "attempts": 2}
+        settings: Any = {"on_interrupt": "rerun", "max_runs": 2}
         old = await made.start("old", made.route("old", "/b", **settings))
         accepted = await old.post("/b")
         await settled()

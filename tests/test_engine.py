@@ -16,7 +16,7 @@ import pytest
 from starlette.requests import Request
 
 from raincheck import Limits, LongRunningMiddleware, MemoryStore
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, running, settled, slow_route
@@ -62,10 +62,10 @@ class Engine(Runner):
         self._broker = broker
         self._slots = slots
         self.stopping = False
-        self._spawn: Callable[[Attempt, str], None]
+        self._spawn: Callable[[Run, str], None]
 
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
-        self._attempt, self._stop, self._spawn = attempt, stop, spawn
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
+        self._run, self._stop, self._spawn = run, stop, spawn
 
     async def open(self) -> None:
         self.stopping = False
@@ -81,7 +81,7 @@ class Engine(Runner):
     async def _work(self, _: str) -> None:
         while not self.stopping:
             if self._broker.ids:
-                await self._attempt(self._broker.ids.pop(0))
+                await self._run(self._broker.ids.pop(0))
             else:
                 await anyio.sleep(0.1)
 
@@ -125,7 +125,7 @@ class Fleet:
         )
         self.apps[name] = app_of(
             slow_route(answer, "/fail"),
-            slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
+            slow_route(answer, "/rerun", on_interrupt="rerun", max_runs=2),
             slow_route(answer, "/one", max_running=1, max_queued=2),
             slow_route(answer, "/in-place", respond="preferred"),
             jobs=jobs,

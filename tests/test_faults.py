@@ -115,9 +115,9 @@ class TrickyStore(MemoryStore):
         await self._after("replace")
         return replaced
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         await self._before("append_body")
-        kept = await super().append_body(id, attempt, offset, chunk)
+        kept = await super().append_body(id, fence, offset, chunk)
         await self._after("append_body")
         return kept
 
@@ -132,9 +132,9 @@ class TrickyStore(MemoryStore):
         await self._after("changed")
         return job
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         await self._before("renew")
-        held = await super().renew(attempts, lease)
+        held = await super().renew(fences, lease)
         await self._after("renew")
         return held
 
@@ -544,8 +544,8 @@ async def leave_jobs(store: MemoryStore) -> None:
     queued = Job("waited", RULE, State.QUEUED, 1000.0, replayable=True, holder="the dead")
     for id in ("waited", "more"):
         await store.create(queued._replace(id=id), request, lease=0.0)
-    for id, attempts in (("last", 1), ("again", 2), ("stopping", 3)):
-        job = queued._replace(id=id, attempts=attempts)
+    for id, most in (("last", 1), ("again", 2), ("stopping", 3)):
+        job = queued._replace(id=id, max_runs=most)
         await store.create(job, request, lease=0.0)
         await store.replace(job.start(1001.0, "the dead"))
     running = await store.get("stopping")
@@ -730,9 +730,9 @@ class SpoiltStore(DamagedStore):
         self._count()
         return await super().replace(job, **settings)
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         self._count()
-        return await super().renew(attempts, lease)
+        return await super().renew(fences, lease)
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
         async for found in super().abandoned():

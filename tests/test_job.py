@@ -93,7 +93,7 @@ def test_a_job_that_is_not_terminal_is_not_finished(state: State) -> None:
 
 
 def test_the_captured_request_goes_with_the_last_run() -> None:
-    queued = job(State.QUEUED, replayable=True, attempts=2)
+    queued = job(State.QUEUED, replayable=True, max_runs=2)
     first = queued.start(105.0, "here")
     assert (first.runs, first.replayable) == (1, True)
     assert (first.started_at, first.holder) == (105.0, "here")
@@ -104,17 +104,17 @@ def test_the_captured_request_goes_with_the_last_run() -> None:
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
 def test_the_captured_request_goes_with_the_outcome(state: State) -> None:
-    queued = job(State.QUEUED, replayable=True, attempts=2)
+    queued = job(State.QUEUED, replayable=True, max_runs=2)
     for before in queued, queued.start(105.0):
         if state in TRANSITIONS[before.state]:
             assert not move(before, state).replayable
 
 
 def test_an_interrupted_job_waits_as_if_it_had_not_run() -> None:
-    running = job(State.QUEUED, replayable=True, attempts=3, queue="videos").start(105.0, "here")
+    running = job(State.QUEUED, replayable=True, max_runs=3, queue="videos").start(105.0, "here")
     waiting = running.with_progress(Progress(0.5)).requeue()
     assert (waiting.started_at, waiting.progress, waiting.holder) == (None, None, None)
-    assert (waiting.runs, waiting.attempts, waiting.queue) == (1, 3, "videos")
+    assert (waiting.runs, waiting.max_runs, waiting.queue) == (1, 3, "videos")
     assert waiting.version == running.version + 2
 
 
@@ -126,14 +126,14 @@ def test_a_job_whose_request_is_not_kept_does_not_wait_again() -> None:
 
 def test_a_job_that_waits_changes_hands() -> None:
     queued = job(State.QUEUED, holder="here")
-    assert queued.held_by("there") == queued._replace(version=2, attempt=1, holder="there")
+    assert queued.held_by("there") == queued._replace(version=2, fence=1, holder="there")
     assert queued.held_by(None).holder is None
 
 
 def test_a_job_that_is_given_back_knows_since_when_nobody_has_its_route() -> None:
-    queued = job(State.QUEUED, holder="here", replayable=True, attempts=2)
+    queued = job(State.QUEUED, holder="here", replayable=True, max_runs=2)
     once = queued.given_back(105.0)
-    assert once == queued._replace(version=2, attempt=1, holder=None, orphaned_at=105.0)
+    assert once == queued._replace(version=2, fence=1, holder=None, orphaned_at=105.0)
     assert once.given_back(106.0).orphaned_at == 105.0
     assert once.held_by("there").orphaned_at == 105.0
     running = once.start(107.0, "there")
@@ -151,13 +151,13 @@ def test_a_job_that_does_not_wait_changes_no_hands(state: State) -> None:
 
 
 def test_whoever_had_a_job_before_it_changed_hands_is_known_by_the_older_number() -> None:
-    first = job(State.QUEUED, replayable=True, attempts=2)
+    first = job(State.QUEUED, replayable=True, max_runs=2)
     hands = [first, first.held_by("here")]
     hands.append(hands[-1].start(105.0, "here"))
     hands.append(hands[-1].requeue())
     hands.append(hands[-1].held_by("there"))
     hands.append(hands[-1].start(106.0, "there"))
-    assert [one.attempt for one in hands] == [0, 1, 2, 3, 4, 5]
+    assert [one.fence for one in hands] == [0, 1, 2, 3, 4, 5]
     assert [one.runs for one in hands] == [0, 0, 1, 1, 1, 2]
     for same in (
         hands[-1].with_progress(Progress(0.5)),
@@ -165,13 +165,13 @@ def test_whoever_had_a_job_before_it_changed_hands_is_known_by_the_older_number(
         hands[-1].cancelling(),
         *(move(hands[-1], state) for state in TERMINAL),
     ):
-        assert same.attempt == 5
+        assert same.fence == 5
 
 
 def test_an_outcome_belongs_to_nobody() -> None:
-    running = job(attempt=2, runs=2, attempts=3, holder="here", queue="videos")
+    running = job(fence=2, runs=2, max_runs=3, holder="here", queue="videos")
     finished = move(running, State.SUCCEEDED)
-    assert (finished.attempt, finished.runs, finished.attempts) == (2, 2, 3)
+    assert (finished.fence, finished.runs, finished.max_runs) == (2, 2, 3)
     assert (finished.holder, finished.queue) == (None, None)
 
 
@@ -255,7 +255,7 @@ def test_a_job_expires_at_its_time(
 
 def finished_job() -> Job:
     return (
-        job(State.QUEUED, replayable=True, attempts=3, owner="ann")
+        job(State.QUEUED, replayable=True, max_runs=3, owner="ann")
         .start(105.0, "here")
         .finish(
             State.SUCCEEDED,
@@ -271,7 +271,7 @@ def finished_job() -> Job:
 def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:
     finished = finished_job()
     tombstone = finished.tombstone(170.0)
-    kept = {"id", "route", "state", "created_at", "version", "attempt", "owner"}
+    kept = {"id", "route", "state", "created_at", "version", "fence", "owner"}
     times = {"expires_at", "purge_at", "gone"}
     for field in Job._fields:
         if field not in kept | times:

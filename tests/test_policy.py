@@ -56,7 +56,7 @@ IMPOSSIBLE = [
     *cases(Policy, "coalesce", None, 1, "yes"),
     *cases(Policy, "hold", None, 1, "yes"),
     *cases(Policy, "on_interrupt", "retry", "", None, True),
-    *cases(Policy, "attempts", *NO_COUNT, 0, 1.5),
+    *cases(Policy, "max_runs", *NO_COUNT, 0, 1.5),
     *cases(Policy, "queue", "", 1, True, b"videos", ["videos"]),
     *cases(Policy, "drop_headers", "Cookie", "", b"Cookie", (b"Cookie",), ["Cookie", 1], [None]),
     *cases(Policy, "drop_headers", 5, None, ("Coo kie",), ("Cookie:",), ("",), ("Cookie", "\n")),
@@ -112,7 +112,7 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Policy, "coalesce", True, False, str),
         *cases(Policy, "hold", True, False),
         *cases(Policy, "on_interrupt", "fail", "rerun"),
-        *cases(Policy, "attempts", None, 1),
+        *cases(Policy, "max_runs", None, 1),
         *cases(Policy, "queue", None, "videos"),
         *cases(Policy, "drop_headers", frozenset(), frozenset({"cookie"})),
         *cases(Limits, "max_running", 1),
@@ -208,7 +208,7 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "coalesce": False,
         "hold": False,
         "on_interrupt": "fail",
-        "attempts": None,
+        "max_runs": None,
         "queue": None,
         "drop_headers": frozenset(),
     }
@@ -229,10 +229,10 @@ def test_the_defaults_are_those_of_the_docs() -> None:
     ("settings", "runs"),
     [
         ({}, 1),
-        ({"attempts": 1}, 1),
+        ({"max_runs": 1}, 1),
         ({"on_interrupt": "rerun"}, 3),
-        ({"on_interrupt": "rerun", "attempts": 1}, 1),
-        ({"on_interrupt": "rerun", "attempts": 7}, 7),
+        ({"on_interrupt": "rerun", "max_runs": 1}, 1),
+        ({"on_interrupt": "rerun", "max_runs": 7}, 7),
     ],
 )
 def test_how_many_runs_a_job_may_have(settings: PolicySettings, runs: int) -> None:
@@ -242,7 +242,7 @@ def test_how_many_runs_a_job_may_have(settings: PolicySettings, runs: int) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attempts": 2}, "attempts=2): attempts is more than 1 only with on_interrupt='rerun'"),
+        ({"max_runs": 2}, "max_runs=2): max_runs is more than 1 only with on_interrupt='rerun'"),
         ({"hold": True, "on_interrupt": "rerun"}, "hold=True): hold keeps what cannot run twice"),
         ({"wait": 31}, "wait=31.0): wait is at most max_wait"),
     ],

@@ -45,9 +45,9 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "state": st.sampled_from(State),
     "created_at": times,
     "version": st.integers(1, 2**63 - 1),
-    "attempt": numbers,
+    "fence": numbers,
     "runs": numbers,
-    "attempts": numbers,
+    "max_runs": numbers,
     "replayable": st.booleans(),
     "holder": st.none() | texts,
     "queue": st.none() | texts,
@@ -152,9 +152,9 @@ FULL = Job(
     state=State.FAILED,
     created_at=1700000000.25,
     version=7,
-    attempt=5,
+    fence=5,
     runs=2,
-    attempts=3,
+    max_runs=3,
     replayable=True,
     holder="host-1",
     queue="videos",
@@ -201,7 +201,7 @@ GOLDEN = [
     (
         FULL,
         b'{"format":1,"id":"id-2","route":"POST /vid\\u00e9os","state":"failed",'
-        b'"created_at":1700000000.25,"version":7,"attempt":5,"runs":2,"attempts":3,'
+        b'"created_at":1700000000.25,"version":7,"fence":5,"runs":2,"max_runs":3,'
         b'"replayable":true,"holder":"host-1","queue":"videos","started_at":1700000001.0,'
         b'"finished_at":1700000002.5,"expires_at":1700003602.5,"purge_at":1700007202.5,'
         b'"progress":[0.5,"halb fertig: \\u00bd"],'

@@ -141,8 +141,8 @@ class Line(Store):
             lambda: self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
         )
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
-        return await self._over(lambda: self._store.append_body(id, attempt, offset, chunk))
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+        return await self._over(lambda: self._store.append_body(id, fence, offset, chunk))
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         await self._ready()
@@ -152,8 +152,8 @@ class Line(Store):
     async def changed(self, id: str, after_version: int) -> Job | None:
         return await self._over(lambda: self._store.changed(id, after_version))
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
-        return await self._over(lambda: self._store.renew(attempts, lease))
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
+        return await self._over(lambda: self._store.renew(fences, lease))
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
         await self._ready()
@@ -224,7 +224,7 @@ class Two:
         )
         return app_of(
             slow_route(answer, "/fail", max_running=2),
-            slow_route(answer, "/rerun", on_interrupt="rerun", attempts=2),
+            slow_route(answer, "/rerun", on_interrupt="rerun", max_runs=2),
             slow_route(streamed, "/streamed", on_interrupt="rerun"),
             slow_route(answer, "/one", max_running=1),
             slow_route(answer, "/held", max_running=1, hold=True),
@@ -516,7 +516,7 @@ async def test_what_a_handler_raises_or_answers_is_an_outcome_and_is_not_run_aga
 
     store = MemoryStore()
     store.shared = True  # type: ignore[misc] # of this one
-    settings: dict[str, Any] = {"on_interrupt": "rerun", "attempts": 3}
+    settings: dict[str, Any] = {"on_interrupt": "rerun", "max_runs": 3}
     app = app_of(
         slow_route(answer, "/raises", **settings),
         slow_route(answer, "/503", **settings),

@@ -68,7 +68,7 @@ async def fill_store(store: Store, count: int, body: bytes) -> None:
                 state=State.RUNNING,
                 created_at=now,
                 started_at=now,
-                attempt=1,
+                fence=1,
             )
             await store.create(job)
             length = (b"content-length", b"%d" % len(body))

@@ -155,14 +155,14 @@ class Acceptance:
         assert handoff.decision is not None
         policy, synchronous = handoff.policy, not handoff.decision.asynchronous
         runs = synchronous or (ticket is not None and ticket.running)
-        attempts = 1 if conductor.lease is None or synchronous else policy.runs
-        replayable = attempts > 1 if runs else not handoff.holds
+        max_runs = 1 if conductor.lease is None or synchronous else policy.runs
+        replayable = max_runs > 1 if runs else not handoff.holds
         job = Job.accepted(
             self.ids.mint(),
             handoff.route,
             conductor.clock(),
             runs=runs,
-            attempts=attempts,
+            max_runs=max_runs,
             replayable=replayable,
             holder=conductor.name if ticket is not None or synchronous else None,
             queue=policy.queue,

@@ -410,12 +410,12 @@ class Conductor:
         job = detached.job
         assert job is not None
         try:
-            kept = await self.store.append_body(job.id, job.attempt, offset, piece)
+            kept = await self.store.append_body(job.id, job.fence, offset, piece)
         except Exception as error:
             self.availability.failed(error)
             raise
         if not kept:
-            raise LeaseLost("the job is not in this attempt any more")
+            raise LeaseLost("the job has changed hands")
 
     async def progressed(self, detached: Detached) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""

@@ -91,10 +91,10 @@ class Job(NamedTuple):
         state: see `TRANSITIONS`.
         created_at: when it was accepted.
         version: 1 at first, one more with every change.
-        attempt: how often it has changed hands: the fencing token. Only who has the newest may
+        fence: how often it has changed hands: the fencing token. Only who has the newest may
             renew its lease and write its outcome.
         runs: how often it has begun to run.
-        attempts: how often it may, should a run be interrupted.
+        max_runs: how often it may, should a run be interrupted.
         replayable: whether its captured request is kept, for a run that is still to come.
         holder: the process that it waits or runs in, by the name that it has given itself.
         queue: the runner's queue that it waits in, if that has several.
@@ -118,9 +118,9 @@ class Job(NamedTuple):
     state: State
     created_at: float
     version: int = 1
-    attempt: int = 0
+    fence: int = 0
     runs: int = 0
-    attempts: int = 1
+    max_runs: int = 1
     replayable: bool = False
     holder: str | None = None
     queue: str | None = None
@@ -146,7 +146,7 @@ class Job(NamedTuple):
         now: float,
         *,
         runs: bool,
-        attempts: int = 1,
+        max_runs: int = 1,
         replayable: bool = False,
         holder: str | None = None,
         queue: str | None = None,
@@ -164,9 +164,9 @@ class Job(NamedTuple):
             state,
             now,
             1,  # version
-            1,  # attempt
+            1,  # fence
             started,
-            attempts,
+            max_runs,
             replayable,
             holder,
             queue,
@@ -243,9 +243,9 @@ class Job(NamedTuple):
         runs = self.runs + 1
         return self._move(
             State.RUNNING,
-            attempt=self.attempt + 1,
+            fence=self.fence + 1,
             runs=runs,
-            replayable=self.replayable and runs < self.attempts,
+            replayable=self.replayable and runs < self.max_runs,
             holder=holder,
             started_at=now,
             orphaned_at=None,
@@ -259,7 +259,7 @@ class Job(NamedTuple):
         """
         if self.state is not State.QUEUED:
             raise IllegalTransition(f"a {self.state} job does not wait")
-        return self._replace(version=self.version + 1, attempt=self.attempt + 1, holder=holder)
+        return self._replace(version=self.version + 1, fence=self.fence + 1, holder=holder)
 
     def given_back(self, now: float) -> Job:
         """The next version, waiting for a process that has its route.
@@ -279,7 +279,7 @@ class Job(NamedTuple):
         if not self.replayable:
             raise IllegalTransition("its captured request is not kept")
         return self._move(
-            State.QUEUED, attempt=self.attempt + 1, holder=None, started_at=None, progress=None
+            State.QUEUED, fence=self.fence + 1, holder=None, started_at=None, progress=None
         )
 
     def cancelling(self) -> Job:
@@ -323,9 +323,9 @@ class Job(NamedTuple):
                 state,
                 self.created_at,
                 self.version + 1,
-                self.attempt,
+                self.fence,
                 self.runs,
-                self.attempts,
+                self.max_runs,
                 False,  # replayable
                 None,  # holder
                 None,  # queue
@@ -354,7 +354,7 @@ class Job(NamedTuple):
             state=self.state,
             created_at=self.created_at,
             version=self.version + 1,
-            attempt=self.attempt,
+            fence=self.fence,
             expires_at=now if self.expires_at is None else min(now, self.expires_at),
             purge_at=purge_at,
             gone=True,

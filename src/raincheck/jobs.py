@@ -14,7 +14,6 @@ import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck.acceptance import Acceptance
-from raincheck.attempts import Attempts
 from raincheck.conductor import Conductor
 from raincheck.dialects.base import Outlook
 from raincheck.errors import INTERRUPTED, ConfigurationError, IllegalTransition
@@ -23,7 +22,8 @@ from raincheck.job import Job, State
 from raincheck.leases import Leases
 from raincheck.owners import Owners
 from raincheck.policy import Limits, Policy, require_kind, seconds
-from raincheck.runners.base import Attempt, Runner
+from raincheck.replay import Replays
+from raincheck.runners.base import Run, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.shutdown import Waits
 from raincheck.stopping import Reason
@@ -93,8 +93,8 @@ class Jobs:
         self.availability = self._conductor.availability
         self.clock = clock
         self.acceptance = Acceptance(self._conductor)
-        self._attempts = Attempts(self.acceptance)
-        self._conductor.runner.bind(self._attempts.attempt, self._conductor.stop, self._spawn)
+        self._replays = Replays(self.acceptance)
+        self._conductor.runner.bind(self._replays.run, self._conductor.stop, self._spawn)
         if store is not None and store.deployment is not None:
             self._conductor.runner.belong(store.deployment)
         self._status: ASGIApp | None = None
@@ -124,7 +124,7 @@ class Jobs:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._attempts.app, self._status = app, status
+        self._replays.app, self._status = app, status
         self._conductor.runner.attach(door)
         self._conductor.policies.bind(policy, rules, complete=complete)
         self.acceptance.owners = owners
@@ -158,7 +158,7 @@ class Jobs:
             )
         else:  # what an app finds in every request, and so in those that outlived their process
             found = {key: lifespan[key] for key in ("app", "state") if key in lifespan}
-            self._attempts.outer = found
+            self._replays.outer = found
         await conductor.runner.open()
         if conductor.lease is not None:
             self._hold(conductor.lease)
@@ -187,10 +187,10 @@ class Jobs:
             self.store,
             conductor.availability,
             lease,
-            held=lambda: conductor.roster.attempts(waiting=conductor.in_place),
-            lost=self._attempts.lost,
+            held=lambda: conductor.roster.fences(waiting=conductor.in_place),
+            lost=self._replays.lost,
             cancelled=conductor.stop,
-            abandoned=self._attempts.take_over,
+            abandoned=self._replays.take_over,
         )
         conductor.tasks.spawn(conductor.leases.watch, Context())
         conductor.keep_sweeping()
@@ -238,10 +238,10 @@ class Jobs:
         await self.store.aclose()
         self._open = False
 
-    def _spawn(self, attempt: Attempt, id: str) -> None:
+    def _spawn(self, run: Run, id: str) -> None:
         waiting = self._conductor.roster.waiting.get(id)
         context = Context() if waiting is None else waiting.context.copy()
-        self._conductor.tasks.spawn(partial(attempt, id), context)
+        self._conductor.tasks.spawn(partial(run, id), context)
 
     # --- for those who ask ---------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class Leases:
         store: the store.
         availability: of the store.
         lease: seconds that a job stays this process's own without renewal.
-        held: the jobs of this process, by id, each with its attempt.
+        held: the jobs of this process, by id, each with its fence.
         lost: called with a job that this process seems not to hold any more.
         cancelled: called with a job that is to stop, again and again.
         abandoned: called with a job whose process has died or hangs.

@@ -38,7 +38,7 @@ _LATEST = 60.0
 class Ledger:
     """Changes jobs in a store.
 
-    What only the newest run of a job may change is fenced: once the job is in another attempt than
+    What only the newest run of a job may change is fenced: once the job has another fence than
     the one known here, `LeaseLost` is raised and nothing changes.
 
     Args:
@@ -142,9 +142,9 @@ class Ledger:
             LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
             StoreFull: there is no room for it.
         """
-        kept = partial(self._store.append_body, job.id, job.attempt, offset, chunk)
+        kept = partial(self._store.append_body, job.id, job.fence, offset, chunk)
         if not await self.patiently(kept, StoreFull):
-            raise LeaseLost("the job is not in this attempt any more")
+            raise LeaseLost("the job has changed hands")
 
     async def progress(self, job: Job, progress: Progress) -> Job:
         """Record a report. Raises what the store raises: the next report is as good."""
@@ -276,15 +276,15 @@ class Ledger:
             end: makes the last one.
             tail: as in `Store.replace`.
         """
-        attempt = job.attempt
+        fence = job.fence
         while not await self._store.replace(ended := end(job), tail=tail):
             newest = await self._newest(job)
             if newest is None:
                 return job
-            # The next attempt is that of an end without a response, perhaps this one.
-            if newest.finished and newest.attempt <= attempt + 1:
+            # The next fence is that of an end without a response, perhaps this one.
+            if newest.finished and newest.fence <= fence + 1:
                 return newest
-            _check_hands(newest, attempt)
+            _check_hands(newest, fence)
             job = newest
         return ended
 
@@ -343,8 +343,8 @@ class Ledger:
 
     def _finished(self, job: Job, state: State, now: float, ttl: float, **outcome: Any) -> Job:
         done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
-        if done.response is None:  # what there is of a body goes with its attempt
-            done = done._replace(attempt=done.attempt + 1)
+        if done.response is None:  # what there is of a body goes with its fence
+            done = done._replace(fence=done.fence + 1)
         return done
 
     async def _advance(
@@ -361,11 +361,11 @@ class Ledger:
         Args:
             job: the version known here.
             change: makes the next version of the one that is there; the same one to leave it.
-            fenced: whether only the attempt known here may make the change.
+            fenced: whether only the fence known here may make the change.
             lease: as in `Store.replace`.
             bounds: as in `Store.replace`.
         """
-        attempt = job.attempt
+        fence = job.fence
         while True:
             changed = change(job)
             if changed is job or await self._store.replace(changed, lease=lease, bounds=bounds):
@@ -374,7 +374,7 @@ class Ledger:
             if newest is None:
                 return job
             if fenced:
-                _check_hands(newest, attempt)
+                _check_hands(newest, fence)
             job = newest
 
     async def _newest(self, job: Job) -> Job | None:
@@ -397,6 +397,6 @@ def _tell(job: Job, error: Problem, why: str | None) -> None:
         )
 
 
-def _check_hands(job: Job, attempt: int) -> None:
-    if job.attempt != attempt:
-        raise LeaseLost(f"job {job.id} is in attempt {job.attempt}, not in {attempt}")
+def _check_hands(job: Job, fence: int) -> None:
+    if job.fence != fence:
+        raise LeaseLost(f"job {job.id} has the fence {job.fence}, and not {fence}")

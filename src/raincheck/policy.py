@@ -49,7 +49,7 @@ class PolicySettings(TypedDict, total=False):
     coalesce: bool | Callable[[CapturedRequest], str | None]
     hold: bool
     on_interrupt: Literal["fail", "rerun"]
-    attempts: int | None
+    max_runs: int | None
     queue: str | None
     drop_headers: Collection[str]
 
@@ -92,7 +92,7 @@ class Policy:
             store is shared: `"fail"` (the default) ends it with a problem, 503 if the process
             stopped and 502 if it died, `"rerun"` runs it again from the captured request. Only for
             handlers that may run twice.
-        attempts: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
+        max_runs: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
             or an error response is an outcome, not an interruption. Default None: 3 with
             `"rerun"`, else 1.
         queue: the queue to wait in, if the runner has several. Default None: its own.
@@ -120,7 +120,7 @@ class Policy:
     coalesce: bool | Callable[[CapturedRequest], str | None] = False
     hold: bool = False
     on_interrupt: Literal["fail", "rerun"] = "fail"
-    attempts: int | None = None
+    max_runs: int | None = None
     queue: str | None = None
     drop_headers: Collection[str] = ()
 
@@ -148,9 +148,9 @@ class Policy:
         check.boolean("hold")
         if self.on_interrupt not in ("fail", "rerun"):
             check.fail("on_interrupt", "is 'fail' or 'rerun'")
-        check.integer("attempts", at_least=1, optional=True)
-        if self.on_interrupt == "fail" and (self.attempts or 1) > 1:
-            check.fail("attempts", "is more than 1 only with on_interrupt='rerun'")
+        check.integer("max_runs", at_least=1, optional=True)
+        if self.on_interrupt == "fail" and (self.max_runs or 1) > 1:
+            check.fail("max_runs", "is more than 1 only with on_interrupt='rerun'")
         if self.on_interrupt == "rerun" and self.hold:
             check.fail("hold", "keeps what cannot run twice, so that on_interrupt is 'fail'")
         if self.queue is not None and not (isinstance(self.queue, str) and self.queue):
@@ -160,8 +160,8 @@ class Policy:
     @property
     def runs(self) -> int:
         """How many runs a job may have in all."""
-        if self.attempts is not None:
-            return self.attempts
+        if self.max_runs is not None:
+            return self.max_runs
         return 3 if self.on_interrupt == "rerun" else 1
 
     def with_settings(self, settings: PolicySettings) -> Self:

@@ -48,7 +48,7 @@ class Roster:
         running: those that run, by id.
         waiting: those that wait, by id.
         leaving: those of which the store has not heard the last word from here yet, by id, each
-            with its attempt. That they end, wait elsewhere or were refused is decided.
+            with its fence. That they end, wait elsewhere or were refused is decided.
     """
 
     def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
@@ -89,23 +89,23 @@ class Roster:
 
     def leave(self, job: Job) -> None:
         """The last word on a job is on its way into the store. Until then nobody else has it."""
-        self.leaving[job.id] = job.attempt
+        self.leaving[job.id] = job.fence
 
     def left(self, job: Job) -> None:
         """It is there."""
         self.leaving.pop(job.id, None)
         self._tell_idle()
 
-    def attempts(self, *, waiting: bool) -> dict[str, int]:
-        """The jobs whose leases are to be renewed, by id, each with its attempt.
+    def fences(self, *, waiting: bool) -> dict[str, int]:
+        """The jobs whose leases are to be renewed, by id, each with its fence.
 
         Args:
             waiting: whether those that wait are among them.
         """
-        found = {id: each.job.attempt for id, each in self.waiting.items()} if waiting else {}
+        found = {id: each.job.fence for id, each in self.waiting.items()} if waiting else {}
         for id, detached in self.running.items():
             if detached.job is not None and not detached.decided:
-                found[id] = detached.job.attempt
+                found[id] = detached.job.fence
         return found | self.leaving
 
     async def until_idle(self) -> None:

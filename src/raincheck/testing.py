@@ -24,7 +24,7 @@ from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.lifetime import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.recording import PIECE
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 from raincheck.stores.base import Found, Store
 
 
@@ -63,7 +63,7 @@ async def follow(client: Client[R], response: R, *, wait: int = 30) -> R:
 
 def job(id: str = "a", **fields: Any) -> Job:
     """A running job, for tests of stores."""
-    known = {"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, "attempt": 1}
+    known = {"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, "fence": 1}
     return Job(**{**known, **fields})
 
 
@@ -118,7 +118,7 @@ async def body_of(store: Store, id: str, offset: int = 0) -> bytes:
 
 async def with_body(store: Store, id: str, pieces: Sequence[bytes], *, tail: bytes = b"") -> Job:
     """A job that has succeeded with this body, for tests of stores."""
-    new = job(id, attempts=2, replayable=True)
+    new = job(id, max_runs=2, replayable=True)
     await store.create(new, request())
     size = 0
     for piece in pieces:
@@ -173,9 +173,9 @@ class StoreContract:
 
     async def test_every_field_comes_back(self, store: Store) -> None:
         full = job(
-            attempt=2,
+            fence=2,
             runs=1,
-            attempts=3,
+            max_runs=3,
             replayable=True,
             queue="videos",
             started_at=1.5,
@@ -198,7 +198,7 @@ class StoreContract:
     async def test_a_captured_request_is_kept_as_long_as_it_may_be_replayed(
         self, store: Store
     ) -> None:
-        queued = job(state=State.QUEUED, attempt=0, attempts=2, replayable=True)
+        queued = job(state=State.QUEUED, fence=0, max_runs=2, replayable=True)
         await store.create(queued, request())
         assert await store.request("a") == request()
         first = queued.start(1001.0)
@@ -274,7 +274,7 @@ class StoreContract:
         self, store: Store
     ) -> None:
         lasting, passing = Key("k", "f"), Key("l", lasting=False)
-        waits = job(state=State.QUEUED, attempts=2, replayable=True)
+        waits = job(state=State.QUEUED, max_runs=2, replayable=True)
         for last in ("cancelling", "finished", "gone"):
             queued = waits._replace(id=last)
             keys = [key._replace(name=f"{key.name} of {last}") for key in (lasting, passing)]
@@ -433,7 +433,7 @@ class StoreContract:
 
     async def test_a_job_gives_room_when_it_leaves_its_state(self, store: Store) -> None:
         one = Bounds(route=1, owner=1)
-        waits = job("a", state=State.QUEUED, owner="ann", attempts=2, replayable=True)
+        waits = job("a", state=State.QUEUED, owner="ann", max_runs=2, replayable=True)
         await store.create(waits, request())
         runs = waits.start(1001.0)
         assert await store.replace(runs, bounds=one)
@@ -457,7 +457,7 @@ class StoreContract:
     async def test_a_job_begins_only_if_there_is_room(self, store: Store) -> None:
         one = Bounds(route=1, owner=1)
         await store.create(job("a", owner="ann"))
-        waits = job("b", state=State.QUEUED, owner="ann", attempts=2, replayable=True)
+        waits = job("b", state=State.QUEUED, owner="ann", max_runs=2, replayable=True)
         await store.create(waits, request())
         try:
             await store.replace(waits.start(1001.0), bounds=one)
@@ -591,11 +591,11 @@ class StoreContract:
                 assert done.response is not None
                 assert len(had) == done.response.size or not ended
 
-    async def test_nor_does_it_go_on_with_that_of_another_attempt(self, store: Store) -> None:
+    async def test_nor_does_it_go_on_with_that_of_another_run(self, store: Store) -> None:
         for number, (pieces, _) in enumerate(BODIES):
             body = b"".join(pieces)
             for chunks, other in ((1, b""), (1, b"!"), (2, b"!")):
-                first = job(f"{number} {chunks} {other!r}", attempts=2, replayable=True)
+                first = job(f"{number} {chunks} {other!r}", max_runs=2, replayable=True)
                 await store.create(first, request())
                 for start in range(0, len(body), PIECE):
                     assert await store.append_body(first.id, 1, start, body[start : start + PIECE])
@@ -607,7 +607,7 @@ class StoreContract:
                     for start in range(0, 4 * PIECE, PIECE):
                         if other:
                             chunk = other * PIECE
-                            assert await store.append_body(again.id, again.attempt, start, chunk)
+                            assert await store.append_body(again.id, again.fence, start, chunk)
 
                 had, ended = await read_on(store, first.id, chunks, begin_anew)
                 assert body.startswith(had)
@@ -658,8 +658,8 @@ class StoreContract:
         assert not await store.append_body("a", 1, 0, b"x")
         assert await body_of(store, "a") == b""
 
-    async def test_only_the_newest_attempt_has_a_body(self, store: Store) -> None:
-        first = job(attempts=2, replayable=True)
+    async def test_only_the_newest_run_has_a_body(self, store: Store) -> None:
+        first = job(max_runs=2, replayable=True)
         await store.create(first, request())
         assert await store.append_body("a", 1, 0, b"first")
         second = first.requeue().start(1001.0)
@@ -703,7 +703,7 @@ class StoreContract:
     async def test_what_nobody_holds_is_abandoned(self, store: Store) -> None:
         for id in "abcd":
             await store.create(job(id), lease=0.0)
-        await store.create(job("q", state=State.QUEUED, attempt=0), lease=0.0)
+        await store.create(job("q", state=State.QUEUED, fence=0), lease=0.0)
         await store.create(job("held"), lease=60.0)
         await store.create(job("without a lease"))
         assert {job.id async for job in store.abandoned()} == {*"abcd", "q"}
@@ -732,7 +732,7 @@ class StoreContract:
         assert found[0].idle >= 0.0
 
     async def test_only_who_holds_a_job_renews_its_lease(self, store: Store) -> None:
-        await store.create(job("stale", attempt=2), lease=0.0)
+        await store.create(job("stale", fence=2), lease=0.0)
         await store.create(job("ended"), lease=0.0)
         await store.replace(finished(job("ended")))
         await store.create(job("gone"), lease=0.0)
@@ -842,16 +842,16 @@ class RunnerContract:
         """Let the engine's workers run, in this process, while a test does."""
         yield
 
-    async def test_every_submitted_job_is_attempted(self, runner: Runner) -> None:
+    async def test_every_submitted_job_runs(self, runner: Runner) -> None:
         wanted = {str(number) for number in range(20)}
-        attempted, all_of_them = set[str](), anyio.Event()
+        begun, all_of_them = set[str](), anyio.Event()
 
-        async def attempt(id: str) -> None:
-            attempted.add(id)
-            if attempted == wanted:
+        async def run(id: str) -> None:
+            begun.add(id)
+            if begun == wanted:
                 all_of_them.set()
 
-        async with self._bound(runner, attempt):
+        async with self._bound(runner, run):
             for id in wanted:
                 await runner.submit(id)
             with anyio.fail_after(10):
@@ -861,14 +861,14 @@ class RunnerContract:
         both = anyio.Event()
         running: set[str] = set()
 
-        async def attempt(id: str) -> None:
+        async def run(id: str) -> None:
             running.add(id)
             if len(running) == 2:
                 both.set()
             with anyio.fail_after(10):
                 await both.wait()
 
-        async with self._bound(runner, attempt):
+        async with self._bound(runner, run):
             await runner.submit("a")
             await runner.submit("b")
             with anyio.fail_after(10):
@@ -877,7 +877,7 @@ class RunnerContract:
     async def test_a_cancelled_job_is_told_to_stop(self, runner: Runner) -> None:
         started, told = anyio.Event(), anyio.Event()
 
-        async def attempt(id: str) -> None:
+        async def run(id: str) -> None:
             started.set()
             with anyio.fail_after(10):
                 await told.wait()
@@ -886,35 +886,35 @@ class RunnerContract:
             assert id == "a"
             told.set()
 
-        async with self._bound(runner, attempt, stop):
+        async with self._bound(runner, run, stop):
             await runner.submit("a")
             with anyio.fail_after(10):
                 await started.wait()
             await runner.cancel("a")
 
     async def test_cancelling_what_does_not_run_is_no_error(self, runner: Runner) -> None:
-        async def attempt(id: str) -> None:
+        async def run(id: str) -> None:
             raise AssertionError("nothing was submitted")
 
-        async with self._bound(runner, attempt):
+        async with self._bound(runner, run):
             await runner.cancel("unknown")
 
     async def test_it_can_be_opened_again(self, runner: Runner) -> None:
         await runner.open()
         await runner.aclose()
-        await self.test_every_submitted_job_is_attempted(runner)
+        await self.test_every_submitted_job_runs(runner)
 
     @asynccontextmanager
     async def _bound(
-        self, runner: Runner, attempt: Attempt, stop: Stop = lambda _: None
+        self, runner: Runner, run: Run, stop: Stop = lambda _: None
     ) -> AsyncIterator[None]:
-        """A runner that is bound and open, until its attempts have ended."""
+        """A runner that is bound and open, until its runs have ended."""
         async with anyio.create_task_group() as group:
 
-            def spawn(attempt: Attempt, id: str) -> None:
-                group.start_soon(attempt, id)
+            def spawn(run: Run, id: str) -> None:
+                group.start_soon(run, id)
 
-            runner.bind(attempt, stop, spawn)
+            runner.bind(run, stop, spawn)
             await runner.open()
             async with self.workers(runner):
                 yield

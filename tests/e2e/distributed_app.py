@@ -68,13 +68,13 @@ def note(*words: object) -> None:
 
 
 def run_of(job: Any) -> str:
-    return f"{job.id} {job.attempt}" if job is not None else "none 0"
+    return f"{job.id} {job.fence}" if job is not None else "none 0"
 
 
 # --- endpoints ---------------------------------------------------------------------------------
 
 
-@long_running(on_interrupt="rerun", attempts=20)
+@long_running(on_interrupt="rerun", max_runs=20)
 async def work(request: Request) -> Response:
     seconds = float(request.query_params.get("seconds", "0.2"))
     run = run_of(current_job())
@@ -92,7 +92,7 @@ async def work(request: Request) -> Response:
         {
             "bytes": len(body),
             "order": body.decode()[:20],
-            "attempt": int(run.split()[1]),
+            "fence": int(run.split()[1]),
             "by": os.getpid(),
         },
         status_code=201,

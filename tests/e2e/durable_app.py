@@ -55,12 +55,12 @@ async def work(request: Request) -> Response:
     return JSONResponse({"nonce": order["nonce"], "run": run, "by": os.getpid()})
 
 
-@long_running(on_interrupt="rerun", attempts=100)
+@long_running(on_interrupt="rerun", max_runs=100)
 async def rerun(request: Request) -> Response:
     return await work(request)
 
 
-@long_running(on_interrupt="rerun", attempts=100, max_running=4)
+@long_running(on_interrupt="rerun", max_runs=100, max_running=4)
 async def narrow(request: Request) -> Response:
     return await work(request)
 
@@ -70,7 +70,7 @@ async def once(request: Request) -> Response:
     return await work(request)
 
 
-@long_running(on_interrupt="rerun", attempts=100)
+@long_running(on_interrupt="rerun", max_runs=100)
 async def stream(request: Request) -> Response:
     order = await request.json()
 

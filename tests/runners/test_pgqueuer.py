@@ -100,7 +100,7 @@ class SharedMemory(MemoryStore):
     shared = True
 
 
-class Attempts:
+class Runs:
     """What a runner runs, held until it is let go on."""
 
     def __init__(self) -> None:
@@ -114,9 +114,9 @@ class Attempts:
         self.ended.append(id)
 
 
-def bound(runner: PgQueuerRunner, attempt: Callable[[str], Awaitable[None]]) -> PgQueuerRunner:
+def bound(runner: PgQueuerRunner, one: Callable[[str], Awaitable[None]]) -> PgQueuerRunner:
     async def run(id: str) -> None:
-        await attempt(id)
+        await one(id)
 
     runner.bind(run, lambda _: None, lambda *_: None)
     runner.attach(bare)
@@ -125,9 +125,9 @@ def bound(runner: PgQueuerRunner, attempt: Callable[[str], Awaitable[None]]) -> 
 
 @asynccontextmanager
 async def opened(
-    dsn: str, attempt: Callable[[str], Awaitable[None]], **settings: Any
+    dsn: str, one: Callable[[str], Awaitable[None]], **settings: Any
 ) -> AsyncIterator[PgQueuerRunner]:
-    runner = bound(PgQueuerRunner(dsn, **settings), attempt)
+    runner = bound(PgQueuerRunner(dsn, **settings), one)
     await runner.open()
     try:
         yield runner
@@ -236,7 +236,7 @@ async def test_an_unknown_queue_of_an_older_job_is_no_queue(nowhere: str) -> Non
 async def test_a_database_without_tables_names_the_cure(
     empty: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(empty, Attempts()) as runner:
+    async with opened(empty, Runs()) as runner:
         assert "pgq install" in caplog.text
         with pytest.raises(asyncpg.UndefinedTableError):
             await runner.submit("a")
@@ -262,8 +262,8 @@ async def test_a_job_is_refused_and_withdrawn_while_the_server_is_away(
 async def test_a_broken_connection_is_made_anew_with_the_next_job(
     dsn: str, postgres: Postgres
 ) -> None:
-    async with opened(dsn, attempts := Attempts()) as runner:
-        attempts.go_on.set()
+    async with opened(dsn, runs := Runs()) as runner:
+        runs.go_on.set()
         await runner.submit("a")
         postgres.kill()
 
@@ -276,27 +276,27 @@ async def test_a_broken_connection_is_made_anew_with_the_next_job(
         postgres.start()
         await runner.submit("c")
         async with working(runner):
-            await until(lambda: "c" in attempts.ended)
+            await until(lambda: "c" in runs.ended)
 
 
 async def test_a_job_is_submitted_though_the_server_was_started_again(
     dsn: str, postgres: Postgres
 ) -> None:
     """The connection has died, and nobody has heard of that."""
-    async with opened(dsn, attempts := Attempts()) as runner:
-        attempts.go_on.set()
+    async with opened(dsn, runs := Runs()) as runner:
+        runs.go_on.set()
         await runner.submit("a")
         postgres.kill()
         postgres.start()
         await asyncio.gather(*(runner.submit(id) for id in "bcd"))
         async with working(runner):
-            await until(lambda: {*"bcd"} <= {*attempts.ended})
+            await until(lambda: {*"bcd"} <= {*runs.ended})
 
 
 async def test_a_submission_that_is_given_up_leaves_no_broken_connection(
     dsn: str, postgres: Postgres
 ) -> None:
-    async with opened(dsn, Attempts()) as runner:
+    async with opened(dsn, Runs()) as runner:
         pids = postgres.hang()
         try:
             with pytest.raises(TimeoutError):
@@ -310,22 +310,22 @@ async def test_a_submission_that_is_given_up_leaves_no_broken_connection(
 
 
 async def test_a_worker_and_what_it_runs_outlive_the_server(dsn: str, postgres: Postgres) -> None:
-    async with opened(dsn, attempts := Attempts()) as runner, working(runner):
+    async with opened(dsn, runs := Runs()) as runner, working(runner):
         await runner.submit("a")
-        await until(lambda: attempts.begun == ["a"])
+        await until(lambda: runs.begun == ["a"])
         postgres.kill()
         await asyncio.sleep(0.1)
         postgres.start()
         with suppress(*AWAY):
             await runner.submit("b")
         await runner.submit("c")
-        await until(lambda: "c" in attempts.begun)  # while `a` still runs
-        attempts.go_on.set()
-        await until(lambda: {"a", "c"} <= {*attempts.ended})
+        await until(lambda: "c" in runs.begun)  # while `a` still runs
+        runs.go_on.set()
+        await until(lambda: {"a", "c"} <= {*runs.ended})
 
 
 async def test_a_worker_that_waits_for_the_server_ends_when_it_is_told_to(nowhere: str) -> None:
-    runner = bound(PgQueuerRunner(nowhere), Attempts())
+    runner = bound(PgQueuerRunner(nowhere), Runs())
     told = asyncio.Event()
     worker = asyncio.create_task(pgqueuer.run(runner.worker, shutdown=told))
     await asyncio.wait([worker], timeout=0.7)
@@ -336,29 +336,29 @@ async def test_a_worker_that_waits_for_the_server_ends_when_it_is_told_to(nowher
 
 
 async def test_queues_have_workers_of_their_own(dsn: str) -> None:
-    async with opened(dsn, attempts := Attempts(), queues=["videos", "mail"]) as runner:
-        attempts.go_on.set()
+    async with opened(dsn, runs := Runs(), queues=["videos", "mail"]) as runner:
+        runs.go_on.set()
         for id, queue in (("a", None), ("b", "videos"), ("c", "mail")):
             await runner.submit(id, queue)
         async with working(runner, "videos"):
-            await until(lambda: attempts.ended)
-        assert attempts.ended == ["b"]
+            await until(lambda: runs.ended)
+        assert runs.ended == ["b"]
         async with working(runner, "default"):
-            await until(lambda: len(attempts.ended) == 2)
-        assert attempts.ended == ["b", "a"]
+            await until(lambda: len(runs.ended) == 2)
+        assert runs.ended == ["b", "a"]
         async with working(runner):
-            await until(lambda: len(attempts.ended) == 3)
+            await until(lambda: len(runs.ended) == 3)
         with pytest.raises(ConfigurationError, match="'sound'"):
             await pgqueuer.run(partial(runner.worker, ["sound"]), shutdown=asyncio.Event())
 
 
 async def test_deployments_that_share_the_tables_do_not_bring_each_other_jobs(dsn: str) -> None:
-    shop, bank = Attempts(), Attempts()
+    shop, bank = Runs(), Runs()
     async with opened(dsn, shop) as of_shop, opened(dsn, bank) as of_bank:
         for each, name in ((of_shop, "shop"), (of_bank, "bank")):
             each.belong(name)
-        for attempts in (shop, bank):
-            attempts.go_on.set()
+        for runs in (shop, bank):
+            runs.go_on.set()
         ids = [str(number) for number in range(20)]
         async with working(of_bank):
             for id in ids:
@@ -372,56 +372,56 @@ async def test_deployments_that_share_the_tables_do_not_bring_each_other_jobs(ds
 
 
 async def test_a_worker_takes_so_many_jobs_at_once(dsn: str) -> None:
-    async with opened(dsn, attempts := Attempts()) as runner:
+    async with opened(dsn, runs := Runs()) as runner:
         for number in range(5):
             await runner.submit(str(number))
         async with working(runner, batch_size=1, max_concurrent_tasks=2):
-            await until(lambda: len(attempts.begun) == 2)
+            await until(lambda: len(runs.begun) == 2)
             await asyncio.sleep(0.3)
-            assert attempts.begun == ["0", "1"]
-            attempts.go_on.set()
-            await until(lambda: len(attempts.ended) == 5)
+            assert runs.begun == ["0", "1"]
+            runs.go_on.set()
+            await until(lambda: len(runs.ended) == 5)
 
 
 async def test_a_job_that_runs_longer_than_a_heartbeat_is_brought_once(dsn: str) -> None:
     options = {"heartbeat_timeout": timedelta(seconds=0.6), "dequeue_timeout": timedelta(0, 0.1)}
     async with (
-        opened(dsn, attempts := Attempts()) as runner,
+        opened(dsn, runs := Runs()) as runner,
         working(runner, **options),
         working(runner, **options),
     ):
         await runner.submit("a")
         await asyncio.sleep(1.5)
-        attempts.go_on.set()
-        await until(lambda: attempts.ended)
-    assert attempts.begun == ["a"]
+        runs.go_on.set()
+        await until(lambda: runs.ended)
+    assert runs.begun == ["a"]
 
 
 async def test_what_a_dead_worker_has_taken_is_brought_to_another(
     dsn: str, postgres: Postgres
 ) -> None:
-    async with opened(dsn, attempts := Attempts()) as runner:
-        attempts.go_on.set()
+    async with opened(dsn, runs := Runs()) as runner:
+        runs.go_on.set()
         await runner.submit("a")
         queue = dsn.rpartition("=")[2] + ".pgqueuer"
         postgres.ask(f"UPDATE {queue} SET status = 'picked', heartbeat = now() - interval '31 s'")
         async with working(runner):
-            await until(lambda: attempts.ended == ["a"])
+            await until(lambda: runs.ended == ["a"])
         assert postgres.ask(f"SELECT count(*) FROM {queue}") == "0"
 
 
-async def test_a_worker_gives_up_on_an_attempt_that_does_not_end_with_the_drain(dsn: str) -> None:
-    attempts, let_go = Attempts(), asyncio.Event()
+async def test_a_worker_gives_up_on_a_run_that_does_not_end_with_the_drain(dsn: str) -> None:
+    runs, let_go = Runs(), asyncio.Event()
 
     async def stubborn(id: str) -> None:
         with suppress(asyncio.CancelledError):
-            await attempts(id)
+            await runs(id)
         await let_go.wait()
 
     async with opened(dsn, stubborn) as runner:
         async with working(runner):
             await runner.submit("a")
-            await until(lambda: attempts.begun)
+            await until(lambda: runs.begun)
         let_go.set()
 
 
@@ -436,11 +436,11 @@ async def test_a_worker_finds_the_app_where_it_is(
         await pgqueuer.run(runner.worker, shutdown=asyncio.Event())
     problem = "no LongRunningMiddleware with this runner"
     assert caught.group_contains(ConfigurationError, match=problem)
-    async with opened(dsn, attempts := Attempts(), app="elsewhere:app") as runner:
-        attempts.go_on.set()
+    async with opened(dsn, runs := Runs(), app="elsewhere:app") as runner:
+        runs.go_on.set()
         async with working(runner):
             await runner.submit("a")
-            await until(lambda: attempts.ended)
+            await until(lambda: runs.ended)
 
 
 async def test_a_worker_without_its_app_says_what_is_missing(nowhere: str) -> None:
@@ -463,7 +463,7 @@ async def test_a_worker_whose_app_does_not_start_ends(nowhere: str) -> None:
 # --- in processes of their own -----------------------------------------------------------------
 
 
-@long_running(on_interrupt="rerun", attempts=5)
+@long_running(on_interrupt="rerun", max_runs=5)
 async def work(request: Request) -> Response:
     job = current_job()
     assert job is not None

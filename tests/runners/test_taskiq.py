@@ -117,15 +117,15 @@ async def working(broker: AsyncBroker) -> AsyncIterator[None]:
             await broker.shutdown()
 
 
-def bound(runner: Runner, attempt: Callable[[str], Awaitable[None]]) -> None:
+def bound(runner: Runner, one: Callable[[str], Awaitable[None]]) -> None:
     async def run(id: str) -> None:
-        await attempt(id)
+        await one(id)
 
     runner.bind(run, lambda _: None, lambda *_: None)
 
 
 async def nothing(id: str) -> None:
-    """An attempt at nothing."""
+    """A run of nothing."""
 
 
 # --- the contract ------------------------------------------------------------------------------
@@ -356,20 +356,20 @@ async def test_a_worker_goes_on_when_its_broker_comes_back(
     broker = Broker(failures=2)
     runner = TaskiqRunner(broker)
     runner.attach(bare)
-    attempted: list[str] = []
+    begun: list[str] = []
     done = asyncio.Event()
 
-    async def attempt(id: str) -> None:
-        attempted.append(id)
-        if len(attempted) == 5:
+    async def run(id: str) -> None:
+        begun.append(id)
+        if len(begun) == 5:
             done.set()
 
-    bound(runner, attempt)
+    bound(runner, run)
     async with working(broker):
         for number in range(5):
             await runner.submit(str(number))
         await asyncio.wait_for(done.wait(), 60)
-    assert attempted == [*"01234"]
+    assert begun == [*"01234"]
     assert broker.log.count("listen") == 5  # two failures, and thrice two messages
     assert caplog.text.count("cannot be heard") == 2
     assert broker.log[-1] == "shutdown"
@@ -396,7 +396,7 @@ def heard() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
-async def test_a_worker_gives_up_on_an_attempt_that_does_not_end_with_the_drain(
+async def test_a_worker_gives_up_on_a_run_that_does_not_end_with_the_drain(
     heard: list[int],
 ) -> None:
     broker = Broker()

@@ -558,8 +558,8 @@ class SharedStoreContract(StoreContract, ABC):
         assert b"".join(parts) == chunk[17:]
         assert max(map(len, parts)) <= MEBIBYTE
 
-    async def test_a_reader_never_sees_two_attempts(self, store: Store, another: Store) -> None:
-        first = job(attempts=2, replayable=True)
+    async def test_a_reader_never_sees_two_runs(self, store: Store, another: Store) -> None:
+        first = job(max_runs=2, replayable=True)
         await store.create(first, request())
         for number in range(8):
             await store.append_body("a", 1, number * MEBIBYTE, b"1" * MEBIBYTE)
@@ -570,7 +570,7 @@ class SharedStoreContract(StoreContract, ABC):
         assert await another.replace(again)
         for number in range(8):
             chunk = b"2" * MEBIBYTE
-            assert await another.append_body("a", again.attempt, number * MEBIBYTE, chunk)
+            assert await another.append_body("a", again.fence, number * MEBIBYTE, chunk)
         try:
             async for part in reader:
                 seen |= {*part}
@@ -850,7 +850,7 @@ class ServedStoreContract(SharedStoreContract, ABC):
     async def test_a_body_that_goes_while_it_is_read_does_not_end(
         self, store: Store, how: str
     ) -> None:
-        there = job(attempts=2, replayable=True)
+        there = job(max_runs=2, replayable=True)
         await store.create(there, request())
         for number in range(4):
             await store.append_body("a", 1, number * MEBIBYTE, bytes(MEBIBYTE))
@@ -862,7 +862,7 @@ class ServedStoreContract(SharedStoreContract, ABC):
             again = there.requeue().start(1001.0)
             assert await store.replace(again)
             for number in range(4):
-                await store.append_body("a", again.attempt, number * MEBIBYTE, bytes(MEBIBYTE))
+                await store.append_body("a", again.fence, number * MEBIBYTE, bytes(MEBIBYTE))
         if how in ("swept", "forgotten"):
             await store.replace(finished(there))
             await store.sweep(1060.0)
@@ -979,7 +979,7 @@ class UnreadableContract(SharedStoreContract):
         assert there.gone
 
     async def test_an_abandoned_job_that_cannot_be_read_is_discarded(self, store: Store) -> None:
-        kept = job(state=State.QUEUED, attempts=2, replayable=True, owner="ann")
+        kept = job(state=State.QUEUED, max_runs=2, replayable=True, owner="ann")
         one = Bounds(route=1, owner=1)
         await store.create(kept, request(), keys=(Key("k"),), lease=0.0, bounds=one)
         await store.append_body("a", 1, 0, b"x")

@@ -108,8 +108,8 @@ class Delayed(Store):
         await self._called("replace", job, keys, tail, lease, bounds)
         return True
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
-        await self._called("append_body", id, attempt, offset, chunk)
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+        await self._called("append_body", id, fence, offset, chunk)
         return True
 
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -120,8 +120,8 @@ class Delayed(Store):
         await self._called("changed", id, after_version)
         return job(id)
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
-        await self._called("renew", attempts, lease)
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
+        await self._called("renew", fences, lease)
         return {"a": State.RUNNING}
 
     def abandoned(self) -> AsyncIterator[Abandoned]:

@@ -343,7 +343,7 @@ async def test_what_was_there_before_deployments_goes_to_the_first(
         whole = json.dumps(record, separators=(",", ":"))
         for id, text in (("a", whole), ("b", "damaged")):
             await connection.execute(
-                "INSERT INTO jobs (id, version, attempt, gone, state, record, route, lease_until) "
+                "INSERT INTO jobs (id, version, fence, gone, state, record, route, lease_until) "
                 "VALUES ($1, 1, 1, false, 'running', $2, $3, now())",
                 *(id, text, digest("r")),
             )
@@ -544,7 +544,7 @@ async def test_a_server_that_was_started_again_costs_nobody_an_answer(
     """The event loop hears of nothing before the next call, which meets dead connections."""
     monkeypatch.setattr(_postgres_session, "RESTED", rested)
     store = open_store()
-    there = job(replayable=True, attempts=2)
+    there = job(replayable=True, max_runs=2)
     calls: list[Callable[[], Any]] = [
         lambda: store.create(there, request(), bounds=ONE),
         lambda: store.get("a"),
@@ -735,7 +735,7 @@ async def test_a_creator_waits_for_another_and_sees_what_it_did(
             await transaction.start()
             await other.execute("DELETE FROM jobs; DELETE FROM keys")
             await other.execute(
-                "INSERT INTO jobs (deployment, id, version, attempt, gone, record, route) "
+                "INSERT INTO jobs (deployment, id, version, fence, gone, record, route) "
                 "VALUES ('shop', 'theirs', 1, 1, false, $1, '')",
                 dump(theirs).decode(),
             )
@@ -857,7 +857,7 @@ async def somebody_within(
         holes = ", ".join(f"${number + 1}" for number in range(len(room)))
         assert await other.fetchval(f"SELECT no_room({holes})", *room) is None
         await other.execute(
-            "INSERT INTO jobs (deployment, id, version, attempt, gone, state, record, route) "
+            "INSERT INTO jobs (deployment, id, version, fence, gone, state, record, route) "
             "VALUES ('shop', $1, 1, 1, false, $2, $3, $4) ON CONFLICT (deployment, id) DO UPDATE "
             "SET version = jobs.version + 1, state = excluded.state, record = excluded.record",
             *(theirs.id, theirs.state.value, dump(theirs).decode(), digest(theirs.route)),
@@ -1057,7 +1057,7 @@ async def test_a_chunk_waits_for_who_replaces_its_job(
         connected(postgres, schema) as other,
         other.transaction(),
     ):
-        await other.execute("UPDATE jobs SET attempt = 2, version = 2")
+        await other.execute("UPDATE jobs SET fence = 2, version = 2")
         group.start_soon(append)
         await until(lambda: postgres.ask(LOCKED) == "1")
     assert kept == [False]
@@ -1336,10 +1336,10 @@ async def test_a_sweep_passes_over_what_others_are_changing(
         assert [await store.get(id) is not None for id in "ab"] == left
 
 
-async def test_another_attempt_drops_what_the_first_has_written(store: PostgresStore) -> None:
+async def test_another_run_drops_what_the_first_has_written(store: PostgresStore) -> None:
     await store.create(job())
     assert await store.append_body("a", 1, 0, b"x")
-    assert await store.replace(job(version=2, attempt=2))
+    assert await store.replace(job(version=2, fence=2))
     assert await store._value("SELECT count(*) FROM raincheck.chunks") == 0
 
 

@@ -302,7 +302,7 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     server.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
     store = RedisStore(server.url, deployment="shop")
-    first = job(replayable=True, attempts=2, owner="ann")
+    first = job(replayable=True, max_runs=2, owner="ann")
     keys = Key("k"), Key("l", lasting=False)
     await store.create(first, request(), keys=keys, lease=0.0, bounds=Bounds(1, 1))
     with pytest.raises(NoRoom):
@@ -478,7 +478,7 @@ async def test_as_few_rights_as_the_cure_gives_are_enough(
     for _ in range(2):  # only once it has keys can the server tell what it may do with them
         cured(valkey, await fails(users, "channel of this deployment"))
     await users.open()
-    there = job(attempts=2, replayable=True, owner="ann")
+    there = job(max_runs=2, replayable=True, owner="ann")
     one = Bounds(route=1, owner=1)
     await users.create(there, request(), keys=(Key("k"),), lease=0.0, bounds=one)
     await users.learn("r", ["accept"])
@@ -630,7 +630,7 @@ async def test_a_key_of_another_application_is_an_error_that_changes_nothing(
     store: RedisStore, key: str
 ) -> None:
     """Whatever a call does, it does the whole of it or nothing."""
-    there = job(owner="ann", attempts=2, replayable=True)
+    there = job(owner="ann", max_runs=2, replayable=True)
     shares = (Key("k"), Key("run", None, False))
     calls: dict[str, Callable[[], Any]] = {
         "report": partial(store.replace, there.with_progress(Progress(0.5)), lease=60.0),
@@ -776,7 +776,7 @@ async def test_every_way_through_life_is_counted(
     def new(id: str) -> Job:
         route, owner = ("short" if len(id) == 1 else "long"), id[0]
         waits = job(id, route=route, owner=owner, state=State.QUEUED)
-        return waits._replace(attempts=9, replayable=True)
+        return waits._replace(max_runs=9, replayable=True)
 
     def next_of(there: Job) -> Job:
         ways: list[Job] = [there.tombstone(1000.0, 60.0)]
@@ -1245,7 +1245,7 @@ async def test_a_change_that_came_while_the_server_was_away_is_not_missed(serve:
 async def test_a_full_server_refuses_new_jobs_and_keeps_those_it_has(serve: Serve) -> None:
     server = serve("--maxmemory-policy", "noeviction")
     store = RedisStore(server.url, deployment="shop")
-    queued = job(state=State.QUEUED, attempt=0, replayable=True, attempts=2)
+    queued = job(state=State.QUEUED, fence=0, replayable=True, max_runs=2)
     await store.create(queued, request(b"x" * 1000), keys=(Key("k"),), lease=0.0)
     await store.create(job("old"))
     await store.replace(finished(job("old")))

@@ -414,12 +414,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-async def grow(store: Store, id: str, attempt: int = 1) -> int:
+async def grow(store: Store, id: str, fence: int = 1) -> int:
     """Append to a body until there is no room; how much it has then."""
     size = 0
     with suppress(StoreFull):
         while size < 16 * MEBIBYTE:
-            assert await store.append_body(id, attempt, size, random.randbytes(256 * 1024))
+            assert await store.append_body(id, fence, size, random.randbytes(256 * 1024))
             size += 256 * 1024
     return size
 
@@ -447,7 +447,7 @@ async def test_a_response_that_the_disk_cannot_hold_leaves_room_for_all_others(
             assert await store.replace(finished(each.with_progress(Progress(0.5))))
         assert await store.replace(finished(large))
         # ... with which its room is free: new ones are accepted.
-        new = job(f"new-{number}", replayable=True, attempts=2)
+        new = job(f"new-{number}", replayable=True, max_runs=2)
         assert await store.create(new, request(bytes(100_000)), lease=60.0) == new
         assert await store.append_body(new.id, 1, 0, bytes(MEBIBYTE))
         assert await store.replace(new.tombstone(1000.0, 60.0))
@@ -459,7 +459,7 @@ async def test_no_job_is_accepted_without_room_for_how_it_ends(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the disk is full: what is left of it is for those that were accepted."""
-    there = job(replayable=True, attempts=2)
+    there = job(replayable=True, max_runs=2)
     await store.create(there, request())
 
     def nearly_full(folder: str) -> shutil._ntuple_diskusage:
@@ -524,13 +524,13 @@ async def test_secrets_go_from_all_files_when_a_request_is_dropped(
     for number in range(600):
         if chance.random() < 0.6 or not kept:
             size = chance.choice([0, 100, 1000, 3000, 9000, 50_000])
-            new = job(str(number), state=State.QUEUED, replayable=True, attempts=2)
+            new = job(str(number), state=State.QUEUED, replayable=True, max_runs=2)
             kept[new.id] = new
             await store.create(new, with_secret(new.id, size), lease=0.0)
         else:
             old = kept.pop(chance.choice([*kept]))
             dropped.add(old.id)
-            begun = old._replace(attempts=1).start(1001.0)
+            begun = old._replace(max_runs=1).start(1001.0)
             ended = [finished(old), old.tombstone(1000.0, 60.0), begun]
             assert await store.replace(chance.choice(ended))
     assert len(dropped) > 100
@@ -710,7 +710,7 @@ async def test_what_is_dropped_leaves_no_rows(path: Path, store: SQLiteStore) ->
         tables = ("jobs", "keys", "requests", "bodies")
         return [look(path, f"SELECT count(*) FROM {table}")[0][0] for table in tables]
 
-    first = job(attempts=2, replayable=True)
+    first = job(max_runs=2, replayable=True)
     await store.create(first, request(), keys=(Key("k"), Key("l", lasting=False)))
     await store.append_body("a", 1, 0, bytes(MEBIBYTE))
     assert rows() == [1, 2, 1, 4]
@@ -718,7 +718,7 @@ async def test_what_is_dropped_leaves_no_rows(path: Path, store: SQLiteStore) ->
     assert rows() == [1, 2, 1, 0]
     last = first.requeue().start(1001.0)
     assert await store.replace(last)
-    await store.append_body("a", last.attempt, 0, bytes(MEBIBYTE))
+    await store.append_body("a", last.fence, 0, bytes(MEBIBYTE))
     done = finished(last, size=MEBIBYTE + 1)
     assert await store.replace(done, tail=b"x")
     assert rows() == [1, 1, 0, 5]
@@ -901,7 +901,7 @@ async def test_a_body_that_fills_the_disk_makes_room_again_when_its_job_has_fail
     async def fill() -> None:
         nonlocal size
         while size < 10 * MEBIBYTE:
-            await store.append_body("a", job().attempt, size, piece)
+            await store.append_body("a", job().fence, size, piece)
             size += len(piece)
 
     with pytest.raises(StoreFull):
@@ -912,7 +912,7 @@ async def test_a_body_that_fills_the_disk_makes_room_again_when_its_job_has_fail
     assert await store.replace(finished(job()))
     assert await body_of(store, "a") == b""
     await store.create(job("b"))
-    assert await store.append_body("b", job().attempt, 0, piece)
+    assert await store.append_body("b", job().fence, 0, piece)
 
 
 async def test_who_reads_waits_for_nobody_who_writes(path: Path, store: SQLiteStore) -> None:

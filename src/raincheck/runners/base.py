@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from starlette.types import ASGIApp
 
-Attempt = Callable[[str], Coroutine[Any, Any, None]]
+Run = Callable[[str], Coroutine[Any, Any, None]]
 """Runs one job, given its id, to its end. Never raises an `Exception`.
 
 The app runs in a context of its own, whatever task this is called in.
 """
 
 Stop = Callable[[str], None]
-"""Asks the attempt at a job, if it runs here, to stop."""
+"""Asks the run of a job, if it is here, to stop."""
 
 
 class Runner(ABC):
@@ -30,13 +30,13 @@ class Runner(ABC):
     """Whether an accepted handler goes on where it is, if there is capacity."""
 
     @abstractmethod
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
         """Take what runs and stops a job. Called once, before anything else.
 
         Args:
-            attempt: runs a job to its end.
+            run: runs a job to its end.
             stop: asks a job that runs in this process to stop.
-            spawn: starts `attempt(id)` as a task that its middleware owns.
+            spawn: starts `run(id)` as a task that its middleware owns.
         """
 
     def belong(self, deployment: str) -> None:  # noqa: B027 - nothing to do in most
@@ -63,7 +63,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def submit(self, id: str, queue: str | None = None) -> None:
-        """Arrange that the job is attempted.
+        """Arrange that the job runs.
 
         Args:
             id: the job's.
@@ -75,7 +75,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def cancel(self, id: str) -> None:
-        """Ask the job's attempt to stop, if it runs in this process; that is all that is asked."""
+        """Ask the job's run to stop, if it runs in this process; that is all that is asked."""
 
     async def aclose(self) -> None:  # noqa: B027 - nothing to do in most
         """Release what `open` has taken. It may be opened again afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 
 
 class LocalRunner(Runner):
@@ -13,15 +13,15 @@ class LocalRunner(Runner):
 
     in_place: ClassVar[bool] = True
 
-    _attempt: Attempt
+    _run: Run
     _stop: Stop
-    _spawn: Callable[[Attempt, str], None]
+    _spawn: Callable[[Run, str], None]
 
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
-        self._attempt, self._stop, self._spawn = attempt, stop, spawn
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
+        self._run, self._stop, self._spawn = run, stop, spawn
 
     async def submit(self, id: str, queue: str | None = None) -> None:
-        self._spawn(self._attempt, id)
+        self._spawn(self._run, id)
 
     async def cancel(self, id: str) -> None:
         self._stop(id)

@@ -25,7 +25,7 @@ except ImportError as error:
 
 from raincheck.errors import ConfigurationError
 from raincheck.lifetime import lifespan
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 
 logger = logging.getLogger("raincheck")
 
@@ -81,7 +81,7 @@ class PgQueuerRunner(Runner):
 
     in_place: ClassVar[bool] = False
 
-    _attempt: Attempt | None = None
+    _run: Run | None = None
     _stop: Stop
     _app: ASGIApp | None = None
     _deployment: str | None = None
@@ -101,8 +101,8 @@ class PgQueuerRunner(Runner):
         self._queues = (DEFAULT, *queues)
         self._where = app
 
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
-        self._attempt, self._stop = attempt, stop
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
+        self._run, self._stop = run, stop
 
     def belong(self, deployment: str) -> None:
         self._deployment = deployment
@@ -169,14 +169,14 @@ class PgQueuerRunner(Runner):
         finally:
             connection.close()
 
-    def _bound(self, queues: Sequence[str]) -> tuple[Attempt, list[str]]:
+    def _bound(self, queues: Sequence[str]) -> tuple[Run, list[str]]:
         """What runs a job, and where its ids come in, as soon as the app has started."""
-        if self._attempt is None:
+        if self._run is None:
             raise ConfigurationError(
                 f"PgQueuerRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
                 "this runner"
             )
-        return self._attempt, [self._entrypoint(queue) for queue in queues]
+        return self._run, [self._entrypoint(queue) for queue in queues]
 
     def _entrypoint(self, queue: str) -> str:
         """A queue, as pgqueuer's tables name it, which may have others, and other deployments'."""
@@ -194,7 +194,7 @@ class _Worker(QueueManager):
         self,
         app: ASGIApp,
         connection: _Connection,
-        bound: Callable[[], tuple[Attempt, list[str]]],
+        bound: Callable[[], tuple[Run, list[str]]],
     ) -> None:
         super().__init__(Queries.from_asyncpg_connection(connection))
         self._app, self._connection, self._bound = app, connection, bound
@@ -208,7 +208,7 @@ class _Worker(QueueManager):
             async with lifespan(self._app):
                 self._run, entrypoints = self._bound()
                 for entrypoint in entrypoints:
-                    self.entrypoint(entrypoint, accepts_context=False)(self.attempt)
+                    self.entrypoint(entrypoint, accepts_context=False)(self.work)
                 working = asyncio.create_task(super().run(*arguments, **options))
                 stopped = asyncio.create_task(self.shutdown.wait())
                 try:
@@ -219,12 +219,12 @@ class _Worker(QueueManager):
             self._over.set_result(None)
         await working
 
-    async def attempt(self, job: Job) -> None:
+    async def work(self, job: Job) -> None:
         """Run one job to its end, or until the drain is over."""
         assert job.payload is not None
-        attempt = _task(self._run(job.payload.decode()))
-        await asyncio.wait((attempt, self._over), return_when=asyncio.FIRST_COMPLETED)
-        attempt.cancel()  # else pgqueuer would wait for ever for a handler that does not stop
+        running = _task(self._run(job.payload.decode()))
+        await asyncio.wait((running, self._over), return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()  # else pgqueuer would wait for ever for a handler that does not stop
 
 
 class _Connection:

@@ -20,7 +20,7 @@ from taskiq import AckableMessage, AsyncBroker, TaskiqEvents, TaskiqState
 from raincheck.errors import ConfigurationError
 from raincheck.lifetime import lifespan
 from raincheck.policy import require_kind
-from raincheck.runners.base import Attempt, Runner, Stop
+from raincheck.runners.base import Run, Runner, Stop
 
 logger = logging.getLogger("raincheck")
 
@@ -57,7 +57,7 @@ class TaskiqRunner(Runner):
 
     in_place: ClassVar[bool] = False
 
-    _attempt: Attempt | None = None
+    _run: Run | None = None
     _stop: Stop
     _app: ASGIApp | None = None
 
@@ -90,8 +90,8 @@ class TaskiqRunner(Runner):
             each.add_event_handler(TaskiqEvents.WORKER_STARTUP, partial(self._enter, each))
             each.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._leave)
 
-    def bind(self, attempt: Attempt, stop: Stop, spawn: Callable[[Attempt, str], None]) -> None:
-        self._attempt, self._stop = attempt, stop
+    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
+        self._run, self._stop = run, stop
 
     def attach(self, app: ASGIApp) -> None:
         self._app = app
@@ -151,11 +151,11 @@ class TaskiqRunner(Runner):
     def _task(self) -> Callable[[str], Awaitable[None]]:
         async def run(id: str) -> None:
             """Run one job to its end, or until the worker's drain is over."""
-            assert self._attempt is not None
-            attempt = _task(self._attempt(id))
+            assert self._run is not None
+            running = _task(self._run(id))
             over = () if self._life is None else (self._life.over,)
-            await asyncio.wait((attempt, *over), return_when=asyncio.FIRST_COMPLETED)
-            attempt.cancel()  # else taskiq would wait for ever for a handler that does not stop
+            await asyncio.wait((running, *over), return_when=asyncio.FIRST_COMPLETED)
+            running.cancel()  # else taskiq would wait for ever for a handler that does not stop
 
         return run
 
@@ -172,7 +172,7 @@ class TaskiqRunner(Runner):
         life = _Life(app)
         await life.begin()
         self._life = life
-        if self._attempt is None:
+        if self._run is None:
             raise ConfigurationError(
                 f"TaskiqRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
                 "this runner"

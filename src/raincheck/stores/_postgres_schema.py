@@ -19,7 +19,7 @@ MIGRATIONS = (
     CREATE TABLE raincheck.jobs (
         id text COLLATE "C" PRIMARY KEY,
         version integer NOT NULL,
-        attempt integer NOT NULL,
+        fence integer NOT NULL,
         route bytea NOT NULL,       -- digests: a name may be longer than what an index takes
         owner bytea,
         state text COLLATE "C",     -- of a job that is unfinished
@@ -47,10 +47,10 @@ MIGRATIONS = (
 
     CREATE TABLE raincheck.chunks (
         id text COLLATE "C",
-        attempt integer,
+        fence integer,
         start bigint,               -- its place in the response body, in bytes
         chunk bytea NOT NULL,
-        PRIMARY KEY (id, attempt, start)
+        PRIMARY KEY (id, fence, start)
     );
     ALTER TABLE raincheck.chunks ALTER chunk SET STORAGE EXTERNAL;
 
@@ -122,7 +122,7 @@ MIGRATIONS = (
 
     ALTER TABLE raincheck.chunks ADD deployment text COLLATE "C" NOT NULL DEFAULT 'deployment';
     ALTER TABLE raincheck.chunks ALTER deployment DROP DEFAULT,
-        DROP CONSTRAINT chunks_pkey, ADD PRIMARY KEY (deployment, id, attempt, start);
+        DROP CONSTRAINT chunks_pkey, ADD PRIMARY KEY (deployment, id, fence, start);
 
     DROP FUNCTION raincheck.no_room;
     -- Which bound a job would break by coming to one of these states: 'owner', 'route' or NULL.

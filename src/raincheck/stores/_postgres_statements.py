@@ -35,7 +35,7 @@ WITH there AS (
     LIMIT 1
 ), job AS (
     INSERT INTO raincheck.jobs
-        (deployment, id, version, attempt, state, gone, due, record, route, owner, lease_until)
+        (deployment, id, version, fence, state, gone, due, record, route, owner, lease_until)
     SELECT
         'deployment', $1, $2, $3, $4, $5, $6, $7, $13, $14,
         clock_timestamp() + $11::float8 * interval '1 second'
@@ -85,7 +85,7 @@ REQUEST = "SELECT request FROM raincheck.requests WHERE deployment = 'deployment
 _REPLACING = """
 WITH {no_room} job AS (
     UPDATE raincheck.jobs SET
-        version = $2, attempt = $3, state = $4, gone = $5, due = $6, record = $7,
+        version = $2, fence = $3, state = $4, gone = $5, due = $6, record = $7,
         lease_until = CASE
             WHEN $4::text IS NULL THEN NULL
             WHEN $11::float8 IS NULL THEN lease_until
@@ -109,13 +109,13 @@ WITH {no_room} job AS (
     WHERE deployment = 'deployment' AND id = $1 AND NOT $12::boolean AND EXISTS (SELECT FROM job)
 ), dropped AS (
     DELETE FROM raincheck.chunks
-    WHERE deployment = 'deployment' AND id = $1 AND (attempt <> $3 OR NOT $13::boolean)
+    WHERE deployment = 'deployment' AND id = $1 AND (fence <> $3 OR NOT $13::boolean)
         AND EXISTS (SELECT FROM job)
 ), kept AS (
-    INSERT INTO raincheck.chunks (deployment, id, attempt, start, chunk)
+    INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk)
     SELECT 'deployment', $1, $3, start + coalesce((
         SELECT start + length(chunk) FROM raincheck.chunks
-        WHERE deployment = 'deployment' AND id = $1 AND attempt = $3
+        WHERE deployment = 'deployment' AND id = $1 AND fence = $3
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
     FROM unnest($14::bigint[], $15::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
@@ -146,14 +146,14 @@ ONCE = (REPLACE, REPLACE_WITHIN)
 APPEND = """
 WITH job AS (
     SELECT id FROM raincheck.jobs
-    WHERE deployment = 'deployment' AND id = $1 AND attempt = $2 AND state IS NOT NULL FOR SHARE
+    WHERE deployment = 'deployment' AND id = $1 AND fence = $2 AND state IS NOT NULL FOR SHARE
 ), kept AS (
-    INSERT INTO raincheck.chunks (deployment, id, attempt, start, chunk)
+    INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk)
     SELECT 'deployment', $1, $2, start, chunk
     FROM unnest($3::bigint[], $4::bytea[]) AS new (start, chunk)
     WHERE EXISTS (SELECT FROM job) AND $3[1] = coalesce((
         SELECT start + length(chunk) FROM raincheck.chunks
-        WHERE deployment = 'deployment' AND id = $1 AND attempt = $2
+        WHERE deployment = 'deployment' AND id = $1 AND fence = $2
         ORDER BY start DESC LIMIT 1
     ), 0)
     ON CONFLICT DO NOTHING
@@ -163,17 +163,17 @@ SELECT id FROM job
 
 # A few rows at a time, from the one on that has the byte, and how long the body is.
 READ = """
-SELECT jobs.attempt, coalesce((
+SELECT jobs.fence, coalesce((
     SELECT start + length(chunk) FROM raincheck.chunks
-    WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+    WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
     ORDER BY start DESC LIMIT 1
 ), 0) AS size, start, chunk
 FROM raincheck.jobs LEFT JOIN LATERAL (
     SELECT start, chunk FROM raincheck.chunks
-    WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+    WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
         AND start >= coalesce((
             SELECT start FROM raincheck.chunks
-            WHERE deployment = 'deployment' AND id = jobs.id AND attempt = jobs.attempt
+            WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
                 AND start <= $2
             ORDER BY start DESC LIMIT 1
         ), 0)
@@ -185,8 +185,8 @@ ORDER BY start
 
 RENEW = """
 UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
-FROM unnest($1::text[], $2::integer[]) AS held (id, attempt)
-WHERE deployment = 'deployment' AND jobs.id = held.id AND jobs.attempt = held.attempt
+FROM unnest($1::text[], $2::integer[]) AS held (id, fence)
+WHERE deployment = 'deployment' AND jobs.id = held.id AND jobs.fence = held.fence
     AND state IS NOT NULL
 RETURNING jobs.id, state
 """
@@ -268,7 +268,7 @@ def columns(job: Job, keys: Collection[Key]) -> tuple[Any, ...]:
     state = None if job.finished or job.gone else job.state.value
     due = job.purge_at if job.gone else job.expires_at
     record = dump(job).decode()
-    row = job.id, job.version, job.attempt, state, job.gone, due, record
+    row = job.id, job.version, job.fence, state, job.gone, due, record
     return *row, *([key[column] for key in keys] for column in range(len(Key._fields)))
 
 

@@ -229,7 +229,7 @@ CREATE = Script(
     "",
     """
 local job, request, _, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
-local jobs, id, record, version, attempt, stage, captured, lease, score = unpack(ARGV, 1, 9)
+local jobs, id, record, version, fence, stage, captured, lease, score = unpack(ARGV, 1, 9)
 local route, owner, of_route, of_owner = unpack(ARGV, 10)
 local there = read('hash', 'HGET', job, 'record')
 for i = 9, #KEYS do
@@ -244,7 +244,7 @@ local counted = group and group .. route .. owner .. id or ''
 expect('zset', due, leases, busy)
 if #KEYS >= 9 then expect('set', keys, passing) end
 
-call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
+call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', 0, 'counted', counted)
 give(job, id, keys, passing, 9, 13)
 if captured ~= '' then call('SET', request, captured) end
@@ -268,10 +268,10 @@ LEARN = Script("flags=allow-oom", "call('SADD', KEYS[1], unpack(ARGV))")
 
 _REPLACING = """
 local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
-local channel, id, before, record, version, attempt, stage = unpack(ARGV, 1, 7)
+local channel, id, before, record, version, fence, stage = unpack(ARGV, 1, 7)
 local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
 local route, owner, of_route, of_owner = unpack(ARGV, 14)
-local old = read('hash', 'HMGET', job, 'version', 'attempt', 'size', 'counted', 'keyed')
+local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed')
 if old[1] ~= before then return 0 end
 for i = 9, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
@@ -283,7 +283,7 @@ if full then return full end
 
 local size = number_in(job, stage == 'gone' and not tonumber(old[3]) and 0 or old[3])
 local dropped = {}
-if size > 0 and (old[2] ~= attempt or bodied == '0') then
+if size > 0 and (old[2] ~= fence or bodied == '0') then
   dropped, size = windows(body, size), 0
 end
 expect('string', unpack(touched(body, size, tail)))
@@ -302,7 +302,7 @@ if counted ~= left then
 end
 unlink(dropped)
 size = append(body, size, tail)
-call('HSET', job, 'record', record, 'version', version, 'attempt', attempt, 'stage', stage,
+call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', size, 'counted', counted or '')
 if replayable == '0' then call('UNLINK', request) end
 
@@ -341,9 +341,9 @@ APPEND = Script(
     "flags=allow-oom",
     """
 local job, body = KEYS[1], KEYS[2]
-local attempt, offset, chunk = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local old = read('hash', 'HMGET', job, 'attempt', 'stage', 'size')
-if old[1] ~= attempt or not unfinished(old[2]) then return 0 end
+local fence, offset, chunk = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local old = read('hash', 'HMGET', job, 'fence', 'stage', 'size')
+if old[1] ~= fence or not unfinished(old[2]) then return 0 end
 local size = number_in(job, old[3])
 if offset > size then return false end
 chunk = string.sub(chunk, size - offset + 1)
@@ -356,7 +356,7 @@ return 1
 READ = Script(
     "flags=no-writes",
     """
-local job = read('hash', 'HMGET', KEYS[1], 'attempt', 'size')
+local job = read('hash', 'HMGET', KEYS[1], 'fence', 'size')
 return {job[1], job[2], read('string', 'GETRANGE', KEYS[2], ARGV[1], -1)}
 """,
 )
@@ -368,9 +368,9 @@ local stages = {}
 local ends = clock() + ARGV[1]
 expect('zset', KEYS[1])
 for i = 2, #KEYS do
-  local id, attempt = ARGV[2 * i - 2], ARGV[2 * i - 1]
-  local job = redis.pcall('HMGET', KEYS[i], 'attempt', 'stage')
-  stages[i - 1] = job[1] == attempt and unfinished(job[2]) and job[2]
+  local id, fence = ARGV[2 * i - 2], ARGV[2 * i - 1]
+  local job = redis.pcall('HMGET', KEYS[i], 'fence', 'stage')
+  stages[i - 1] = job[1] == fence and unfinished(job[2]) and job[2]
   if stages[i - 1] then call('ZADD', KEYS[1], ends, id) end
 end
 return stages

@@ -19,13 +19,13 @@ NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
 # A lease of NULL seconds ends never.
 INSERT = """
-INSERT INTO jobs (id, route, owner, version, attempt, unfinished, replayable, due, record, keyed,
+INSERT INTO jobs (id, route, owner, version, fence, unfinished, replayable, due, record, keyed,
     lease_until)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NOW + ?) ON CONFLICT (id) DO NOTHING
 """.replace("NOW", NOW)
 
 UPDATE = """
-UPDATE jobs SET version = ?, attempt = ?, unfinished = ?, replayable = ?, due = ?, record = ?,
+UPDATE jobs SET version = ?, fence = ?, unfinished = ?, replayable = ?, due = ?, record = ?,
     keyed = keyed OR ?, lease_until = CASE WHEN ? THEN NULL ELSE coalesce(NOW + ?, lease_until) END
 WHERE number = ?
 """.replace("NOW", NOW)
@@ -113,13 +113,13 @@ class Changes:
         bounds: Bounds | None = None,
     ) -> bool:
         old = self._execute(
-            "SELECT number, attempt, unfinished, replayable, keyed FROM jobs"
+            "SELECT number, fence, unfinished, replayable, keyed FROM jobs"
             " WHERE id = ? AND version = ?",
             (job.id, job.version - 1),
         ).fetchone()
         if old is None:
             return False
-        number, attempt, state, replayable, keyed = old
+        number, fence, state, replayable, keyed = old
         if any(
             self._execute("SELECT 1 FROM keys WHERE name = ?", key[:1]).fetchone() for key in keys
         ):
@@ -135,12 +135,12 @@ class Changes:
             self._give(number, keys)
         if replayable and not job.replayable:
             self._drop_request(number)
-        if job.attempt != attempt or not job.bodied:
+        if job.fence != fence or not job.bodied:
             self._drop_body(number)
         if tail:
             whole = job.response is not None and job.response.size == len(tail)
-            end = 0 if whole else self._size_of_body(number, job.attempt)
-            self._append(number, job.attempt, end, tail)
+            end = 0 if whole else self._size_of_body(number, job.fence)
+            self._append(number, job.fence, end, tail)
         self._execute(
             UPDATE,
             (*_columns(job), bool(keys), job.finished or job.gone, lease, number),
@@ -152,21 +152,21 @@ class Changes:
         rows = [(route, name) for name in names]
         self._db.executemany("INSERT OR IGNORE INTO varying VALUES (?, ?)", rows)
 
-    def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         row = self._execute(
-            "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND unfinished IS NOT NULL",
-            (id, attempt),
+            "SELECT number FROM jobs WHERE id = ? AND fence = ? AND unfinished IS NOT NULL",
+            (id, fence),
         ).fetchone()
-        if row is not None and self._size_of_body(row[0], attempt) == offset:
+        if row is not None and self._size_of_body(row[0], fence) == offset:
             self._take(ROW + len(chunk))
-            self._append(row[0], attempt, offset, chunk)
+            self._append(row[0], fence, offset, chunk)
         return row is not None
 
-    def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = self._execute(
             "SELECT number, jobs.id, unfinished FROM json_each(?) JOIN jobs ON jobs.id = key"
-            " WHERE attempt = value AND unfinished IS NOT NULL",
-            (json.dumps(dict(attempts)),),
+            " WHERE fence = value AND unfinished IS NOT NULL",
+            (json.dumps(dict(fences)),),
         ).fetchall()
         self._db.executemany(RENEW, [(lease, number) for number, _, _ in held])
         return {id: State(state) for _, id, state in held}
@@ -271,19 +271,19 @@ class Changes:
             if others >= bounds.route:
                 raise NoRoom(owner=False)
 
-    def _size_of_body(self, number: int, attempt: int) -> int:
+    def _size_of_body(self, number: int, fence: int) -> int:
         last = self._execute(
-            "SELECT start + length(piece) FROM bodies WHERE job = ? AND attempt = ?"
+            "SELECT start + length(piece) FROM bodies WHERE job = ? AND fence = ?"
             " ORDER BY start DESC LIMIT 1",
-            (number, attempt),
+            (number, fence),
         ).fetchone()
         return last[0] if last is not None else 0
 
-    def _append(self, number: int, attempt: int, end: int, chunk: bytes) -> None:
+    def _append(self, number: int, fence: int, end: int, chunk: bytes) -> None:
         for start in range(0, len(chunk), PIECE):
             self._execute(
                 "INSERT INTO bodies VALUES (?, ?, ?, ?)",
-                (number, attempt, end + start, chunk[start : start + PIECE]),
+                (number, fence, end + start, chunk[start : start + PIECE]),
             )
 
 
@@ -296,7 +296,7 @@ def _alike(state: State) -> tuple[State, State]:
 def _columns(job: Job) -> tuple[object, ...]:
     return (
         job.version,
-        job.attempt,
+        job.fence,
         None if job.finished or job.gone else job.state,
         job.replayable,
         job.purge_at if job.gone else job.expires_at,

@@ -23,7 +23,7 @@ CREATE TABLE jobs (
     route TEXT NOT NULL,
     owner TEXT,
     version INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
     unfinished TEXT,
     replayable INTEGER NOT NULL,
     keyed INTEGER NOT NULL,
@@ -45,10 +45,10 @@ CREATE TABLE varying (route TEXT, name TEXT, PRIMARY KEY (route, name)) WITHOUT 
 CREATE TABLE requests (job INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE bodies (
     job INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
     start INTEGER NOT NULL,
     piece BLOB NOT NULL,
-    PRIMARY KEY (job, attempt, start)
+    PRIMARY KEY (job, fence, start)
 );
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};

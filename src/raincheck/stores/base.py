@@ -135,7 +135,7 @@ class Store(ABC):
 
         A version that is not `joinable` gives up the keys that are not `lasting`, a tombstone
         (`job.gone`) all of them. A version that is not `replayable` drops the captured request, one
-        that is not `bodied`, or of another `attempt`, the response body. There is room for a newer
+        that is not `bodied`, or of another `fence`, the response body. There is room for a newer
         version that brings neither keys nor a tail, if the disk has any at all. What a key costs
         does not grow with their number.
 
@@ -157,14 +157,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         """Put a chunk of a job's response body in its place.
 
         There is room for it beyond any bound at which new jobs are refused. Chunks come in order,
         without gaps; one that is there already is left as it is.
 
         Returns:
-            Whether the job is in this attempt. If not, or if it is unknown, terminal or gone, the
+            Whether the job is in this fence. If not, or if it is unknown, terminal or gone, the
             chunk was not kept.
 
         Raises:
@@ -175,7 +175,7 @@ class Store(ABC):
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The response body as it is now, in non-empty chunks, from this byte on.
 
-        All of it is of one attempt. Whoever knows how long it is to be has to count: a job that is
+        All of it is of one fence. Whoever knows how long it is to be has to count: a job that is
         not there, or is gone, has an empty one.
 
         Raises:
@@ -192,15 +192,15 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         """Extend leases; the versions of the jobs stay what they are.
 
         Args:
-            attempts: the jobs, by id, each with the attempt that holds it.
+            fences: the jobs, by id, each with the fence that holds it.
             lease: seconds from now.
 
         Returns:
-            The state of each job that is unfinished and still in this attempt. Those that are not
+            The state of each job that is unfinished and still in this fence. Those that are not
             among them belong to somebody else now, or to nobody.
         """
 

@@ -83,9 +83,9 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         with self._in_time():
-            return await self._store.append_body(id, attempt, offset, chunk)
+            return await self._store.append_body(id, fence, offset, chunk)
 
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         return self._each_in_time(self._store.read_body(id, offset))
@@ -96,9 +96,9 @@ class BoundedStore(Store):
             self._availability.answered()
         return job
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         with self._in_time():
-            return await self._store.renew(attempts, lease)
+            return await self._store.renew(fences, lease)
 
     def abandoned(self) -> AsyncIterator[Abandoned]:
         return self._each_in_time(self._store.abandoned())

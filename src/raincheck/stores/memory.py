@@ -152,7 +152,7 @@ class MemoryStore(Store):
             raise self._full()
         if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
             self._check_room(job, bounds)
-        if job.attempt != old.attempt:
+        if job.fence != old.fence:
             self._drop_body(job.id)
         if tail:
             self._append(job.id, tail)
@@ -164,9 +164,9 @@ class MemoryStore(Store):
             self._give(job.id, keys)
         return True
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         job = self._live.get(id)
-        if job is None or job.attempt != attempt:
+        if job is None or job.fence != fence:
             return False
         if offset == self._size_of(id):
             self._append(id, chunk)
@@ -185,11 +185,11 @@ class MemoryStore(Store):
                 await event.wait()
         return job
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
-        for id, attempt in attempts.items():
+        for id, fence in fences.items():
             job = self._live.get(id)
-            if job is not None and job.attempt == attempt:
+            if job is not None and job.fence == fence:
                 self._leases[id] = self._clock() + lease
                 held[id] = job.state
         return held

@@ -172,8 +172,8 @@ class PostgresStore(Store):
         self._announce([job.id])
         return True
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
-        return await self._value(sql.APPEND, id, attempt, *sql.pieces(chunk, offset)) is not None
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+        return await self._value(sql.APPEND, id, fence, *sql.pieces(chunk, offset)) is not None
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         reading = end = None
@@ -182,10 +182,10 @@ class PostgresStore(Store):
             if end is None:
                 if not rows or rows[0]["size"] <= offset:
                     return
-                reading, end = rows[0]["attempt"], rows[0]["size"]
+                reading, end = rows[0]["fence"], rows[0]["size"]
             before = offset
-            for attempt, _, start, chunk in rows:
-                if attempt != reading or start is None:
+            for fence, _, start, chunk in rows:
+                if fence != reading or start is None:
                     break
                 if 0 <= offset - start < min(len(chunk), end - start):
                     piece = chunk[offset - start : end - start]
@@ -199,10 +199,10 @@ class PostgresStore(Store):
             pass
         return await session.changes.newer(id, after_version)
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
-        if not attempts:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
+        if not fences:
             return {}
-        rows = await self._rows(sql.RENEW, [*attempts], [*attempts.values()], lease)
+        rows = await self._rows(sql.RENEW, [*fences], [*fences.values()], lease)
         return {row["id"]: State(row["state"]) for row in rows}
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:

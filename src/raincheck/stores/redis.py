@@ -134,7 +134,7 @@ class RedisStore(Store):
             job.id,
             dump(job),
             job.version,
-            job.attempt,
+            job.fence,
             stage(job),
             dump_request(request) if request is not None and job.replayable else b"",
             "" if lease is None else lease,
@@ -181,7 +181,7 @@ class RedisStore(Store):
             job.version - 1,
             dump(job),
             job.version,
-            job.attempt,
+            job.fence,
             stage(job),
             int(job.replayable),
             int(job.bodied),
@@ -195,12 +195,12 @@ class RedisStore(Store):
         check_room(replaced)
         return bool(replaced)
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         keys = [self._key("job:", id), self._key("body:", id)]
         start = 0
         while True:
             end = start + WINDOW - (offset + start) % WINDOW
-            taken = await self._run(APPEND, keys, attempt, offset + start, chunk[start:end])
+            taken = await self._run(APPEND, keys, fence, offset + start, chunk[start:end])
             if taken is None:
                 raise StoreError(f"{self._name} has lost a part of the body of job {id}")
             if not taken or end >= len(chunk):
@@ -212,13 +212,13 @@ class RedisStore(Store):
         while end is None or offset < end:
             window, start = divmod(offset, WINDOW)
             keys = [self._key("job:", id), self._key("body:", f"{id}:{window}")]
-            attempt, size, piece = await self._run(READ, keys, start)
+            fence, size, piece = await self._run(READ, keys, start)
             if end is None:
-                reading, end = attempt, int(size or 0)
+                reading, end = fence, int(size or 0)
                 if end <= offset:
                     return
             wanted = min(end - offset, WINDOW - start)
-            if attempt != reading or len(piece) < wanted:
+            if fence != reading or len(piece) < wanted:
                 raise StoreError(f"the body of job {id} was dropped while it was read")
             yield piece[:wanted]
             offset += wanted
@@ -233,13 +233,13 @@ class RedisStore(Store):
                     return job
                 await news.wait()
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
-        ids = list(attempts)
+        ids = list(fences)
         for first in range(0, len(ids), BATCH):
             batch = ids[first : first + BATCH]
             keys = [self._key("leases"), *(self._key("job:", id) for id in batch)]
-            wanted = (word for id in batch for word in (id, attempts[id]))
+            wanted = (word for id in batch for word in (id, fences[id]))
             for id, state in zip(batch, await self._run(RENEW, keys, lease, *wanted), strict=True):
                 if state is not None:
                     held[id] = State(state.decode())

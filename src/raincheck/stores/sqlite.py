@@ -34,12 +34,12 @@ ROWS = 100
 # The pieces from the one on that has the byte before this one: it tells an end from a body that is
 # not there any more. What was read and what is large stays where it is: `length` does not read it.
 PIECES = """
-SELECT bodies.attempt, start, length(piece),
+SELECT bodies.fence, start, length(piece),
     CASE WHEN length(piece) <= :small AND start + length(piece) > :offset THEN piece END
-FROM jobs JOIN bodies ON job = number AND bodies.attempt = jobs.attempt
+FROM jobs JOIN bodies ON job = number AND bodies.fence = jobs.fence
 WHERE id = :id AND start >= coalesce((
     SELECT max(start) FROM bodies
-    WHERE job = number AND bodies.attempt = jobs.attempt AND start < :offset
+    WHERE job = number AND bodies.fence = jobs.fence AND start < :offset
 ), 0)
 ORDER BY start LIMIT :rows
 """
@@ -159,24 +159,24 @@ class SQLiteStore(Store):
             lambda changes: changes.replace(job, keys, tail, lease, bounds)
         )
 
-    async def append_body(self, id: str, attempt: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
         return await self._here().write(
-            lambda changes: changes.append_body(id, attempt, offset, chunk)
+            lambda changes: changes.append_body(id, fence, offset, chunk)
         )
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         first: int | None = None
         more = True
         while more:
-            attempt, start, some, more = await self._pieces(id, offset)
-            first = attempt if first is None else first
-            if attempt != first:
+            fence, start, some, more = await self._pieces(id, offset)
+            first = fence if first is None else first
+            if fence != first:
                 raise self._dropped(id)
             if some is None:
                 rows = await self._read_large(
                     "SELECT piece FROM jobs JOIN bodies ON job = number"
-                    " WHERE id = ? AND bodies.attempt = ? AND start = ?",
-                    *(id, attempt, start),
+                    " WHERE id = ? AND bodies.fence = ? AND start = ?",
+                    *(id, fence, start),
                 )
                 if not rows:
                     raise self._dropped(id)
@@ -195,8 +195,8 @@ class SQLiteStore(Store):
                 use.proceed()
                 await event.wait()
 
-    async def renew(self, attempts: Mapping[str, int], lease: float) -> dict[str, State]:
-        return await self._here().write(lambda changes: changes.renew(attempts, lease))
+    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
+        return await self._here().write(lambda changes: changes.renew(fences, lease))
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
         ((now,),) = await self._read(f"SELECT {NOW}")
@@ -259,17 +259,17 @@ class SQLiteStore(Store):
         """Some pieces of a body, from the one on that has this byte, with one query.
 
         Returns:
-            The attempt that they are of, None if there is no body, where they start, what they
+            The fence that they are of, None if there is no body, where they start, what they
             hold (None: one that is too large to be read here), and whether there may be more.
         """
         reader = self._reader() or await self._opened()
-        attempt, begin, size, count = None, offset, 0, 0
+        fence, begin, size, count = None, offset, 0, 0
         some: list[bytes] = []
         limit = ROWS + 1 if offset else ROWS  # the first of them is there already
         sought = {"id": id, "offset": offset, "small": SMALL, "rows": limit}
         try:
             with closing(reader.execute(PIECES, sought)) as rows:
-                for attempt, start, length, piece in rows:
+                for fence, start, length, piece in rows:
                     count += 1
                     if start + length <= offset:
                         continue
@@ -278,10 +278,10 @@ class SQLiteStore(Store):
                         some.append(piece)
                         size += len(piece)
                     if piece is None or size >= SMALL:
-                        return attempt, begin, b"".join(some) if some else None, True
+                        return fence, begin, b"".join(some) if some else None, True
         except sqlite3.Error as error:
             raise explained(self._path, error) from error
-        return attempt, begin, b"".join(some), count == limit
+        return fence, begin, b"".join(some), count == limit
 
     def _dropped(self, id: str) -> BodyLost:
         return BodyLost(f"{self._path}: the body of job {id} was dropped while it was read")

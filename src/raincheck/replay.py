@@ -1,4 +1,4 @@
-"""Attempts: runs what waited here, what an engine brings, and what another process has left."""
+"""Replays: runs what waited here, what an engine brings, and what another process has left."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REPLAY = "raincheck.replay"
 """The key that is true in the scope of a request which the app is given once more."""
 
 
-class Attempts:
+class Replays:
     """Replays captured requests, each under an accepted handoff.
 
     Args:
@@ -56,7 +56,7 @@ class Attempts:
         self.app: ASGIApp | None = None
         self.outer: Scope = {}
 
-    async def attempt(self, id: str) -> None:
+    async def run(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
         conductor = self._conductor
         waiting = conductor.roster.waiting.get(id) or await self._claim(id)
@@ -275,9 +275,9 @@ class Attempts:
             # Most likely the queue is just long, and must not grow each time by all that waits.
             # Of the changes of hands each run has three: it begins, is taken back and is brought.
             assert conductor.lease is not None
-            calls = max(0, job.attempt - 3 * job.runs - 1)
+            calls = max(0, job.fence - 3 * job.runs - 1)
             lease = conductor.lease * min(2**calls, MOST_LEASES)
-            await conductor.store.renew({job.id: job.attempt}, lease)
+            await conductor.store.renew({job.id: job.fence}, lease)
             return
         waiting = self._place(job)
         try:
