@@ -57,7 +57,7 @@ LAYERS = {
     "handoff": 2,
     "policies": 2,
     "recording": 2,
-    "marking": 2,
+    "decorator": 2,
     "frameworks": 2,
     "reading": 2,
     "routing": 2,
@@ -75,7 +75,7 @@ LAYERS = {
     "stores.availability": 1,
     "stores.base": 1,
     "stores.servers": 1,
-    "stores.waiting": 1,
+    "stores.watchers": 1,
     "runners.base": 1,
     "dialects.base": 1,
     "errors": 0,
@@ -84,7 +84,7 @@ LAYERS = {
     "messages": 0,
     "preferences": 0,
     "ids": 0,
-    "records": 0,
+    "serialization": 0,
     "idempotency": 0,
 }
 
@@ -242,7 +242,7 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
     ("room", "source"),
     [
         ("jobs", "from raincheck.stores.memory import MemoryStore"),
-        ("handoff", "import raincheck.marking, raincheck.stores.base"),
+        ("handoff", "import raincheck.decorator, raincheck.stores.base"),
         ("stores.memory", "from cachetools import TLRUCache"),
         ("stores.redis", "from raincheck.stores._redis_line import Line"),
         ("stores._redis_line", "from raincheck.stores._redis_scripts import Script"),

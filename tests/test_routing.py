@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import ConfigurationError, LongRunningMiddleware, Policy, long_running
-from raincheck.marking import Mark
+from raincheck.decorator import Mark
 from raincheck.reading import METHODS
 from raincheck.routing import Candidate, Routing, Rule, route_path
 

@@ -28,7 +28,7 @@ from raincheck.ids import Ids
 from raincheck.job import Key
 from raincheck.messages import CapturedRequest
 from raincheck.owners import cookie
-from raincheck.records import load
+from raincheck.serialization import load
 from raincheck.stores.base import Found
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import follow, lifespan

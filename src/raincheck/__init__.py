@@ -1,9 +1,9 @@
 """202 Accepted for any ASGI app."""
 
+from raincheck.decorator import long_running
 from raincheck.errors import ConfigurationError, RaincheckError
 from raincheck.job import Job, Progress, State
 from raincheck.jobs import Jobs
-from raincheck.marking import long_running
 from raincheck.middleware import LongRunningMiddleware
 from raincheck.policy import Limits, Policy
 from raincheck.progress import current_job, report

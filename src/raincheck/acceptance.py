@@ -6,6 +6,7 @@ from contextvars import Context
 
 from raincheck.admission import Ticket
 from raincheck.conductor import Conductor
+from raincheck.decorator import Mark
 from raincheck.errors import (
     NoRoom,
     OwnerRequired,
@@ -20,7 +21,6 @@ from raincheck.errors import (
 from raincheck.handoff import Handoff
 from raincheck.ids import Ids
 from raincheck.job import Job, Key, State
-from raincheck.marking import Mark
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
 from raincheck.roster import Waiting

@@ -170,7 +170,7 @@ class Detached:
 
     @property
     def known(self) -> Job | None:
-        """See `marking.Entrance.known`."""
+        """See `decorator.Entrance.known`."""
         job = self.job
         if job is None or job.state is not State.RUNNING:
             return job
@@ -183,12 +183,12 @@ class Detached:
         return self._decided
 
     def inside(self) -> AbstractContextManager[object]:
-        """See `marking.Entrance.inside`."""
+        """See `decorator.Entrance.inside`."""
         return self._stopping.inside()
 
     @property
     def limiter(self) -> anyio.CapacityLimiter | None:
-        """See `marking.Entrance.limiter`."""
+        """See `decorator.Entrance.limiter`."""
         return None if self.conductor.tasks.remote() else self.conductor.limiter
 
     def _start_recording(self, method: str) -> None:

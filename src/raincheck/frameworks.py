@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from raincheck.marking import Mark, mark_of
+from raincheck.decorator import Mark, mark_of
 
 logger = logging.getLogger("raincheck")
 

@@ -14,10 +14,10 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.crashes import Catchall
+from raincheck.decorator import Mark, current_handoff
 from raincheck.detached import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Detached
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
 from raincheck.job import Job, State
-from raincheck.marking import Mark, current_handoff
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import Decision, decide, parse
@@ -185,7 +185,7 @@ class Handoff(Detached):
     # --- acceptance ----------------------------------------------------------------------------
 
     async def enter(self, mark: Mark) -> bool:
-        """See `marking.Entrance.enter`."""
+        """See `decorator.Entrance.enter`."""
         if self._entered or self._stage is PLAIN:
             return False
         tasks = self.conductor.tasks

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 
+from raincheck.decorator import Mark
 from raincheck.errors import ConfigurationError
 from raincheck.job import Bounds, Job, State
-from raincheck.marking import Mark
 from raincheck.policy import Policy, seconds
 from raincheck.runners.base import Runner
 from raincheck.stores.base import Store

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 
+from raincheck.decorator import current_handoff
 from raincheck.job import Job, Progress
-from raincheck.marking import current_handoff
 
 logger = logging.getLogger("raincheck")
 

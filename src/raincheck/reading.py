@@ -15,9 +15,9 @@ from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRo
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from raincheck.decorator import Mark, mark_of, marked_above
 from raincheck.errors import ConfigurationError
 from raincheck.frameworks import foreign_routes
-from raincheck.marking import Mark, mark_of, marked_above
 
 logger = logging.getLogger("raincheck")
 

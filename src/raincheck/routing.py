@@ -12,9 +12,9 @@ from typing import Any
 from starlette.routing import BaseRoute, Host, Match, compile_path
 from starlette.types import ASGIApp, Scope
 
+from raincheck.decorator import Mark
 from raincheck.errors import ConfigurationError
 from raincheck.ids import is_id
-from raincheck.marking import Mark
 from raincheck.policy import Policy
 from raincheck.reading import (
     ANYTHING,

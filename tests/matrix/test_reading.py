@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 from raincheck import LongRunningMiddleware, long_running
+from raincheck.decorator import current_handoff
 from raincheck.frameworks import foreign_routes
-from raincheck.marking import current_handoff
 from tests.matrix.conftest import require
 
 pytestmark = [pytest.mark.matrix, pytest.mark.anyio]

@@ -46,7 +46,7 @@ from starlette.routing import Route
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.errors import NoRoom, StoreError, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.records import FORMAT, dump
+from raincheck.serialization import FORMAT, dump
 from raincheck.stores.base import Store
 from raincheck.testing import StoreContract, body_of, finished, fits, job, lifespan, request
 from tests.stores.relay import Relay

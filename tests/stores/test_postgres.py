@@ -18,7 +18,7 @@ from raincheck import ConfigurationError
 from raincheck.errors import NoRoom, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedResponse
-from raincheck.records import dump, dump_request
+from raincheck.serialization import dump, dump_request
 from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS

@@ -31,7 +31,7 @@ from raincheck.stores._sqlite_opening import APPLICATION_ID
 from raincheck.stores._sqlite_place import SPARE
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
-from raincheck.stores.waiting import Waiting
+from raincheck.stores.watchers import Watchers
 from raincheck.testing import body_of, finished, fits, job, request
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
@@ -1009,7 +1009,7 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
     assert store._use is not None
     file = store._use.file
 
-    class Crowd(Waiting):
+    class Crowd(Watchers):
         """Nobody is here yet, and while it is counted, another process changes the job."""
 
         def __len__(self) -> int:

@@ -18,7 +18,7 @@ from raincheck.jobs import Jobs
 from raincheck.messages import CapturedResponse, servable
 from raincheck.owners import OwnerError, Owners, same
 from raincheck.preferences import parse
-from raincheck.records import dump, load
+from raincheck.serialization import dump, load
 
 logger = logging.getLogger("raincheck")
 

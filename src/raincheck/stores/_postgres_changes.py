@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
 from raincheck.job import Job
-from raincheck.records import load
+from raincheck.serialization import load
 from raincheck.stores._postgres_server import FAILURES, Server, spawn
 from raincheck.stores._postgres_statements import ANNOUNCE, NEWER
 

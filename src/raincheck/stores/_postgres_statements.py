@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.records import dump
+from raincheck.serialization import dump
 
 PIECE = 256 * 1024
 """Bytes of a response body that one row has at most."""

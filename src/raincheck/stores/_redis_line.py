@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
 from raincheck.stores._redis_scripts import Script
 from raincheck.stores.servers import NeverWorks
-from raincheck.stores.waiting import Waiting
+from raincheck.stores.watchers import Watchers
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
@@ -272,7 +272,7 @@ class Feed:
         self._channel = channel
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self.waiting = Waiting()
+        self.waiting = Watchers()
         self._stands: asyncio.Future[None] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from raincheck.errors import NoRoom, StoreFull
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, readable
+from raincheck.serialization import dump, dump_request, readable
 from raincheck.stores._sqlite_place import Room
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of

@@ -17,7 +17,7 @@ from raincheck.stores._sqlite_calls import Call, is_full
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_opening import connect, prepare
 from raincheck.stores._sqlite_place import Room, claim, warn_of_readers
-from raincheck.stores.waiting import Waiting
+from raincheck.stores.watchers import Watchers
 
 LOOK_EVERY = 0.01
 """Seconds between two looks for changes by other processes, of which SQLite does not tell. Nobody
@@ -70,7 +70,7 @@ class File:
         self._scrub_at = 0.0  # not before
         self._scrub_due: threading.Timer | Future[None] | None = None
 
-    def commit(self, calls: list[Call[Any]], waiting: Waiting) -> list[str]:
+    def commit(self, calls: list[Call[Any]], waiting: Watchers) -> list[str]:
         """Make changes, all in one transaction; the ids of the jobs that have changed."""
         with self._work("writing"):
             changed = self._commit(calls)
@@ -159,7 +159,7 @@ class File:
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
 
-    def watch(self, waiting: Waiting) -> list[str]:
+    def watch(self, waiting: Watchers) -> list[str]:
         """Look for changes by others until there are some, or something else is to be done."""
         changed: list[str] = []
         for _ in range(LOOKS):
@@ -168,7 +168,7 @@ class File:
             changed = self.look(waiting)
         return changed
 
-    def look(self, waiting: Waiting) -> list[str]:
+    def look(self, waiting: Watchers) -> list[str]:
         """The ids of jobs waited for that others have changed, if it is time to look again."""
         now = time.monotonic()
         if not waiting or self._writer is None or now < self._look_at:

@@ -15,7 +15,7 @@ from anyio.lowlevel import current_token
 from raincheck.stores._sqlite_calls import Call
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import File
-from raincheck.stores.waiting import Waiting
+from raincheck.stores.watchers import Watchers
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Use:
         self._call_soon = getattr(loop, "call_soon_threadsafe", None) or loop.run_sync_soon
         self._gathering: Batch | None = None
         self._committing: Batch | None = None
-        self.waiting = Waiting()
+        self.waiting = Watchers()
         self._watching = False
 
     async def write(self, change: Callable[[Changes], T]) -> T:

@@ -17,7 +17,7 @@ from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 from raincheck.stores._memory_bodies import Body
 from raincheck.stores.base import Abandoned, Found, Store
-from raincheck.stores.waiting import Waiting
+from raincheck.stores.watchers import Watchers
 
 RECORD_COST = 1024
 """Bytes that a record counts for besides its bodies and headers."""
@@ -63,7 +63,7 @@ class MemoryStore(Store):
         self._keys: dict[str, tuple[str, str | None, bool]] = {}  # whose each is, and the rest
         self._names: dict[str, list[str]] = {}  # of the keys of each job that has any
         self._varying: dict[str, frozenset[str]] = {}  # what each route's responses vary by
-        self._waiting = Waiting()
+        self._waiting = Watchers()
         # When each job that can expire, and each tombstone, is due: what the last sweep saw, and
         # what has come since.
         self._newly_due: dict[str, float] = {}

@@ -23,7 +23,7 @@ import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, load, load_request, readable
+from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
 from raincheck.stores.base import Abandoned, Found, Store

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import dump, dump_request, load, load_request, readable
+from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._redis_line import Line, Word, server
 from raincheck.stores._redis_scripts import (
     ABANDONED,

@@ -16,7 +16,7 @@ from anyio.lowlevel import current_token
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.records import load, load_request, readable
+from raincheck.serialization import load, load_request, readable
 from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raincheck.errors import Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.records import FORMAT, dump, dump_request, load, load_request
+from raincheck.serialization import FORMAT, dump, dump_request, load, load_request
 from raincheck.testing import finished
 
 

@@ -19,9 +19,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
 from raincheck import ConfigurationError, Policy, current_job, long_running, report
+from raincheck.decorator import Mark, current_handoff, mark_of
 from raincheck.errors import Release
 from raincheck.job import Job, Progress
-from raincheck.marking import Mark, current_handoff, mark_of
 from tests.support import said
 
 pytestmark = pytest.mark.anyio

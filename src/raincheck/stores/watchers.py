@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import anyio
 
 
-class Waiting:
+class Watchers:
     """The tasks of one event loop that wait for newer versions of jobs. True if there are any."""
 
     def __init__(self) -> None:
