@@ -36,9 +36,9 @@ from raincheck import (
     report,
 )
 from raincheck.errors import StoreError
-from raincheck.leases import BEAT
 from raincheck.messages import CapturedRequest
-from raincheck.recording import PIECE
+from raincheck.runtime.leases import BEAT
+from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import Abandoned, Found
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs

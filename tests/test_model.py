@@ -51,10 +51,10 @@ from raincheck import (
     current_job,
     long_running,
 )
-from raincheck.conductor import SWEEP_INTERVAL
 from raincheck.dialects.plain import WORDS
 from raincheck.job import TRANSITIONS
-from raincheck.recording import PIECE
+from raincheck.runtime.conductor import SWEEP_INTERVAL
+from raincheck.runtime.recorder import PIECE
 from raincheck.testing import lifespan
 from tests.conftest import AutojumpLoop
 from tests.support import Numbers, RawRequest, unfinished

@@ -24,8 +24,8 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
 from raincheck.errors import StoreError
 from raincheck.job import Bounds, Key
-from raincheck.leases import BEAT
 from raincheck.messages import CapturedRequest
+from raincheck.runtime.leases import BEAT
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs

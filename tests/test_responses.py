@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from raincheck import Job, Limits, MemoryStore
 from raincheck.errors import StoreFull
-from raincheck.recording import PIECE
+from raincheck.runtime.recorder import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import app_of, client_of, running, settled, slow_route

@@ -31,8 +31,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import ConfigurationError, LongRunningMiddleware, Policy, long_running
 from raincheck.decorator import Mark
-from raincheck.reading import METHODS
-from raincheck.routing import Candidate, Routing, Rule, route_path
+from raincheck.routing.discovery import METHODS
+from raincheck.routing.table import Candidate, Routing, Rule, route_path
 
 POLICY = Policy(max_wait=7)
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, Policy, current_job, report
 from raincheck.errors import StoreError
-from raincheck.recording import PIECE
+from raincheck.runtime.recorder import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import (

@@ -13,20 +13,20 @@ from functools import partial
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck.acceptance import Acceptance
-from raincheck.conductor import Conductor
+from raincheck.acceptance.decision import Acceptance
 from raincheck.dialects.base import Outlook
 from raincheck.errors import INTERRUPTED, ConfigurationError, IllegalTransition
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
-from raincheck.leases import Leases
 from raincheck.owners import Owners
 from raincheck.policy import Limits, Policy, require_kind, seconds
-from raincheck.replay import Replays
 from raincheck.runners.base import Run, Runner
 from raincheck.runners.local import LocalRunner
+from raincheck.runtime.conductor import Conductor
+from raincheck.runtime.leases import Leases
+from raincheck.runtime.replay import Replays
+from raincheck.runtime.stopping import Reason
 from raincheck.shutdown import Waits
-from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
 from raincheck.tasks import Tasks, open_tasks
@@ -391,7 +391,7 @@ class Jobs:
         roster = self._conductor.roster
         waiting, running = roster.waiting.get(job.id), roster.running.get(job.id)
         ticket = waiting.ticket if waiting else running.ticket if running else None
-        return roster.admission.outlook(job, ticket, self.clock())
+        return roster.scheduler.outlook(job, ticket, self.clock())
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""
@@ -399,5 +399,5 @@ class Jobs:
 
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
-        occupancy = self._conductor.roster.admission.occupancy
+        occupancy = self._conductor.roster.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raincheck.acceptance.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.dialects.base import Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import (
@@ -21,7 +22,6 @@ from raincheck.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
-from raincheck.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.job import Job
 from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
@@ -29,10 +29,10 @@ from raincheck.messages import servable
 from raincheck.owners import OwnerOf, Owners
 from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
-from raincheck.routing import Candidate, Routing
+from raincheck.routing.table import Candidate, Routing
 from raincheck.runners.base import Runner
+from raincheck.runtime.stopping import Reason
 from raincheck.status.routes import CANCELLED, Places, StatusRoutes, send_reply, send_stored
-from raincheck.stopping import Reason
 from raincheck.stores.base import Store
 
 DEFAULT_PATH = "/jobs"

@@ -21,10 +21,10 @@ import anyio
 
 from raincheck.errors import NoRoom, StoreError, crashed
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.lifetime import lifespan as lifespan
+from raincheck.lifespan import lifespan as lifespan
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.recording import PIECE
 from raincheck.runners.base import Run, Runner, Stop
+from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import Found, Store
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.decorator import current_handoff
-from raincheck.frameworks import foreign_routes
+from raincheck.routing.frameworks import foreign_routes
 from tests.matrix.conftest import require
 
 pytestmark = [pytest.mark.matrix, pytest.mark.anyio]

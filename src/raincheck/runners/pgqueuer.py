@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from raincheck.errors import ConfigurationError
-from raincheck.lifetime import lifespan
+from raincheck.lifespan import lifespan
 from raincheck.runners.base import Run, Runner, Stop
 
 logger = logging.getLogger("raincheck")

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from taskiq import AckableMessage, AsyncBroker, TaskiqEvents, TaskiqState
 
 from raincheck.errors import ConfigurationError
-from raincheck.lifetime import lifespan
+from raincheck.lifespan import lifespan
 from raincheck.policy import require_kind
 from raincheck.runners.base import Run, Runner, Stop
 

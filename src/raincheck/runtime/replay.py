@@ -10,8 +10,8 @@ from functools import partial
 import anyio
 from starlette.types import ASGIApp, Scope
 
-from raincheck.acceptance import Acceptance
-from raincheck.conductor import MOST_LEASES
+from raincheck.acceptance.decision import Acceptance
+from raincheck.acceptance.handoff import Handoff
 from raincheck.errors import (
     INTERRUPTED,
     LOST_WORKER,
@@ -22,12 +22,12 @@ from raincheck.errors import (
     Refusal,
     UnreadableRecord,
 )
-from raincheck.handoff import Handoff
 from raincheck.job import Job, State
 from raincheck.messages import CapturedRequest
 from raincheck.policy import seconds
-from raincheck.roster import Waiting
-from raincheck.stopping import Reason
+from raincheck.runtime.conductor import MOST_LEASES
+from raincheck.runtime.roster import Waiting
+from raincheck.runtime.stopping import Reason
 from raincheck.stores.base import Abandoned
 
 logger = logging.getLogger("raincheck")
@@ -35,7 +35,7 @@ logger = logging.getLogger("raincheck")
 # Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
 _LONGEST_BACKOFF = 60.0
 
-REPLAY = "raincheck.replay"
+REPLAY = "raincheck.runtime.replay"
 """The key that is true in the scope of a request which the app is given once more."""
 
 
@@ -194,7 +194,7 @@ class Replays:
             Refusal: there is no room to wait.
         """
         conductor = self._conductor
-        ticket = conductor.roster.admission.admit(job.route, job.owner, accepted=True)
+        ticket = conductor.roster.scheduler.admit(job.route, job.owner, accepted=True)
         outer = dict(self.outer)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request
@@ -283,7 +283,7 @@ class Replays:
         try:
             waiting.job = await conductor.ledger.hold(job)
         except BaseException:
-            conductor.roster.admission.leave(waiting.ticket)
+            conductor.roster.scheduler.leave(waiting.ticket)
             raise
         conductor.wait(waiting)
         assert conductor.leases is not None

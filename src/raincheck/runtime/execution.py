@@ -12,7 +12,6 @@ from typing import Protocol
 import anyio
 from starlette.types import Message
 
-from raincheck.admission import Ticket
 from raincheck.errors import (
     ANSWER_NOT_KEPT,
     CRASHED,
@@ -30,8 +29,9 @@ from raincheck.errors import (
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedResponse
 from raincheck.policy import Policy, seconds
-from raincheck.recording import ProtocolError, Recorder, TooLarge
-from raincheck.stopping import Reason, Stopping
+from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
+from raincheck.runtime.scheduler import Ticket
+from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.stores.base import Store
 from raincheck.tasks import Gate, Tasks
 
@@ -73,21 +73,21 @@ class Conductor(Protocol):
     def waits(self, id: str) -> bool:
         """Whether a job waits for its turn here, or has it and has not begun."""
 
-    async def begin(self, detached: Detached) -> bool:
+    async def begin(self, detached: Execution) -> bool:
         """Record that a job which waited runs now; False if it was cancelled meanwhile.
 
         Raises NoRoom if it waits on, since so many run elsewhere.
         """
 
-    async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
+    async def keep(self, detached: Execution, offset: int, piece: bytes) -> None:
         """Keep a piece of the response body. Raises LeaseLost, or StoreFull."""
 
-    async def keep_once(self, detached: Detached, offset: int, piece: bytes) -> None:
+    async def keep_once(self, detached: Execution, offset: int, piece: bytes) -> None:
         """The same, but the store is asked only once. Raises what it raises."""
 
     async def finish(
         self,
-        detached: Detached,
+        detached: Execution,
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
@@ -97,7 +97,7 @@ class Conductor(Protocol):
 
     def finish_aside(
         self,
-        detached: Detached,
+        detached: Execution,
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
@@ -105,20 +105,20 @@ class Conductor(Protocol):
     ) -> None:
         """The same, in a task of its own."""
 
-    async def interrupted(self, detached: Detached) -> None:
+    async def interrupted(self, detached: Execution) -> None:
         """Record that the server stopped, or that the job is to run again."""
 
-    async def settled(self, detached: Detached) -> None:
+    async def settled(self, detached: Execution) -> None:
         """Return when nothing of the outcome is on its way into the store any more."""
 
-    async def progressed(self, detached: Detached) -> None:
+    async def progressed(self, detached: Execution) -> None:
         """Record the newest report."""
 
-    def ended(self, detached: Detached) -> None:
+    def ended(self, detached: Execution) -> None:
         """Nothing of the job runs any more."""
 
 
-class Detached:
+class Execution:
     """An app whose client does not wait for it any more, once its request is accepted.
 
     What it sends is recorded. It ends by its response, by itself without one, by its timeout or by

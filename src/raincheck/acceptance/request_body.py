@@ -17,7 +17,7 @@ IN_MEMORY = 1024 * 1024
 temporary file. Most requests to an app whose routes cannot be read never come to an entry."""
 
 
-class Upload:
+class RequestBody:
     """One request body: what has arrived, and how much of it the app has read.
 
     Args:
@@ -58,7 +58,7 @@ class Upload:
         self._writing: anyio.Event | None = None  # while the file is
 
     @classmethod
-    def of(cls, body: bytes) -> Upload:
+    def of(cls, body: bytes) -> RequestBody:
         """A body that has arrived."""
         upload = cls(len(body))
         upload.arrive({"type": "http.request", "body": body})

@@ -16,7 +16,7 @@ from raincheck.decorator import Mark
 from raincheck.errors import ConfigurationError
 from raincheck.ids import is_id
 from raincheck.policy import Policy
-from raincheck.reading import (
+from raincheck.routing.discovery import (
     ANYTHING,
     METHODS,
     Found,

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from raincheck.decorator import Mark, mark_of, marked_above
 from raincheck.errors import ConfigurationError
-from raincheck.frameworks import foreign_routes
+from raincheck.routing.frameworks import foreign_routes
 
 logger = logging.getLogger("raincheck")
 

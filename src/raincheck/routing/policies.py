@@ -26,7 +26,7 @@ class ByRoute(dict[str, Policy]):
         return self.default
 
 
-class Policies:
+class RoutePolicies:
     """The policies of one middleware, by the names of their routes.
 
     A route is known by its name alone, here and in other processes: whoever needs a policy looks it

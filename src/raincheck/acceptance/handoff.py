@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raincheck.acceptance.request_body import RequestBody
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
-from raincheck.detached import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Detached
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
 from raincheck.job import Job, State
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import Decision, decide, parse
-from raincheck.stopping import Reason
-from raincheck.uploads import Upload
+from raincheck.runtime.execution import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Execution
+from raincheck.runtime.stopping import Reason
 
 logger = logging.getLogger("raincheck")
 
@@ -67,7 +67,7 @@ class Acceptor(Protocol):
         """Make a job of the request, and give it a ticket. Raises Refusal."""
 
 
-class Handoff(Detached):
+class Handoff(Execution):
     """One request under a policy, with the app in a task of its own.
 
     It stands in for the server, with a private `receive` and `send`. Until acceptance messages
@@ -173,7 +173,7 @@ class Handoff(Detached):
         self._client_send = send
         self._reading = False
         self._read_by_another: anyio.Event | None = None
-        self.upload = Upload(policy.max_request_size)
+        self.upload = RequestBody(policy.max_request_size)
         self._turn: anyio.Event | None = None
         self._entered = False
         self._released = False  # the job waits without this request, and a replay will run it
@@ -347,7 +347,7 @@ class Handoff(Detached):
 
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
-        self.upload = Upload.of(request.body)
+        self.upload = RequestBody.of(request.body)
         self.record()
 
     def seek(self, request: CapturedRequest, patience: float) -> None:
@@ -359,7 +359,7 @@ class Handoff(Detached):
             request: the captured request.
             patience: seconds until the app is stopped if it has not been entered.
         """
-        self.upload = Upload.of(request.body)
+        self.upload = RequestBody.of(request.body)
         self._stage = CLOSED
         self.seeks = self._released = True
         self._hand_over()

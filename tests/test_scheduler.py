@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raincheck import Limits, Policy
-from raincheck.admission import Admission, Occupancy, Ticket
 from raincheck.errors import QueueFull
 from raincheck.job import Job, State
-from raincheck.policies import ByRoute
+from raincheck.routing.policies import ByRoute
+from raincheck.runtime.scheduler import Occupancy, Scheduler, Ticket
 
 NOW = 1000.0
 FREE = Policy()
@@ -16,7 +16,7 @@ ONE = Policy(max_running=1)
 TWO = Policy(max_running=2)
 
 
-class Places(Admission):
+class Places(Scheduler):
     """Told of a route's policy where a place on it is taken."""
 
     def __init__(self, limits: Limits) -> None:
@@ -30,7 +30,7 @@ class Places(Admission):
         return self.admit(name, owner, accepted=accepted)
 
 
-def admission(max_running: int = 1, max_queued: int = 1000) -> Places:
+def places_for(max_running: int = 1, max_queued: int = 1000) -> Places:
     return Places(Limits(max_running=max_running, max_queued=max_queued))
 
 
@@ -74,14 +74,14 @@ def position(places: Places, ticket: Ticket, route: str = "a") -> int | None:
 def test_as_many_run_as_may_and_the_rest_waits(
     max_running: int, policy: Policy, running: int
 ) -> None:
-    places = admission(max_running)
+    places = places_for(max_running)
     tickets = [places.take("a", policy) for _ in range(4)]
     assert [ticket.running for ticket in tickets] == [True] * running + [False] * (4 - running)
     assert places.occupancy == Occupancy(running, 4 - running)
 
 
 def test_a_full_route_leaves_the_others_their_capacity() -> None:
-    places = admission(2)
+    places = places_for(2)
     assert places.take("a", ONE).running
     assert not places.take("a", ONE).running
     assert places.take("b", ONE).running
@@ -100,7 +100,7 @@ def test_a_full_route_leaves_the_others_their_capacity() -> None:
     ],
 )
 def test_a_full_queue_refuses(max_queued: int, policy: Policy, waiting: int, detail: str) -> None:
-    places = admission(1, max_queued)
+    places = places_for(1, max_queued)
     for _ in range(1 + waiting):
         places.take("a", policy)
     with pytest.raises(QueueFull, match=detail) as refused:
@@ -110,7 +110,7 @@ def test_a_full_queue_refuses(max_queued: int, policy: Policy, waiting: int, det
 
 
 def test_one_routes_full_queue_does_not_refuse_another() -> None:
-    places = admission(1)
+    places = places_for(1)
     narrow = Policy(max_queued=1)
     places.take("a", narrow)
     places.take("a", narrow)
@@ -120,7 +120,7 @@ def test_one_routes_full_queue_does_not_refuse_another() -> None:
 
 
 def test_a_place_given_back_is_given_out_again() -> None:
-    places = admission(1, max_queued=0)
+    places = places_for(1, max_queued=0)
     first = places.take("a", FREE)
     with pytest.raises(QueueFull):
         places.take("a", FREE)
@@ -133,7 +133,7 @@ def test_a_place_given_back_is_given_out_again() -> None:
 
 
 def test_turns_come_in_the_order_of_arrival() -> None:
-    places, called = admission(1), list[str]()
+    places, called = places_for(1), list[str]()
     first, *rest = queue(places, called, "a0", "a1", "b2", "a3", "c4")
     places.leave(first)
     for ticket in rest:
@@ -144,14 +144,14 @@ def test_turns_come_in_the_order_of_arrival() -> None:
 
 
 def test_who_has_run_is_not_called() -> None:
-    places, called = admission(2), list[str]()
+    places, called = places_for(2), list[str]()
     for ticket in queue(places, called, "a0", "a1"):
         places.leave(ticket)
     assert called == []
 
 
 def test_a_turn_passes_over_a_route_that_is_full_itself() -> None:
-    places, called = admission(2), list[str]()
+    places, called = places_for(2), list[str]()
     other = places.take("b", FREE)
     queue(places, called, "a0", "a1", "a2", policy=ONE)
     queue(places, called, "b3")
@@ -160,7 +160,7 @@ def test_a_turn_passes_over_a_route_that_is_full_itself() -> None:
 
 
 def test_a_free_place_goes_to_the_first_who_may_take_it() -> None:
-    places, called = admission(3), list[str]()
+    places, called = places_for(3), list[str]()
     wide = places.take("b", FREE)
     (only,) = queue(places, called, "a0", policy=ONE)
     places.take("c", FREE)
@@ -173,7 +173,7 @@ def test_a_free_place_goes_to_the_first_who_may_take_it() -> None:
 
 
 def test_a_newcomer_does_not_overtake_who_waits_on_its_route() -> None:
-    places, called = admission(2), list[str]()
+    places, called = places_for(2), list[str]()
     blocked = places.take("a", ONE)
     queue(places, called, "a1", policy=ONE)
     newcomer = places.take("a", ONE)
@@ -184,7 +184,7 @@ def test_a_newcomer_does_not_overtake_who_waits_on_its_route() -> None:
 
 
 def test_a_turn_may_end_at_once() -> None:
-    places, ran = admission(1), list[int]()
+    places, ran = places_for(1), list[int]()
     tickets: list[Ticket] = []
 
     def run(number: int) -> None:
@@ -201,7 +201,7 @@ def test_a_turn_may_end_at_once() -> None:
 
 
 def test_who_leaves_the_queue_is_not_called() -> None:
-    places, called = admission(1), list[str]()
+    places, called = places_for(1), list[str]()
     first, second, _ = queue(places, called, "a0", "a1", "a2")
     places.leave(second)
     assert places.occupancy == Occupancy(1, 1)
@@ -211,7 +211,7 @@ def test_who_leaves_the_queue_is_not_called() -> None:
 
 @pytest.mark.parametrize("place", [0, 1], ids=["running", "waiting"])
 def test_leaving_twice_is_leaving_once(place: int) -> None:
-    places, called = admission(1), list[str]()
+    places, called = places_for(1), list[str]()
     tickets = queue(places, called, "a0", "a1", "a2")
     places.leave(tickets[place])
     left = places.occupancy
@@ -223,7 +223,7 @@ def test_leaving_twice_is_leaving_once(place: int) -> None:
 
 
 def test_a_position_counts_from_one_and_moves_up() -> None:
-    places = admission(1)
+    places = places_for(1)
     first, *rest = queue(places, [], "a0", "a1", "a2", "a3")
     assert [position(places, ticket) for ticket in rest] == [1, 2, 3]
     places.leave(first)
@@ -233,7 +233,7 @@ def test_a_position_counts_from_one_and_moves_up() -> None:
 
 
 def test_a_position_counts_the_earlier_ones_of_other_routes() -> None:
-    places = admission(1)
+    places = places_for(1)
     _, b1, a2, b3 = queue(places, [], "a0", "b1", "a2", "b3")
     assert position(places, b1, "b") == 1
     assert position(places, a2) == 2
@@ -241,7 +241,7 @@ def test_a_position_counts_the_earlier_ones_of_other_routes() -> None:
 
 
 def test_a_position_does_not_count_those_who_cannot_go_first() -> None:
-    places = admission(2)
+    places = places_for(2)
     queue(places, [], "a0", "a1", "a2", policy=ONE)
     _, waits = queue(places, [], "b3", "b4")
     assert position(places, waits, "b") == 1
@@ -249,7 +249,7 @@ def test_a_position_does_not_count_those_who_cannot_go_first() -> None:
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.CANCELLING])
 def test_only_a_queued_job_has_a_position(state: State) -> None:
-    places = admission(1)
+    places = places_for(1)
     _, waits = queue(places, [], "a0", "a1")
     assert places.outlook(job(state=state), waits, NOW).queue_position is None
     assert places.outlook(job(state=State.QUEUED), None, NOW).queue_position is None
@@ -260,7 +260,7 @@ def test_only_a_queued_job_has_a_position(state: State) -> None:
 
 def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[Places, Ticket]:
     """A place on route a, the last of those that wait, where jobs took so many seconds."""
-    places = admission(max_running)
+    places = places_for(max_running)
     tickets = queue(places, [], *["a"] * (max_running + waiting))
     places.learn(tickets[0], seconds)
     return places, tickets[-1]
@@ -271,7 +271,7 @@ def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[P
     [(0.0, 1), (1.0, 1), (4.0, 2), (5.0, 3), (60.0, 30), (1e6, 30), (-60.0, 1)],
 )
 def test_nothing_known_doubles_the_time_until_the_next_poll(age: float, retry_after: int) -> None:
-    outlook = admission().outlook(job(age=age), None, NOW)
+    outlook = places_for().outlook(job(age=age), None, NOW)
     assert (outlook.retry_after, outlook.completion) == (retry_after, None)
 
 
@@ -323,7 +323,7 @@ def test_each_route_learns_for_itself() -> None:
 
 @pytest.mark.parametrize("duration", [None, 8.0])
 def test_a_policys_retry_after_is_taken_as_it_is(duration: float | None) -> None:
-    places, ticket = admission(), None
+    places, ticket = places_for(), None
     if duration is not None:
         places, ticket = taught(duration)
     places.known["a"] = Policy(retry_after=77)
@@ -344,7 +344,7 @@ def test_a_policys_retry_after_is_taken_as_it_is(duration: float | None) -> None
 def test_a_refusal_says_when_a_place_is_likely_to_be_free(
     duration: float | None, policy: Policy, retry_after: int
 ) -> None:
-    places = admission(9, max_queued=0)
+    places = places_for(9, max_queued=0)
     tickets = [places.take("a", policy) for _ in range(policy.max_running or 0)]
     if duration is not None:
         places.learn(tickets[0], duration)
@@ -369,7 +369,7 @@ def test_retry_after_is_a_whole_number_of_at_least_one(
 
 
 def test_a_blocked_route_waits_in_its_order_until_it_is_unblocked() -> None:
-    places, called = admission(max_running=9), list[str]()
+    places, called = places_for(max_running=9), list[str]()
     first, second = queue(places, called, "a1", "a2")
     places.block(second, owner=False)
     places.block(first, owner=False)
@@ -384,14 +384,14 @@ def test_a_blocked_route_waits_in_its_order_until_it_is_unblocked() -> None:
 
 
 def test_who_is_blocked_gives_capacity_to_other_routes() -> None:
-    places, called = admission(max_running=1), list[str]()
+    places, called = places_for(max_running=1), list[str]()
     first, _ = queue(places, called, "a1", "b1")
     places.block(first, owner=False)
     assert called == ["b1"]
 
 
 def test_one_that_ends_here_unblocks_its_route_at_once() -> None:
-    places, called = admission(max_running=9), list[str]()
+    places, called = places_for(max_running=9), list[str]()
     first, second = queue(places, called, "a1", "a2")
     places.block(second, owner=False)
     places.leave(first)
@@ -399,7 +399,7 @@ def test_one_that_ends_here_unblocks_its_route_at_once() -> None:
 
 
 def test_only_a_blocked_owner_is_passed_over() -> None:
-    places, called = admission(max_running=9), list[str]()
+    places, called = places_for(max_running=9), list[str]()
     tickets = [places.take("a", FREE, owner) for owner in ("ann", "bob")]
     places.block(tickets[0], owner=True)
     assert not places.take("a", FREE, "ann").running
@@ -410,7 +410,7 @@ def test_only_a_blocked_owner_is_passed_over() -> None:
 
 def test_what_was_accepted_before_is_not_refused_by_its_route() -> None:
     policy = Policy(max_running=1, max_queued=0)
-    places = admission(max_running=9, max_queued=2)
+    places = places_for(max_running=9, max_queued=2)
     places.take("a", policy)
     with pytest.raises(QueueFull):
         places.take("a", policy)
@@ -421,7 +421,7 @@ def test_what_was_accepted_before_is_not_refused_by_its_route() -> None:
 
 def test_a_route_is_as_its_policy_says_whenever_that_is_known() -> None:
     """As after a restart, with jobs of a route whose endpoint nobody has entered yet."""
-    places = admission(max_running=9)
+    places = places_for(max_running=9)
     assert [places.admit("a", accepted=True).running for _ in range(2)] == [True, True]
     places.known["a"] = Policy(max_running=1, max_queued=1, max_running_per_owner=1)
     assert not places.admit("a").running

@@ -156,7 +156,7 @@ class Occupancy:
     waiting: int
 
 
-class Admission:
+class Scheduler:
     """Gives places to requests, within the bounds of each route and of each owner.
 
     First come, first served; on a route where requests of several owners wait, they take turns.

@@ -1,4 +1,4 @@
-"""Twins: when a request is an earlier job, by its idempotency key or by sharing its run."""
+"""Deduplication: when a request is an earlier job, by its idempotency key or by sharing its run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import partial
 
 import anyio
 
+from raincheck.acceptance.handoff import Handoff
 from raincheck.errors import IllegalTransition, StoreUnavailable
-from raincheck.handoff import Handoff
 from raincheck.idempotency import (
     ANYTHING,
     IDEMPOTENT,
@@ -22,8 +22,8 @@ from raincheck.idempotency import (
     unheard,
 )
 from raincheck.job import Job, Key
-from raincheck.ledger import Ledger
 from raincheck.messages import RawHeaders, named_in_vary
+from raincheck.runtime.ledger import Ledger
 from raincheck.stores.base import Found, Store
 
 # Seconds that a request waits to hear what became of an earlier one, how often it looks, and after
@@ -31,7 +31,7 @@ from raincheck.stores.base import Found, Store
 _UNSURE, _LOOK, _RETRY_AFTER = 1.0, 0.2, 1
 
 
-class Twins:
+class Deduplication:
     """Finds the job that a request is one with.
 
     Args:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raincheck.errors import LeaseLost
 from raincheck.messages import CapturedResponse, RawHeaders
-from raincheck.recording import PIECE, ProtocolError, Recorder, TooLarge
+from raincheck.runtime.recorder import PIECE, ProtocolError, Recorder, TooLarge
 
 pytestmark = pytest.mark.anyio
 

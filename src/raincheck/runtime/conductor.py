@@ -11,8 +11,7 @@ from functools import partial
 
 import anyio
 
-from raincheck.admission import Ticket
-from raincheck.detached import Detached
+from raincheck.acceptance.deduplication import Deduplication
 from raincheck.errors import (
     INTERRUPTED,
     UNKNOWN_ROUTE,
@@ -24,19 +23,20 @@ from raincheck.errors import (
     UnreadableRecord,
 )
 from raincheck.job import Bounds, Job, State
-from raincheck.leases import Leases
-from raincheck.ledger import Ledger
 from raincheck.messages import CapturedResponse
-from raincheck.policies import Policies, bounds
 from raincheck.policy import Limits, Policy, seconds
-from raincheck.roster import Roster, Waiting
+from raincheck.routing.policies import RoutePolicies, bounds
 from raincheck.runners.base import Runner
-from raincheck.stopping import Reason
+from raincheck.runtime.execution import Execution
+from raincheck.runtime.leases import Leases
+from raincheck.runtime.ledger import Ledger
+from raincheck.runtime.roster import Roster, Waiting
+from raincheck.runtime.scheduler import Ticket
+from raincheck.runtime.stopping import Reason
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.tasks import Gate, Tasks
-from raincheck.twins import Twins
 
 logger = logging.getLogger("raincheck")
 
@@ -111,8 +111,8 @@ class Conductor:
             holder=self.name,
             lease=self.lease,
         )
-        self.policies = Policies(runner, store)
-        self.twins = Twins(self.store, self.ledger, clock, self.sure_of)
+        self.policies = RoutePolicies(runner, store)
+        self.twins = Deduplication(self.store, self.ledger, clock, self.sure_of)
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter
         self.leases: Leases | None = None
@@ -123,7 +123,7 @@ class Conductor:
         """Begin with no jobs here: nothing was, or the event loop that they ran on has ended."""
         self.closing = False
         self.roster = Roster(self.limits, self.policies.by_route)
-        self._settling: dict[Detached, Gate] = {}
+        self._settling: dict[Execution, Gate] = {}
         self._undoing: anyio.CapacityLimiter | None = None
         self._confirming: set[str] = set()
         self._sweeping = False
@@ -143,16 +143,16 @@ class Conductor:
 
     def block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
-        self.roster.admission.block(ticket, owner=full.owner)
+        self.roster.scheduler.block(ticket, owner=full.owner)
         if not self._unblocking:
             self._unblocking = True
             self.tasks.spawn(self._unblock, Context())
 
     async def _unblock(self) -> None:
         """Let those who are blocked try again from time to time: nobody tells when they may."""
-        while self.roster.admission.blocked:
+        while self.roster.scheduler.blocked:
             await anyio.sleep(_UNBLOCK_INTERVAL)
-            self.roster.admission.unblock()
+            self.roster.scheduler.unblock()
         self._unblocking = False
 
     async def bring(self, job: Job) -> None:
@@ -257,7 +257,7 @@ class Conductor:
 
     # --- for those who run ---------------------------------------------------------------------
 
-    async def begin(self, detached: Detached) -> bool:
+    async def begin(self, detached: Execution) -> bool:
         """Record that a job which waited runs now; False if it was cancelled meanwhile.
 
         Raises:
@@ -287,7 +287,7 @@ class Conductor:
 
     async def finish(
         self,
-        detached: Detached,
+        detached: Execution,
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
@@ -297,7 +297,7 @@ class Conductor:
         job = detached.job
         assert job is not None
         if response is not None and detached.ticket is not None and job.started_at is not None:
-            self.roster.admission.learn(detached.ticket, self.clock() - job.started_at)
+            self.roster.scheduler.learn(detached.ticket, self.clock() - job.started_at)
         write = partial(
             self.ledger.finish,
             job,
@@ -317,7 +317,7 @@ class Conductor:
 
     def finish_aside(
         self,
-        detached: Detached,
+        detached: Execution,
         state: State,
         response: CapturedResponse | None,
         error: Problem | None,
@@ -342,7 +342,7 @@ class Conductor:
         await self.twins.learn(route, response.headers)
         return await write()
 
-    async def interrupted(self, detached: Detached) -> None:
+    async def interrupted(self, detached: Execution) -> None:
         """Record that the server stopped: the job runs again elsewhere if it may, or has failed."""
         job = detached.job
         assert job is not None
@@ -363,7 +363,7 @@ class Conductor:
             await self.submit_again(job)
         return job
 
-    async def _settle(self, detached: Detached, write: Callable[[], Awaitable[Job]]) -> None:
+    async def _settle(self, detached: Execution, write: Callable[[], Awaitable[Job]]) -> None:
         """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
         gate = self._settling[detached] = self.tasks.gate()
         job = detached.job
@@ -385,12 +385,12 @@ class Conductor:
         self.tasks.spawn(settle, Context())
         await gate.wait()
 
-    async def settled(self, detached: Detached) -> None:
+    async def settled(self, detached: Execution) -> None:
         """Return when nothing of the outcome is on its way into the store any more."""
         if self._settling and (gate := self._settling.get(detached)) is not None:
             await gate.wait()
 
-    async def keep(self, detached: Detached, offset: int, piece: bytes) -> None:
+    async def keep(self, detached: Execution, offset: int, piece: bytes) -> None:
         """Keep a piece of the response body.
 
         Raises:
@@ -400,7 +400,7 @@ class Conductor:
         assert detached.job is not None
         await self.ledger.append(detached.job, offset, piece)
 
-    async def keep_once(self, detached: Detached, offset: int, piece: bytes) -> None:
+    async def keep_once(self, detached: Execution, offset: int, piece: bytes) -> None:
         """The same, asking the store only once: somebody waits for what comes after that.
 
         Raises:
@@ -417,7 +417,7 @@ class Conductor:
         if not kept:
             raise LeaseLost("the job has changed hands")
 
-    async def progressed(self, detached: Detached) -> None:
+    async def progressed(self, detached: Execution) -> None:
         """Record the newest report. A store that fails here is told again with the next one."""
         progress = detached.progress
         assert detached.job is not None
@@ -429,7 +429,7 @@ class Conductor:
         except Exception as error:
             self.availability.failed(error)
 
-    def ended(self, detached: Detached) -> None:
+    def ended(self, detached: Execution) -> None:
         """Give the capacity back."""
         self.roster.ended(detached)
 

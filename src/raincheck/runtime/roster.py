@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import anyio
 from starlette.types import Scope
 
-from raincheck.admission import Admission, Ticket
-from raincheck.detached import Detached
-from raincheck.handoff import Handoff
+from raincheck.acceptance.handoff import Handoff
 from raincheck.job import Job
 from raincheck.policy import Limits, Policy
-from raincheck.stopping import Reason
+from raincheck.runtime.execution import Execution
+from raincheck.runtime.scheduler import Scheduler, Ticket
+from raincheck.runtime.stopping import Reason
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class Roster:
         policies: of each, by its name.
 
     Attributes:
-        admission: gives them their places.
+        scheduler: gives them their places.
         running: those that run, by id.
         waiting: those that wait, by id.
         leaving: those of which the store has not heard the last word from here yet, by id, each
@@ -52,8 +52,8 @@ class Roster:
     """
 
     def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
-        self.admission = Admission(limits, policies)
-        self.running: dict[str, Detached] = {}
+        self.scheduler = Scheduler(limits, policies)
+        self.running: dict[str, Execution] = {}
         self.waiting: dict[str, Waiting] = {}
         self.leaving: dict[str, int] = {}
         self._idle: anyio.Event | None = None
@@ -69,18 +69,18 @@ class Roster:
         """A job does not wait here any more. From now on nobody begins it here."""
         del self.waiting[waiting.job.id]
         if waiting.held is None:
-            self.admission.leave(waiting.ticket)
+            self.scheduler.leave(waiting.ticket)
         else:  # it gives its place back when it has unwound
             waiting.held.stop(Reason.CANCELLED)
         self._tell_idle()
 
-    def ended(self, detached: Detached) -> None:
+    def ended(self, detached: Execution) -> None:
         """A handler has ended, or will not begin: its place is free."""
         assert detached.job is not None
         self.running.pop(detached.job.id, None)
         self.waiting.pop(detached.job.id, None)
         if detached.ticket is not None:  # a synchronous request has none
-            self.admission.leave(detached.ticket)
+            self.scheduler.leave(detached.ticket)
         self._tell_idle()
 
     def has(self, id: str) -> bool:

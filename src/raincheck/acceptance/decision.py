@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from contextvars import Context
 
-from raincheck.admission import Ticket
-from raincheck.conductor import Conductor
+from raincheck.acceptance.handoff import Handoff
 from raincheck.decorator import Mark
 from raincheck.errors import (
     NoRoom,
@@ -18,12 +17,13 @@ from raincheck.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from raincheck.handoff import Handoff
 from raincheck.ids import Ids
 from raincheck.job import Job, Key, State
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
-from raincheck.roster import Waiting
+from raincheck.runtime.conductor import Conductor
+from raincheck.runtime.roster import Waiting
+from raincheck.runtime.scheduler import Ticket
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -52,7 +52,7 @@ class Acceptance:
         self.mounted = False
 
     def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """See `Policies.of_mark`."""
+        """See `RoutePolicies.of_mark`."""
         return self.conductor.policies.of_mark(mark)
 
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
@@ -77,20 +77,20 @@ class Acceptance:
                 return
         assert handoff.decision is not None
         synchronous = not handoff.decision.asynchronous  # no bounds hold for it, nor an engine
-        admission, placed = conductor.roster.admission, conductor.in_place and not synchronous
+        scheduler, placed = conductor.roster.scheduler, conductor.in_place and not synchronous
         if placed and not handoff.upload.whole:
-            admission.check(handoff.route, owner)  # before more is read of what is refused
+            scheduler.check(handoff.route, owner)  # before more is read of what is refused
         await handoff.drain()
-        ticket = admission.admit(handoff.route, owner) if placed else None
+        ticket = scheduler.admit(handoff.route, owner) if placed else None
         try:
             job = await self._create(handoff, ticket, owner, keys)
         except BaseException:
             if ticket is not None:
-                admission.leave(ticket)
+                scheduler.leave(ticket)
             raise
         if job is None:  # its twin was faster
             if ticket is not None:
-                admission.leave(ticket)
+                scheduler.leave(ticket)
             if not tries:
                 raise StoreUnavailable("The job store gives answers that differ.", retry_after=1)
             await self.accept(handoff, tries - 1)
@@ -185,7 +185,7 @@ class Acceptance:
             )
         except NoRoom as error:
             if ticket is None or not runs:
-                full = conductor.roster.admission.full(job.route, owner=error.owner)
+                full = conductor.roster.scheduler.full(job.route, owner=error.owner)
                 raise full from error
             conductor.block(ticket, error)
             return await self._create(handoff, ticket, owner, keys)  # it waits, then

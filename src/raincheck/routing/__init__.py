@@ -1,0 +1,1 @@
+"""Which request meets which policy."""
