@@ -308,7 +308,7 @@ async def never_stopped_while_it_computes(
 @every_way()
 async def test_a_thread_that_takes_too_long_keeps_its_place(way: Way) -> None:
     work = Work()
-    async with app_with(partial(way, work), max_running=1, timeout=0.1) as (client, jobs):
+    async with app_with(partial(way, work), max_running=1, timeout=0.4) as (client, jobs):
         first, second = await client.post("/slow"), await client.post("/slow")
         assert (await follow(client, first)).status_code == 504
         await anyio.sleep(0.2)
