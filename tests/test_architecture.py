@@ -204,6 +204,43 @@ def test_the_package_root_imports_no_satellite() -> None:
         assert LAYERS[module.removeprefix("raincheck.")] < SATELLITES
 
 
+# --- who writes what ---------------------------------------------------------------------------
+
+FOREIGN = {
+    "decorator": {"entered.__signature__"},  # what a wrapper says of itself, to `inspect`
+    "runners.taskiq": {"broker.listen"},  # taskiq offers no other way into a worker's loop
+    "stores._postgres_changes": {"failure.__cause__"},  # as `raise ... from` does, for a future
+    "stores._sqlite_file": {"timer.daemon"},  # `threading.Timer` takes no such argument
+    # A ticket and what is known of a route are the scheduler's own values, in its own module.
+    "runtime.scheduler": {"ticket.running", "route.blocked", "route.duration"},
+}
+"""Who may assign to another object, and what."""
+
+
+def foreign(source: str) -> Iterator[str]:
+    """What is assigned or deleted of another object than `self`."""
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Attribute)
+            and not isinstance(node.ctx, ast.Load)
+            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+        ):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_nobody_writes_to_another_object(room: str) -> None:
+    assert set(foreign(rooms()[room])) == FOREIGN.get(room, set())
+
+
+@pytest.mark.parametrize(
+    "source", ["a.b = 1", "self.a.b = 1", "a.b += 1", "a.b: int = 1", "del a.b", "x, a.b = 1, 2"]
+)
+def test_a_foreign_write_is_found(source: str) -> None:
+    assert list(foreign(source)) in (["a.b"], ["self.a.b"])
+    assert list(foreign("self.a, self.b = a.b, c.d[0]")) == []
+
+
 # --- the rules themselves ----------------------------------------------------------------------
 
 

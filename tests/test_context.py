@@ -261,7 +261,7 @@ async def test_what_the_first_pass_writes_into_state_is_seen_outside() -> None:
         assert state == {"user": "ann"}
 
 
-REPLAY = "raincheck.runtime.replay"
+REPLAY = "raincheck.replay"
 
 
 async def test_a_replay_is_known_by_its_scope() -> None:

@@ -23,13 +23,12 @@ from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.runners.base import Run, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.runtime.conductor import Conductor
-from raincheck.runtime.leases import Leases
 from raincheck.runtime.replay import Replays
 from raincheck.runtime.stopping import Reason
 from raincheck.shutdown import Waits
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
-from raincheck.tasks import Tasks, open_tasks
+from raincheck.tasks import Tasks
 
 logger = logging.getLogger("raincheck")
 
@@ -124,11 +123,11 @@ class Jobs:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._replays.app, self._status = app, status
+        self._status = status
+        self._replays.bind(app)
         self._conductor.runner.attach(door)
         self._conductor.policies.bind(policy, rules, complete=complete)
-        self.acceptance.owners = owners
-        self.acceptance.ids = Ids(mount)
+        self.acceptance.bind(owners, Ids(mount))
 
     async def open(self, lifespan: Scope | None = None) -> None:
         """Make ready for the running event loop, if that has not been done.
@@ -147,10 +146,8 @@ class Jobs:
         conductor = self._conductor
         # Of an event loop that has ended, and what ran on it with it.
         orphaned = (*conductor.roster.running, *conductor.roster.waiting)
-        conductor.reset()
-        conductor.tasks = open_tasks()
+        conductor.open()
         self._waits = Waits(conductor.tasks)
-        conductor.limiter = anyio.CapacityLimiter(conductor.limits.max_running)
         self._open = True
         if lifespan is None:
             logger.warning(
@@ -158,10 +155,10 @@ class Jobs:
             )
         else:  # what an app finds in every request, and so in those that outlived their process
             found = {key: lifespan[key] for key in ("app", "state") if key in lifespan}
-            self._replays.outer = found
+            self._replays.live_in(found)
         await conductor.runner.open()
         if conductor.lease is not None:
-            self._hold(conductor.lease)
+            conductor.hold(self._replays.lost, self._replays.take_over)
             return
         for id in orphaned:
             job = await self.store.get(id)
@@ -180,21 +177,6 @@ class Jobs:
         except Exception as error:
             self.availability.failed(error)
 
-    def _hold(self, lease: float) -> None:
-        """Hold on to the jobs that are here, and look for those that nobody holds any more."""
-        conductor = self._conductor
-        conductor.leases = Leases(
-            self.store,
-            conductor.availability,
-            lease,
-            held=lambda: conductor.roster.fences(waiting=conductor.in_place),
-            lost=self._replays.lost,
-            cancelled=conductor.stop,
-            abandoned=self._replays.take_over,
-        )
-        conductor.tasks.spawn(conductor.leases.watch, Context())
-        conductor.keep_sweeping()
-
     @property
     def ready(self) -> bool:
         """Whether `open()` has nothing to do."""
@@ -211,7 +193,7 @@ class Jobs:
             return
         conductor = self._conductor
         roster, grace = conductor.roster, conductor.cancel_grace
-        conductor.closing = True
+        conductor.close()
         self._waits.end()
         drain = seconds(conductor.limits.drain_timeout)
         if roster.running or roster.waiting or roster.leaving:
@@ -257,7 +239,7 @@ class Jobs:
         Asking for it hands the routes over to you: the middleware stops serving them itself, so
         that whatever you put around the mount, such as authentication, applies to each of them.
         """
-        self.acceptance.mounted = True
+        self.acceptance.mount()
         return self._serve_status
 
     def is_status_app(self, app: object) -> bool:
@@ -334,7 +316,7 @@ class Jobs:
         with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
             changed = await conductor.ledger.cancelling(job)
             if running := conductor.roster.running.get(job.id):
-                running.job = changed
+                running.became(changed)
         await conductor.runner.cancel(job.id)
         return await self.get(job.id)
 
@@ -361,7 +343,7 @@ class Jobs:
             with suppress(IllegalTransition):  # it is about to end by itself
                 job = await self._conductor.ledger.leave(job)
                 if running := self._conductor.roster.running.get(id):
-                    running.job = job
+                    running.became(job)
                 return job
         return await self.cancel(id)
 

@@ -201,8 +201,11 @@ def unsendable(response: CapturedResponse, method: str) -> str | None:
     """Why a server could not send this finished response, or None if it could."""
     status, headers, size = response
     length = b"%d" % size if size else b""
-    announced = {value for name, value in headers if name.lower() == b"content-length"}
-    for value in announced:
+    announced: set[bytes] = set()
+    for name, value in headers:
+        if name.lower() != b"content-length":
+            continue
+        announced.add(value)
         text = value.decode("latin-1")
         if not value.isdigit():
             return f"Content-Length is no number but {text!r}"

@@ -169,6 +169,8 @@ class LongRunningMiddleware:
             route=None if rule is None else rule.name,
             policy=candidate.policy,
             context=context,
+            inner=inner if rule is None else None,
+            vary=rule is None and candidate.certain,
         )
         if rule is not None and not handoff.prefers_async() and not handoff.named:
             with handoff.synchronous():
@@ -176,11 +178,8 @@ class LongRunningMiddleware:
             return
         if rule is not None:
             await self._accept_at_once(handoff, inner)
-        else:
-            handoff.vary = candidate.certain
         if rule is None or handoff.in_place:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
-            handoff.inner = inner
             jobs.tasks.spawn(handoff.run, inner)
             try:
                 await handoff.handed_over.wait()
@@ -188,8 +187,7 @@ class LongRunningMiddleware:
                 await self._abandon(handoff)
                 raise
             finally:
-                bring_back(handoff.inner)
-                handoff.inner = None  # it leads back here: no garbage for the collector to find
+                handoff.bring_back()
         await self._answer(handoff, scope, send, inner)
 
     async def _abandon(self, handoff: Handoff) -> None:
@@ -200,12 +198,9 @@ class LongRunningMiddleware:
 
     async def _accept_at_once(self, handoff: Handoff, inner: Context) -> None:
         """A path rule: there is no entry to wait for, so accept as soon as the body is read."""
-        try:
-            await handoff.accept()
-        except Refusal as refusal:
-            handoff.refusal = refusal
+        await handoff.accept()
         if handoff.in_place:
-            handoff.copy()
+            handoff.copy(inner)
         elif handoff.runs:
             handoff.record()
             self.jobs.tasks.spawn(handoff.run, inner)

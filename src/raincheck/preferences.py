@@ -65,15 +65,15 @@ def parse(headers: Iterable[tuple[bytes, bytes]]) -> Preference:
     Never fails: what is unknown or malformed is ignored (RFC 7240 §2), names compare without
     regard to case, and of a repeated preference the first counts.
     """
-    lines = [value for name, value in headers if name == b"prefer"]
-    if not lines:
-        return NO_PREFERENCE
-    seen: dict[str, str | None] = {}
-    for line in lines:
+    seen: dict[str, str | None] | None = None
+    for name, line in headers:
+        if name != b"prefer":
+            continue
+        seen = {} if seen is None else seen
         for element in _ELEMENT.findall(line.decode("latin-1")):
             if match := _PREFERENCE.fullmatch(element):
                 seen.setdefault(match["name"].lower(), match["value"])
-    return Preference("respond-async" in seen, _wait(seen))
+    return NO_PREFERENCE if seen is None else Preference("respond-async" in seen, _wait(seen))
 
 
 def _wait(seen: dict[str, str | None]) -> float | None:

@@ -51,6 +51,14 @@ class Acceptance:
         self.owners = Owners(None)
         self.mounted = False
 
+    def bind(self, owners: Owners, ids: Ids) -> None:
+        """Take what says whose requests are, and what mints the ids of jobs."""
+        self.owners, self.ids = owners, ids
+
+    def mount(self) -> None:
+        """The status routes are mounted by hand."""
+        self.mounted = True
+
     def route_of(self, mark: Mark) -> tuple[str, Policy]:
         """See `RoutePolicies.of_mark`."""
         return self.conductor.policies.of_mark(mark)
@@ -97,8 +105,7 @@ class Acceptance:
             return
         if not (placed or synchronous):
             await self._submit(job)
-        handoff.accepted, handoff.job = None if synchronous else job, job
-        handoff.ticket = ticket
+        handoff.become(job, ticket, keyed=bool(keys))
         if ticket is not None and job.state is State.QUEUED:
             conductor.wait(_waiting(handoff, job, ticket))
         elif placed or synchronous:
@@ -170,7 +177,6 @@ class Acceptance:
         )
         if synchronous:
             job = job._replace(synchronous=True)
-        handoff.keyed = bool(keys)
         if handoff.upload.lost and ticket is not None and not runs:
             raise QueueFull(
                 "No handler is free, and the request cannot wait for one: more of its body was "

@@ -123,11 +123,11 @@ class Deduplication:
                 await self._ledger.bury(found.job, remember=True)  # no sweep has freed its keys yet
             elif key.lasting:
                 compare(key, found.fingerprint)
-                handoff.accepted, handoff.replayed = found.job, True
+                handoff.join(found.job, replayed=True)
                 return True
             else:
                 try:
-                    handoff.accepted = await self._ledger.join(found.job, free)
+                    handoff.join(await self._ledger.join(found.job, free))
                     return True
                 except IllegalTransition:  # it has just ended, or is about to
                     pass

@@ -22,6 +22,7 @@ from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import Decision, decide, parse
 from raincheck.runtime.execution import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Execution
+from raincheck.runtime.scheduler import Ticket
 from raincheck.runtime.stopping import Reason
 
 logger = logging.getLogger("raincheck")
@@ -146,20 +147,24 @@ class Handoff(Execution):
         *,
         route: str | None = None,
         policy: Policy,
+        job: Job | None = None,
+        ticket: Ticket | None = None,
         context: Context | None = None,
+        inner: Context | None = None,
+        vary: bool = False,
     ) -> None:
-        super().__init__(acceptor.conductor, route, policy)
+        super().__init__(acceptor.conductor, route, policy, job, ticket)
         self.outer_scope: Scope | None = scope
         self.scope: Scope = dict(scope)
         if scope.get("extensions"):
             self.scope["extensions"] = _sendable(scope["extensions"])
         self.context = context
-        self.inner: Context | None = None
+        self.inner = inner
         state = scope.get("state")
         self.state = dict(state) if isinstance(state, dict) else state
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
-        self.vary = False
+        self.vary = vary
         self.accepted: Job | None = None
         self.replayed = False
         self.keyed = False
@@ -206,10 +211,7 @@ class Handoff(Execution):
             self._stage = PLAIN
             return False
         self._turn = anyio.Event() if self.holds else None
-        try:
-            await self.accept()
-        except Refusal as refusal:
-            self.refusal = refusal
+        await self.accept()
         if self.job is not None and not asynchronous:
             self.copy()
             return False
@@ -267,16 +269,25 @@ class Handoff(Execution):
             current_handoff.reset(token)
 
     async def accept(self) -> None:
-        """Become a job, unless the client leaves before.
-
-        Raises:
-            Refusal: nothing was stored.
-        """
-        for name, value in self.fields:
-            if name == b"content-length" and exceeds(value, self.policy.max_request_size):
-                raise self._too_large()
-        with suppress(ClientLeft):
+        """Become a job, unless the client leaves before, or it is refused: nothing was stored."""
+        try:
+            for name, value in self.fields:
+                if name == b"content-length" and exceeds(value, self.policy.max_request_size):
+                    raise self._too_large()
             await self._acceptor.accept(self)
+        except ClientLeft:
+            pass
+        except Refusal as refusal:
+            self.refusal = refusal
+
+    def become(self, job: Job, ticket: Ticket | None, *, keyed: bool) -> None:
+        """Be a new job from now on; its client waits for a synchronous one."""
+        self.accepted = None if job.synchronous else job
+        self.job, self.ticket, self.keyed = job, ticket, keyed
+
+    def join(self, job: Job, *, replayed: bool = False) -> None:
+        """Be one with an earlier job."""
+        self.accepted, self.replayed = job, replayed
 
     async def drain(self) -> None:
         """Read the rest of the body.
@@ -340,8 +351,13 @@ class Handoff(Execution):
         self._start_recording(self.scope["method"])
         self._hand_over()
 
-    def copy(self) -> None:
-        """Go on in place: the client is answered, and its answer goes to the store as well."""
+    def copy(self, inner: Context | None = None) -> None:
+        """Go on in place: the client is answered, and its answer goes to the store as well.
+
+        Args:
+            inner: the context variables of the app's task, if it has not begun.
+        """
+        self.inner = inner or self.inner
         self.upload.let_go()
         self._start_copying(self.scope["method"])
 
@@ -414,6 +430,11 @@ class Handoff(Execution):
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
         self.context = self.state = None
+
+    def bring_back(self) -> None:
+        """Let what the app has changed of the context variables be seen outside."""
+        inner, self.inner = self.inner, None  # it leads back here: no garbage to collect
+        bring_back(inner)
 
     def show_route(self, outer: Scope | None) -> None:
         """Write what routing has found into the scope as it came, if that is there."""

@@ -20,7 +20,13 @@ _UNBOUNDED = Bounds()
 class ByRoute(dict[str, Policy]):
     """The policies by the names of their routes; of one that is not known it is the default."""
 
-    default = Policy()
+    def __init__(self) -> None:
+        super().__init__()
+        self.default = Policy()
+
+    def fall_back(self, default: Policy) -> None:
+        """Take the policy of routes that are not known."""
+        self.default = default
 
     def __missing__(self, route: str) -> Policy:
         return self.default
@@ -62,7 +68,7 @@ class RoutePolicies:
         Raises:
             ConfigurationError: one of them does not go with the runner.
         """
-        self.by_route.default = default
+        self.by_route.fall_back(default)
         self._rules = rules.keys()
         self._complete = complete
         for name, policy in rules.items():

@@ -203,7 +203,7 @@ class _Worker(QueueManager):
     async def run(self, *arguments: Any, **options: Any) -> None:
         options["dequeue_timeout"] = min(options.get("dequeue_timeout", _LOOK), _LOOK)
         options["max_concurrent_tasks"] = options.get("max_concurrent_tasks") or _MOST
-        self._connection.patience = self.shutdown  # pgqueuer has put its own there by now
+        self._connection.wait_until(self.shutdown)  # pgqueuer has put its own there by now
         try:
             async with lifespan(self._app):
                 self._run, entrypoints = self._bound()
@@ -237,6 +237,10 @@ class _Connection:
     """
 
     patience: asyncio.Event | None = None
+
+    def wait_until(self, over: asyncio.Event) -> None:
+        """Let calls wait for a server that is away, until this is set."""
+        self.patience = over
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

@@ -34,9 +34,9 @@ from raincheck.runtime.roster import Roster, Waiting
 from raincheck.runtime.scheduler import Ticket
 from raincheck.runtime.stopping import Reason
 from raincheck.stores.availability import Availability
-from raincheck.stores.base import Store
+from raincheck.stores.base import Abandoned, Store
 from raincheck.stores.bounded import BoundedStore
-from raincheck.tasks import Gate, Tasks
+from raincheck.tasks import Gate, Tasks, open_tasks
 
 logger = logging.getLogger("raincheck")
 
@@ -75,8 +75,8 @@ class Conductor:
         ledger: how jobs change.
         policies: of the routes.
         twins: finds the job that a request is one with.
-        tasks, limiter: the tasks, and the threads for handlers, since `reset()`.
-        roster, leases: the jobs that are here, and the hold on them; anew with each `reset()`.
+        tasks, limiter: the tasks, and the threads for handlers, since `open()`.
+        roster, leases: the jobs that are here, and the hold on them; anew with each `open()`.
         closing: whether it accepts nothing new.
 
     Raises:
@@ -116,11 +116,9 @@ class Conductor:
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter
         self.leases: Leases | None = None
-        self.closing = False
-        self.reset()
+        self._reset()
 
-    def reset(self) -> None:
-        """Begin with no jobs here: nothing was, or the event loop that they ran on has ended."""
+    def _reset(self) -> None:
         self.closing = False
         self.roster = Roster(self.limits, self.policies.by_route)
         self._settling: dict[Execution, Gate] = {}
@@ -129,6 +127,40 @@ class Conductor:
         self._sweeping = False
         self._unblocking = False
         self._foreign: set[str] = set()
+
+    def open(self) -> None:
+        """Begin on the running event loop with no jobs here: another that they ran on has ended."""
+        self._reset()
+        self.tasks = open_tasks()
+        self.limiter = anyio.CapacityLimiter(self.limits.max_running)
+
+    def hold(
+        self,
+        lost: Callable[[str], Awaitable[None]],
+        abandoned: Callable[[Abandoned], Awaitable[None]],
+    ) -> None:
+        """Hold on to the jobs that are here, and look for those that nobody holds any more.
+
+        Args:
+            lost: called with the id of a job that seems not to be this process's any more.
+            abandoned: called with each that nobody holds.
+        """
+        assert self.lease is not None
+        self.leases = Leases(
+            self.store,
+            self.availability,
+            self.lease,
+            held=lambda: self.roster.fences(waiting=self.in_place),
+            lost=lost,
+            cancelled=self.stop,
+            abandoned=abandoned,
+        )
+        self.tasks.spawn(self.leases.watch, Context())
+        self.keep_sweeping()
+
+    def close(self) -> None:
+        """Accept nothing new."""
+        self.closing = True
 
     def know_nothing(self) -> None:
         """Forget whether store and engine answered: that was on another event loop, if ever."""
@@ -175,9 +207,10 @@ class Conductor:
         """Let a job wait here for its turn, which may have come already."""
         id, ticket, held = waiting.job.id, waiting.ticket, waiting.held
         self.roster.waiting[id] = waiting
-        ticket.turn = held.turn if held else partial(self._turn, id)
+        turn = held.turn if held else partial(self._turn, id)
+        ticket.wait(turn)
         if ticket.running:
-            ticket.turn()
+            turn()
 
     def _turn(self, id: str) -> None:
         self.tasks.spawn(partial(self.runner.submit, id), Context())
@@ -271,7 +304,7 @@ class Conductor:
         roster.running[job.id] = detached
         within = self.bounds(self.policies.of(job), State.RUNNING)
         try:
-            detached.job = await self.ledger.start(job, within)
+            begun = await self.ledger.start(job, within)
         except NoRoom as error:
             if waiting is None:  # it was cancelled as its turn came
                 return False
@@ -281,9 +314,10 @@ class Conductor:
             raise
         except IllegalTransition:
             return False
+        detached.became(begun)
         if self.leases is not None:
             self.leases.keep(self.tasks)
-        return detached.job.state is State.RUNNING
+        return begun.state is State.RUNNING
 
     async def finish(
         self,
@@ -311,7 +345,7 @@ class Conductor:
         if response is not None and detached.policy.coalesce is True:
             write = partial(self._learn_first, job.route, response, write)
         if self.store.immediate:
-            detached.job = await write()
+            detached.became(await write())
         else:
             await self._settle(detached, write)
 
@@ -372,7 +406,7 @@ class Conductor:
 
         async def settle() -> None:
             try:
-                detached.job = await write()
+                detached.became(await write())
             except LeaseLost:
                 logger.warning(
                     "job %s (%s) was taken over; its outcome here is dropped", job.id, job.route
@@ -423,7 +457,7 @@ class Conductor:
         assert detached.job is not None
         assert progress is not None
         try:
-            detached.job = await self.ledger.progress(detached.job, progress)
+            detached.became(await self.ledger.progress(detached.job, progress))
         except LeaseLost:
             detached.lose()
         except Exception as error:
@@ -464,7 +498,7 @@ class Conductor:
             self._confirming.discard(job.id)
         for here in (self.roster.running.get(job.id), self.roster.waiting.get(job.id)):
             if here is not None and here.job is not None and not here.job.confirmed:
-                here.job = confirmed
+                here.became(confirmed)
 
     def hold_on(self, job: Job) -> None:
         """Renew the lease of a job that is neither accepted nor refused, or refused in vain."""

@@ -153,12 +153,19 @@ class Execution:
         "ticket",
     )
 
-    def __init__(self, conductor: Conductor, route: str | None, policy: Policy) -> None:
+    def __init__(
+        self,
+        conductor: Conductor,
+        route: str | None,
+        policy: Policy,
+        job: Job | None = None,
+        ticket: Ticket | None = None,
+    ) -> None:
         self.conductor = conductor
         self.route = route
         self.policy = policy
-        self.job: Job | None = None
-        self.ticket: Ticket | None = None
+        self.job = job
+        self.ticket = ticket
         self.progress: Progress | None = None
         self._stage = OPEN
         self._stopping = Stopping(conductor.tasks, conductor.cancel_grace)
@@ -167,6 +174,10 @@ class Execution:
         self._decided = False  # the outcome is on its way into the store
         self._flushing = False
         self._timed_out: Gate | None = None  # opens when its timeout is recorded
+
+    def became(self, job: Job) -> None:
+        """Hear of a newer version of its job."""
+        self.job = job
 
     @property
     def known(self) -> Job | None:
@@ -206,7 +217,7 @@ class Execution:
         """Another policy than it began to run under."""
         assert self._recorder is not None
         untimed, self.policy = self.policy.timeout is None, policy
-        self._recorder.max_size = policy.max_response_size
+        self._recorder.allow(policy.max_response_size)
         if untimed:
             self._watch_time()
 

@@ -55,6 +55,10 @@ class Recorder:
         self._gathered: list[bytes] = []
         self._piece: tuple[int, bytes] | None = None
 
+    def allow(self, max_size: int) -> None:
+        """Let the body have so many bytes from now on."""
+        self.max_size = max_size
+
     @property
     def started(self) -> bool:
         """Whether status and headers are here."""

@@ -35,7 +35,7 @@ logger = logging.getLogger("raincheck")
 # Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
 _LONGEST_BACKOFF = 60.0
 
-REPLAY = "raincheck.runtime.replay"
+REPLAY = "raincheck.replay"
 """The key that is true in the scope of a request which the app is given once more."""
 
 
@@ -55,6 +55,14 @@ class Replays:
         self._conductor = acceptance.conductor
         self.app: ASGIApp | None = None
         self.outer: Scope = {}
+
+    def bind(self, app: ASGIApp) -> None:
+        """Take the app."""
+        self.app = app
+
+    def live_in(self, outer: Scope) -> None:
+        """Take what the lifespan's scope has."""
+        self.outer = outer
 
     async def run(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
@@ -98,8 +106,9 @@ class Replays:
             scope,
             route=waiting.job.route,
             policy=conductor.policies.of(waiting.job),
+            job=waiting.job,
+            ticket=waiting.ticket,
         )
-        handoff.job, handoff.ticket = waiting.job, waiting.ticket
         if conductor.policies.knows(waiting.job.route) is None:
             await self._seek(waiting, handoff, request)
         elif await conductor.begin(handoff):
@@ -182,7 +191,7 @@ class Replays:
     async def _turn_of(self, waiting: Waiting) -> Waiting | None:
         """Wait for the turn of a job that an engine has brought; None if it waits no more."""
         turn = self._conductor.tasks.gate()
-        waiting.ticket.turn = turn.open
+        waiting.ticket.wait(turn.open)
         if not waiting.ticket.running:
             await turn.wait()
         return waiting if self._conductor.roster.waits(waiting) else None
@@ -281,7 +290,7 @@ class Replays:
             return
         waiting = self._place(job)
         try:
-            waiting.job = await conductor.ledger.hold(job)
+            waiting.became(await conductor.ledger.hold(job))
         except BaseException:
             conductor.roster.scheduler.leave(waiting.ticket)
             raise

@@ -35,6 +35,10 @@ class Waiting:
     context: Context
     held: Handoff | None
 
+    def became(self, job: Job) -> None:
+        """Hear of a newer version of the job."""
+        self.job = job
+
 
 class Roster:
     """The jobs that this process has.

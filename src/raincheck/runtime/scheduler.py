@@ -40,6 +40,10 @@ class Ticket:
         self.running = running
         self.turn: Callable[[], None] | None = None
 
+    def wait(self, turn: Callable[[], None]) -> None:
+        """Have something called when its turn has come. One that runs already is not told."""
+        self.turn = turn
+
 
 class _Route:
     """What is known of one route: who runs, and who waits, owner by owner.

@@ -133,6 +133,10 @@ class Line:
             kind = NeverWorks if _for_good(error) else StoreError
             raise kind(f"{self._name} failed: {_WHERE.sub('', reason)}") from error
 
+    def permit(self) -> None:
+        """The store has seen that it may do here all that it has to."""
+        self.permitted = True
+
     def leave(self) -> None:
         """Close when its event loop runs again, if it ever does; this one is another."""
         if not self.loop.is_closed():

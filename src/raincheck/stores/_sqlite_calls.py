@@ -44,6 +44,17 @@ class Call(Generic[T]):
         except NoRoom as error:  # nothing was written yet
             self.error = error
 
+    def read(self, means: Any) -> None:
+        """Do it, or fail."""
+        try:
+            self.result = self.run(means)
+        except Exception as error:  # whose it is raises it
+            self.error = error
+
+    def fail(self, error: Exception) -> None:
+        """It was not done."""
+        self.error = error
+
     def outcome(self, path: str) -> T:
         """What came of it, for the caller.
 

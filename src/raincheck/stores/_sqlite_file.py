@@ -84,7 +84,7 @@ class File:
             db.execute("BEGIN IMMEDIATE")  # now waits for other writers; a later write could not
         except (sqlite3.Error, StoreError) as error:
             for call in calls:
-                call.error = error
+                call.fail(error)
             return []
         changes = Changes(db, Room(self.path))
         try:
@@ -98,7 +98,7 @@ class File:
                 return [id for call in calls for id in self._commit([call])]
             if is_full(error) and not again and self._make_room(db):
                 return self._commit(calls, again=True)
-            calls[0].error = error
+            calls[0].fail(error)
             return []
         if changes.dropped:
             self._scrub_soon()
@@ -198,9 +198,10 @@ class File:
             try:
                 if self._large_reader is None:
                     self._large_reader = connect(self.path, self._timeout)
-                call.result = call.run(self._large_reader)
             except Exception as error:  # whose it is raises it
-                call.error = error
+                call.fail(error)
+            else:
+                call.read(self._large_reader)
 
     def close(self) -> None:
         """Close what the threads use, when they have done what there was."""

@@ -145,7 +145,7 @@ class MemoryStore(Store):
         old = self._get(job.id)
         if old is None or old.version + 1 != job.version:
             return False
-        if any(key.name in self._keys for key in keys):
+        if keys and any(key.name in self._keys for key in keys):
             return False
         cost = _cost_of(keys) if keys else 0
         if cost and self._bytes + cost > self._max_bytes:

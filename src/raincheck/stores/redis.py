@@ -351,7 +351,7 @@ class RedisStore(Store):
                 f"{self._name} has {b', '.join(theirs).decode()} of another application: give the "
                 "store another deployment, or another database"
             )
-        line.permitted = True
+        line.permit()
 
     def _line(self) -> Line:
         """The connections of the event loop that runs now."""

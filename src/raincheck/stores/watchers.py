@@ -28,13 +28,11 @@ class Watchers:
         watch = self._watches.get(id)
         if watch is None:
             watch = self._watches[id] = _Watch(version)
-        watch.version = min(watch.version, version)
-        watch.tasks += 1
+        watch.enter(version)
         try:
             yield watch.event
         finally:
-            watch.tasks -= 1
-            if not watch.tasks and self._watches.get(id) is watch:
+            if not watch.leave() and self._watches.get(id) is watch:
                 del self._watches[id]
 
     def wake(self, ids: Iterable[str]) -> None:
@@ -64,3 +62,13 @@ class _Watch:
         self.event = anyio.Event()
         self.tasks = 0
         self.version = version
+
+    def enter(self, version: int) -> None:
+        """One more waits, for a job to be newer than this version."""
+        self.version = min(self.version, version)
+        self.tasks += 1
+
+    def leave(self) -> int:
+        """One waits no more; how many there are."""
+        self.tasks -= 1
+        return self.tasks
