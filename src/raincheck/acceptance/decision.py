@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import Context
 
+from raincheck.acceptance.deduplication import Deduplication
 from raincheck.acceptance.handoff import Handoff
 from raincheck.decorator import Mark
 from raincheck.errors import (
@@ -47,6 +48,9 @@ class Acceptance:
 
     def __init__(self, conductor: Conductor) -> None:
         self.conductor = conductor
+        self._twins = Deduplication(
+            conductor.store, conductor.ledger, conductor.clock, conductor.sure_of
+        )
         self.ids = Ids("")
         self.owners = Owners(None)
         self.mounted = False
@@ -129,7 +133,7 @@ class Acceptance:
         return owner
 
     async def _keys(self, handoff: Handoff, owner: str | None) -> tuple[Key, ...]:
-        twins, varying = self.conductor.twins, frozenset[str]()
+        twins, varying = self._twins, frozenset[str]()
         if handoff.policy.coalesce is True:
             try:
                 varying = await twins.varying(handoff)
@@ -139,7 +143,7 @@ class Acceptance:
 
     async def _joined(self, handoff: Handoff, keys: tuple[Key, ...]) -> bool:
         try:
-            return await self.conductor.twins.join(handoff, keys)
+            return await self._twins.join(handoff, keys)
         except Refusal:
             raise
         except Exception as error:

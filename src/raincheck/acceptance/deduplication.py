@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 
@@ -19,10 +18,8 @@ from raincheck.idempotency import (
     host_of,
     parse_key,
     scoped,
-    unheard,
 )
 from raincheck.job import Job, Key
-from raincheck.messages import RawHeaders, named_in_vary
 from raincheck.runtime.ledger import Ledger
 from raincheck.stores.base import Found, Store
 
@@ -52,8 +49,6 @@ class Deduplication:
         self._ledger = ledger
         self._clock = clock
         self._sure_of = sure_of
-        # What this process has told the store of what each route's responses vary by.
-        self._told: dict[str, frozenset[str]] = {}
 
     async def varying(self, handoff: Handoff) -> frozenset[str]:
         """What the responses of a request's route vary by.
@@ -146,16 +141,3 @@ class Deduplication:
             with anyio.move_on_after(_LOOK):
                 await self._store.changed(found.job.id, found.job.version)
         return found
-
-    async def learn(self, route: str, headers: RawHeaders) -> None:
-        """Have the store remember what a route's responses vary by: later requests go by that.
-
-        Before the outcome that frees the run's key: who comes after that has to know.
-        """
-        told, named = self._told.get(route, frozenset[str]()), named_in_vary(headers)
-        if not unheard(told, named):
-            return
-        told |= await self._ledger.patiently(partial(self._store.learned, route))
-        if names := unheard(told, named):
-            await self._ledger.patiently(partial(self._store.learn, route, names))
-        self._told[route] = told | names

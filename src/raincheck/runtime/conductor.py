@@ -11,7 +11,6 @@ from functools import partial
 
 import anyio
 
-from raincheck.acceptance.deduplication import Deduplication
 from raincheck.errors import (
     INTERRUPTED,
     UNKNOWN_ROUTE,
@@ -74,7 +73,6 @@ class Conductor:
         lease: seconds that a job is its own without renewal; None where no other could take it.
         ledger: how jobs change.
         policies: of the routes.
-        twins: finds the job that a request is one with.
         tasks, limiter: the tasks, and the threads for handlers, since `open()`.
         roster, leases: the jobs that are here, and the hold on them; anew with each `open()`.
         closing: whether it accepts nothing new.
@@ -112,7 +110,6 @@ class Conductor:
             lease=self.lease,
         )
         self.policies = RoutePolicies(runner, store)
-        self.twins = Deduplication(self.store, self.ledger, clock, self.sure_of)
         self.tasks: Tasks
         self.limiter: anyio.CapacityLimiter
         self.leases: Leases | None = None
@@ -373,7 +370,7 @@ class Conductor:
     async def _learn_first(
         self, route: str, response: CapturedResponse, write: Callable[[], Awaitable[Job]]
     ) -> Job:
-        await self.twins.learn(route, response.headers)
+        await self.ledger.learn(route, response.headers)
         return await write()
 
     async def interrupted(self, detached: Execution) -> None:

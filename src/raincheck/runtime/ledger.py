@@ -18,7 +18,9 @@ from raincheck.errors import (
     StoreFull,
     UnreadableRecord,
 )
+from raincheck.idempotency import unheard
 from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.messages import RawHeaders, named_in_vary
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 
@@ -63,6 +65,8 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
+        # What this process has told the store of what each route's responses vary by.
+        self._told: dict[str, frozenset[str]] = {}
         self._availability = availability
         self._holder = holder
         self._lease = lease
@@ -134,6 +138,19 @@ class Ledger:
         """
         again = partial(self._advance, job, lambda job: job.requeue(), fenced=True, lease=lease)
         return await self.patiently(again)
+
+    async def learn(self, route: str, headers: RawHeaders) -> None:
+        """Have the store remember what a route's responses vary by: later requests go by that.
+
+        Before the outcome that frees the run's key: who comes after that has to know.
+        """
+        told, named = self._told.get(route, frozenset[str]()), named_in_vary(headers)
+        if not unheard(told, named):
+            return
+        told |= await self.patiently(partial(self._store.learned, route))
+        if names := unheard(told, named):
+            await self.patiently(partial(self._store.learn, route, names))
+        self._told[route] = told | names
 
     async def append(self, job: Job, offset: int, chunk: bytes) -> None:
         """Keep a chunk of its response body.

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 from starlette.types import Scope
 
-from raincheck.acceptance.handoff import Handoff
 from raincheck.job import Job
 from raincheck.policy import Limits, Policy
 from raincheck.runtime.execution import Execution
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason
+
+
+class Held(Protocol):
+    """The live request that waits with its job."""
+
+    def turn(self) -> None:
+        """Its turn has come."""
+
+    def stop(self, reason: Reason) -> None:
+        """Ask it to stop."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +43,7 @@ class Waiting:
     ticket: Ticket
     outer: Scope
     context: Context
-    held: Handoff | None
+    held: Held | None
 
     def became(self, job: Job) -> None:
         """Hear of a newer version of the job."""
