@@ -268,6 +268,80 @@ def finished_job() -> Job:
     )
 
 
+# Spelt by the order of the fields, for speed: these tests read them by name.
+
+
+def full_job(state: State) -> Job:
+    """A job in which no two fields of a kind are alike, and none has its default."""
+    before = Job(
+        id="id",
+        route="route",
+        state=state,
+        created_at=100.0,
+        version=7,
+        fence=6,
+        runs=2,
+        max_runs=5,
+        replayable=True,
+        holder="here",
+        queue="videos",
+        started_at=101.0,
+        finished_at=102.0,
+        expires_at=103.0,
+        purge_at=104.0,
+        progress=Progress(0.5, "half"),
+        response=RESPONSE,
+        error=INTERRUPTED,
+        gone=True,
+        owner="ann",
+        clients=3,
+        orphaned_at=105.0,
+        synchronous=True,
+        extra={"weight": 1},
+    )
+    defaults = Job._field_defaults
+    assert [name for name in Job._fields if getattr(before, name) == defaults.get(name, ...)] == []
+    return before
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_new_job_has_its_fields_where_they_belong(runs: bool) -> None:
+    new = Job.accepted(
+        "id",
+        "route",
+        100.0,
+        runs=runs,
+        max_runs=5,
+        replayable=True,
+        holder="here",
+        queue="videos",
+        owner="ann",
+    )
+    plain = Job("id", "route", State.QUEUED, 100.0)._replace(fence=1, max_runs=5, replayable=True)
+    plain = plain._replace(holder="here", queue="videos", owner="ann")
+    if runs:
+        plain = plain._replace(state=State.RUNNING, runs=1, started_at=100.0)
+    assert new == plain
+
+
+def test_a_job_that_ends_has_its_fields_where_they_belong() -> None:
+    before = full_job(State.RUNNING)
+    after = before.finish(State.FAILED, 110.0, ttl=60.0, tombstone_ttl=30.0, error=INTERRUPTED)
+    assert after == before._replace(
+        state=State.FAILED,
+        version=8,
+        replayable=False,
+        holder=None,
+        queue=None,
+        finished_at=110.0,
+        expires_at=170.0,
+        purge_at=200.0,
+        response=None,
+        gone=False,
+        orphaned_at=None,
+    )
+
+
 def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:
     finished = finished_job()
     tombstone = finished.tombstone(170.0)

@@ -110,7 +110,8 @@ class Job(NamedTuple):
         orphaned_at: since when those who were to run it did not have its route.
         synchronous: whether its request was answered in place, and it only keeps that answer for
             whoever sends the same key again.
-        extra: fields of its record that only a newer version knows; kept as they came.
+        extra: fields of its record that only a newer version knows; kept as they came, but for
+            what a tombstone keeps.
     """
 
     id: str

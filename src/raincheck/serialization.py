@@ -3,8 +3,10 @@
 A job is a line of JSON, a captured request another with the body behind it as it came. Each names
 the format that it is written in; of a field that has its default nothing is written.
 
-Fields that a newer version has added are kept as they came. Those that are there keep their shape
-within a format: whatever else is found cannot be read.
+The number of the format is its major part, and is raised when an older version must not touch what
+a newer one writes. A minor part needs none: fields that a newer version has added are kept as they
+came, and those that are there keep their shape within a format. Whatever else is found cannot be
+read. A captured request is never written again, so what is new in one is passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
 
 FORMAT = 1
-"""What this version writes. It reads no other."""
+"""What this version writes, and the newest that it reads. The first: there is no older one yet, and
+whatever raises it has to read this one, too."""
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 

@@ -195,6 +195,16 @@ class StoreContract:
         assert await store.replace(failed)
         assert await store.get("b") == failed
 
+    async def test_what_only_a_newer_version_knows_stays_with_its_job(self, store: Store) -> None:
+        unknown = {"minor": 1, "weight": [1.5, {"of": None}]}
+        await store.create(job(extra=unknown))
+        there = await store.get("a")
+        assert there == job(extra=unknown)
+        for later in (there.cancelling(), finished(there.cancelling())):
+            assert await store.replace(later)
+            assert await store.get("a") == later
+            assert later.extra == unknown
+
     async def test_a_captured_request_is_kept_as_long_as_it_may_be_replayed(
         self, store: Store
     ) -> None:

@@ -63,6 +63,12 @@ UNREADABLE = [
 ] + [b'{"format":1}', b"{", b"[]", b"\x7f"]
 """What another version or a fault may leave where the record of a job was."""
 
+
+def as_newer(job: Job, **fields: Any) -> bytes:
+    """The record of a job, as a process of the next version would write it."""
+    return json.dumps(json.loads(dump(job)) | fields).encode()
+
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.stores.shared"])
 
@@ -622,8 +628,7 @@ class SharedStoreContract(StoreContract, ABC):
 
     async def test_the_fields_of_a_newer_version_stay(self, store: Store) -> None:
         await store.create(job())
-        record = json.loads(dump(job())) | {"weight": [1, {"of": None}]}
-        await self.overwrite(store, "a", json.dumps(record).encode())
+        await self.overwrite(store, "a", as_newer(job(), weight=[1, {"of": None}]))
         there = await store.get("a")
         assert there is not None
         assert await store.replace(there.cancelling())
@@ -632,6 +637,38 @@ class SharedStoreContract(StoreContract, ABC):
         assert there is not None
         assert json.loads(dump(there))["weight"] == [1, {"of": None}]
         assert there._replace(extra=None) == finished(job().cancelling())
+
+    async def test_an_older_process_runs_what_a_newer_one_has_left(
+        self, store: Store, another: Store
+    ) -> None:
+        """A rolling deploy: of what the newer wrote, the older keeps what it does not know, and
+        leaves alone what it must not touch."""
+
+        @long_running(name="work", on_interrupt="rerun", max_runs=2)
+        async def work(request: Request) -> Response:
+            return PlainTextResponse("done by the older")
+
+        waiting = job(route="work", state=State.QUEUED, replayable=True, max_runs=2)
+        await another.create(waiting, request(path="/work", raw_path=b"/work"), lease=0.0)
+        await another.create(waiting._replace(id="b"), request(), lease=PATIENCE)
+        await self.overwrite(another, "a", as_newer(waiting, minor=1, weight=[1, {"of": None}]))
+        await self.overwrite(another, "b", as_newer(waiting, format=FORMAT + 1))
+        app = LongRunningMiddleware(
+            Starlette(routes=[Route("/work", work, methods=["POST"])]), store=store
+        )
+        async with lifespan(app):
+            with anyio.fail_after(PATIENCE):
+                there = await another.changed("a", 1)
+                while there is not None and not there.finished:
+                    there = await another.changed("a", there.version)
+        assert there is not None
+        assert (there.state, there.runs) == (State.SUCCEEDED, 1)
+        assert await body_of(another, "a") == b"done by the older"
+        assert there.extra == {"minor": 1, "weight": [1, {"of": None}]}
+        with pytest.raises(UnreadableRecord, match=f"format {FORMAT + 1}"):
+            await another.get("b")
+        assert await another.request("b") == request()
+        assert await another.renew({"b": 1}, PATIENCE) == {"b": State.QUEUED}
 
     async def test_a_cancelled_call_leaves_the_store_usable(self, store: Store) -> None:
         """Each kind of call is cancelled before it begins, at its start and a little later."""
