@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -24,15 +25,15 @@ from raincheck import ConfigurationError
 from raincheck.errors import BodyLost, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.stores import _sqlite_changes, _sqlite_file
+from raincheck.stores import _sqlite_changes, _sqlite_file, _sqlite_opening
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import SCRUB_EVERY, File
-from raincheck.stores._sqlite_opening import APPLICATION_ID
+from raincheck.stores._sqlite_opening import APPLICATION_ID, MIGRATIONS
 from raincheck.stores._sqlite_place import SPARE
 from raincheck.stores.base import Store
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.stores.watchers import Watchers
-from raincheck.testing import body_of, finished, fits, job, request
+from raincheck.testing import body_of, finished, fits, job, request, with_body
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -239,7 +240,7 @@ NEVER: list[tuple[Callable[[Path], None], str, str]] = [
     (put_their_version, "jobs.db", "another application.* give raincheck a file of its own"),
     (put_their_mark, "jobs.db", "another application.* give raincheck a file of its own"),
     (put_their_log, "jobs.db", "another application.* give raincheck a file of its own"),
-    (put_another_schema, "jobs.db", "schema 99.* run one version"),
+    (put_another_schema, "jobs.db", "schema 99.* run one version, the newer one"),
 ]
 
 
@@ -259,6 +260,111 @@ async def test_a_path_that_can_never_work_is_a_mistake_that_names_the_cure(
     await store.aclose()
     now = {file: file.is_file() and file.read_bytes() for file in path.parent.rglob("*")}
     assert now == there  # its version and its mark, too
+
+
+# What a later version may add: what it needs of jobs that are there already, too.
+LATER = """
+ALTER TABLE jobs ADD later TEXT;
+UPDATE jobs SET later = json_extract(record, '$.route');
+CREATE INDEX later ON jobs (later);
+"""
+
+
+def schema_of(path: Path) -> tuple[int, list[str]]:
+    with closing(sqlite3.connect(path)) as db:
+        ((version,),) = db.execute("PRAGMA user_version")
+        return version, sorted(name for (name,) in db.execute("SELECT name FROM sqlite_master"))
+
+
+async def test_a_file_of_an_older_version_is_brought_up_to_date(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a process of that version has it open, which goes on."""
+    older, newer = SQLiteStore(path), SQLiteStore(path)
+    done = await with_body(older, "a", [b"body"])
+    await older.create(job("b"), keys=(Key("k"),), lease=60.0)
+    first, tables = schema_of(path)
+    monkeypatch.setattr(_sqlite_opening, "MIGRATIONS", {**MIGRATIONS, first + 1: LATER})
+    await newer.open()
+    assert schema_of(path) == (first + 1, sorted([*tables, "later"]))
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT DISTINCT later FROM jobs").fetchall() == [("r",)]
+    for store in (older, newer, older):
+        assert await store.get("a") == done
+        assert await body_of(store, "a") == b"body"
+        there = await store.find("k")
+        assert there is not None
+        assert await store.replace(there.job.with_progress(Progress(0.5)))
+    assert await older.create(job("c")) == await newer.get("c")
+    await older.aclose()
+    await newer.aclose()
+
+
+async def test_a_new_file_has_the_newest_schema(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite_opening, "MIGRATIONS", {**MIGRATIONS, 98: LATER})
+    store = SQLiteStore(path)
+    assert await store.create(job()) == job()
+    assert schema_of(path)[0] == 98
+    await store.aclose()
+
+
+async def test_of_many_that_bring_a_file_up_to_date_one_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(path)
+    await store.create(job())
+    await store.aclose()
+    monkeypatch.setattr(_sqlite_opening, "MIGRATIONS", {**MIGRATIONS, 98: LATER})
+    stores = [SQLiteStore(path) for _ in range(8)]
+    async with anyio.create_task_group() as group:
+        for each in stores:
+            group.start_soon(each.open)
+    for each in stores:
+        assert await each.get("a") == job()
+        await each.aclose()
+
+
+# Dies in the middle of a change of the schema: the next statement never comes.
+HALFWAY = """
+import anyio, os, signal, sys
+from raincheck.stores import _sqlite_opening
+from raincheck.stores.sqlite import SQLiteStore
+
+connect = _sqlite_opening.connect
+def watched(*arguments):
+    db = connect(*arguments)
+    def heard(statement):
+        if statement.strip().startswith(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    db.set_trace_callback(heard)
+    return db
+
+from raincheck.stores import _sqlite_file
+_sqlite_file.connect = watched
+later = "ALTER TABLE jobs ADD later TEXT; CREATE TABLE more (n);"
+_sqlite_opening.MIGRATIONS[98] = later
+anyio.run(SQLiteStore(sys.argv[1]).open)
+"""
+
+
+@pytest.mark.parametrize("at", ["CREATE TABLE more", "PRAGMA user_version = 98"])
+async def test_who_dies_while_bringing_a_file_up_to_date_leaves_it_as_it_was(
+    path: Path, at: str
+) -> None:
+    store = SQLiteStore(path)
+    await store.create(job())
+    await store.aclose()
+    before = schema_of(path)
+    died = await anyio.run_process(
+        [sys.executable, "-c", HALFWAY, str(path), at], check=False, stderr=None
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert schema_of(path) == before
+    assert await store.get("a") == job()
+    assert await store.replace(finished(job()))
+    await store.aclose()
 
 
 async def test_what_was_a_mistake_works_when_it_is_mended(tmp_path: Path) -> None:

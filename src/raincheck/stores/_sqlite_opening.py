@@ -1,4 +1,4 @@
-"""How `SQLiteStore` opens its file, and what a new one has in it."""
+"""How `SQLiteStore` opens its file, and brings what is in it up to date."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from raincheck.stores._sqlite_calls import Unusable
 APPLICATION_ID = int.from_bytes(b"rain")
 """Marks a file as ours (SQLite's `PRAGMA application_id`)."""
 
-SCHEMA_VERSION = 2
-"""What this version makes (`PRAGMA user_version`). It opens no other."""
-
 # A number stands for a job in the other tables, so that what comes together lies together, and not
 # where a random id would put it. `unfinished` is the state of a job until it has ended; `keyed`
 # whether it was ever given keys: those that were not, which is most of them, are spared a look.
-SCHEMA = f"""
+_FIRST = f"""
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -51,8 +48,13 @@ CREATE TABLE bodies (
     PRIMARY KEY (job, fence, start)
 );
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+MIGRATIONS = {2: _FIRST}
+"""Each makes of a file that has the schema before what this number stands for (`PRAGMA
+user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
+append. A process of an older version may have the file open meanwhile, and goes on: its statements
+must work as before. Statements end with a semicolon, and have no other."""
 
 LOG_PAGES = 4000
 """Pages of the write-ahead log, some 16 MiB, after which they go into the file, and whoever writes
@@ -69,15 +71,15 @@ def connect(path: str, timeout: float) -> sqlite3.Connection:
 
 
 def prepare(db: sqlite3.Connection, path: str, synchronous: str, timeout: float) -> None:
-    """See whose file it is before changing it, then make it ours.
+    """See whose file it is before changing it, then make it ours, with the newest schema.
 
     Raises:
-        Unusable: it is another application's, or has another schema.
+        Unusable: it is another application's, or that of a newer version.
     """
     db.execute("BEGIN")  # one look, though others may be making it theirs
-    new = _is_new(db, path)
+    found = _schema(db, path)
     db.execute("COMMIT")
-    if new:
+    if not found:
         # Free pages can be given back, and a body of 100 MB goes in 5 ms, not in 100: its pages
         # are listed. Only possible before there is any table.
         _insist(db, "PRAGMA auto_vacuum = INCREMENTAL", timeout)
@@ -90,31 +92,40 @@ def prepare(db: sqlite3.Connection, path: str, synchronous: str, timeout: float)
     db.execute("PRAGMA secure_delete = ON")
     db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {LOG_KEPT}")  # else a log stays as long as it was
-    if new:
-        db.execute("BEGIN IMMEDIATE")
-        if _is_new(db, path):  # still
-            for statement in SCHEMA.split(";"):
+    if found < max(MIGRATIONS):
+        _migrate(db, path)
+
+
+def _migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the schema up to date, or leave the file as it is: SQLite's pragmas are undone, too."""
+    db.execute("BEGIN IMMEDIATE")
+    found = _schema(db, path)  # others may have been faster
+    for number, statements in MIGRATIONS.items():
+        if number > found:
+            for statement in statements.split(";"):
                 db.execute(statement)
-        db.execute("COMMIT")
+            db.execute(f"PRAGMA user_version = {number}")
+    db.execute("COMMIT")
 
 
-def _is_new(db: sqlite3.Connection, path: str) -> bool:
+def _schema(db: sqlite3.Connection, path: str) -> int:
+    """The number of the schema that is in it; 0 if nothing is."""
     ((application,),) = db.execute("PRAGMA application_id")
     ((version,),) = db.execute("PRAGMA user_version")
     ((tables,),) = db.execute("SELECT count(*) FROM sqlite_master")
     if not (application or version or tables):
-        return True
+        return 0
     if application != APPLICATION_ID:
         raise Unusable(
             f"{path}: this is the database of another application, and is left as it is: give "
             "raincheck a file of its own"
         )
-    if version != SCHEMA_VERSION:
+    if version not in MIGRATIONS:
         raise Unusable(
             f"{path}: this file has schema {version}, and this version of raincheck knows "
-            f"{SCHEMA_VERSION}: run one version, or give each a file of its own"
+            f"{max(MIGRATIONS)}: run one version, the newer one, or give each a file of its own"
         )
-    return False
+    return int(version)
 
 
 def _insist(db: sqlite3.Connection, pragma: str, timeout: float) -> None:
