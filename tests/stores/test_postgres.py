@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -317,6 +320,81 @@ async def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
     await fails(open_store(), f"version {newer}.*knows {len(MIGRATIONS)}")
     await store._rows("UPDATE raincheck.version SET number = $1", len(MIGRATIONS))
     assert await open_store().get("a") == job()
+
+
+async def command(*arguments: str) -> tuple[int, str, str]:
+    """What the command line does: its status, what it prints, and what it says of its failure."""
+    program = [sys.executable, "-W", "error", "-m", "raincheck.stores.postgres", *arguments]
+    done = await anyio.run_process(program, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+async def test_a_store_that_may_not_migrate_names_the_command(
+    postgres: Postgres, schema: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    careful = open_store(migrate=False)
+    cure = f"migrate DSN --schema {shlex.quote(schema)}`"
+    await fails(careful, f"version 0,.* needs {len(MIGRATIONS)}.*{re.escape(cure)}")
+    tables = f"SELECT count(*) FROM pg_namespace WHERE nspname = '{schema}'"
+    assert postgres.ask(tables) == "0"
+    status, said, _ = await command("migrate", postgres.url, "--schema", schema)
+    assert (status, said) == (
+        0,
+        f"schema {schema}: the tables have version {len(MIGRATIONS)}, and had 0\n",
+    )
+    await careful.open()
+    assert await careful.create(job()) == job()
+    _, said, _ = await command("migrate", postgres.url, "--schema", schema)
+    assert said.endswith(f"version {len(MIGRATIONS)}, and had {len(MIGRATIONS)}\n")
+    monkeypatch.setattr(_postgres_schema, "MIGRATIONS", (*MIGRATIONS, "SELECT 1"))
+    await fails(
+        open_store(migrate=False), f"version {len(MIGRATIONS)},.* needs {len(MIGRATIONS) + 1}"
+    )
+    assert await open_store().get("a") == job()
+
+
+async def test_what_is_printed_is_what_somebody_else_has_to_run(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    role = f"guest {uuid4().hex}"
+    postgres.ask(f'CREATE ROLE "{role}" LOGIN')
+    dsn = postgres.url_of(role.replace(" ", "%20"))
+    status, _, why = await command("migrate", dsn, "--schema", schema)
+    assert status == 1
+    assert "permission denied" in why
+    assert "Traceback" not in why
+    status, printed, _ = await command("migrate", "--print", dsn, "--schema", schema)
+    assert status == 0
+    store = open_store(dsn)
+    await fails(store, "permission denied.* migrate DSN")
+    postgres.ask(printed)
+    await store.open()
+    assert await store.create(job()) == job()
+    one = Bounds(route=1)
+    assert not await fits(store, job("b"), one)
+    assert await open_store(dsn, migrate=False).get("a") == job()
+
+
+async def test_only_what_is_missing_is_printed(
+    postgres: Postgres, schema: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_store().create(job())
+    _, printed, _ = await command("migrate", "--print", postgres.url, "--schema", schema)
+    assert "CREATE" not in printed
+    assert "UPDATE" not in printed.replace("SELECT, INSERT, UPDATE, DELETE", "")
+    postgres.ask(printed)
+    assert await open_store(migrate=False).get("a") == job()
+
+
+async def test_a_command_that_cannot_work_says_why(schema: str) -> None:
+    for dsn, why in (
+        ("mysql://host/database", "dsn begins with"),
+        ("postgresql://127.0.0.1:9/database", "127.0.0.1:9/database: "),
+    ):
+        status, said, told = await command("migrate", dsn, "--schema", schema)
+        assert (status, said) == (1, "")
+        assert told.startswith(why)
+        assert "Traceback" not in told
 
 
 async def test_older_tables_are_brought_up_to_date(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from shlex import quote
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
@@ -219,38 +221,43 @@ SELECT current_user, to_regnamespace($1) IS NOT NULL, to_regclass($1 || '.versio
 
 _VERSION = "SELECT number FROM raincheck.version"
 
-_MIGRATED = "UPDATE raincheck.version SET number = $1"
+_MIGRATED = "UPDATE raincheck.version SET number = {}"
 
 
-async def migrate(server: Server, connection: Any) -> None:
+async def migrate(server: Server, connection: Any, *, allowed: bool = True) -> tuple[int, int]:
     """Make the tables, or bring them up to date.
 
+    Args:
+        server: whose tables.
+        connection: to it.
+        allowed: if not, only see whether there is anything to do.
+
+    Returns:
+        The version that they had, 0 if there were none, and that which they have now.
+
     Raises:
-        NeverWorks: a newer version of raincheck made them, another application did, or the role may
-            not make or use them.
+        NeverWorks: a newer version of raincheck made them, another application did, the role may
+            not make or use them, or there is something to do that is not `allowed`.
     """
     schema = quoted(server.schema)
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(_LOCK, schema)
+        if allowed:
+            await connection.execute(_LOCK, schema)
         role, there, versioned = await connection.fetchrow(_STATE, schema)
-        cure = f"let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
         try:
-            number = await connection.fetchval(server.in_schema(_VERSION)) if versioned else 0
-            if number > len(MIGRATIONS):
+            before = await _version(server, connection) if versioned else 0
+            if before < len(MIGRATIONS) and not allowed:
                 raise NeverWorks(
-                    f"{server}: the tables in schema {schema} have version {number}, and "
-                    f"this version of raincheck knows {len(MIGRATIONS)}: install a newer one"
+                    f"{server}: the tables in schema {schema} have version {before}, and this "
+                    f"version of raincheck needs {len(MIGRATIONS)}: {_command(server)}"
                 )
-            if not there:
-                await connection.execute(f"CREATE SCHEMA {schema}")
-            for migration in MIGRATIONS[number:]:
-                number += 1
-                await connection.execute(server.in_schema(migration))
-                await connection.execute(server.in_schema(_MIGRATED), number)
+            for statement in _statements(server, there, before):
+                await connection.execute(statement)
             denied = await connection.fetchval(_DENIED, schema, TABLES)
         except asyncpg.InsufficientPrivilegeError as error:
             raise NeverWorks(
-                f"{server}: {error}; the store needs a schema that belongs to its role: {cure}"
+                f"{server}: {error}; {_command(server)}; or give the store a schema that belongs "
+                f"to its role: let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
             ) from error
         except (asyncpg.SyntaxOrAccessError, TypeError) as error:  # its tables have other columns
             raise NeverWorks(
@@ -262,3 +269,49 @@ async def migrate(server: Server, connection: Any) -> None:
             f"{server}: schema {schema} belongs to another role, and {quoted(role)} lacks {denied}:"
             " let its owner grant that"
         )
+    return before, len(MIGRATIONS)
+
+
+async def script(server: Server, connection: Any) -> str:
+    """What `migrate` would do, as SQL for somebody else, who gives the role what it needs of it.
+
+    Raises:
+        NeverWorks: a newer version of raincheck made the tables, or the role may not look at them.
+    """
+    schema = quoted(server.schema)
+    role, there, versioned = await connection.fetchrow(_STATE, schema)
+    before = await _version(server, connection) if versioned else 0
+    lines = ["BEGIN", *_statements(server, there, before), f"GRANT USAGE ON SCHEMA {schema} TO "]
+    lines[-1] += quoted(role)
+    tables = ", ".join(f"{schema}.{table}" for table in TABLES)
+    lines.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {quoted(role)}")
+    lines.append(f"GRANT SELECT ON {schema}.version TO {quoted(role)}")
+    return ";\n".join([*lines, "COMMIT"]) + ";\n"
+
+
+async def _version(server: Server, connection: Any) -> int:
+    number: int = await connection.fetchval(server.in_schema(_VERSION))
+    if number > len(MIGRATIONS):
+        raise NeverWorks(
+            f"{server}: the tables in schema {quoted(server.schema)} have version {number}, and "
+            f"this version of raincheck knows {len(MIGRATIONS)}: install a newer one"
+        )
+    return number
+
+
+def _statements(server: Server, there: bool, number: int) -> Iterator[str]:
+    """What makes of tables of this version those of the newest."""
+    if not there:
+        yield f"CREATE SCHEMA {quoted(server.schema)}"
+    for migration in MIGRATIONS[number:]:
+        number += 1
+        yield server.in_schema(migration).rstrip().removesuffix(";")
+        yield server.in_schema(_MIGRATED.format(number))
+
+
+def _command(server: Server) -> str:
+    """The cure, for those who may not do it themselves."""
+    return (
+        "let somebody who may run `python -m raincheck.stores.postgres migrate DSN "
+        f"--schema {quote(server.schema)}`, or what it prints with --print"
+    )

@@ -26,24 +26,26 @@ class Session:
     Args:
         server: where they lead.
         connections: how many there are at most, besides the one that listens.
+        migrates: whether it may make the tables, and bring them up to date.
     """
 
-    def __init__(self, server: Server, connections: int) -> None:
+    def __init__(self, server: Server, connections: int, *, migrates: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.changes = Changes(server, self.connection)
         self._server = server
+        self._migrates = migrates
         self._places = asyncio.Semaphore(connections)
         self._idle: deque[tuple[Any, float]] = deque()  # connections, each with its last use
         self._opening = asyncio.Lock()
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Make the tables, at the first time, and begin to serve those who wait."""
+        """See to the tables, at the first time, and begin to serve those who wait."""
         if self._serving is None:
             async with self._opening:
                 if self._serving is None:
                     async with self.connection() as connection:
-                        await migrate(self._server, connection)
+                        await migrate(self._server, connection, allowed=self._migrates)
                         self._serving = spawn(self._serve())
 
     async def aclose(self) -> None:

@@ -56,8 +56,10 @@ class PostgresStore(Store):
 
     It makes its tables itself, and brings those of an older version up to date. The role needs to
     be allowed to create the schema, or else somebody who may has to do it once:
-    `CREATE SCHEMA raincheck AUTHORIZATION role`. How durable a commit is stays the server's
-    setting, `synchronous_commit`. It runs on asyncio only, as asyncpg does.
+    `CREATE SCHEMA raincheck AUTHORIZATION role`. Or somebody else does all of it, with
+    `python -m raincheck.stores.postgres migrate`, which can also print the SQL. How durable a
+    commit is stays the server's setting, `synchronous_commit`. It runs on asyncio only, as asyncpg
+    does.
 
     Who waits for a change hears of it by LISTEN, on one connection besides the others, and looks
     once a second for what nobody told of, as when a process ended between the change and telling.
@@ -78,6 +80,8 @@ class PostgresStore(Store):
         listen: True if `dsn` leads to the server itself. If it leads to a proxy of the kind above:
             a DSN that leads around it, or False if there is none; changes are noticed within a
             second then.
+        migrate: whether it may make its tables, and bring them up to date. If not, the start fails
+            while they are behind.
 
     Raises:
         ConfigurationError: one of them cannot work.
@@ -94,12 +98,14 @@ class PostgresStore(Store):
         timeout: float = 10.0,
         connections: int = 10,
         listen: bool | str = True,
+        migrate: bool = True,
     ) -> None:
         if not isinstance(connections, int) or connections < 1:
             raise ConfigurationError(f"connections={connections!r}: it needs at least 1")
         self._server = Server(dsn, deployment, schema, timeout, listen)
         self.deployment = self._server.deployment
         self._connections = connections
+        self._migrates = migrate
         self._session: Session | None = None
 
     async def open(self) -> None:
@@ -335,7 +341,9 @@ class PostgresStore(Store):
             )
         session = self._session
         if session is None or session.loop is not loop:
-            session = self._session = Session(self._server, self._connections)
+            session = self._session = Session(
+                self._server, self._connections, migrates=self._migrates
+            )
         try:
             async with asyncio.timeout(self._server.timeout):
                 await session.open()
@@ -349,3 +357,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:  # there is none, or it is trio's
         return None
+
+
+if __name__ == "__main__":
+    from raincheck.stores._postgres_command import main
+
+    main()
