@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -104,12 +105,33 @@ class Postgres:
             raise RuntimeError(asked.stderr)
         return asked.stdout.strip()
 
+    def run(self, script: Path) -> None:
+        """Let it run a file of statements."""
+        options = ["-U", "postgres", "-d", "postgres", "-qX", "-v", "ON_ERROR_STOP=1"]
+        ran = self._run("psql", *self._where(), *options, given=script.read_text())
+        if ran.returncode:
+            raise RuntimeError(ran.stderr)
+
+    def dump(self, schema: str) -> str:
+        """A schema, as statements that every version of the server knows."""
+        options = ["-U", "postgres", "-n", schema, "--inserts", "--no-owner", "--no-acl"]
+        dumped = self._run("pg_dump", *self._where(), *options, "--no-comments", "postgres")
+        if dumped.returncode:
+            raise RuntimeError(dumped.stderr)
+        theirs = ("SET ", "SELECT pg_catalog.set_config", "\\", "--")
+        lines = [line for line in dumped.stdout.splitlines() if not line.startswith(theirs)]
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
     def _where(self) -> list[str]:
         return ["-h", "127.0.0.1", "-p", str(self.port)]
 
-    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, program: str, *arguments: str, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(self._programs / program), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, **self._as)
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, input=given, **self._as
+        )
 
 
 @pytest.fixture(scope="session", name="postgres")
