@@ -7,14 +7,22 @@ tests are marked `real` and run on the plain event loops.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
 import anyio
 import pytest
 import trio.testing
+from hypothesis import Phase
 
 from raincheck import Jobs
+
+PHASES = [Phase.explicit, Phase.generate]
+"""What Hypothesis does. Making an example that fails smaller takes minutes, which no test has in
+continuous integration, where the run as a whole is bounded; `print_blob` brings it back."""
+if not os.environ.get("RAINCHECK_CI"):
+    PHASES += [Phase.target, Phase.shrink, Phase.explain]
 
 
 class AutojumpLoop(asyncio.SelectorEventLoop):

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Jobs, LongRunningMiddleware, Policy, current_job
 from raincheck.testing import lifespan
-from tests.conftest import virtual_jobs
+from tests.conftest import PHASES, virtual_jobs
 from tests.support import Gate, Numbers, RawRequest, gated, settled, slow_route
 
 LONG = os.environ.get("RAINCHECK_FUZZ") == "long"
@@ -51,6 +51,7 @@ def fuzzed(*, default: int, long: int) -> settings:
         deadline=None,
         database=None,
         print_blob=True,
+        phases=PHASES,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 

@@ -56,7 +56,7 @@ from raincheck.job import TRANSITIONS
 from raincheck.runtime.conductor import SWEEP_INTERVAL
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import lifespan
-from tests.conftest import AutojumpLoop
+from tests.conftest import PHASES, AutojumpLoop
 from tests.support import Numbers, RawRequest, unfinished
 
 LONG = os.environ.get("RAINCHECK_MODEL") == "long"
@@ -1192,6 +1192,7 @@ def modelled(*, default: int, long: int) -> settings:
         deadline=None,
         database=None,
         print_blob=True,
+        phases=PHASES,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
 
