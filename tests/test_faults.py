@@ -115,9 +115,11 @@ class TrickyStore(MemoryStore):
         await self._after("replace")
         return replaced
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, **more: Any
+    ) -> bool:
         await self._before("append_body")
-        kept = await super().append_body(id, fence, offset, chunk)
+        kept = await super().append_body(id, fence, offset, chunk, **more)
         await self._after("append_body")
         return kept
 

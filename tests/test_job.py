@@ -297,6 +297,7 @@ def full_job(state: State) -> Job:
         clients=3,
         orphaned_at=105.0,
         synchronous=True,
+        not_before=106.0,
         extra={"weight": 1},
     )
     defaults = Job._field_defaults
@@ -339,6 +340,7 @@ def test_a_job_that_ends_has_its_fields_where_they_belong() -> None:
         response=None,
         gone=False,
         orphaned_at=None,
+        not_before=None,
     )
 
 

@@ -119,7 +119,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, ...]]:
 
 
 class Full(MemoryStore):
-    async def append_body(self, *piece: Any) -> bool:
+    async def append_body(self, *piece: Any, **more: Any) -> bool:
         raise StoreFull("the disk is full")
 
 

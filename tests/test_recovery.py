@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
 from raincheck.errors import StoreError
 from raincheck.job import Bounds, Key
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
 from raincheck.runtime.leases import BEAT
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.testing import follow
@@ -141,8 +141,12 @@ class Line(Store):
             lambda: self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
         )
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
-        return await self._over(lambda: self._store.append_body(id, fence, offset, chunk))
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
+        return await self._over(
+            lambda: self._store.append_body(id, fence, offset, chunk, head=head)
+        )
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         await self._ready()

@@ -12,10 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raincheck.errors import Problem, UnreadableRecord
+from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.serialization import FORMAT, dump, dump_request, load, load_request
+from raincheck.serialization import (
+    FORMAT,
+    dump,
+    dump_cursor,
+    dump_request,
+    load,
+    load_cursor,
+    load_request,
+    started,
+)
 from raincheck.testing import finished
 
 
@@ -63,6 +72,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "clients": st.integers(-1, 2**31),
     "orphaned_at": st.none() | times,
     "synchronous": st.booleans(),
+    "not_before": st.none() | times,
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -170,6 +180,7 @@ FULL = Job(
     clients=2,
     orphaned_at=1700000000.5,
     synchronous=True,
+    not_before=1700000001.5,
 )
 REQUEST = CapturedRequest(
     method="POST",
@@ -184,7 +195,10 @@ REQUEST = CapturedRequest(
     client=("192.0.2.1", 4711),
     server=("example.org", None),
 )
-TIMES = ("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at")
+TIMES = (
+    *("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at"),
+    "not_before",
+)
 LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
 MOUNTED = CapturedRequest(
     *("GET", "/ann/7", None, b"", (), b""),
@@ -207,7 +221,8 @@ GOLDEN = [
         b'"progress":[0.5,"halb fertig: \\u00bd"],'
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
-        b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true}',
+        b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true,'
+        b'"not_before":1700000001.5}',
     ),
 ]
 GOLDEN_REQUESTS = [
@@ -277,6 +292,55 @@ def test_a_record_in_another_format_is_refused_and_named(found: Any) -> None:
         for read in (load, load_request):
             with pytest.raises(UnreadableRecord, match=f"a record has format {found!r}.* reads 1"):
                 read(record)
+
+
+@often
+@given(
+    job=st.builds(Job, **JOBS | {"state": st.just(State.QUEUED)}), now=times, holder=texts | names
+)
+def test_a_job_is_started_without_reading_its_record(job: Job, now: float, holder: str) -> None:
+    record = dump(job) + started(now, holder)
+    assert same(load(record), job.start(now, holder))
+    assert same(load(record.decode()), job.start(now, holder))
+
+
+def test_the_start_of_a_job_stays_what_it_is() -> None:
+    assert started(1700000000.25, "hôst-1") == b'\n{"started":[1700000000.25,"h\\u00f4st-1"]}'
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(b"{}", b"[]", b'{"started":1}', b'{"started":[1.5]}', b'{"started":["h",1.5]}'),
+        *(b"{", b'{"started":[1.5,"h"]}\n{"started":[1.5,"h"]}', b"\xff"),
+    ],
+)
+def test_a_record_that_goes_on_otherwise_cannot_be_read(end: bytes) -> None:
+    with pytest.raises(UnreadableRecord):
+        load(dump(PLAIN) + b"\n" + end)
+
+
+def test_what_cannot_be_started_cannot_be_read() -> None:
+    for there in (PLAIN.start(1.0), PLAIN.start(1.0).cancelling(), FULL):
+        with pytest.raises(UnreadableRecord):
+            load(dump(there) + started(2.0, "h"))
+
+
+@often
+@given(
+    created_at=st.floats(allow_nan=False, allow_infinity=False),
+    id=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+)
+def test_where_a_page_ended_comes_back(created_at: float, id: str) -> None:
+    assert load_cursor(dump_cursor(created_at, id)) == (created_at, id)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "~", "1.5", "1.5~", "~a", "x~a", "nan~a", "inf~a", "1.5~\0", "1.5~\udc80"]
+)
+def test_a_malformed_cursor_is_told_so(text: str) -> None:
+    with pytest.raises(MalformedCursor):
+        load_cursor(text)
 
 
 def test_a_record_that_names_no_format_is_refused() -> None:

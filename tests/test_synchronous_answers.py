@@ -458,9 +458,9 @@ class Failing(SharedMemory):
         self._check("create")
         return await super().create(*job, **more)
 
-    async def append_body(self, *chunk: Any) -> bool:
+    async def append_body(self, *chunk: Any, **more: Any) -> bool:
         self._check("append_body")
-        return await super().append_body(*chunk)
+        return await super().append_body(*chunk, **more)
 
     async def replace(self, job: Job, **more: Any) -> bool:
         await anyio.sleep(self.slow)

@@ -14,7 +14,7 @@ from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
+from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 from raincheck.stores._memory_bodies import Body
 from raincheck.stores.base import Abandoned, Found, Store
 from raincheck.stores.watchers import Watchers
@@ -164,7 +164,9 @@ class MemoryStore(Store):
             self._give(job.id, keys)
         return True
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         job = self._live.get(id)
         if job is None or job.fence != fence:
             return False

@@ -22,7 +22,7 @@ except ImportError as error:
 import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
@@ -178,7 +178,9 @@ class PostgresStore(Store):
         self._announce([job.id])
         return True
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         return await self._value(sql.APPEND, id, fence, *sql.pieces(chunk, offset)) is not None
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:

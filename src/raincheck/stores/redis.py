@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._redis_line import Line, Word, server
 from raincheck.stores._redis_scripts import (
@@ -195,7 +195,9 @@ class RedisStore(Store):
         check_room(replaced)
         return bool(replaced)
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         keys = [self._key("job:", id), self._key("body:", id)]
         start = 0
         while True:

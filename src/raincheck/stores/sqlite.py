@@ -15,7 +15,7 @@ from anyio.lowlevel import current_token
 
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import load, load_request, readable
 from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
@@ -159,7 +159,9 @@ class SQLiteStore(Store):
             lambda changes: changes.replace(job, keys, tail, lease, bounds)
         )
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         return await self._here().write(
             lambda changes: changes.append_body(id, fence, offset, chunk)
         )
