@@ -236,7 +236,7 @@ class Store(ABC):
             routes: of which it may be.
             holder: who asks.
             now: seconds since the epoch.
-            lease: seconds until it counts as abandoned; None: it never does.
+            lease: seconds until it counts as abandoned; None leaves that as it is.
 
         Returns:
             None if there is no such job, or it is gone.
