@@ -17,6 +17,7 @@ from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.serialization import (
     FORMAT,
+    STARTABLE,
     dump,
     dump_cursor,
     dump_request,
@@ -253,6 +254,7 @@ GOLDEN_REQUESTS = [
 def test_format_1_of_a_job_stays_what_it_is(job: Job, record: bytes) -> None:
     assert FORMAT == 1
     assert dump(job) == record
+    assert record.startswith(STARTABLE)
     assert same(load(record), job)
 
 

@@ -28,6 +28,9 @@ whatever raises it has to read this one, too."""
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
+STARTABLE = _encode({"format": FORMAT})[:-1].encode() + b","
+"""How the record of every job begins that `started` may be appended to."""
+
 _NAMES = tuple(name for name in Job._fields if name != "extra")
 _DEFAULTS = [Job._field_defaults.get(name, ...) for name in _NAMES]  # no value is the Ellipsis
 
@@ -115,7 +118,8 @@ def dump(job: Job) -> bytes:
 def started(now: float, holder: str) -> bytes:
     """What starts a job when it is appended to its record, as it is: `job.start(now, holder)`.
 
-    So a server can start a job that it cannot read.
+    So a server can start a job that it cannot read; but only one whose record begins as `STARTABLE`
+    does, or it would change what only a newer version may.
     """
     return b"\n" + _encode({"started": [now, holder]}).encode()
 

@@ -240,6 +240,10 @@ class Store(ABC):
 
         Returns:
             None if there is no such job, or it is gone.
+
+        Raises:
+            UnreadableRecord: it is in the format of another version, and left as it is; or it is
+                damaged.
         """
         while (job := await self.get(id)) is not None and not job.gone:
             begun = job.begun_by(holder, now)
