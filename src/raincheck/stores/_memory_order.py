@@ -72,12 +72,12 @@ class Order:
         if len(self._new) + len(self._places.get((None, None), ())) <= 2 * jobs + SLACK:
             return
         self._new[:] = filter(there, self._new)
-        for bucket, places in [*self._places.items()]:
-            kept = [place for place in places if there(place[1])]
-            if kept:
-                self._places[bucket] = kept
-            else:
-                del self._places[bucket]
+        kept = {
+            bucket: [place for place in places if there(place[1])]
+            for bucket, places in self._places.items()
+        }
+        # A new dict, for what is deleted from one leaves its room behind.
+        self._places = {bucket: places for bucket, places in kept.items() if places}
 
     def _take_up(self) -> None:
         """Put those that are new in their places: near the end, unless a clock was set back."""
