@@ -5,7 +5,7 @@ import random
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
@@ -26,9 +26,18 @@ from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_sess
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
 from raincheck.stores._postgres_statements import PIECE, digest
-from raincheck.stores.base import Page, Store, Total
+from raincheck.stores.base import Claim, Fetched, Page, Store, Total
 from raincheck.stores.postgres import PAGE, PostgresStore
-from raincheck.testing import body_of, finished, fits, job, request
+from raincheck.testing import (
+    body_of,
+    claim,
+    finished,
+    fits,
+    job,
+    request,
+    waiting,
+    with_body,
+)
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
 from tests.stores.relay import Relay
 from tests.stores.shared import (
@@ -1375,6 +1384,105 @@ async def test_nobody_listens_for_long_when_nobody_waits(
             group.start_soon(store.changed, "a", 1)
             await anyio.sleep(0.05)
             assert await store.replace(job().cancelling())
+
+
+# --- one round trip ----------------------------------------------------------------------------
+
+
+async def asked(store: PostgresStore, call: Callable[[], Awaitable[Any]]) -> list[str]:
+    """How often a call asked the server, and what; `store` has one connection."""
+    await store.get("a")
+    assert store._session is not None
+    await store._session.changes.told()
+    ((connection, _),) = store._session._idle
+    said: list[str] = []
+    with connection.query_logger(lambda query: said.append(query.query)):
+        await call()
+        await store._session.changes.told()
+    return [statement for statement in said if "pg_notify" not in statement]
+
+
+async def test_a_claim_is_one_round_trip(open_store: Open) -> None:
+    store = open_store(connections=1)
+    for id in "ab":
+        await store.create(waiting(id), request(), lease=60.0)
+    await claim(store, "unknown")  # asyncpg asks once for the types of a statement
+    for id, begun in (("a", True), ("a", True), ("b", False), ("unknown", None)):
+        told: list[Claim | None] = []
+
+        async def ask(id: str = id, told: list[Claim | None] = told) -> None:
+            told.append(await claim(store, id, routes={"r"} if id == "a" else {"s"}))
+
+        assert len(await asked(store, ask)) == 1
+        assert [each and each.begun for each in told] == [begun]
+
+
+async def test_a_small_body_is_one_round_trip_with_its_job(open_store: Open) -> None:
+    store = open_store(connections=1)
+    done = await with_body(store, "a", [b"one", b"two"], tail=b"three")
+
+    async def ask() -> None:
+        assert await store.fetch("a") == Fetched(done, b"onetwothree")
+
+    assert len(await asked(store, ask)) == 1
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("outcome", ["claimed", "ended"])
+async def test_who_loses_a_claim_is_told_what_became_of_the_job(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, outcome: str
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    await store.create(waiting(), request())
+    theirs = waiting().start(1001.0, "there")
+    if outcome == "ended":
+        theirs = finished(waiting())
+    told: list[Claim | None] = []
+
+    async def ask() -> None:
+        told.append(await claim(store))
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute(
+            "UPDATE jobs SET version = 2, fence = $1, state = $2, record = $3",
+            *(theirs.fence, theirs.stage, dump(theirs).decode()),
+        )
+        group.start_soon(ask)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+    assert told == [Claim(theirs, None, False)]
+    assert await store.get("a") == theirs
+
+
+async def test_a_job_that_an_older_process_has_made_is_claimed_and_listed(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    await store.open()
+    async with connected(postgres, schema) as connection:
+        await write_as_before_lists(connection, waiting())
+        kept = dump_request(request())
+        await connection.execute("INSERT INTO requests VALUES ('a', $1, 'shop')", kept)
+    runs = waiting().start(1001.5, "here")
+    assert await claim(store) == Claim(runs, request(), True)
+    assert await store.sweep(1000.0)
+    assert [*(await store.list(states=(State.RUNNING,))).jobs] == [runs]
+
+
+async def test_the_time_before_which_a_job_does_not_begin_is_its_own(store: PostgresStore) -> None:
+    said = r'"not_before":9999,"not_before\":9999'
+    new = waiting(holder=said, queue=said, extra={"before": said})
+    await store.create(new, request())
+    assert await claim(store) == Claim(new.start(1001.5, "here"), request(), True)
+    for number, time in enumerate((1001.5, 0, -1e-7, 1e22, 1001.5000000000002)):
+        new = waiting(str(number), not_before=time)
+        await store.create(new, request())
+        begun = await claim(store, str(number))
+        assert begun is not None
+        assert begun.begun == (time <= 1001.5)
 
 
 # --- lists -------------------------------------------------------------------------------------

@@ -66,6 +66,19 @@ CREATE_WITHIN = _CREATING.format(
 
 GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
 
+# A body that is longer than $2 is left to `READ`, by what its last row says.
+FETCH = """
+SELECT record, body FROM raincheck.jobs LEFT JOIN LATERAL (
+    SELECT string_agg(chunk, ''::bytea ORDER BY start) AS body FROM raincheck.chunks
+    WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence AND $2::bigint >= (
+        SELECT start + length(chunk) FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
+        ORDER BY start DESC LIMIT 1
+    )
+) AS small ON state IS NULL AND NOT gone
+WHERE deployment = 'deployment' AND id = $1
+"""
+
 FIND = """
 SELECT record, fingerprint FROM raincheck.keys JOIN raincheck.jobs USING (deployment, id)
 WHERE deployment = 'deployment' AND key = $1
@@ -77,7 +90,38 @@ INSERT INTO raincheck.varying SELECT 'deployment', $1, unnest($2::text[]) ON CON
 
 LEARNED = "SELECT name FROM raincheck.varying WHERE deployment = 'deployment' AND route = $1"
 
-REQUEST = "SELECT request FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1"
+REQUEST = """
+SELECT request, record FROM raincheck.requests JOIN raincheck.jobs USING (deployment, id)
+WHERE deployment = 'deployment' AND id = $1
+"""
+
+# The lock comes first, so that whoever loses a race says what became of the job. The start is
+# appended to the record, and is still its end when the same holder asks again.
+CLAIM = """
+WITH there AS MATERIALIZED (
+    SELECT record, right(record, length($6)) = $6::text AS again, coalesce(
+        state = 'queued' AND route = ANY ($2::bytea[]) AND starts_with(record, $5)
+            AND coalesce(raincheck.time_in(record, 'not_before') <= $3::float8, true)
+            AND EXISTS (
+                SELECT FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1
+            ),
+        false
+    ) AS ready
+    FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1 AND NOT gone FOR NO KEY UPDATE
+), begun AS (
+    UPDATE raincheck.jobs SET
+        version = version + 1, fence = fence + 1, state = 'running', record = jobs.record || $6,
+        status = CASE WHEN status IS NOT NULL THEN 'running' END,
+        lease_until = CASE
+            WHEN $4::float8 IS NULL THEN lease_until
+            ELSE clock_timestamp() + $4 * interval '1 second'
+        END
+    FROM there WHERE deployment = 'deployment' AND id = $1 AND ready
+)
+SELECT CASE WHEN ready THEN record || $6 ELSE record END, request
+FROM there LEFT JOIN raincheck.requests
+    ON (ready OR again) AND deployment = 'deployment' AND id = $1
+"""
 
 _REPLACING = """
 WITH {no_room} job AS (

@@ -27,6 +27,7 @@ from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import (
+    STARTABLE,
     dump,
     dump_cursor,
     dump_request,
@@ -34,10 +35,11 @@ from raincheck.serialization import (
     load_cursor,
     load_request,
     readable,
+    started,
 )
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
-from raincheck.stores.base import Abandoned, Found, Page, Store, Total
+from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
 from raincheck.stores.servers import opening
 
 logger = logging.getLogger("raincheck")
@@ -149,6 +151,16 @@ class PostgresStore(Store):
         record = await self._value(sql.GET, id)
         return None if record is None else load(record)
 
+    async def fetch(self, id: str) -> Fetched | None:
+        if "\0" in id:
+            return None
+        rows = await self._rows(sql.FETCH, id, SMALL)
+        if not rows:
+            return None
+        job, body = load(rows[0]["record"]), rows[0]["body"] or b""
+        whole = job.response is not None and job.response.size == len(body)
+        return Fetched(job, body if whole else None)
+
     async def find(self, name: str) -> Found | None:
         rows = await self._rows(sql.FIND, name)
         return Found(load(rows[0]["record"]), rows[0]["fingerprint"]) if rows else None
@@ -161,8 +173,29 @@ class PostgresStore(Store):
         return frozenset(row["name"] for row in rows)
 
     async def request(self, id: str) -> CapturedRequest | None:
-        record = await self._value(sql.REQUEST, id)
-        return None if record is None else load_request(record)
+        rows = await self._rows(sql.REQUEST, id)
+        if not rows:
+            return None
+        job = readable(rows[0]["record"])  # whose last run may have just been claimed
+        kept = job is None or job.replayable
+        return load_request(rows[0]["request"]) if kept else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        if "\0" in id:
+            return None
+        start = started(now, holder).decode()
+        of_these = [sql.digest(route) for route in routes]
+        rows = await self._rows(sql.CLAIM, id, of_these, now, lease, STARTABLE.decode(), start)
+        if not rows:
+            return None
+        record, request = rows[0]
+        job = load(record)
+        if request is None:
+            return Claim(job, None, False)
+        self._announce([id])
+        return Claim(job, load_request(request), True)
 
     async def replace(
         self,
