@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 
 from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.messages import CapturedRequest, CapturedResponse, Head
 from raincheck.serialization import (
     FORMAT,
     STARTABLE,
     dump,
     dump_cursor,
+    dump_head,
     dump_request,
     load,
     load_cursor,
+    load_head,
     load_request,
     started,
 )
@@ -286,12 +288,28 @@ def test_a_path_parameter_of_another_shape_cannot_be_read(found: Any) -> None:
         load_request(record)
 
 
+def test_the_head_of_a_response_comes_back_and_stays_what_it_is() -> None:
+    head = Head(207, ((b"set-cookie", b"a"), (b"set-cookie", b"\xff")))
+    record = b'{"format":1,"head":[207,[["set-cookie","a"],["set-cookie","\\u00ff"]]]}'
+    assert dump_head(head) == record
+    for found in (record, record.decode()):
+        assert same(load_head(found), head)
+
+
+@pytest.mark.parametrize(
+    "found", [None, [], [200], ["200", []], [200, {}], [200, [["a"]]], [200, 1]]
+)
+def test_a_head_of_another_shape_cannot_be_read(found: Any) -> None:
+    with pytest.raises(UnreadableRecord):
+        load_head(json.dumps({"format": 1, "head": found}))
+
+
 @pytest.mark.parametrize("found", [0, 2, 3, 1.5, "1", None])
 def test_a_record_in_another_format_is_refused_and_named(found: Any) -> None:
     """Whatever else is in it: another format may have other fields."""
     for known in ({}, {"unheard_of": 1}, {"state": "sleeping"}):
         record = json.dumps({**json.loads(GOLDEN[0][1]), **known, "format": found}).encode()
-        for read in (load, load_request):
+        for read in (load, load_head, load_request):
             with pytest.raises(UnreadableRecord, match=f"a record has format {found!r}.* reads 1"):
                 read(record)
 
@@ -396,7 +414,7 @@ def test_a_captured_request_with_a_field_of_another_shape_cannot_be_read(field: 
 @often
 @given(record=st.binary() | values.map(lambda value: json.dumps(value).encode()))
 def test_whatever_is_found_is_read_or_is_unreadable(record: bytes) -> None:
-    for read in (load, load_request):
+    for read in (load, load_head, load_request):
         with pytest.raises(UnreadableRecord):
             read(record)
 

@@ -1,8 +1,9 @@
 """Records: jobs and captured requests as bytes, for stores outside the process.
 
-A job is a line of JSON, a captured request another with the body behind it as it came. Each names
-the format that it is written in; of a field that has its default nothing is written. A job that was
-started by who could not read it has a second line that says so.
+A job is a line of JSON, a captured request another with the body behind it as it came, the head
+of a response that is not complete one more. Each names the format that it is written in; of a field
+that has its default nothing is written. A job that was started by who could not read it has a
+second line that says so.
 
 The number of the format is its major part, and is raised when an older version must not touch what
 a newer one writes. A minor part needs none: fields that a newer version has added are kept as they
@@ -20,7 +21,7 @@ from uuid import UUID
 
 from raincheck.errors import IllegalTransition, MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
+from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 
 FORMAT = 1
 """What this version writes, and the newest that it reads. The first: there is no older one yet, and
@@ -213,6 +214,28 @@ def _response(found: list[Any]) -> CapturedResponse:
         case [int() as status, list() as headers, int() as size]:
             return CapturedResponse(status, _pairs(headers), size)
     raise TypeError(f"response is {found!r}")
+
+
+def dump_head(head: Head) -> bytes:
+    """The head of a response as bytes, for as long as it is not complete."""
+    return _encode({"format": FORMAT, "head": [head.status, _texts(head.headers)]}).encode()
+
+
+def load_head(record: bytes | str) -> Head:
+    """The head that `dump_head` made these bytes of.
+
+    Raises:
+        UnreadableRecord: they are damaged, or in the format of another version of raincheck.
+    """
+    return _shaped(_head, record)
+
+
+def _head(record: bytes | str) -> Head:
+    found = _read(record)["head"]
+    match found:
+        case [int() as status, list() as headers]:
+            return Head(status, _pairs(headers))
+    raise TypeError(f"head is {found!r}")
 
 
 def dump_request(request: CapturedRequest) -> bytes:
