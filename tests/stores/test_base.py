@@ -11,7 +11,7 @@ from raincheck import Job, MemoryStore
 from raincheck.job import Progress
 from raincheck.messages import Head
 from raincheck.stores.base import Claim, Fetched, Partial, Store
-from raincheck.testing import claim, finished, job, request, waiting, with_body
+from raincheck.testing import StoreContract, claim, finished, job, request, waiting, with_body
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +28,12 @@ class Plain(MemoryStore):
 @pytest.fixture
 def store() -> Plain:
     return Plain()
+
+
+class TestPlainStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> Plain:
+        return Plain()
 
 
 async def test_a_job_is_claimed_in_several_steps(store: Plain) -> None:
