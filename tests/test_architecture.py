@@ -58,6 +58,8 @@ LAYERS = {
     "stores._postgres_changes": 3,
     "stores._postgres_session": 3,
     "stores._redis_scripts": 3,
+    "stores._redis_listing": 3,
+    "stores._redis_rights": 3,
     "stores._redis_line": 3,
     "stores._sqlite_calls": 3,
     "stores._sqlite_opening": 3,
