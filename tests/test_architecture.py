@@ -66,6 +66,7 @@ LAYERS = {
     "stores._sqlite_place": 3,
     "stores._sqlite_changes": 3,
     "stores._sqlite_file": 3,
+    "stores._sqlite_lists": 3,
     "stores._sqlite_loop": 3,
     "stores.bounded": 3,
     "stores.memory": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import math
 import os
@@ -16,12 +17,13 @@ from anyio.lowlevel import current_token
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
-from raincheck.serialization import load, load_request, readable
+from raincheck.serialization import dump_cursor, load, load_request, readable
 from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
+from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import Abandoned, Found, Page, Store, Total
 
 logger = logging.getLogger("raincheck")
 
@@ -197,6 +199,29 @@ class SQLiteStore(Store):
                 use.proceed()
                 await event.wait()
 
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        sql, parameters = listing(states, route, owner, since, until, after, limit)
+        await self._catch_up()
+        rows = await self._read_large(sql, *parameters)
+        page = rows[:limit]
+        jobs = [job for _, _, record in page if (job := readable(record)) is not None]
+        return Page(jobs, dump_cursor(*page[-1][:2]) if len(rows) > limit else None)
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        await self._catch_up()
+        rows = await self._read_large(TOTALS)
+        return {(route, State(state)): Total(*total) for route, state, *total in rows}
+
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         return await self._here().write(lambda changes: changes.renew(fences, lease))
 
@@ -245,7 +270,12 @@ class SQLiteStore(Store):
             self._use = Use(self._use.file)
         return self._use
 
-    async def _read(self, sql: str, *parameters: object) -> list[Any]:
+    async def _catch_up(self) -> None:
+        """See that what a process of an older version has written is listed and counted."""
+        while await self._read(BEHIND):
+            await self._here().write(Changes.catch_up)
+
+    async def _read(self, sql: str, *parameters: object) -> builtins.list[Any]:
         """Read small rows, on the event loop.
 
         A thread would answer after a tenth of a millisecond, of which reading takes less than a
@@ -288,7 +318,7 @@ class SQLiteStore(Store):
     def _dropped(self, id: str) -> BodyLost:
         return BodyLost(f"{self._path}: the body of job {id} was dropped while it was read")
 
-    async def _read_large(self, sql: str, *parameters: object) -> list[Any]:
+    async def _read_large(self, sql: str, *parameters: object) -> builtins.list[Any]:
         """Read rows of any size, in a thread."""
         await self._opened()
         return await self._here().read(sql, parameters)
