@@ -22,7 +22,7 @@ import anyio
 import pytest
 
 from raincheck import ConfigurationError
-from raincheck.errors import BodyLost, StoreError, StoreFull
+from raincheck.errors import BodyLost, StoreError, StoreFull, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.serialization import dump
@@ -32,8 +32,8 @@ from raincheck.stores._sqlite_file import SCRUB_EVERY, File
 from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_opening import APPLICATION_ID, MIGRATIONS
 from raincheck.stores._sqlite_place import SPARE
-from raincheck.stores.base import Store, Total
-from raincheck.stores.sqlite import SQLiteStore
+from raincheck.stores.base import Fetched, Store, Total
+from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
 from raincheck.testing import body_of, finished, fits, job, request, with_body
 from tests.stores import left
@@ -1241,6 +1241,37 @@ async def test_small_pieces_of_a_body_are_read_together(store: SQLiteStore) -> N
     for start in (1, 299, 300, 301, 749, 750, 751, 200_750, 200_751, 280_000, len(whole) - 1):
         assert await body_of(store, "a", start) == whole[start:]
     assert await body_of(store, "a", len(whole)) == b""
+
+
+async def test_a_small_body_in_many_pieces_is_left_to_who_reads_it(store: SQLiteStore) -> None:
+    """Of whom the event loop is not to wait for long."""
+    few = await with_body(store, "few", [b"x"] * ROWS)
+    assert await store.fetch("few") == Fetched(few, b"x" * ROWS)
+    many = await with_body(store, "many", [b"x"] * (ROWS + 1))
+    assert await store.fetch("many") == Fetched(many, None)
+    assert await body_of(store, "many") == b"x" * (ROWS + 1)
+
+
+async def test_a_job_whose_request_cannot_be_read_does_not_begin(
+    path: Path, store: SQLiteStore
+) -> None:
+    waits = job(state=State.QUEUED, replayable=True)
+    await store.create(waits, request())
+    look(path, "UPDATE requests SET record = x'00'")
+    with pytest.raises(UnreadableRecord):
+        await store.claim("a", routes=["r"], holder="h", now=1001.0, lease=None)
+    assert await store.get("a") == waits
+
+
+async def test_a_claimed_request_leaves_no_row_behind_the_next_version(
+    path: Path, store: SQLiteStore
+) -> None:
+    await store.create(job(state=State.QUEUED, replayable=True), request())
+    begun = await store.claim("a", routes=["r"], holder="h", now=1001.0, lease=None)
+    assert begun is not None
+    assert look(path, "SELECT count(*) FROM requests") == [(1,)]
+    assert await store.replace(begun.job.with_progress(Progress(0.5)))
+    assert look(path, "SELECT count(*) FROM requests") == [(0,)]
 
 
 async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from raincheck.errors import NoRoom, StoreFull
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.serialization import dump, dump_request, readable
+from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._sqlite_place import Room
+from raincheck.stores.base import Claim
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
@@ -42,6 +43,10 @@ WHERE number = ?
 RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", NOW)
 
 UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
+
+CLAIMED = 2
+"""In place of whether a job is `replayable`: it is not, but its captured request is still there for
+whoever has claimed it, and goes with the next version."""
 
 ROW = 32 * 1024
 """Bytes of the log that a change of a row takes at most: each page that it touches, with its
@@ -100,7 +105,8 @@ class Changes:
             self._check_room(job, bounds)
         own = job.id, job.counts_for, job.owner, job.created_at
         inserted = self._execute(
-            INSERT, (*_columns(job), *_places(job, job.stage), len(keys), lease, *own)
+            INSERT,
+            (*_columns(job, int(job.replayable)), *_places(job, job.stage), len(keys), lease, *own),
         )
         if not inserted.rowcount:
             return self._record(job.id)
@@ -149,13 +155,41 @@ class Changes:
             whole = job.response is not None and job.response.size == len(tail)
             end = 0 if whole else self._size_of_body(number, job.fence)
             self._append(number, job.fence, end, tail)
-        stage = job.stage
+        # Plain types: one that is derived from one takes sqlite3 longer to bind than all others.
+        columns, stage = _columns(job, int(job.replayable)), job.stage
         if stage is not None and stage == state:
-            self._execute(UPDATE_THERE, (*_columns(job), len(keys), lease, number))
+            self._execute(UPDATE_THERE, (*columns, len(keys), lease, number))
         else:
-            self._execute(UPDATE, (*_columns(job), *_places(job, stage), len(keys), lease, number))
+            self._execute(UPDATE, (*columns, *_places(job, stage), len(keys), lease, number))
         self.ids.append(job.id)
         return True
+
+    def claim(
+        self, id: str, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        row = self._execute(
+            "SELECT number, jobs.record, requests.record FROM jobs LEFT JOIN requests"
+            " ON job = number WHERE id = ?",
+            (id,),
+        ).fetchone()
+        job = None if row is None else load(row[1])
+        if job is None or job.gone:
+            return None
+        number, _, kept = row
+        again = job.begun_by(holder, now)
+        if kept is None or not (again or job.ready(routes, now)):
+            return Claim(job, None, False)
+        request = load_request(kept)
+        if again:
+            return Claim(job, request, True)
+        runs = job.start(now, holder)
+        self._drop_body(number)
+        replayable = 1 if runs.replayable else CLAIMED
+        self._execute(
+            UPDATE, (*_columns(runs, replayable), *_places(runs, runs.stage), 0, lease, number)
+        )
+        self.ids.append(id)
+        return Claim(runs, request, True)
 
     def learn(self, route: str, names: Collection[str]) -> None:
         rows = [(route, name) for name in names]
@@ -256,6 +290,8 @@ class Changes:
 
     def _drop_body(self, number: int) -> None:
         """Drop what may be large, and is no secret: its pages need not be written over."""
+        if not self._execute("SELECT 1 FROM bodies WHERE job = ? LIMIT 1", (number,)).fetchone():
+            return  # as a rule
         try:
             self._overwrite("FAST")
             self._execute("DELETE FROM bodies WHERE job = ?", (number,))
@@ -310,9 +346,8 @@ class Changes:
             )
 
 
-def _columns(job: Job) -> tuple[object, ...]:
-    # Plain types: what is derived from one takes sqlite3 as long to bind as all the others.
-    return job.version, job.fence, int(job.replayable), dump(job).decode()
+def _columns(job: Job, replayable: int) -> tuple[object, ...]:
+    return job.version, job.fence, replayable, dump(job).decode()
 
 
 def _places(job: Job, stage: State | None) -> tuple[object, ...]:

@@ -23,12 +23,9 @@ from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import Abandoned, Found, Page, Store, Total
+from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
 
 logger = logging.getLogger("raincheck")
-
-SMALL = 64 * 1024
-"""Bytes of a row that is read on the event loop, in some ten microseconds."""
 
 ROWS = 100
 """Pieces of a body, at most, that are read on the event loop at once: a tenth of a millisecond."""
@@ -44,6 +41,15 @@ WHERE id = :id AND start >= coalesce((
     WHERE job = number AND bodies.fence = jobs.fence AND start < :offset
 ), 0)
 ORDER BY start LIMIT :rows
+"""
+
+
+# With the body of a response that is complete, if it is in few and small pieces.
+FETCH = """
+SELECT record, piece FROM jobs LEFT JOIN bodies
+    ON job = number AND bodies.fence = jobs.fence AND unfinished IS NULL
+    AND start < ?2 AND start + length(piece) <= ?2
+WHERE id = ?1 ORDER BY start LIMIT ?3
 """
 
 
@@ -129,6 +135,16 @@ class SQLiteStore(Store):
         rows = await self._read("SELECT record FROM jobs WHERE id = ?", id)
         return load(rows[0][0]) if rows else None
 
+    async def fetch(self, id: str) -> Fetched | None:
+        rows = await self._read(FETCH, id, SMALL, ROWS)
+        if not rows:
+            return None
+        job = load(rows[0][0])
+        if job.response is None:
+            return Fetched(job, None)
+        body = b"".join([piece for _, piece in rows if piece is not None])
+        return Fetched(job, body if len(body) == job.response.size else None)
+
     async def find(self, name: str) -> Found | None:
         rows = await self._read(
             "SELECT record, fingerprint FROM keys JOIN jobs ON number = job WHERE name = ?", name
@@ -144,9 +160,18 @@ class SQLiteStore(Store):
 
     async def request(self, id: str) -> CapturedRequest | None:
         rows = await self._read_large(
-            "SELECT requests.record FROM jobs JOIN requests ON job = number WHERE id = ?", id
+            "SELECT requests.record FROM jobs JOIN requests ON job = number"
+            " WHERE id = ? AND replayable = 1",
+            id,
         )
         return load_request(rows[0][0]) if rows else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        return await self._here().write(
+            lambda changes: changes.claim(id, routes, holder, now, lease)
+        )
 
     async def replace(
         self,
