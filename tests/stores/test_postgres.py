@@ -20,13 +20,13 @@ from anyio.abc import SocketAttribute, SocketStream
 from raincheck import ConfigurationError
 from raincheck.errors import NoRoom, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedResponse
+from raincheck.messages import CapturedResponse, Head
 from raincheck.serialization import dump, dump_request
 from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
 from raincheck.stores._postgres_statements import PIECE, digest
-from raincheck.stores.base import Claim, Fetched, Page, Store, Total
+from raincheck.stores.base import Claim, Fetched, Page, Partial, Store, Total
 from raincheck.stores.postgres import PAGE, PostgresStore
 from raincheck.testing import (
     body_of,
@@ -1202,6 +1202,28 @@ async def test_a_body_of_whole_pages_ends(store: PostgresStore) -> None:
     assert len(await body_of(store, "a", PIECE - 1)) == 2 * PAGE * PIECE - PIECE + 1
 
 
+async def test_the_tail_of_a_body_may_come_after_the_head_alone(store: PostgresStore) -> None:
+    await store.create(job())
+    for _ in range(2):
+        assert await store.append_body("a", 1, 0, b"", head=Head(200, ()))
+    assert await store.append_body("a", 1, 0, b"")
+    assert await body_of(store, "a") == b""
+    done = finished(job(), size=3)
+    assert await store.replace(done, tail=b"one")
+    assert await store.fetch("a") == Fetched(done, b"one")
+    assert await body_of(store, "a") == b"one"
+    assert await store._value("SELECT count(*) FROM raincheck.chunks") == 1
+
+
+async def test_a_large_chunk_has_one_head(store: PostgresStore) -> None:
+    await store.create(job())
+    head = Head(200, ((b"x", b"\xff"),))
+    assert await store.append_body("a", 1, 0, bytes(3 * PIECE), head=head)
+    assert await store.append_body("a", 1, 3 * PIECE, b"x", head=Head(500, ()))
+    assert await store.partial("a") == Partial(job(), head, 3 * PIECE + 1)
+    assert await store._value("SELECT count(head) FROM raincheck.chunks") == 1
+
+
 # --- changes -----------------------------------------------------------------------------------
 
 
@@ -1231,6 +1253,59 @@ async def test_a_change_is_told_at_once(
             group.start_soon(watch, "a")
             await anyio.sleep(0.05)
             await another.sweep(1000.0)
+
+
+async def test_what_a_response_grows_by_is_told_at_once_to_those_who_follow_it(
+    store: PostgresStore, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_postgres_changes, "LOOK", 3600.0)  # so that who is not told waits for long
+    another = open_store()
+    await store.create(job())
+    seen: list[Partial | None] = []
+
+    async def follow() -> None:
+        seen.append(await store.grown(Partial(job(), None, 0)))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.changed, "a", 1)
+            group.start_soon(follow)
+            await anyio.sleep(0.2)
+            assert await another.append_body("a", 1, 0, b"one")
+            await until(lambda: bool(seen))
+            assert store._session is not None
+            changes, looks = store._session.changes, 0
+            look = changes._look
+
+            async def counted(connection: Any) -> None:
+                nonlocal looks
+                looks += 1
+                await look(connection)
+
+            monkeypatch.setattr(changes, "_look", counted)
+            for size in range(3, 9):  # nobody follows it any more
+                assert await another.append_body("a", 1, size, b"x")
+                await anyio.sleep(0.02)
+            assert looks == 0
+            assert await another.replace(finished(job()))
+    assert seen == [Partial(job(), None, 3)]
+
+
+@pytest.mark.parametrize("listen", [True, False])
+async def test_growth_that_nobody_told_of_is_seen(open_store: Open, listen: bool) -> None:
+    store = open_store(listen=listen)
+    await store.create(job())
+    seen = []
+
+    async def follow(known: Partial) -> None:
+        seen.append(await store.grown(known))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow, Partial(job(), None, 0))
+            await anyio.sleep(0.1)
+            await store._rows("INSERT INTO raincheck.chunks VALUES ('a', 1, 0, 'one', 'shop')")
+    assert seen == [Partial(job(), None, 3)]
 
 
 UNTOLD = "UPDATE raincheck.jobs SET version = 2, record = $1 WHERE id = 'a'"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
-from raincheck.job import Job
-from raincheck.serialization import load
+from raincheck.serialization import load, load_head
 from raincheck.stores._postgres_server import FAILURES, Server, spawn
 from raincheck.stores._postgres_statements import ANNOUNCE, NEWER
+from raincheck.stores.base import Partial, told
 
 LOOK = 1.0
 """Seconds between two looks for changes that nobody told of."""
@@ -26,6 +26,35 @@ RETRY = 0.1
 
 LINGER = 60.0
 """Seconds until the connection on which nobody waits any more is closed."""
+
+GROWTH = "+"
+"""What an announcement begins with that is for those only who follow the response."""
+
+
+class Known(NamedTuple):
+    """What somebody has who waits for more.
+
+    Attributes:
+        version: of the job.
+        kept: how much of a response, if that is followed: bytes of its body, and 1 for its head.
+    """
+
+    version: int
+    kept: int | None = None
+
+    @classmethod
+    def of(cls, there: Partial) -> Known:
+        """All there is."""
+        return cls(there.job.version, _kept(there))
+
+    def passed(self, there: Partial) -> bool:
+        """Whether there is more."""
+        grown = self.kept is not None and _kept(there) > self.kept
+        return grown or there.job.version > self.version
+
+
+def _kept(there: Partial) -> int:
+    return there.size + (there.head is not None)
 
 
 class Changes:
@@ -43,16 +72,16 @@ class Changes:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._telling: asyncio.Task[None] | None = None
-        self._news: set[str] = set()  # jobs that were changed here, which nobody was told yet
-        # Who waits for each job, and for a version newer than which.
-        self._waiting: dict[str, dict[asyncio.Future[Job | None], int]] = {}
+        self._news: set[str] = set()  # what has changed here, of which nobody was told yet
+        # Who waits for each job, and for more than what.
+        self._waiting: dict[str, dict[asyncio.Future[Partial | None], Known]] = {}
         self._suspects: set[str] = set()  # among these jobs, those that may have changed
         self._suspicion = asyncio.Event()
         self._next_look = 0.0
         self._last_waited = 0.0
 
     def announce(self, ids: list[str]) -> None:
-        """Tell every process that these jobs have changed.
+        """Tell every process that these jobs have changed, or with `GROWTH` before, their bodies.
 
         It comes after the change, since a server commits transactions that notify one after the
         other, each with its own wait for the disk. So it may be lost: hence the look every second.
@@ -74,11 +103,11 @@ class Changes:
         if self._telling is not None:
             await asyncio.wait([self._telling])
 
-    async def newer(self, id: str, version: int) -> Job | None:
-        """The job, once it is newer than this version; None once it is not there."""
-        future: asyncio.Future[Job | None] = self._loop.create_future()
+    async def more(self, id: str, known: Known) -> Partial | None:
+        """What there is, once that is more; None once the job is not there."""
+        future: asyncio.Future[Partial | None] = self._loop.create_future()
         waiting = self._waiting.setdefault(id, {})
-        waiting[future] = version
+        waiting[future] = known
         self._suspect([id])
         try:
             return await future
@@ -129,8 +158,12 @@ class Changes:
         finally:
             connection.terminate()
 
-    def _hear(self, connection: Any, process: int, channel: str, id: str) -> None:
-        self._suspect([id])
+    def _hear(self, connection: Any, process: int, channel: str, news: str) -> None:
+        id = news.removeprefix(GROWTH)
+        if id == news or any(
+            known.kept is not None for known in self._waiting.get(id, {}).values()
+        ):
+            self._suspect([id])
 
     def _suspect(self, ids: Iterable[str]) -> None:
         suspects = self._waiting.keys() & ids
@@ -147,22 +180,23 @@ class Changes:
             ids = set(self._waiting)
         known = {}
         for id in ids & self._waiting.keys():
-            if versions := [v for future, v in self._waiting[id].items() if not future.done()]:
-                known[id] = min(versions)
+            if of := [each for future, each in self._waiting[id].items() if not future.done()]:
+                kept = [each.kept for each in of if each.kept is not None]
+                known[id] = min(each.version for each in of), min(kept, default=None)
         if not known:
             return
         self._last_waited = self._loop.time()
-        arguments = [*known], [*known.values()]
+        arguments = [*known], *([each[n] for each in known.values()] for n in range(2))
         newer = self._server.in_schema(NEWER)
-        for id, record in await connection.fetch(newer, *arguments, timeout=self._server.timeout):
+        for id, *row in await connection.fetch(newer, *arguments, timeout=self._server.timeout):
             try:
-                job = None if record is None else load(record)
+                there = partial(*row)
             except Exception as error:  # it goes to those who wait for this job
                 self._refuse(id, error)
                 continue
-            for future, version in self._waiting.get(id, {}).items():
-                if not future.done() and (job is None or job.version > version):
-                    future.set_result(job)
+            for future, each in self._waiting.get(id, {}).items():
+                if not future.done() and (there is None or each.passed(there)):
+                    future.set_result(there)
 
     def _give_up(self, error: Exception) -> None:
         failure = self._server.failure(error)
@@ -174,3 +208,13 @@ class Changes:
         for future in self._waiting.get(id, {}):
             if not future.done():
                 future.set_exception(error)
+
+
+def partial(record: str | None, head: str | None, size: int | None) -> Partial | None:
+    """What there is of a response, of what `NEWER` says besides the id; None: no such job."""
+    if record is None:
+        return None
+    job = load(record)
+    if job.stage is None:
+        return told(job)
+    return Partial(job, None if head is None else load_head(head), size or 0)

@@ -237,6 +237,10 @@ MIGRATIONS = (
             OR state IS NULL AND status IN ('queued', 'running', 'cancelling')
         );
     """,
+    # In the first chunk, that it goes with the body, whoever drops that.
+    """
+    ALTER TABLE raincheck.chunks ADD head text;    -- of the response, if it may be followed
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

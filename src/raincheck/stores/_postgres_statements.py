@@ -161,6 +161,8 @@ WITH {no_room} job AS (
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
     FROM unnest($17::bigint[], $18::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
+    ON CONFLICT (deployment, id, fence, start) DO UPDATE SET chunk = excluded.chunk
+        WHERE length(chunks.chunk) = 0
 )
 SELECT 'replaced' FROM job {or_no_room}
 """
@@ -184,21 +186,23 @@ REPLACE_WITHIN = _REPLACING.format(
 ONCE = (REPLACE, REPLACE_WITHIN)
 """Those that would find their own version there, and say that it was not the next one."""
 
-# The lock holds off whoever is about to replace the job until the chunk is there.
+# The lock holds off whoever is about to replace the job until the chunk is there. A head may have
+# come before the first chunk, in a row without any.
 APPEND = """
 WITH job AS (
     SELECT id FROM raincheck.jobs
     WHERE deployment = 'deployment' AND id = $1 AND fence = $2 AND state IS NOT NULL FOR SHARE
 ), kept AS (
-    INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk)
-    SELECT 'deployment', $1, $2, start, chunk
+    INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk, head)
+    SELECT 'deployment', $1, $2, start, chunk, CASE WHEN start = 0 THEN $5::text END
     FROM unnest($3::bigint[], $4::bytea[]) AS new (start, chunk)
     WHERE EXISTS (SELECT FROM job) AND $3[1] = coalesce((
         SELECT start + length(chunk) FROM raincheck.chunks
         WHERE deployment = 'deployment' AND id = $1 AND fence = $2
         ORDER BY start DESC LIMIT 1
     ), 0)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (deployment, id, fence, start) DO UPDATE SET chunk = excluded.chunk
+        WHERE length(chunks.chunk) = 0
 )
 SELECT id FROM job
 """
@@ -375,10 +379,23 @@ SELECT count(*) FROM job
 
 ANY = "SELECT EXISTS (SELECT FROM raincheck.jobs WHERE deployment = 'deployment')"
 
+# What there is of a response comes with those jobs of which it may be more than what is known, and
+# not if the job itself says so.
 NEWER = """
-SELECT known.id, record FROM unnest($1::text[], $2::integer[]) AS known (id, after)
+SELECT known.id, record, head, size
+FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS known (id, after, kept)
 LEFT JOIN raincheck.jobs ON deployment = 'deployment' AND jobs.id = known.id
-WHERE version IS NULL OR version > after
+LEFT JOIN LATERAL (
+    SELECT (
+        SELECT head FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence AND start = 0
+    ) AS head, coalesce((
+        SELECT start + length(chunk) FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
+        ORDER BY start DESC LIMIT 1
+    ), 0) AS size
+) AS response ON kept IS NOT NULL AND state IS NOT NULL
+WHERE version IS NULL OR version > after OR size + (head IS NOT NULL)::integer > kept
 """
 
 ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"

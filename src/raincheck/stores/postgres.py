@@ -30,6 +30,7 @@ from raincheck.serialization import (
     STARTABLE,
     dump,
     dump_cursor,
+    dump_head,
     dump_request,
     load,
     load_cursor,
@@ -37,9 +38,20 @@ from raincheck.serialization import (
     readable,
     started,
 )
+from raincheck.stores._postgres_changes import GROWTH, Known, partial
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
-from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
+from raincheck.stores.base import (
+    SMALL,
+    Abandoned,
+    Claim,
+    Fetched,
+    Found,
+    Page,
+    Partial,
+    Store,
+    Total,
+)
 from raincheck.stores.servers import opening
 
 logger = logging.getLogger("raincheck")
@@ -225,7 +237,14 @@ class PostgresStore(Store):
     async def append_body(
         self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
     ) -> bool:
-        return await self._value(sql.APPEND, id, fence, *sql.pieces(chunk, offset)) is not None
+        starts, pieces = sql.pieces(chunk, offset)
+        if head is not None and not (chunk or offset):
+            starts, pieces = [0], [memoryview(chunk)]  # the head alone, for now
+        kept = None if head is None else dump_head(head).decode()
+        if await self._value(sql.APPEND, id, fence, starts, pieces, kept) is None:
+            return False
+        self._announce([GROWTH + id])
+        return True
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         reading = end = None
@@ -246,10 +265,25 @@ class PostgresStore(Store):
             if offset == before:
                 raise StoreError(f"the body of job {id} was dropped while it was read")
 
+    async def partial(self, id: str) -> Partial | None:
+        if "\0" in id:
+            return None
+        ((_, *there),) = await self._rows(sql.NEWER, [id], [0], [0])
+        return partial(*there)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        there = await self.partial(known.job.id)  # nobody waits for what cannot be read
+        if there is None or there.beyond(known):
+            return there
+        async with self._opened() as session:
+            pass
+        return await session.changes.more(known.job.id, Known.of(known))
+
     async def changed(self, id: str, after_version: int) -> Job | None:
         async with self._opened() as session:
             pass
-        return await session.changes.newer(id, after_version)
+        there = await session.changes.more(id, Known(after_version))
+        return None if there is None else there.job
 
     async def list(
         self,
