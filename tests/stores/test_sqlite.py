@@ -24,15 +24,15 @@ import pytest
 from raincheck import ConfigurationError
 from raincheck.errors import BodyLost, StoreError, StoreFull, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.messages import CapturedRequest, CapturedResponse, Head
 from raincheck.serialization import dump
 from raincheck.stores import _sqlite_changes, _sqlite_file, _sqlite_opening
 from raincheck.stores._sqlite_changes import Changes
-from raincheck.stores._sqlite_file import SCRUB_EVERY, File
-from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
+from raincheck.stores._sqlite_file import LOOK_EVERY, SCRUB_EVERY, File
 from raincheck.stores._sqlite_opening import APPLICATION_ID, MIGRATIONS
 from raincheck.stores._sqlite_place import SPARE
-from raincheck.stores.base import Fetched, Store, Total
+from raincheck.stores._sqlite_queries import BEHIND, TOTALS, listing
+from raincheck.stores.base import Fetched, Partial, Store, Total
 from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
 from raincheck.testing import body_of, finished, fits, job, request, with_body
@@ -1285,7 +1285,7 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
         def __len__(self) -> int:
             return 1
 
-        def versions(self) -> dict[str, int]:
+        def known(self) -> dict[str, tuple[int, int | None]]:
             look(path, "UPDATE jobs SET version = 2")
             return {}
 
@@ -1293,6 +1293,63 @@ async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore
     file._look_at = 0.0
     with store._use.waiting.newer("a", 1):
         assert file.look(store._use.waiting) == ["a"]
+
+
+async def test_the_head_of_a_response_is_no_part_of_its_body(
+    path: Path, store: SQLiteStore
+) -> None:
+    """And goes with it, whoever drops that: in the row that has it, too."""
+    first = job(fence=0, max_runs=2, replayable=True)
+    again = first.requeue().start(1001.0)
+    await store.create(first, request())
+    for runs, next_version in ((first, first.requeue()), (again, finished(again))):
+        if runs is again:
+            assert await store.replace(again)
+        assert await store.append_body("a", runs.fence, 0, b"", head=Head(200, ()))
+        assert await store.append_body("a", runs.fence, 0, b"one", head=Head(201, ()))
+        assert await body_of(store, "a") == b"one"
+        assert await store.partial("a") == Partial(runs, Head(200, ()), 3)
+        assert look(path, "SELECT count(*) FROM bodies") == [(2,)]
+        assert await store.replace(next_version)
+        assert look(path, "SELECT count(*) FROM bodies") == [(0,)]
+
+
+async def test_who_follows_a_response_does_not_look_while_others_write_elsewhere(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes sees whether it has grown."""
+    another = SQLiteStore(path)
+    head = Head(200, ())
+    await store.create(job())
+    await store.append_body("a", 1, 0, b"one", head=head)
+    await another.create(job("b"))
+    looks = []
+    partial = store.partial
+
+    async def counted(id: str) -> Partial | None:
+        looks.append(id)
+        return await partial(id)
+
+    monkeypatch.setattr(store, "partial", counted)
+    seen = []
+
+    async def follow() -> None:
+        seen.append(await store.grown(Partial(job(), head, 3)))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            group.start_soon(store.changed, "a", 1)
+            for number in range(10):
+                assert await another.append_body("b", 1, number, b"x")
+                await anyio.sleep(2 * LOOK_EVERY)
+            assert looks == ["a"]
+            assert await another.append_body("a", 1, 3, b"two")
+            await anyio.sleep(10 * LOOK_EVERY)
+            assert await another.replace(job().cancelling())
+    assert seen == [Partial(job(), head, 6)]
+    assert looks == ["a", "a"]
+    await another.aclose()
 
 
 async def test_a_sweep_takes_small_steps(

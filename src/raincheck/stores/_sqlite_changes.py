@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 
 from raincheck.errors import NoRoom, StoreFull
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
-from raincheck.serialization import dump, dump_request, load, load_request, readable
+from raincheck.messages import CapturedRequest, Head
+from raincheck.serialization import dump, dump_head, dump_request, load, load_request, readable
 from raincheck.stores._sqlite_place import Room
 from raincheck.stores.base import Claim
 
@@ -42,6 +42,10 @@ WHERE number = ?
 
 RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", NOW)
 
+# The head of a response is a piece beside its body, of a fence that no job has: it goes with that,
+# and no version of raincheck reads it as a part of it. It stays as it came first.
+PUT_HEAD = "INSERT OR IGNORE INTO bodies VALUES (?, ~?, 0, ?)"
+
 UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
 
 CLAIMED = 2
@@ -71,7 +75,7 @@ class Changes:
         room: what may be added to it.
 
     Attributes:
-        ids: of the jobs that have a new version.
+        ids: of the jobs that have a new version, or more of a response.
         dropped: whether a captured request went, of which the log may have a copy.
     """
 
@@ -195,14 +199,20 @@ class Changes:
         rows = [(route, name) for name in names]
         self._db.executemany("INSERT OR IGNORE INTO varying VALUES (?, ?)", rows)
 
-    def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, head: Head | None
+    ) -> bool:
         row = self._execute(
             "SELECT number FROM jobs WHERE id = ? AND fence = ? AND unfinished IS NOT NULL",
             (id, fence),
         ).fetchone()
         if row is not None and self._size_of_body(row[0], fence) == offset:
-            self._take(ROW + len(chunk))
+            start = b"" if head is None else dump_head(head)
+            self._take(ROW + len(start) + len(chunk))
+            if start:
+                self._execute(PUT_HEAD, (row[0], fence, start))
             self._append(row[0], fence, offset, chunk)
+            self.ids.append(id)
         return row is not None
 
     def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:

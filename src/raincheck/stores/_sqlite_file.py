@@ -17,6 +17,7 @@ from raincheck.stores._sqlite_calls import Call, is_full
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_opening import connect, prepare
 from raincheck.stores._sqlite_place import Room, claim, warn_of_readers
+from raincheck.stores._sqlite_queries import NEWS
 from raincheck.stores.watchers import Watchers
 
 LOOK_EVERY = 0.01
@@ -182,15 +183,10 @@ class File:
                 self._seen = version
                 # Who waits is asked after that: whoever comes later has yet to look at his job,
                 # and sees the change.
-                versions = waiting.versions()
-                rows = self._writer.execute(
-                    "SELECT key FROM json_each(?) LEFT JOIN jobs ON jobs.id = key"
-                    " WHERE version IS NULL OR version > value",
-                    (json.dumps(versions),),
-                )
-                return [id for (id,) in rows]
+                known = waiting.known()
+                return [id for (id,) in self._writer.execute(NEWS, (json.dumps(known),))]
             except sqlite3.Error:  # all look for themselves, and are told
-                return list(waiting.versions())
+                return list(waiting.known())
 
     def read(self, call: Call[Any]) -> None:
         """Read what is large."""

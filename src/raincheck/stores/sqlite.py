@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import logging
 import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import closing
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from anyio.lowlevel import current_token
@@ -17,40 +17,29 @@ from anyio.lowlevel import current_token
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
-from raincheck.serialization import dump_cursor, load, load_request, readable
+from raincheck.serialization import dump_cursor, load, load_head, load_request, readable
 from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
-from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
+from raincheck.stores._sqlite_queries import BEHIND, FETCH, PARTIAL, PIECES, TOTALS, listing
+from raincheck.stores.base import (
+    SMALL,
+    Abandoned,
+    Claim,
+    Fetched,
+    Found,
+    Page,
+    Partial,
+    Store,
+    Total,
+    told,
+)
 
 logger = logging.getLogger("raincheck")
 
 ROWS = 100
 """Pieces of a body, at most, that are read on the event loop at once: a tenth of a millisecond."""
-
-# The pieces from the one on that has the byte before this one: it tells an end from a body that is
-# not there any more. What was read and what is large stays where it is: `length` does not read it.
-PIECES = """
-SELECT bodies.fence, start, length(piece),
-    CASE WHEN length(piece) <= :small AND start + length(piece) > :offset THEN piece END
-FROM jobs JOIN bodies ON job = number AND bodies.fence = jobs.fence
-WHERE id = :id AND start >= coalesce((
-    SELECT max(start) FROM bodies
-    WHERE job = number AND bodies.fence = jobs.fence AND start < :offset
-), 0)
-ORDER BY start LIMIT :rows
-"""
-
-
-# With the body of a response that is complete, if it is in few and small pieces.
-FETCH = """
-SELECT record, piece FROM jobs LEFT JOIN bodies
-    ON job = number AND bodies.fence = jobs.fence AND unfinished IS NULL
-    AND start < ?2 AND start + length(piece) <= ?2
-WHERE id = ?1 ORDER BY start LIMIT ?3
-"""
 
 
 class SQLiteStore(Store):
@@ -190,7 +179,7 @@ class SQLiteStore(Store):
         self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
     ) -> bool:
         return await self._here().write(
-            lambda changes: changes.append_body(id, fence, offset, chunk)
+            lambda changes: changes.append_body(id, fence, offset, chunk, head)
         )
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -213,6 +202,27 @@ class SQLiteStore(Store):
             if len(some) > offset - start:
                 yield some[offset - start :]
                 offset = start + len(some)
+
+    async def partial(self, id: str) -> Partial | None:
+        rows = await self._read(PARTIAL, id)
+        if not rows:
+            return None
+        record, head, size = rows[0]
+        job = load(record)
+        if job.stage is None:
+            return told(job)
+        return Partial(job, None if head is None else load_head(head), size)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        id, size = known.job.id, known.size + (known.head is not None)
+        while True:
+            use = self._here()
+            with use.waiting.newer(id, known.job.version, size) as event:
+                found = await self.partial(id)
+                if found is None or found.beyond(known):
+                    return found
+                use.proceed()
+                await event.wait()
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         while True:
@@ -270,7 +280,7 @@ class SQLiteStore(Store):
     async def sweep(self, now: float) -> bool:
         more = True
         while more:
-            more, unread = await self._here().write(partial(Changes.sweep, now=now))
+            more, unread = await self._here().write(functools.partial(Changes.sweep, now=now))
             for id in unread:
                 logger.warning("job %s has expired; its record could not be read", id)
         while await self._here().write(lambda changes: changes.vacuum()):

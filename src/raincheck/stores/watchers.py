@@ -18,17 +18,18 @@ class Watchers:
         return len(self._watches)
 
     @contextmanager
-    def newer(self, id: str, version: int) -> Iterator[anyio.Event]:
+    def newer(self, id: str, version: int, size: int | None = None) -> Iterator[anyio.Event]:
         """An event that is set with the next `wake()` for this job.
 
         Args:
             id: the job.
             version: the version that is known.
+            size: how much is known of its response, for whoever waits for more of that, too.
         """
         watch = self._watches.get(id)
         if watch is None:
             watch = self._watches[id] = _Watch(version)
-        watch.enter(version)
+        watch.enter(version, size)
         try:
             yield watch.event
         finally:
@@ -45,27 +46,30 @@ class Watchers:
         """Let all look again."""
         self.wake([*self._watches])
 
-    def versions(self) -> dict[str, int]:
-        """The jobs that are waited for, and the oldest version that is known of each.
+    def known(self) -> dict[str, tuple[int, int | None]]:
+        """The jobs that are waited for, and the least that is known of each: a version, and a size.
 
         Any thread may ask: the copy is one step, which no other thread comes into.
         """
-        return {id: watch.version for id, watch in dict(self._watches).items()}
+        return {id: (watch.version, watch.size) for id, watch in dict(self._watches).items()}
 
 
 class _Watch:
-    """Those who wait for one job to be newer than this version."""
+    """Those who wait for one job to be newer than this version, or its response to have grown."""
 
-    __slots__ = ("event", "tasks", "version")
+    __slots__ = ("event", "size", "tasks", "version")
 
     def __init__(self, version: int) -> None:
         self.event = anyio.Event()
         self.tasks = 0
         self.version = version
+        self.size: int | None = None
 
-    def enter(self, version: int) -> None:
-        """One more waits, for a job to be newer than this version."""
+    def enter(self, version: int, size: int | None) -> None:
+        """One more waits, for a job to be newer than this version, or to have more than this."""
         self.version = min(self.version, version)
+        if size is not None:
+            self.size = size if self.size is None else min(self.size, size)
         self.tasks += 1
 
     def leave(self) -> int:
