@@ -26,7 +26,7 @@ from raincheck.errors import StoreError
 from raincheck.job import Bounds, Key
 from raincheck.messages import CapturedRequest, Head
 from raincheck.runtime.leases import BEAT
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import Abandoned, Found, Page, Store, Total
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import (
@@ -155,6 +155,12 @@ class Line(Store):
 
     async def changed(self, id: str, after_version: int) -> Job | None:
         return await self._over(lambda: self._store.changed(id, after_version))
+
+    async def list(self, **of: Any) -> Page:
+        return await self._over(lambda: self._store.list(**of))
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        return await self._over(self._store.totals)
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         return await self._over(lambda: self._store.renew(fences, lease))

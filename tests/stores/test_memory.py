@@ -185,6 +185,15 @@ async def test_a_job_has_its_place_in_a_list_though_the_clock_was_set_back() -> 
 
 
 @pytest.mark.anyio
+async def test_a_list_may_go_on_after_the_page_of_another() -> None:
+    store = MemoryStore()
+    for number in range(6):
+        await store.create(job(str(number), created_at=1000.0 + number))
+    after = (await store.list(limit=1)).after
+    assert [each.id for each in (await store.list(after=after, until=1002.0)).jobs] == ["1", "0"]
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("listed", [True, False])
 async def test_an_id_that_is_used_again_is_listed_once(listed: bool) -> None:
     store = MemoryStore()

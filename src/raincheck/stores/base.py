@@ -365,6 +365,7 @@ class Store(ABC):
             The newest version, at once if it is newer already; None if there is no such job.
         """
 
+    @abstractmethod
     async def list(
         self,
         *,
@@ -394,15 +395,14 @@ class Store(ABC):
         Raises:
             MalformedCursor: no page says this of its end.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def totals(self) -> dict[tuple[str, State], Total]:
         """The jobs of each route and state that has any.
 
         Neither tombstones are counted nor those that are `synchronous`. It costs little to ask
         every second.
         """
-        raise NotImplementedError
 
     @abstractmethod
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
