@@ -95,7 +95,7 @@ class Line:
         self._used = 0.0
         self._timeout = timeout
         self._questions: list[Question] = []
-        self._shared: dict[tuple[Word, ...], Question] = {}
+        self._shared: dict[tuple[Script | None, *tuple[Word, ...]], Question] = {}
         self._asked = asyncio.Event()
         self._task = self.loop.create_task(self._serve(), context=Context())
 
@@ -110,12 +110,12 @@ class Line:
             shared: whoever asks the same before it is sent shares the answer.
         """
         future = self.loop.create_future()
-        question = self._shared.get(words) if shared else None
+        question = self._shared.get((script, *words)) if shared else None
         if question is None:
             question = Question(script, words)
             self._questions.append(question)
             if shared:
-                self._shared[words] = question
+                self._shared[script, *words] = question
             self._asked.set()
         question.futures.append(future)
         if self.closed:

@@ -8,8 +8,10 @@ from raincheck.stores._redis_listing import LIST, TOTALS
 from raincheck.stores._redis_scripts import (
     ABANDONED,
     APPEND,
+    CLAIM,
     CREATE,
     DROP,
+    FETCH,
     FIND,
     JOIN,
     LEARN,
@@ -17,6 +19,7 @@ from raincheck.stores._redis_scripts import (
     RECORD,
     RENEW,
     REPLACE,
+    REQUEST,
     SWEEP,
     Script,
 )
@@ -52,7 +55,7 @@ return {redis.acl_check_cmd and 1 or 0, of_keys or '', of_channel or '', denied,
 
 _SCRIPTS = (
     *(CREATE, FIND, LEARN, REPLACE, JOIN, APPEND, READ, RENEW, ABANDONED, SWEEP, RECORD, DROP),
-    *(LIST, TOTALS),
+    *(CLAIM, FETCH, REQUEST, LIST, TOTALS),
 )
 
 COMMANDS = sorted(

@@ -11,6 +11,7 @@ from hashlib import sha1
 
 from raincheck.errors import NoRoom
 from raincheck.job import Bounds, Job, Key
+from raincheck.stores.base import SMALL
 
 WINDOW = 256 * 1024
 """Bytes of a response body that are kept under one key, and read at once."""
@@ -29,8 +30,10 @@ def due(job: Job) -> float:
     return math.inf if job.due_at is None else job.due_at
 
 
-def lasted(job: Job) -> tuple[float, str | float]:
-    """When it was accepted, and how many seconds it ran if it has ended."""
+def times(job: Job) -> tuple[float, str | float]:
+    """When it was accepted; and how many seconds it ran, or, of one that waits, when it may."""
+    if job.not_before is not None:
+        return job.created_at, job.not_before
     if job.started_at is None or job.finished_at is None:
         return job.created_at, ""
     return job.created_at, job.finished_at - job.started_at
@@ -227,6 +230,11 @@ local function listing(state, route)
   return state ~= 'gone' and route ~= '-' and state .. ' ' .. route
 end
 
+-- The seconds that a job ran, if it has ended.
+local function took(stage, time)
+  return stage == 'finished' and tonumber(time) or nil
+end
+
 -- Take a job from the sets that list it to those of a group; of none (false), to none. Whatever
 -- others have put there keeps no job from going on; who asks for a list is told.
 local function relist(listed, id, group, owner, created, took)
@@ -255,7 +263,7 @@ CREATE = Script(
     """
 local job, request, _, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
 local jobs, id, record, version, fence, state, captured, lease, score = unpack(ARGV, 1, 9)
-local created, took, route, owner, of_route, of_owner = unpack(ARGV, 10)
+local created, time, route, owner, of_route, of_owner = unpack(ARGV, 10)
 local stage = stages[state] or state
 local there = read('hash', 'HGET', job, 'record')
 for i = 10, #KEYS do
@@ -272,12 +280,13 @@ if #KEYS >= 10 then expect('set', keys, passing) end
 
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', 0, 'counted', counted)
+if stage == 'queued' and time ~= '' then call('HSET', job, 'not_before', time) end
 give(job, id, keys, passing, 10, 15)
 if captured ~= '' then call('SET', request, captured) end
 if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
 if group then call('ZADD', busy, 0, counted) end
 call('ZADD', due, score, id)
-relist(listed, id, listing(state, route), owner, created, tonumber(took))
+relist(listed, id, listing(state, route), owner, created, took(stage, time))
 return false
 """,
 )
@@ -297,9 +306,10 @@ _REPLACING = """
 local job, request, body, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
 local channel, id, before, record, version, fence, state = unpack(ARGV, 1, 7)
 local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
-local created, took, route, owner, of_route, of_owner = unpack(ARGV, 14)
+local created, time, route, owner, of_route, of_owner = unpack(ARGV, 14)
 local stage = stages[state] or state
-local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed', 'stage')
+local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed', 'stage',
+  'not_before')
 if old[1] ~= before then return 0 end
 for i = 10, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
@@ -332,6 +342,11 @@ unlink(dropped)
 size = append(body, size, tail)
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', size, 'counted', counted or '')
+if stage == 'queued' and time ~= '' then
+  call('HSET', job, 'not_before', time)
+elseif old[7] then
+  call('HDEL', job, 'not_before')
+end
 if replayable == '0' then call('UNLINK', request) end
 
 if keyed and stage ~= 'queued' and stage ~= 'running' then
@@ -357,7 +372,7 @@ if keep ~= '' then
   for _, key in ipairs(windows(body, size)) do call('EXPIRE', key, keep) end
 end
 if stage ~= old[6] then
-  relist(listed, id, listing(state, route), owner, created, tonumber(took))
+  relist(listed, id, listing(state, route), owner, created, took(stage, time))
 end
 return 1
 """
@@ -367,6 +382,75 @@ REPLACE = Script("flags=allow-oom", _REPLACING, repeatable=False)
 
 # With keys, for which a full server has no room.
 JOIN = Script("", _REPLACING, repeatable=False)
+
+# Begins a job that waits, as `Job.ready` says, with what starts it behind its record: the server
+# reads none. Without a first line of its own format the record, or the captured request, is another
+# version's, and left alone.
+CLAIM = Script(
+    "flags=allow-oom",
+    """
+local job, request, body, _, leases, busy, listed = unpack(KEYS)
+local channel, id, startable, started, now, lease = unpack(ARGV, 1, 6)
+local old = read('hash', 'HMGET', job, 'record', 'version', 'fence', 'size', 'counted', 'stage',
+  'not_before')
+local record, version, fence, size, counted, stage, not_before = unpack(old, 1, 7)
+local captured = record and stage ~= 'gone' and read('string', 'GET', request)
+local function ours(text)
+  return string.sub(text, 1, #startable) == startable
+end
+local function ready()
+  if tonumber(not_before or now) > tonumber(now) then return false end
+  for i = 7, #ARGV do
+    local waiting = grouped('queued') .. ARGV[i]
+    if string.sub(counted, 1, #waiting) == waiting then return ours(record) and ours(captured) end
+  end
+end
+if not captured or stage ~= 'queued' then return {record, stage == 'running' and captured} end
+if not ready() then return {record, not ours(captured) and captured} end
+
+version, fence = number_in(job, version) + 1, number_in(job, fence) + 1
+local dropped = windows(body, number_in(job, size))
+local counts = grouped('running') .. string.sub(counted, #grouped('queued') + 1)
+expect('zset', leases, busy)
+call('PUBLISH', channel, id)
+
+record = record .. started
+unlink(dropped)
+call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', 'running',
+  'size', 0, 'counted', counts)
+if not_before then call('HDEL', job, 'not_before') end
+call('ZREM', busy, counted)
+call('ZADD', busy, 0, counts)
+if lease ~= '' then call('ZADD', leases, clock() + lease, id) end
+local at = redis.pcall('HGET', listed, id)
+if type(at) == 'string' then
+  local was, owner = cmsgpack.unpack(at)
+  local created = redis.pcall('ZSCORE', lists(listed, was, '-')[1], id)
+  relist(listed, id, string.gsub(was, '^queued', 'running'), owner, created)
+end
+return {record, captured}
+""",
+)
+
+# A job, and the body of its response if that is small.
+FETCH = Script(
+    "flags=no-writes",
+    f"""
+local job = read('hash', 'HMGET', KEYS[1], 'record', 'stage', 'size')
+local size = job[2] == 'finished' and tonumber(job[3]) or 0
+local small = size > 0 and size <= {SMALL}
+return job[1] and {{job[1], small and read('string', 'GET', KEYS[2] .. ':0') or ''}}
+""",
+)
+
+# A job, and the captured request that is kept with it.
+REQUEST = Script(
+    "flags=no-writes",
+    """
+local request = read('string', 'GET', KEYS[2])
+return request and {read('hash', 'HGET', KEYS[1], 'record'), request}
+""",
+)
 
 APPEND = Script(
     "flags=allow-oom",

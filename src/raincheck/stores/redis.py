@@ -33,15 +33,26 @@ from typing import Any, ClassVar
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
-from raincheck.serialization import dump, dump_cursor, dump_request, load, load_request, readable
+from raincheck.serialization import (
+    STARTABLE,
+    dump,
+    dump_cursor,
+    dump_request,
+    load,
+    load_request,
+    readable,
+    started,
+)
 from raincheck.stores._redis_line import Line, Word, server
 from raincheck.stores._redis_listing import LIST, TOTALS, before, grouped
 from raincheck.stores._redis_rights import CHECK, COMMANDS, rights
 from raincheck.stores._redis_scripts import (
     ABANDONED,
     APPEND,
+    CLAIM,
     CREATE,
     DROP,
+    FETCH,
     FIND,
     JOIN,
     LEARN,
@@ -49,6 +60,7 @@ from raincheck.stores._redis_scripts import (
     RECORD,
     RENEW,
     REPLACE,
+    REQUEST,
     SWEEP,
     WINDOW,
     Script,
@@ -56,13 +68,13 @@ from raincheck.stores._redis_scripts import (
     due,
     fingerprint,
     keep,
-    lasted,
     most,
     named,
     place,
     state_of,
+    times,
 )
-from raincheck.stores.base import Abandoned, Found, Page, Store, Total
+from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Store, Total
 from raincheck.stores.servers import NeverWorks, checked, opening
 
 logger = logging.getLogger("raincheck")
@@ -151,7 +163,7 @@ class RedisStore(Store):
             dump_request(request) if request is not None and job.replayable else b"",
             "" if lease is None else lease,
             due(job),
-            *lasted(job),
+            *times(job),
             *place(job),
             *most(job, bounds, keys),
         )
@@ -160,6 +172,15 @@ class RedisStore(Store):
 
     async def get(self, id: str) -> Job | None:
         return await self._get(self._line(), id)
+
+    async def fetch(self, id: str) -> Fetched | None:
+        keys = [self._key("job:", id), self._key("body:", id)]
+        there = await self._run(FETCH, keys, shared=True)
+        if there is None:
+            return None
+        job, body = load(there[0]), there[1]
+        whole = job.response is not None and job.response.size == len(body)
+        return Fetched(job, body if whole else None)
 
     async def find(self, name: str) -> Found | None:
         found = await self._run(FIND, [self._key("key:", name)], self._key("job:"))
@@ -174,8 +195,33 @@ class RedisStore(Store):
         return frozenset(name.decode("utf-8", "surrogatepass") for name in names)
 
     async def request(self, id: str) -> CapturedRequest | None:
-        request = await self._ask("GET", self._key("request:", id))
-        return None if request is None else load_request(request)
+        there = await self._run(REQUEST, [self._key("job:", id), self._key("request:", id)])
+        if there is None:
+            return None
+        job = readable(there[0] or b"")
+        # A claim leaves it there for who has lost the answer.
+        return load_request(there[1]) if job is None or job.replayable else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        record, captured = await self._run(
+            CLAIM,
+            self._keys_of(id),
+            self._key("changed"),
+            id,
+            STARTABLE,
+            started(now, holder),
+            now,
+            "" if lease is None else lease,
+            *map(named, routes),
+        )
+        job = None if record is None else load(record)
+        if job is None or job.gone:
+            return None
+        request = None if captured is None else load_request(captured)
+        begun = request is not None and job.begun_by(holder, now)
+        return Claim(job, request if begun else None, begun)
 
     async def replace(
         self,
@@ -202,7 +248,7 @@ class RedisStore(Store):
             "" if lease is None else lease,
             due(job),
             keep(job),
-            *lasted(job),
+            *times(job),
             *place(job),
             *most(job, bounds, keys),
         )
@@ -358,8 +404,10 @@ class RedisStore(Store):
             *(self._key("key:", key.name) for key in keys),
         ]
 
-    async def _run(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
-        return await self._ask(len(keys), *keys, *words, script=script)
+    async def _run(
+        self, script: Script, keys: Sequence[str], *words: Word, shared: bool = False
+    ) -> Any:
+        return await self._ask(len(keys), *keys, *words, script=script, shared=shared)
 
     async def _get(self, line: Line, id: str) -> Job | None:
         key = self._key("job:", id)
