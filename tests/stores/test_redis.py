@@ -24,14 +24,25 @@ from starlette.applications import Starlette
 
 import raincheck.stores._redis_line as line_room
 from raincheck import ConfigurationError, LongRunningMiddleware
-from raincheck.errors import NoRoom, StoreError, StoreFull
+from raincheck.errors import NoRoom, StoreError, StoreFull, UnreadableRecord
 from raincheck.job import TRANSITIONS, Bounds, Job, Key, Progress, State
+from raincheck.messages import Head
 from raincheck.serialization import dump
 from raincheck.stores._redis_rights import COMMANDS
 from raincheck.stores._redis_scripts import DAY, WINDOW, place
-from raincheck.stores.base import Store, Total
+from raincheck.stores.base import Partial, Store, Total
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
-from raincheck.testing import body_of, finished, fits, job, lifespan, request
+from raincheck.testing import (
+    body_of,
+    claim,
+    finished,
+    fits,
+    job,
+    lifespan,
+    request,
+    waiting,
+    with_body,
+)
 from tests.stores.relay import Relay
 from tests.stores.shared import (
     PATIENCE,
@@ -223,19 +234,26 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
     calls: list[Callable[[], Any]] = [
         partial(store.create, there, request(), keys=keys, lease=60.0, bounds=Bounds(1, 1)),
         partial(store.get, "a"),
+        partial(store.fetch, "a"),
         partial(store.find, "k"),
         partial(store.learn, "r", ["x-tenant", "x-plan"]),
         partial(store.learned, "r"),
         partial(store.request, "a"),
         partial(store.list, states=[State.RUNNING], owner="ann", limit=BATCH),
         store.totals,
-        partial(store.append_body, "a", 1, 0, b"one"),
+        partial(store.append_body, "a", 1, 0, b"one", head=Head(200, ())),
+        partial(store.partial, "a"),
+        partial(store.grown, Partial(there, None, 0)),
         partial(store.renew, {"a": 1, "b": 1}, 60.0),
         look,
         partial(store.replace, there.shared(1), keys=(Key("m"),)),
         partial(store.replace, there.shared(1).cancelling(), bounds=Bounds(1, 1)),
         partial(store.replace, finished(there.shared(1).cancelling(), size=6), tail=b"two"),
+        partial(store.fetch, "a"),
         read,
+        partial(store.create, waiting("b"), request()),
+        partial(store.claim, "b", routes=["q", "r"], holder="h", now=1.0, lease=60.0),
+        partial(store.claim, "b", routes=["q", "r"], holder="h", now=1.0, lease=60.0),
         partial(store.sweep, 0.0),
     ]
     for call in calls:
@@ -282,6 +300,27 @@ async def test_those_who_wait_for_one_job_ask_for_it_once(serve: Serve) -> None:
     await store.aclose()
 
 
+async def test_those_who_fetch_one_job_at_once_ask_for_it_once(serve: Serve) -> None:
+    server = serve()
+    store = RedisStore(server.url, deployment="shop")
+    done = await with_body(store, "a", [b"one"])
+    found: list[Any] = []
+
+    async def fetch() -> None:
+        found.append(await store.fetch("a"))
+
+    async def look() -> None:
+        found.append(await store.partial("a"))
+
+    server.ask("CONFIG", "RESETSTAT")
+    async with anyio.create_task_group() as group:
+        for call in 50 * [fetch, look]:
+            group.start_soon(call)
+    assert statistics(server, "commandstats")["cmdstat_evalsha"]["calls"] == 2
+    assert sorted(found, key=len) == 50 * [(done, b"one")] + 50 * [(done, Head(200, ()), 3)]
+    await store.aclose()
+
+
 def waiting_in(store: RedisStore) -> int:
     """Tasks that have looked and wait now."""
     assert store._opened is not None
@@ -319,6 +358,12 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
     second = first.shared(1)
     assert await store.replace(second, keys=(Key("m"),))
     assert await store.renew({"a": 1}, 60.0) == {"a": State.RUNNING}
+    assert await store.create(waiting("w"), request()) == waiting("w")
+    begun = await store.claim("w", routes=["r"], holder="h", now=1000.0, lease=60.0)
+    assert begun == (waiting("w").start(1000.0, "h"), request(), True)
+    assert await store.replace(waiting("w").start(1000.0).tombstone(1000.0, 60.0))
+    assert await store.partial("a") == (second, None, WINDOW)
+    assert await store.fetch("a") == (second, None)
     assert await store.replace(finished(second, size=WINDOW + 1), tail=b"y")
     assert await body_of(store, "a") == b"x" * WINDOW + b"y"
     assert await store.sweep(1060.0)
@@ -496,10 +541,17 @@ async def test_as_few_rights_as_the_cure_gives_are_enough(
     await users.learn("r", ["accept"])
     assert await users.learned("r") == {"accept"}
     assert await users.find("k") == (there, None)
+    assert await users.fetch("a") == (there, None)
     assert await users.request("a") == request()
+    await users.create(waiting("w", not_before=1.0), request(), lease=0.0)
+    begun = await users.claim("w", routes=["r"], holder="h", now=1000.0, lease=60.0)
+    assert begun == (waiting("w").start(1000.0, "h"), request(), True)
+    assert await users.replace(waiting("w").start(1000.0).tombstone(1000.0, 60.0))
     assert (await users.list(owner="ann")).jobs == [there]
     assert set(await users.totals()) == {("r", State.RUNNING)}
-    assert await users.append_body("a", 1, 0, b"x")
+    head = Head(200, ())
+    assert await users.append_body("a", 1, 0, b"x", head=head)
+    assert await users.partial("a") == await users.grown(Partial(there, None, 0))
     assert await body_of(users, "a") == b"x"
     assert [each.job async for each in users.abandoned()] == [there]
     assert await users.renew({"a": 1}, 0.0) == {"a": State.RUNNING}
@@ -612,8 +664,10 @@ _ENDING = {"finish", "delete"}
 _MOVING = {"requeue", "create", *_ENDING}
 FOREIGN: dict[str, tuple[str, set[str]]] = {
     "due": ("zset", {"create", *_ENDING}),
-    "leases": ("zset", {"report", "renew", *_MOVING}),
-    "busy": ("zset", _MOVING),
+    "leases": ("zset", {"report", "renew", "claim", *_MOVING}),
+    "busy": ("zset", {"claim", *_MOVING}),
+    "job:w": ("hash", {"claim"}),
+    "request:w": ("string", {"claim"}),
     "job:a": ("hash", {"report", "join", "requeue", "append", *_ENDING}),
     "body:a:0": ("string", {"finish", "append"}),
     "body:a:1": ("string", {"finish"}),
@@ -668,9 +722,11 @@ async def test_a_key_of_another_application_is_an_error_that_changes_nothing(
         "renew": partial(store.renew, {"a": 1}, 60.0),
         "create": partial(store.create, job("b"), request(), keys=(Key("m"),), lease=0.0),
         "list": partial(list_and_count, store),
+        "claim": partial(store.claim, "w", routes="r", holder="h", now=1001.0, lease=60.0),
     }
     for name, call in calls.items():
         await store.create(there, request(), keys=shares, lease=0.0)
+        await store.create(waiting("w"), request())
         await store.append_body("a", 1, 0, b"x" * (WINDOW - 1))
         await occupy(store, key)
         before = await everything(store)
@@ -791,6 +847,23 @@ async def test_a_version_that_stays_in_its_state_needs_no_room(store: RedisStore
     assert await store.replace(finished(further.cancelling()), bounds=one)
 
 
+ROUTES = ("short", "long")
+
+
+async def listed_as(store: RedisStore, there: Iterable[Job]) -> None:
+    """See that these are listed and counted as what they are, and no others."""
+    groups: dict[tuple[str, State], dict[str, Job]] = {}
+    for each in there:
+        groups.setdefault((each.route, each.state), {})[each.id] = each
+    counts = {group: total.count for group, total in (await store.totals()).items()}
+    assert counts == {group: len(jobs) for group, jobs in groups.items()}
+    for (route, state), jobs in groups.items():
+        page = await store.list(route=route, states=[state])
+        assert {each.id: each for each in page.jobs} == jobs
+        page = await store.list(route=route, states=[state], owner="1")
+        assert {each.id for each in page.jobs} == {id for id in jobs if jobs[id].owner == "1"}
+
+
 async def test_every_way_through_life_is_counted(
     store: RedisStore, valkey: Valkey, deployment: str
 ) -> None:
@@ -801,7 +874,7 @@ async def test_every_way_through_life_is_counted(
     bounds = Bounds(route=10, owner=6)
 
     def new(id: str) -> Job:
-        route, owner = ("short" if len(id) == 1 else "long"), id[0]
+        route, owner = ROUTES[len(id) > 1], id[0]
         waits = job(id, route=route, owner=owner, state=State.QUEUED)
         return waits._replace(max_runs=9, replayable=True)
 
@@ -821,7 +894,9 @@ async def test_every_way_through_life_is_counted(
             try:
                 there = await store.get(id)
                 if there is None:
-                    await store.create(new(id), bounds=bounds)
+                    await store.create(new(id), request(), bounds=bounds)
+                elif there.state is State.QUEUED and chance.random() < 0.3:
+                    await store.claim(id, routes=ROUTES, holder="me", now=1000.0, lease=None)
                 elif not there.gone:
                     await store.replace(next_of(there), bounds=bounds)
                 else:
@@ -838,6 +913,7 @@ async def test_every_way_through_life_is_counted(
         there = [found for id in ids if (found := await store.get(id))]
         seen |= {found.state for found in there}
         assert await counted(store) == countable(there)
+        await listed_as(store, [found for found in there if not found.gone])
     assert full
     assert {State.QUEUED, State.RUNNING, State.CANCELLING} <= seen
     for found in there:
@@ -947,6 +1023,59 @@ async def test_what_an_older_version_has_changed_is_not_listed_as_it_was(store: 
     await tell(store, "ZREM", "listed:-running 1:r", "c")  # as if it had made it
     assert await store.replace(finished(job("c")))
     assert (await store.list(states=[State.FAILED])).jobs == [finished(job("c"))]
+
+
+async def test_what_an_older_version_has_made_is_claimed(store: RedisStore) -> None:
+    """Without a place in the lists: it has none before it ends."""
+    await store.create(waiting(), request())
+    await tell(store, "HDEL", "listed", "a")
+    await tell(store, "DEL", "listed:-queued 1:r")
+    runs = waiting().start(1001.5, "here")
+    assert await claim(store) == (runs, request(), True)
+    assert (await store.list()).jobs == []
+    assert await store.replace(finished(runs))
+    assert (await store.list()).jobs == [finished(runs)]
+
+
+async def test_a_captured_request_of_another_version_is_left_alone(store: RedisStore) -> None:
+    for record in (b'{"format":2}\n', b"", b"\x7f"):
+        await store.create(waiting(), request())
+        await tell(store, "SET", "request:a", record)
+        with pytest.raises(UnreadableRecord):
+            await claim(store)
+        assert await store.get("a") == waiting()
+        await clear(store)
+
+
+async def test_the_head_of_another_run_that_an_older_version_leaves(store: RedisStore) -> None:
+    """It knows of none."""
+    again = job(version=2, fence=2)
+    await store.create(job())
+    await store.append_body("a", 1, 0, b"", head=Head(200, ()))
+    await tell(store, "HSET", "job:a", "record", dump(again), "version", 2, "fence", 2)
+    assert await store.partial("a") == (again, None, 0)
+    await store.append_body("a", 2, 0, b"", head=Head(201, ()))
+    assert await store.partial("a") == (again, Head(201, ()), 0)
+
+
+async def test_what_only_a_while_needs_is_not_kept(store: RedisStore) -> None:
+    fields = {b"record", b"version", b"fence", b"stage", b"size", b"counted"}
+    later = waiting(max_runs=2, not_before=1001.0)
+    await store.create(later, request())
+    assert set(await tell(store, "HKEYS", "job:a")) == fields | {b"not_before"}
+    await store.append_body("a", later.fence, 0, b"", head=Head(200, ()))
+    runs = later.start(1001.5, "here")
+    await claim(store)
+    assert set(await tell(store, "HKEYS", "job:a")) == fields
+    await store.append_body("a", runs.fence, 0, b"", head=Head(200, ()))
+    assert set(await tell(store, "HKEYS", "job:a")) == fields | {b"head"}
+    again = runs.requeue()._replace(not_before=1003.0)
+    await store.replace(again)
+    assert set(await tell(store, "HKEYS", "job:a")) == fields | {b"not_before"}
+    await store.replace(again.start(1003.0))
+    await store.append_body("a", again.fence + 1, 0, b"", head=Head(200, ()))
+    await store.replace(finished(again.start(1003.0), size=0))
+    assert set(await tell(store, "HKEYS", "job:a")) == fields
 
 
 async def test_the_seconds_of_many_jobs_come_and_go(store: RedisStore) -> None:

@@ -15,6 +15,7 @@ from raincheck.stores._redis_scripts import (
     FIND,
     JOIN,
     LEARN,
+    PARTIAL,
     READ,
     RECORD,
     RENEW,
@@ -55,7 +56,7 @@ return {redis.acl_check_cmd and 1 or 0, of_keys or '', of_channel or '', denied,
 
 _SCRIPTS = (
     *(CREATE, FIND, LEARN, REPLACE, JOIN, APPEND, READ, RENEW, ABANDONED, SWEEP, RECORD, DROP),
-    *(CLAIM, FETCH, REQUEST, LIST, TOTALS),
+    *(CLAIM, FETCH, REQUEST, PARTIAL, LIST, TOTALS),
 )
 
 COMMANDS = sorted(

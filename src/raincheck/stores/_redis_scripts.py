@@ -309,7 +309,7 @@ local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
 local created, time, route, owner, of_route, of_owner = unpack(ARGV, 14)
 local stage = stages[state] or state
 local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed', 'stage',
-  'not_before')
+  'not_before', 'head')
 if old[1] ~= before then return 0 end
 for i = 10, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
@@ -347,6 +347,7 @@ if stage == 'queued' and time ~= '' then
 elseif old[7] then
   call('HDEL', job, 'not_before')
 end
+if old[8] and (old[2] ~= fence or not unfinished(stage)) then call('HDEL', job, 'head') end
 if replayable == '0' then call('UNLINK', request) end
 
 if keyed and stage ~= 'queued' and stage ~= 'running' then
@@ -418,7 +419,7 @@ record = record .. started
 unlink(dropped)
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', 'running',
   'size', 0, 'counted', counts)
-if not_before then call('HDEL', job, 'not_before') end
+call('HDEL', job, 'not_before', 'head')
 call('ZREM', busy, counted)
 call('ZADD', busy, 0, counts)
 if lease ~= '' then call('ZADD', leases, clock() + lease, id) end
@@ -456,15 +457,30 @@ APPEND = Script(
     "flags=allow-oom",
     """
 local job, body = KEYS[1], KEYS[2]
-local fence, offset, chunk = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local fence, offset, chunk, channel, id, head = ARGV[1], tonumber(ARGV[2]), unpack(ARGV, 3)
 local old = read('hash', 'HMGET', job, 'fence', 'stage', 'size')
 if old[1] ~= fence or not unfinished(old[2]) then return 0 end
 local size = number_in(job, old[3])
 if offset > size then return false end
 chunk = string.sub(chunk, size - offset + 1)
 expect('string', unpack(touched(body, size, chunk)))
+call('PUBLISH', channel, id)
+
 call('HSET', job, 'size', append(body, size, chunk))
+if head then call('HSET', job, 'head', fence .. ' ' .. head) end
 return 1
+""",
+)
+
+# A job, and what there is of its response. An older version leaves the head of another run.
+PARTIAL = Script(
+    "flags=no-writes",
+    """
+local job = read('hash', 'HMGET', KEYS[1], 'record', 'size', 'fence', 'head')
+local record, size, fence, head = unpack(job, 1, 4)
+local its = head and fence .. ' '
+if head and string.sub(head, 1, #its) ~= its then head = false end
+return record and {record, size, head and string.sub(head, #its + 1)}
 """,
 )
 

@@ -19,7 +19,8 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
     listed:<owner><group>
                      sorted set: those of one owner among them
 
-and one channel, `changed`, that tells the id of each job of which there is a new version.
+and one channel, `changed`, that tells the id of each job of which there is a new version, or more
+of a response.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
@@ -37,8 +38,10 @@ from raincheck.serialization import (
     STARTABLE,
     dump,
     dump_cursor,
+    dump_head,
     dump_request,
     load,
+    load_head,
     load_request,
     readable,
     started,
@@ -56,6 +59,7 @@ from raincheck.stores._redis_scripts import (
     FIND,
     JOIN,
     LEARN,
+    PARTIAL,
     READ,
     RECORD,
     RENEW,
@@ -74,10 +78,22 @@ from raincheck.stores._redis_scripts import (
     state_of,
     times,
 )
-from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Store, Total
+from raincheck.stores.base import (
+    Abandoned,
+    Claim,
+    Fetched,
+    Found,
+    Page,
+    Partial,
+    Store,
+    Total,
+    told,
+)
 from raincheck.stores.servers import NeverWorks, checked, opening
 
 logger = logging.getLogger("raincheck")
+
+T = TypeVar("T")
 
 BATCH = 500
 """Jobs that one call renews or sweeps, so that the server is never busy for long."""
@@ -259,10 +275,11 @@ class RedisStore(Store):
         self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
     ) -> bool:
         keys = [self._key("job:", id), self._key("body:", id)]
+        rest = (self._key("changed"), id, *(() if head is None else (dump_head(head),)))
         start = 0
         while True:
             end = start + WINDOW - (offset + start) % WINDOW
-            taken = await self._run(APPEND, keys, fence, offset + start, chunk[start:end])
+            taken = await self._run(APPEND, keys, fence, offset + start, chunk[start:end], *rest)
             if taken is None:
                 raise StoreError(f"{self._name} has lost a part of the body of job {id}")
             if not taken or end >= len(chunk):
@@ -285,15 +302,20 @@ class RedisStore(Store):
             yield piece[:wanted]
             offset += wanted
 
+    async def partial(self, id: str) -> Partial | None:
+        return await self._partial(self._line(), id)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        def beyond(found: Partial) -> bool:
+            return found.beyond(known)
+
+        return await self._awaited(known.job.id, known.job.version, self._partial, beyond)
+
     async def changed(self, id: str, after_version: int) -> Job | None:
-        line = self._line()
-        while True:
-            with line.feed.waiting.newer(id, after_version) as news:  # to miss nothing
-                await line.told(line.feed.opened())
-                job = await self._get(line, id)
-                if job is None or job.version > after_version:
-                    return job
-                await news.wait()
+        def newer(job: Job) -> bool:
+            return job.version > after_version
+
+        return await self._awaited(id, after_version, self._get, newer)
 
     async def list(
         self,
@@ -413,6 +435,33 @@ class RedisStore(Store):
         key = self._key("job:", id)
         record = await self._ask("HGET", key, "record", shared=True, line=line)
         return None if record is None else load(record)
+
+    async def _partial(self, line: Line, id: str) -> Partial | None:
+        words = (1, self._key("job:", id))
+        there = await self._ask(*words, script=PARTIAL, shared=True, line=line)
+        if there is None:
+            return None
+        job, head = load(there[0]), there[2]
+        if job.stage is None:
+            return told(job)
+        return Partial(job, None if head is None else load_head(head), int(there[1] or 0))
+
+    async def _awaited(
+        self,
+        id: str,
+        version: int,
+        look: Callable[[Line, str], Awaitable[T | None]],
+        enough: Callable[[T], bool],
+    ) -> T | None:
+        """What is found of a job once that is enough; None if there is no such job."""
+        line = self._line()
+        while True:
+            with line.feed.waiting.newer(id, version) as news:  # to miss nothing
+                await line.told(line.feed.opened())
+                found = await look(line, id)
+                if found is None or enough(found):
+                    return found
+                await news.wait()
 
     async def _ask(
         self,
