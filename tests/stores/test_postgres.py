@@ -406,6 +406,21 @@ async def test_a_command_that_cannot_work_says_why(schema: str) -> None:
         assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("theirs", ["name text", "number text", "number integer"])
+@pytest.mark.parametrize("printed", [True, False])
+async def test_a_command_for_tables_of_another_application_says_so(
+    postgres: Postgres, schema: str, theirs: str, printed: bool
+) -> None:
+    quoted = f'"{schema.replace(chr(34), chr(34) * 2)}"'
+    postgres.ask(f"CREATE SCHEMA {quoted}")
+    postgres.ask(f"CREATE TABLE {quoted}.version ({theirs})")
+    asked = ["migrate", postgres.url, "--schema", schema, *["--print"][: int(printed)]]
+    status, said, told = await command(*asked)
+    assert (status, said) == (1, "")
+    assert "another application's" in told
+    assert "Traceback" not in told
+
+
 async def test_older_tables_are_brought_up_to_date(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

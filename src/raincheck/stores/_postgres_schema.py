@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from shlex import quote
 from typing import Any
 
@@ -286,24 +287,20 @@ async def migrate(server: Server, connection: Any, *, allowed: bool = True) -> t
             await connection.execute(_LOCK, schema)
         role, there, versioned = await connection.fetchrow(_STATE, schema)
         try:
-            before = await _version(server, connection) if versioned else 0
-            if before < len(MIGRATIONS) and not allowed:
-                raise NeverWorks(
-                    f"{server}: the tables in schema {schema} have version {before}, and this "
-                    f"version of raincheck needs {len(MIGRATIONS)}: {_command(server)}"
-                )
-            for statement in _statements(server, there, before):
-                await connection.execute(statement)
-            denied = await connection.fetchval(_DENIED, schema, TABLES)
+            with _ours(server):
+                before = await _version(server, connection) if versioned else 0
+                if before < len(MIGRATIONS) and not allowed:
+                    raise NeverWorks(
+                        f"{server}: the tables in schema {schema} have version {before}, and this "
+                        f"version of raincheck needs {len(MIGRATIONS)}: {_command(server)}"
+                    )
+                for statement in _statements(server, there, before):
+                    await connection.execute(statement)
+                denied = await connection.fetchval(_DENIED, schema, TABLES)
         except asyncpg.InsufficientPrivilegeError as error:
             raise NeverWorks(
                 f"{server}: {error}; {_command(server)}; or give the store a schema that belongs "
                 f"to its role: let somebody run CREATE SCHEMA {schema} AUTHORIZATION {quoted(role)}"
-            ) from error
-        except (asyncpg.SyntaxOrAccessError, TypeError) as error:  # its tables have other columns
-            raise NeverWorks(
-                f"{server}: schema {schema} is another application's ({error}): give the store a "
-                "schema of its own"
             ) from error
     if denied:
         raise NeverWorks(
@@ -317,17 +314,33 @@ async def script(server: Server, connection: Any) -> str:
     """What `migrate` would do, as SQL for somebody else, who gives the role what it needs of it.
 
     Raises:
-        NeverWorks: a newer version of raincheck made the tables, or the role may not look at them.
+        NeverWorks: a newer version of raincheck made the tables, or another application did.
+        asyncpg.InsufficientPrivilegeError: the role may not look at them.
     """
     schema = quoted(server.schema)
     role, there, versioned = await connection.fetchrow(_STATE, schema)
-    before = await _version(server, connection) if versioned else 0
+    with _ours(server):
+        before = await _version(server, connection) if versioned else 0
     lines = ["BEGIN", *_statements(server, there, before), f"GRANT USAGE ON SCHEMA {schema} TO "]
     lines[-1] += quoted(role)
     tables = ", ".join(f"{schema}.{table}" for table in TABLES)
     lines.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {quoted(role)}")
     lines.append(f"GRANT SELECT ON {schema}.version TO {quoted(role)}")
     return ";\n".join([*lines, "COMMIT"]) + ";\n"
+
+
+@contextmanager
+def _ours(server: Server) -> Iterator[None]:
+    """What is found if tables have other columns than ours is `NeverWorks`."""
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError:
+        raise
+    except (asyncpg.SyntaxOrAccessError, TypeError) as error:
+        raise NeverWorks(
+            f"{server}: schema {quoted(server.schema)} is another application's ({error}): give "
+            "the store a schema of its own"
+        ) from error
 
 
 async def _version(server: Server, connection: Any) -> int:
