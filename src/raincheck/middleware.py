@@ -110,7 +110,7 @@ class LongRunningMiddleware:
             app,
             routes or {},
             policy=policy,
-            route_of=jobs.acceptance.route_of,
+            route_of=jobs.policies.of_mark,
             path=path,
             is_status=jobs.is_status_app,
         )
@@ -160,8 +160,9 @@ class LongRunningMiddleware:
         context = copy_context()
         # The app's, and not the request's own: once that is answered, the server goes on in it.
         inner = context.copy()
+        session = jobs.session
         handoff = Handoff(
-            jobs.acceptance,
+            session.acceptance,
             self.app,
             scope,
             receive,
@@ -180,7 +181,7 @@ class LongRunningMiddleware:
             await self._accept_at_once(handoff, inner)
         if rule is None or handoff.in_place:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
-            jobs.tasks.spawn(handoff.run, inner)
+            session.tasks.spawn(handoff.conduct, inner)
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
@@ -191,8 +192,8 @@ class LongRunningMiddleware:
         await self._answer(handoff, scope, send, inner)
 
     async def _abandon(self, handoff: Handoff) -> None:
-        if handoff.job is None or handoff.in_place:
-            handoff.stop(Reason.CANCELLED)
+        if handoff.accepted is None:
+            handoff.stopping.stop(Reason.CANCELLED)
             with anyio.CancelScope(shield=True):
                 await handoff.handed_over.wait()
 
@@ -203,7 +204,7 @@ class LongRunningMiddleware:
             handoff.copy(inner)
         elif handoff.runs:
             handoff.record()
-            self.jobs.tasks.spawn(handoff.run, inner)
+            self.jobs.session.tasks.spawn(handoff.conduct, inner)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:
@@ -292,7 +293,7 @@ class LongRunningMiddleware:
             if itself:
                 raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
             return False
-        if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
+        if handoff.made and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
         return True
 

@@ -53,9 +53,10 @@ class Gate(Protocol):
 
 
 class Stopper(ABC):
-    """Stops the code inside its `with` block, and turns that stop into a `Release`.
+    """Stops the code of a block, and turns that stop into a `Release`.
 
-    The frames outside the block see no cancellation: what they clean up may `await`.
+    The block begins when the stopper is made, and ends with `left()`; `with` does so, too. The
+    frames outside of it see no cancellation: what they clean up may `await`.
 
     Args:
         stack: the stoppers whose blocks are entered, the innermost last.
@@ -71,17 +72,26 @@ class Stopper(ABC):
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack
         self.orphaned = False
+        stack.append(self)
 
     @abstractmethod
-    def __enter__(self) -> object: ...
+    def left(self, error: BaseException | None) -> None:
+        """The block has ended, by this error or without one.
 
-    @abstractmethod
+        Raises:
+            Release: the error is how it was stopped.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.left(exc)
 
     @abstractmethod
     def threads(self) -> list[Thread]:
@@ -145,9 +155,9 @@ class Tasks(ABC):
 
     @abstractmethod
     def stopper(self, stack: list[Stopper]) -> Stopper:
-        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile.
+        """A new stopper around what the running task does next; on the stack until that is left.
 
-        That may be a task on the event loop of another thread, from where this is called then.
+        That may be a task on the event loop of another thread.
         """
 
     @abstractmethod
@@ -204,23 +214,22 @@ class AsyncioTasks(Tasks):
         except RuntimeError:  # another library's loop is running
             return False
 
-    def spawn(self, run: Run, context: Context) -> None:
-        task = self._start(run(), context)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
     if sys.version_info >= (3, 12):
 
-        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
+        def spawn(self, run: Run, context: Context) -> None:
             # Most requests come to their acceptance or their end without having to wait: they are
             # spared a turn of the loop, in which as many others as there are would pile up.
-            return asyncio.Task(run, loop=self._loop, context=context, eager_start=True)
+            task = asyncio.Task(run(), loop=self._loop, context=context, eager_start=True)
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     else:
 
-        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            return self._loop.create_task(run, context=context)
+        def spawn(self, run: Run, context: Context) -> None:
+            task = self._loop.create_task(run(), context=context)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def gate(self) -> Gate:
         return _AsyncioGate(self._loop)
@@ -280,23 +289,14 @@ class _AsyncioStopper(Stopper):
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack  # not by way of super(): two are made for every job
         self.orphaned = False
-        self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        stack.append(self)
 
-    def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._stack.append(self)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def left(self, error: BaseException | None) -> None:
         self._stack.remove(self)
         task, self._task = self._task, None
-        if exc is not None:
+        if error is not None:
             self.orphaned = _running_task() is not task
         if not self._cancels or task is None:
             return
@@ -304,8 +304,8 @@ class _AsyncioStopper(Stopper):
         # frames go by has to be set right (Task.uncancel, Python 3.11).
         for _ in range(self._cancels):
             task.uncancel()
-        if isinstance(exc, asyncio.CancelledError):
-            raise Release from exc
+        if isinstance(error, asyncio.CancelledError):
+            raise Release from error
 
     def threads(self) -> list[Thread]:
         return [] if self._task is None else threads_of(self._task)
@@ -332,15 +332,12 @@ class _RemoteStopper(_AsyncioStopper):
     __slots__ = ("_asked",)
 
     def __init__(self, stack: list[Stopper]) -> None:
-        super().__init__(stack)
         self._asked = False
-
-    def __enter__(self) -> Self:
         try:
-            return super().__enter__()
+            super().__init__(stack)
         except RuntimeError:
+            self._task = None
             self._stack.append(self)
-            return self
 
     def threads(self) -> list[Thread]:
         return [thread._replace(resumes=None) for thread in super().threads()]
@@ -450,35 +447,26 @@ class _EventGate:
 
 
 class _ScopeStopper(Stopper):
-    __slots__ = ("_current_task", "_here", "_scope", "_task")
+    __slots__ = ("_here", "_scope", "_task")
 
     def __init__(
         self, stack: list[Stopper], here: Callable[[], bool], current_task: Callable[[], Any]
     ) -> None:
         super().__init__(stack)
         self._here = here
-        self._current_task = current_task
+        self._task = current_task()
         self._scope = anyio.CancelScope()
-
-    def __enter__(self) -> Self:
-        self._task = self._current_task()
         self._scope.__enter__()
-        self._stack.append(self)
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def left(self, error: BaseException | None) -> None:
         self._stack.remove(self)
-        if exc is not None and not self._here():
+        if error is not None and not self._here():
             self.orphaned = True
             return
-        self._scope.__exit__(exc_type, exc, traceback)
+        kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+        self._scope.__exit__(kind, error, trace)
         if self._scope.cancelled_caught:
-            raise Release from exc
+            raise Release from error
 
     def threads(self) -> list[Thread]:
         return abandoned_by(self._task)
