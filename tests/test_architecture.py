@@ -87,6 +87,8 @@ LAYERS = {
     "runtime.replay": 5,
     "session": 5,
     "jobs": 5,
+    "status.access": 6,
+    "status.results": 6,
     "status.routes": 6,
     "middleware": 6,
     "testing": 7,

@@ -232,7 +232,7 @@ async def test_where_a_record_would_be_read_one_is_read_for_an_unknown_job(
 
     Store.shared = shared
     read: list[bytes | str] = []
-    monkeypatch.setattr("raincheck.status.routes.load", read.append)
+    monkeypatch.setattr("raincheck.status.access.load", read.append)
     app = app_of(slow_route(quick, "/quick"), jobs=virtual_jobs(store=Store()))
     async with running(app) as client:
         own = (await client.post("/quick")).headers["location"]

@@ -58,6 +58,8 @@ class Jobs:
         availability: whether the store answers.
         policies: of the routes.
         clock: the clock.
+        mounted: whether the status routes are mounted by hand.
+        session: what there is on the newest event loop, from `open()` to `close()`.
 
     Raises:
         ConfigurationError: an argument of another kind, or a runner whose workers could not see the
@@ -92,8 +94,8 @@ class Jobs:
         if store is not None and store.deployment is not None:
             environment.runner.belong(store.deployment)
         self._bound: Bound | None = None
-        self._session: Session | None = None  # that of the newest event loop
-        self._open = False
+        self.session: Session | None = None
+        self._orphaned: list[str] = []  # what was left when a session was closed
 
     # --- the middleware's side -----------------------------------------------------------------
 
@@ -122,24 +124,27 @@ class Jobs:
         self._environment.runner.attach(door)
         self.policies.bind(policy, rules, complete=complete)
 
-    async def open(self, lifespan: Scope | None = None) -> None:
+    async def open(self, lifespan: Scope | None = None) -> Session:
         """Make ready for the running event loop, if that has not been done.
 
         Args:
             lifespan: the scope of the lifespan that it happens in, if there is one.
 
+        Returns:
+            What there is on it.
+
         Raises:
             ConfigurationError: the store can never work as it is set up.
         """
         if self.ready:
-            return
+            return self._opened()
         await self._open_store()
         if self.ready:  # somebody else was faster
-            return
+            return self._opened()
         environment = self._environment
         assert self._bound is not None
         # Of an event loop that has ended, and what ran on it with it.
-        orphaned = [] if self._session is None else self._session.runs.ids()
+        orphaned = self._orphaned if self.session is None else self.session.runs.ids()
         if lifespan is None:
             logger.warning(
                 "no lifespan reached raincheck: at shutdown nothing will wait for running jobs"
@@ -147,13 +152,13 @@ class Jobs:
         # What an app finds in every request, and so in those that outlived their process.
         scope = lifespan or {}
         found = {key: scope[key] for key in ("app", "state") if key in scope}
-        session = self._session = Session(environment, self._bound, found)
-        self._open = True
+        session = self.session = Session(environment, self._bound, found)
         await environment.runner.open()
         session.begin()
         if environment.lease is None:
             for id in orphaned:
                 await self._end_orphaned(id)
+        return session
 
     async def _end_orphaned(self, id: str) -> None:
         job, environment = await self.store.get(id), self._environment
@@ -175,30 +180,32 @@ class Jobs:
     @property
     def ready(self) -> bool:
         """Whether `open()` has nothing to do."""
-        return self._open and self.session.tasks.here()
-
-    @property
-    def session(self) -> Session:
-        """What there is on the newest event loop, since `open()`."""
-        assert self._session is not None
-        return self._session
+        return self.session is not None and self.session.tasks.here()
 
     async def close(self) -> None:
         """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left."""
-        if self._open:
-            await self.session.close()
+        session = self.session
+        if session is not None:
+            await session.close()
             await self._environment.runner.aclose()
             await self.store.aclose()
-            self._open = False
+            self._orphaned = session.runs.ids()
+            self.session = None
+
+    def _opened(self) -> Session:
+        if self.session is None:
+            raise RuntimeError("the jobs are not open: the lifespan has not begun, or is over")
+        return self.session
 
     async def _run(self, id: str) -> None:
-        await self.session.run(id)
+        await self._opened().run(id)
 
     def _stop(self, id: str) -> None:
-        self.session.runs.stop(id)
+        if self.session is not None:
+            self.session.runs.stop(id)
 
     def _spawn(self, run: Run, id: str) -> None:
-        self.session.spawn(run, id)
+        self._opened().spawn(run, id)
 
     # --- for those who ask ---------------------------------------------------------------------
 
@@ -239,7 +246,7 @@ class Jobs:
         Not later than after `wait` seconds, or when the server is known to stop.
         """
         newest: Job | None = job
-        with self.session.waits.at_most(wait):
+        with self._opened().waits.at_most(wait):
             while newest is not None and not (newest.gone or done(newest)):
                 newest = await self.store.changed(newest.id, newest.version)
             return self._aged(newest)
@@ -251,7 +258,7 @@ class Jobs:
         None as well when the server is known to stop.
         """
         newest: Job | None = job
-        with self.session.waits.at_most(wait):
+        with self._opened().waits.at_most(wait):
             while newest is not None and not (newest.finished or newest.gone):
                 newest = await self.store.changed(newest.id, newest.version)
             return newest
@@ -273,7 +280,7 @@ class Jobs:
             return job
         run = self._here(id)
         if job.state is State.QUEUED and run is not None and run.waits:
-            return await self.session.runs.withdraw(run, State.CANCELLED, None)
+            return await self._opened().runs.withdraw(run, State.CANCELLED, None)
         if job.state is State.QUEUED and environment.lease is not None:  # it waits elsewhere
             if not await environment.ledger.withdraw(job, self.policies.ttl(job)):
                 return await self.cancel(id)
@@ -288,7 +295,7 @@ class Jobs:
         return await self.get(job.id)
 
     def _here(self, id: str) -> JobRun | None:
-        return None if self._session is None else self._session.runs.get(id)
+        return None if self.session is None else self.session.runs.get(id)
 
     def here(self, id: str) -> Job | None:
         """A job whose handler runs in this process, as last recorded: it need not be looked up."""
@@ -338,7 +345,7 @@ class Jobs:
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
-        return self.session.runs.outlook(job)
+        return self._opened().runs.outlook(job)
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""
@@ -346,7 +353,7 @@ class Jobs:
 
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
-        if self._session is None:
+        if self.session is None:
             return Statistics(running=0, queued=0)
-        occupancy = self._session.runs.scheduler.occupancy
+        occupancy = self.session.runs.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)

@@ -107,9 +107,14 @@ class Tasks(ABC):
 
     Attributes:
         thread: the one that the event loop runs in.
+        gate: makes a hand-over.
+        stopper: makes a stopper around what the running task does next; on the stack that it is
+            given until that is left.
     """
 
     thread: int
+    gate: Callable[[], Gate]
+    stopper: Callable[[list[Stopper]], Stopper]
 
     def remote(self) -> bool:
         """Whether the running code is on the event loop of another thread."""
@@ -150,15 +155,8 @@ class Tasks(ABC):
         """
 
     @abstractmethod
-    def gate(self) -> Gate:
-        """A new hand-over."""
-
-    @abstractmethod
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        """A new stopper around what the running task does next; on the stack until that is left.
-
-        That may be a task on the event loop of another thread.
-        """
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        """A stopper of a task on the event loop of another thread, by which this is called."""
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -206,6 +204,8 @@ class AsyncioTasks(Tasks):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.thread = get_ident()
+        self.gate = partial(_AsyncioGate, self._loop)
+        self.stopper = _AsyncioStopper
         self._tasks: set[asyncio.Task[None]] = set()
 
     def here(self) -> bool:
@@ -231,12 +231,8 @@ class AsyncioTasks(Tasks):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def gate(self) -> Gate:
-        return _AsyncioGate(self._loop)
-
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        remote = get_ident() != self.thread and not self.here()
-        return (_RemoteStopper if remote else _AsyncioStopper)(stack)
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        return _RemoteStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         return self._loop.call_later(delay, callback, context=Context()).cancel
@@ -372,6 +368,9 @@ class TrioTasks(Tasks):
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
         self.thread = get_ident()
+        self.gate = _EventGate
+        current_task = trio.lowlevel.current_task
+        self.stopper = partial(_ScopeStopper, here=self.here, current_task=current_task)
         self._scopes: set[anyio.CancelScope] = set()
         self._empty = anyio.Event()
 
@@ -397,13 +396,8 @@ class TrioTasks(Tasks):
         self._trio.spawn_system_task(task, context=context)
         return scope
 
-    def gate(self) -> Gate:
-        return _EventGate()
-
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        if self.remote():
-            return _RemoteStopper(stack)
-        return _ScopeStopper(stack, self.here, self._trio.current_task)
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        return _RemoteStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:

@@ -51,7 +51,7 @@ class Acceptance:
         mounted: says whether the status routes are mounted by hand, inside the app.
 
     Attributes:
-        tasks, limiter, cancel_grace: see `handoff.Acceptor`.
+        tasks, limiter, cancel_grace, route_of: see `handoff.Acceptor`.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Acceptance:
         self.tasks = runs.tasks
         self.limiter: anyio.CapacityLimiter = runs.limiter
         self.cancel_grace = environment.cancel_grace
+        self.route_of: Callable[[Mark], tuple[str, Policy]] = environment.policies.of_mark
         self._environment = environment
         self._runs = runs
         self._sweeper = sweeper
@@ -80,10 +81,6 @@ class Acceptance:
     def close(self) -> None:
         """Accept nothing new."""
         self._closing = True
-
-    def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """See `RoutePolicies.of_mark`."""
-        return self._environment.policies.of_mark(mark)
 
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
@@ -213,7 +210,8 @@ class Acceptance:
                 retry_after=1,
             )
         request = await handoff.kept_request() if replayable else None
-        within = None if synchronous else environment.bounds(policy, job.state)
+        alone = synchronous or environment.lease is None  # nobody else has to be counted
+        within = None if alone else environment.bounds(policy, job.state)
         try:
             there = await environment.ledger.create(job, request, keys=keys, bounds=within)
         except NoRoom as error:

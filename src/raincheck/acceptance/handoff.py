@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
-from functools import partial
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from raincheck.acceptance.request_body import RequestBody
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
 from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge, is_release
-from raincheck.job import Job, Progress, State
+from raincheck.job import Job, Progress
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import NO_PREFERENCE, Decision, decide, parse
@@ -61,14 +60,13 @@ class Acceptor(Protocol):
         tasks: those of the event loop.
         limiter: the threads for synchronous handlers.
         cancel_grace: seconds that cleanup code has before it is cancelled again.
+        route_of: gives the name of a decorated endpoint's route, and its policy.
     """
 
     tasks: Tasks
     limiter: anyio.CapacityLimiter
     cancel_grace: float
-
-    def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """The name of a decorated endpoint's route, and its policy."""
+    route_of: Callable[[Mark], tuple[str, Policy]]
 
     async def accept(self, handoff: Handoff) -> None:
         """Make a job of the request. Raises Refusal."""
@@ -107,6 +105,7 @@ class Handoff:
         upload: the request body on its way to the app.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
+        named: whether an idempotency key means something to it, and it has one or should.
         vary: as given; true as well once it has met a marked route.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
         made: whether that is a new one, and its own.
@@ -143,6 +142,7 @@ class Handoff:
         "inner",
         "keyed",
         "made",
+        "named",
         "outer_scope",
         "policy",
         "refusal",
@@ -190,6 +190,7 @@ class Handoff:
         self.vary = vary
         self.accepted: Job | None = None
         self.made = False
+        self.named = False
         self.replayed = False
         self.keyed = False
         self.refusal: Refusal | None = None
@@ -244,40 +245,46 @@ class Handoff:
             return None
         tasks = self._acceptor.tasks
         if get_ident() != tasks.thread and tasks.remote():  # the store and the client are there
-            runs = await tasks.call(partial(self._enter, mark))
-        else:
-            runs = await self._enter(mark)
-        return self.stopping.inside() if runs else None
-
-    async def _enter(self, mark: Mark) -> bool:
-        """Be accepted; whether the handler runs in the background now. Raises Release."""
+            return await self._enter_remotely(mark)
         self._entered = True
         if self.run is not None:  # a path rule or a replay: accepted before it began
             if self.seeks:
                 await self._found(mark)
             self._learn_policy(mark)
-            return self._recorded and not (self.run.decided or self.run.job.synchronous)
+            plain = not self._recorded or self.run.decided or self.run.job.synchronous
+            return None if plain else self.stopping.inside()
         if self._answered:
             logger.warning("%s was entered after its response began; it is synchronous", mark.name)
-            return False
+            return None
         self.route, self.policy = self._acceptor.route_of(mark)
         asynchronous = self.prefers_async()
         if not (asynchronous or self.named):
             self._plain = True
-            return False
+            return None
         await self.accept()
-        if self.run is not None and not asynchronous:
+        run = self.run
+        if run is not None and not asynchronous:
             self.copy()
-            return False
-        if not self.runs:
+            return None
+        if run is None or run.waits:
             self._hand_over()
-            if self.run is None or not self.holds:
+            if run is None or not run.held:
                 self._released = self.made
                 raise Release(self._answer())
-            if not await self.run.until_begun():
+            if not await run.until_begun():
                 raise Release
         self.record()
-        return True
+        return self.stopping.inside()
+
+    async def _enter_remotely(self, mark: Mark) -> Stopper | None:
+        async def enter() -> bool:
+            block = await self.enter(mark)
+            if block is not None:  # that of another task than the one that asks
+                block.left(None)
+            return block is not None
+
+        runs = await self._acceptor.tasks.call(enter)
+        return self.stopping.inside_remotely() if runs else None
 
     def _answer(self) -> int | None:
         """The status that the client is answered now; None if it has left."""
@@ -296,17 +303,13 @@ class Handoff:
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
         fields = self.fields = [field for field in self.scope["headers"] if field[0] in _HEARD]
-        self.decision = decide(self.policy, parse(fields) if fields else NO_PREFERENCE)
+        given, meaning = dict(fields), self.policy.idempotency
+        preference = parse(fields) if b"prefer" in given else NO_PREFERENCE
+        self.decision = decide(self.policy, preference)
+        keyed = meaning == "optional" and b"idempotency-key" in given
+        self.named = keyed or meaning == "required"
         self.vary = True
         return self.decision.asynchronous
-
-    @property
-    def named(self) -> bool:
-        """Whether an idempotency key means something to it, and it has one or should."""
-        meaning = self.policy.idempotency
-        if meaning == "optional":
-            return b"idempotency-key" in dict(self.fields)
-        return meaning == "required"
 
     @property
     def in_place(self) -> bool:
@@ -373,7 +376,7 @@ class Handoff:
     @property
     def runs(self) -> bool:
         """Whether it was accepted with capacity, and goes on where it is."""
-        return self.run is not None and self.run.job.state is State.RUNNING
+        return self.run is not None and not self.run.waits
 
     @property
     def interrupted(self) -> bool:
@@ -505,11 +508,15 @@ class Handoff:
         stopping = self.stopping
         ended: BaseException | None = None
         if stopping.reason is None:  # else cancelled while its start was being recorded
-            ended = await self._run_app()
+            block = stopping.inside()
+            try:
+                await self._app(self.scope, self.receive, self.send)
+            except BaseException as error:  # for the client's task, or for the record
+                ended = await self._ended_by(error, block)
+            else:
+                block.left(None)
         stopping.end()
         run = self.run
-        if ended is not None and self._is_our_doing(ended):
-            ended = None
         if not self._recorded:
             self.upload.close()
         if run is None or run.job.synchronous:
@@ -523,21 +530,18 @@ class Handoff:
             assert job is not None
             tell_of(job, ended)
 
-    async def _run_app(self) -> BaseException | None:
-        """Run it; what it has ended with: that goes to the client's task, or to the record."""
-        block = self.stopping.inside()
+    async def _ended_by(self, error: BaseException, block: Stopper) -> BaseException | None:
+        """What the app has ended with; None if that is how it was stopped or released."""
         try:
             with block:
-                try:
-                    await self._app(self.scope, self.receive, self.send)
-                except Exception as error:
+                if isinstance(error, Exception):
                     await self._let_answer(error)
-                    raise
-        except BaseException as error:  # the task ends here
+                raise error
+        except BaseException as ended:
             if block.orphaned:
                 raise
-            return error
-        return None
+            self.stopping.end()
+            return None if self._is_our_doing(ended) else ended
 
     def _is_our_doing(self, error: BaseException) -> bool:
         """Whether what has come out of the app is how it was stopped or released."""

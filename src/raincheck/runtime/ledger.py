@@ -280,9 +280,11 @@ class Ledger:
         """
         now = self._clock()
         try:
-            done = self._finished(job, state, now, ttl, **outcome)
+            done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
         except IllegalTransition:
             return job
+        if done.response is None:
+            done = _without_body(done)
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):
                 if done.error is not None:
@@ -415,9 +417,7 @@ class Ledger:
 
     def _finished(self, job: Job, state: State, now: float, ttl: float, **outcome: Any) -> Job:
         done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
-        if done.response is None:  # what there is of a body goes with its fence
-            done = done._replace(fence=done.fence + 1)
-        return done
+        return _without_body(done) if done.response is None else done
 
     async def _advance(
         self,
@@ -460,6 +460,11 @@ class Ledger:
         except UnreadableRecord as error:  # a process of a newer version has it now, or nobody
             raise LeaseLost(f"job {job.id} cannot be read any more") from error
         return None if newest is None or newest.gone else newest
+
+
+def _without_body(job: Job) -> Job:
+    """The same version; what there is of a body goes with its fence."""
+    return job._replace(fence=job.fence + 1)
 
 
 def _log(job: Job, error: Problem, why: str | None) -> None:

@@ -85,8 +85,11 @@ class Recorder:
         """
         kind = message["type"]
         if kind != "http.response.body":
-            self._take_other(kind, message)
-            return None
+            if kind == "http.response.start":
+                self._start(message)
+            elif not kind.startswith("http.response."):
+                raise ProtocolError(f"the handler sent {kind!r}")
+            return None  # others belong to extensions that the scope does not offer
         if self._status is None:
             raise ProtocolError("the handler sent a body before the start of its response")
         chunk = message.get("body", b"")
@@ -106,21 +109,17 @@ class Recorder:
             raise _cannot_be_sent(reason)
         return response
 
-    def _take_other(self, kind: str, message: Mapping[str, Any]) -> None:
-        if kind == "http.response.start":
-            if self._status is not None:
-                raise ProtocolError("the handler started its response twice")
-            status = message.get("status")
-            if not isinstance(status, int) or not 200 <= status <= 599:
-                raise _cannot_be_sent("its status is none of 200 to 599")
-            try:
-                self._headers = end_to_end(message.get("headers", ()))
-            except ValueError as error:
-                raise _cannot_be_sent(error) from error
-            self._status = int(status)
-        elif not kind.startswith("http.response."):
-            raise ProtocolError(f"the handler sent {kind!r}")
-        # Others belong to extensions that the scope does not offer.
+    def _start(self, message: Mapping[str, Any]) -> None:
+        if self._status is not None:
+            raise ProtocolError("the handler started its response twice")
+        status = message.get("status")
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise _cannot_be_sent("its status is none of 200 to 599")
+        try:
+            self._headers = end_to_end(message.get("headers", ()))
+        except ValueError as error:
+            raise _cannot_be_sent(error) from error
+        self._status = int(status)
 
 
 def _cannot_be_sent(reason: object) -> ProtocolError:

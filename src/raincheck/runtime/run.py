@@ -33,7 +33,7 @@ from raincheck.messages import CapturedResponse
 from raincheck.policy import Policy, Seconds, seconds
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
-from raincheck.runtime.scheduler import Ticket
+from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Tasks
 
@@ -61,10 +61,12 @@ class Home(Protocol):
     Attributes:
         environment: what is fixed.
         tasks: those of the event loop.
+        scheduler: gives them their places.
     """
 
     environment: Environment
     tasks: Tasks
+    scheduler: Scheduler
 
     def block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
@@ -77,9 +79,6 @@ class Home(Protocol):
 
     def left(self, job: Job) -> None:
         """It is there."""
-
-    def learn(self, ticket: Ticket, duration: float) -> None:
-        """A handler took so many seconds."""
 
     def ended(self, run: Run) -> None:
         """Nothing of it runs any more."""
@@ -113,6 +112,7 @@ class Run:
         "_decided",
         "_flushing",
         "_home",
+        "_method",
         "_recorder",
         "_settling",
         "_stopping",
@@ -148,7 +148,8 @@ class Run:
         self._home = home
         self._stopping = stopping
         self._turn = anyio.Event() if held else None
-        self._recorder: Recorder | None = None
+        self._method: str | None = None  # of the request, once what the app sends is kept
+        self._recorder: Recorder | None = None  # since the first message
         self._complete = False  # the response is recorded to its end
         self._decided = False  # the outcome is on its way into the store
         self._flushing = False
@@ -251,42 +252,49 @@ class Run:
 
     def record(self, method: str) -> None:
         """From now on what the app sends is kept, and its time is running."""
-        self._recorder = Recorder(method, self.policy.max_response_size)
+        self._method = method
         if self.policy.timeout is not None:
             self._watch_time(self.policy.timeout)
 
     def copy(self, method: str) -> None:
         """From now on what its client is sent is kept as well; nothing bounds its time."""
-        self._recorder = Recorder(method, self.policy.max_response_size)
+        self._method = method
 
     def come_under(self, policy: Policy) -> None:
         """Run under another policy than it began under: its endpoint was not known before."""
         earlier, self.policy = self.policy, policy
-        if self._recorder is not None and not self.job.synchronous:
+        if self._recorder is not None:
             self._recorder.allow(policy.max_response_size)
-            if earlier.timeout is None and policy.timeout is not None:
-                self._watch_time(policy.timeout)
+        timed = self._method is not None and not self.job.synchronous
+        if timed and earlier.timeout is None and policy.timeout is not None:
+            self._watch_time(policy.timeout)
 
     @property
     def started(self) -> bool:
         """Whether a response has begun, or what the app sends goes nowhere anyway."""
-        return self._recorder is None or self._decided or self._recorder.started
+        if self._method is None or self._decided:
+            return True
+        return self._recorder is not None and self._recorder.started
 
     @property
     def copies(self) -> bool:
         """Whether what the client is sent is still kept."""
-        return self._recorder is not None and not self._decided
+        return self._method is not None and not self._decided
 
     async def take(self, message: Message) -> None:
         """Take what the app sends, while it is recorded and after that."""
-        recorder, stopping = self._recorder, self._stopping
+        stopping = self._stopping
         assert stopping is not None
-        if recorder is None or self._decided:
+        if self._decided or self._method is None:
             if self._complete:
                 raise RuntimeError("the handler sent something after its response was complete")
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 stopping.disconnect()
             return
+        recorder = self._recorder
+        if recorder is None:
+            recorder = Recorder(self._method, self.policy.max_response_size)
+            self._recorder = recorder
         try:
             if recorder.piece is not None:  # the handler was cancelled while it was being kept
                 await self._keep(recorder, *recorder.piece)
@@ -309,7 +317,8 @@ class Run:
         if response is None:
             return
         self._complete = True
-        stopping.spare()
+        if stopping.reason is not None:
+            stopping.spare()
         if response.status < 400:
             await self._decide(State.SUCCEEDED, response)
         elif stopping.reason is None:
@@ -321,10 +330,14 @@ class Run:
 
     async def take_copy(self, message: Message) -> None:
         """Take what the client has been sent; it has its answer, whatever becomes of the copy."""
-        recorder, stopping = self._recorder, self._stopping
-        if recorder is None or self._decided:
+        stopping = self._stopping
+        if self._decided or self._method is None:
             return
         assert stopping is not None
+        recorder = self._recorder
+        if recorder is None:
+            recorder = Recorder(self._method, self.policy.max_response_size)
+            self._recorder = recorder
         try:
             if recorder.piece is not None:
                 await self._keep_once(recorder, *recorder.piece)
@@ -382,14 +395,16 @@ class Run:
         """Record the outcome; what the app sends from here on goes nowhere."""
         if not self._decided:
             self._decided = True
-            await self._write(state, response, error, self._tail(response))
+            tail = b"" if response is None or self._recorder is None else self._recorder.tail
+            await self._write(state, response, error, tail)
 
     def _decide_aside(
         self, state: State, response: CapturedResponse | None = None, error: Problem | None = None
     ) -> None:
         """Record the outcome while the client is answered: it does not wait for the store."""
         self._decided = True
-        job, tail = self.job, self._tail(response)
+        job = self.job
+        tail = b"" if response is None or self._recorder is None else self._recorder.tail
         self._home.leave(job)
 
         async def write() -> None:
@@ -400,9 +415,6 @@ class Run:
 
         self._home.tasks.spawn(write, Context())
 
-    def _tail(self, response: CapturedResponse | None) -> bytes:
-        return b"" if response is None or self._recorder is None else self._recorder.tail
-
     async def _write(
         self, state: State, response: CapturedResponse | None, error: Problem | None, tail: bytes
     ) -> None:
@@ -410,7 +422,7 @@ class Run:
         home, job = self._home, self.job
         environment = home.environment
         if response is not None and self.ticket is not None and job.started_at is not None:
-            home.learn(self.ticket, environment.clock() - job.started_at)
+            home.scheduler.learn(self.ticket, environment.clock() - job.started_at)
         finish = partial(
             environment.ledger.finish,
             job,
@@ -468,7 +480,7 @@ class Run:
         for writing in (self._timed_out, self._settling):
             if writing is not None:
                 await writing.wait()
-        self._recorder = None
+        self._method = self._recorder = None
         self._home.ended(self)
 
     async def _decide_unanswered(self, *, raised: bool) -> None:

@@ -126,10 +126,6 @@ class Runs:
         policy = self.environment.policies.of(job)
         return Run(self, job, policy, ticket, origin=Origin(outer, Context()))
 
-    def learn(self, ticket: Ticket, duration: float) -> None:
-        """A handler took so many seconds."""
-        self.scheduler.learn(ticket, duration)
-
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
         run = self._here.get(job.id)
@@ -159,7 +155,8 @@ class Runs:
         ticket = run.ticket
         assert ticket is not None
         run.drop()
-        self._forget(run)
+        del self._here[run.job.id]
+        self._tell_idle()
         if run.held:  # it gives its place back when it has unwound
             run.stop(Reason.CANCELLED)
         else:
@@ -212,14 +209,12 @@ class Runs:
 
     def ended(self, run: Run) -> None:
         """A handler has ended, or will not begin: its place is free."""
-        self._forget(run)
-        if run.ticket is not None:  # a synchronous request has none
-            self.scheduler.leave(run.ticket)
-
-    def _forget(self, run: Run) -> None:
         if self._here.get(run.job.id) is run:
             del self._here[run.job.id]
-        self._tell_idle()
+        if self._idle is not None:
+            self._tell_idle()
+        if run.ticket is not None:  # a synchronous request has none
+            self.scheduler.leave(run.ticket)
 
     def leave(self, job: Job) -> None:
         """The last word on a job is on its way into the store. Until then nobody else has it."""
