@@ -28,9 +28,9 @@ from raincheck import (
 )
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, Broker, Engine
+from tests.doubles.stores import Line
 from tests.support import Gate, app_of, client_of, running, settled, slow_route, unfinished
-from tests.test_engine import Broker, Engine
-from tests.test_recovery import LEASE, Line
 
 pytestmark = pytest.mark.anyio
 

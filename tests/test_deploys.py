@@ -37,13 +37,12 @@ from raincheck.runners.base import Runner
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.testing import follow
 from tests.conftest import Clock
-from tests.support import Gate, SharedMemory, hidden, running, settled, slow_route
-from tests.test_engine import Broker, Engine
-from tests.test_recovery import Line
+from tests.doubles.processes import LEASE, Broker, Engine
+from tests.doubles.stores import Line, SharedMemory
+from tests.support import Gate, hidden, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
-LEASE = 12.0
 HOUR = 3600.0
 
 READ = pytest.mark.parametrize("read", [True, False], ids=["readable", "not readable"])
@@ -134,16 +133,6 @@ class Deployment:
         job = await self.store.get(accepted.json()["job_id"])
         assert job is not None
         return job.state
-
-
-class Workers(Engine):
-    """A worker process's side of the broker, which looks there every few seconds."""
-
-    async def _work(self, _: str) -> None:
-        while not self.stopping:
-            while self._broker.ids:
-                await self._run(self._broker.ids.pop(0))
-            await anyio.sleep(3)
 
 
 @asynccontextmanager
@@ -504,14 +493,14 @@ async def test_a_worker_without_the_route_gives_the_job_back_to_the_engine(read:
     async with deployment(read=read) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
         await made.start(
-            "new", made.route("new", "/a"), runner=(engine := Workers(broker, slots=2))
+            "new", made.route("new", "/a"), runner=(engine := Engine(broker, slots=2, pause=3))
         )
         accepted = await web.post("/b")
         await anyio.sleep(20 * LEASE)
         assert (await made.state(accepted), made.runs) == (State.QUEUED, [])
         assert 2 <= len(broker.brought) <= 8  # ever more rarely
         engine.stopping = True  # which may be faster, each time
-        await made.start("old", made.route("old", "/b"), runner=Workers(broker, slots=2))
+        await made.start("old", made.route("old", "/b"), runner=Engine(broker, slots=2, pause=3))
         made.gate.open()
         assert (await follow(web, accepted)).json() == {"by": "old"}
 
@@ -522,7 +511,7 @@ async def test_a_job_fails_if_no_worker_has_its_route(read: bool) -> None:
     broker = Broker()
     async with deployment(read=read) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
-        await made.start("new", runner=Workers(broker, slots=2))
+        await made.start("new", runner=Engine(broker, slots=2, pause=3))
         accepted = await web.post("/b")
         await anyio.sleep(HOUR - 2 * LEASE)
         assert await made.state(accepted) is State.QUEUED
@@ -537,13 +526,13 @@ async def test_a_job_that_only_waits_long_for_its_workers_does_not_fail() -> Non
     broker = Broker()
     async with deployment(read=True) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
-        await made.start("new", runner=(engine := Workers(broker, slots=1)))
+        await made.start("new", runner=(engine := Engine(broker, slots=1, pause=3)))
         accepted = await web.post("/b")
         await anyio.sleep(LEASE)
         engine.stopping = True
         await anyio.sleep(3 * HOUR)
         assert await made.state(accepted) is State.QUEUED
-        await made.start("old", made.route("old", "/b"), runner=Workers(broker, slots=1))
+        await made.start("old", made.route("old", "/b"), runner=Engine(broker, slots=1, pause=3))
         made.gate.open()
         assert (await follow(web, accepted)).json() == {"by": "old"}
 

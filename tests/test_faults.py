@@ -42,7 +42,8 @@ from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import Abandoned, Found
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-from tests.support import DamagedStore, RawRequest, settled, slow_route, unfinished
+from tests.doubles.stores import DamagedStore
+from tests.support import RawRequest, settled, slow_route, unfinished
 
 pytestmark = pytest.mark.anyio
 

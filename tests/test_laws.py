@@ -22,6 +22,8 @@ from raincheck.errors import StoreError
 from raincheck.job import TRANSITIONS
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, two
+from tests.doubles.stores import Line
 from tests.support import (
     Gate,
     RawRequest,
@@ -33,7 +35,6 @@ from tests.support import (
     slow_route,
     unfinished,
 )
-from tests.test_recovery import LEASE, STORE_TIMEOUT, SURVIVED, Line, two
 
 pytestmark = pytest.mark.anyio
 

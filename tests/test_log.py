@@ -15,9 +15,9 @@ from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy
 from raincheck.errors import StoreError, StoreFull
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, fleet, two
+from tests.doubles.stores import LOST, REFUSED, Line
 from tests.support import Gate, app_of, gated, running, settled, slow_route
-from tests.test_engine import fleet
-from tests.test_recovery import LEASE, LOST, REFUSED, Line, two
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,8 @@ from raincheck.errors import StoreError
 from raincheck.stores.base import Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import SharedMemory, app_of, running, slow_route
+from tests.doubles.stores import SharedMemory
+from tests.support import app_of, running, slow_route
 
 pytestmark = pytest.mark.anyio
 

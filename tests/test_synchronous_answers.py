@@ -20,10 +20,10 @@ from raincheck.errors import StoreError
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import SharedMemory
 from tests.support import (
     Gate,
     RawRequest,
-    SharedMemory,
     app_of,
     client_of,
     gated,
