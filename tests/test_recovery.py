@@ -6,7 +6,7 @@ virtual time. Real processes are killed in `tests/e2e/test_durable.py` and `benc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,14 +20,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running
-from raincheck.job import Bounds, Key
+from raincheck import Limits, LongRunningMiddleware, MemoryStore, State, long_running
 from raincheck.runtime.leases import BEAT
 from raincheck.stores.base import Abandoned, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, Two, two
-from tests.doubles.stores import FATES, REFUSED, Line
+from tests.doubles.stores import FATES, REFUSED, Line, TrickyStore, taking
 from tests.support import (
     Gate,
     app_of,
@@ -586,29 +585,16 @@ async def test_a_replay_elsewhere_is_under_the_routes_own_policy() -> None:
 # --- outcomes that take time to write ----------------------------------------------------------
 
 
-class SlowStore(MemoryStore):
+def slow_store() -> TrickyStore:
     """Takes a second for every new version."""
-
-    shared = True
-
-    async def replace(
-        self,
-        job: Job,
-        *,
-        keys: Collection[Key] = (),
-        tail: bytes = b"",
-        lease: float | None = None,
-        bounds: Bounds | None = None,
-    ) -> bool:
-        await anyio.sleep(1)
-        return await super().replace(job, keys=keys, tail=tail, lease=lease)
+    return TrickyStore(taking(replace=1), shared=True)
 
 
 async def test_a_cancel_does_not_tear_an_outcome_that_is_being_written() -> None:
     async def answer(request: Request) -> Any:
         return {}
 
-    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=SlowStore()))) as client:
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=slow_store()))) as client:
         accepted = await client.post("/slow")
         await anyio.sleep(0.5)
         await client.post(accepted.headers["location"] + "/cancel")
@@ -626,7 +612,7 @@ async def test_a_handler_that_gives_up_waiting_does_not_either() -> None:
 
         return Impatient(b"done")
 
-    app = app_of(Route("/slow", endpoint), jobs=virtual_jobs(store=SlowStore()))
+    app = app_of(Route("/slow", endpoint), jobs=virtual_jobs(store=slow_store()))
     async with running(app) as client:
         accepted = await client.get("/slow")
         response = await follow(client, accepted)
@@ -639,7 +625,7 @@ async def test_a_server_that_stops_waits_for_an_outcome_that_is_being_written() 
     async def answer(request: Request) -> Any:
         return {}
 
-    store = SlowStore()
+    store = slow_store()
     async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
         accepted = await client.post("/slow")
     job = await store.get(accepted.json()["job_id"])
@@ -654,7 +640,7 @@ async def test_a_job_may_begin_while_another_that_waits_is_left_to_others() -> N
         await anyio.sleep(10)
         return {}
 
-    store = SlowStore()
+    store = slow_store()
     jobs = virtual_jobs(store=store, limits=Limits(drain_timeout=0))
     route = slow_route(answer, max_running=1, on_interrupt="rerun")
     async with running(app_of(route, jobs=jobs)) as client:

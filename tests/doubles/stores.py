@@ -1,9 +1,10 @@
-"""Stores that are not quite themselves: shared by simulation, cut off, damaged."""
+"""Stores that are not quite themselves: shared by simulation, told what to do, cut off, damaged."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -23,6 +24,88 @@ class SharedMemory(MemoryStore):
     """A store of several apps, all of this process: a simulation of one of several processes."""
 
     shared = True
+
+
+class Trick(Protocol):
+    """What happens at a call of a store: given its name and what it was called with."""
+
+    async def __call__(self, call: str, /, *arguments: Any, **more: Any) -> None: ...
+
+
+async def no_trick(call: str, /, *arguments: Any, **more: Any) -> None:
+    """Nothing happens."""
+
+
+def failing(*calls: str, error: Exception | None = None) -> Trick:
+    """These calls fail, by default as if a disk were away."""
+
+    async def fail(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call in calls:
+            raise OSError("the disk is away") if error is None else error
+
+    return fail
+
+
+def taking(**seconds: float) -> Trick:
+    """These calls take so many seconds."""
+
+    async def take(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call in seconds:
+            await anyio.sleep(seconds[call])
+
+    return take
+
+
+class TrickyStore(MemoryStore):
+    """Jobs in memory, with something that happens before and after each call but for its opening.
+
+    Args:
+        before: what happens before a call, and after each piece of those that give several.
+        after: what happens after one.
+        shared: as if other processes saw it too.
+        immediate: whether its calls take no time, as those of a `MemoryStore`.
+
+    Attributes:
+        before, after: may be changed at any time.
+    """
+
+    def __init__(
+        self,
+        before: Trick = no_trick,
+        after: Trick = no_trick,
+        *,
+        shared: bool = False,
+        immediate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.before = before
+        self.after = after
+        self.shared = shared  # type: ignore[misc] # of the class elsewhere
+        self.immediate = immediate  # type: ignore[misc]
+
+
+def _with_tricks(name: str) -> Any:
+    call = getattr(MemoryStore, name)
+
+    async def one(self: TrickyStore, *arguments: Any, **more: Any) -> Any:
+        await self.before(name, *arguments, **more)
+        result = await call(self, *arguments, **more)
+        await self.after(name, *arguments, **more)
+        return result
+
+    async def several(self: TrickyStore, *arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        await self.before(name, *arguments, **more)
+        for piece in [piece async for piece in call(self, *arguments, **more)]:
+            yield piece
+            await self.before(name, *arguments, **more)
+
+    return several if inspect.isasyncgenfunction(call) else one
+
+
+for _name in vars(Store).keys() - {"open", "aclose"}:
+    _call = getattr(MemoryStore, _name)
+    if inspect.iscoroutinefunction(_call) or inspect.isasyncgenfunction(_call):
+        setattr(TrickyStore, _name, _with_tricks(_name))
 
 
 class Line(Store):
