@@ -34,6 +34,7 @@ from tests.support import (
     gated,
     hidden,
     running,
+    said,
     settled,
     slow_route,
 )
@@ -707,7 +708,7 @@ async def test_an_unreadable_record_is_no_store_that_is_away(
                 assert response.status_code == 503
                 assert "retry-after" in response.headers
         assert (await both.b.post("/fail", headers=keyed)).status_code == 503
-        (told,) = caplog.records
+        (told,) = said(caplog)
         assert (told.levelname, told.exc_info) == ("WARNING", None)
         assert id_of(unread) in told.getMessage()
 

@@ -32,7 +32,7 @@ def litestar(gate: Gate) -> Any:
         await gate.wait()
         return "done"
 
-    return Litestar([slow])
+    return Litestar([slow], logging_config=None)  # it would set the root logger's level for good
 
 
 def falcon(gate: Gate) -> Any:
