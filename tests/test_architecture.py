@@ -250,6 +250,64 @@ def test_a_foreign_write_is_found(source: str) -> None:
     assert list(foreign("self.a, self.b = a.b, c.d[0]")) == []
 
 
+# --- the tests' own house -----------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+MODULES = {
+    ".".join(path.relative_to(TESTS).with_suffix("").parts): path.read_text()
+    for path in sorted(TESTS.rglob("test_*.py"))
+}
+
+STAND_INS = {
+    "stores.test_bounded.Delayed": "it overrides every call, and counts who still reads",
+    "stores.test_bounded.Plain": "its bodies come from an iterator that is no generator",
+    "test_bad_input.Elsewhere": "it is a runner that knows its queues",
+    "test_faults.SpoiltStore": "one of its records cannot be read from the n-th call on",
+    "test_laws.Fading": "what it gives is not what it was given",
+    "test_lifespan.Opening": "it is told what happens when it is opened",
+    "test_model.SharedWatched": "the same, as if others saw it too",
+    "test_model.Watched": "it compares what it is given with what it has",
+    "test_responses.Disk": "it counts the bytes of bodies alone, and refuses them alone",
+    "test_responses.SharedDisk": "the same, as if others saw it too",
+}
+"""Stores and runners that stand outside `tests/doubles`, where one of its own has no use for
+others; why."""
+
+
+def stand_ins(modules: dict[str, str]) -> set[str]:
+    """The classes that are a store or a runner, or derive from one that is."""
+    found: set[str] = set()
+    kinds = {"Store", "Runner"}
+    before = -1
+    while before != len(found):
+        before = len(found)
+        for module, source in modules.items():
+            for node in ast.walk(ast.parse(source)):
+                if not isinstance(node, ast.ClassDef):
+                    continue
+                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                if bases & kinds or any(base.endswith(("Store", "Runner")) for base in bases):
+                    found.add(f"{module}.{node.name}")
+                    kinds.add(node.name)
+    return found
+
+
+def test_no_test_module_imports_another() -> None:
+    for module, source in MODULES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = ast.unparse(node)
+                assert not re.search(r"\btests[. ].*\btest_", imported), f"{module}: {imported}"
+
+
+def test_stores_and_runners_that_stand_in_for_others_are_in_one_place() -> None:
+    doubles = {path.stem: path.read_text() for path in (TESTS / "doubles").glob("*.py")}
+    shared = {name.rpartition(".")[2] for name in stand_ins(doubles)}
+    assert {"TrickyStore", "Line", "Engine"} <= shared
+    found = stand_ins(MODULES | doubles) - stand_ins(doubles)
+    assert found == STAND_INS.keys()
+
+
 # --- the rules themselves ----------------------------------------------------------------------
 
 
