@@ -267,6 +267,7 @@ STAND_INS = {
     "test_lifespan.Opening": "it is told what happens when it is opened",
     "test_model.SharedWatched": "the same, as if others saw it too",
     "test_model.Watched": "it compares what it is given with what it has",
+    "test_recorder.Keeping": "it keeps the pieces of bodies as it is told",
     "test_responses.Disk": "it counts the bytes of bodies alone, and refuses them alone",
     "test_responses.SharedDisk": "the same, as if others saw it too",
 }
