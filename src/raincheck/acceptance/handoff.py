@@ -41,7 +41,7 @@ VARY = (b"vary", b"Prefer")
 
 # What routing below us writes into the scope, and what counts and traces above us reads there; not
 # `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
-_ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
+_ROUTED = ("route", "endpoint", "path_params", "router", "fastapi")
 
 _UNSET = object()
 
@@ -493,8 +493,10 @@ class Handoff:
     def show_route(self, outer: Scope | None) -> None:
         """Write what routing has found into the scope as it came, if that is there."""
         if outer is not None:
-            for key in _ROUTED & self.scope.keys():
-                outer[key] = self.scope[key]
+            scope = self.scope
+            for key in _ROUTED:
+                if key in scope:
+                    outer[key] = scope[key]
 
     # --- the app's side ------------------------------------------------------------------------
 
