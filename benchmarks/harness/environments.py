@@ -90,6 +90,15 @@ class Environments:
             found[name] = {package["name"]: package["version"] for package in packages}
         return found
 
+    def commit(self) -> str:
+        """Which raincheck is measured: another than this checkout's if `PYTHONPATH` says so."""
+        python = str(self.python("raincheck"))
+        command = [python, "-c", "import raincheck; print(*raincheck.__path__)"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = ["git", "-C", found.stdout.strip(), "describe", "--always", "--dirty"]
+        said = subprocess.run(command, capture_output=True, text=True)
+        return said.stdout.strip() or "of no checkout"
+
     def has(self, name: str, module: str) -> bool:
         """Whether a module can be imported in an environment."""
         command = [str(self.python(name)), "-c", f"import {module}"]

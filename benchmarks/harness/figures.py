@@ -87,8 +87,8 @@ class Owners:
         running.bench.load.press(server, jobs, status=202, **every)
         last = f"x-owner: {owners - 1}"
         status, headers, _ = server.ask("POST", "/queued", BODY, fields=[last])
-        if status != 202:
-            raise Failed(f"{running.side.app} answered {status} to a job that has to wait")
+        if status != 202 or server.answered < self.waiting:
+            raise Failed(f"{server.answered} of {self.waiting} jobs wait; then came a {status}")
         return spell("GET", headers["location"], "", last)
 
     def _comparison(self, what: str) -> Comparison:

@@ -632,8 +632,8 @@ def make() -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(Floor)])
 
 
-def build(duties: int = len(DUTIES)) -> Starlette:
-    """The app with the first so many duties."""
+def build(duties: int | None = None) -> Starlette:
+    """The app with the first so many duties; None: with all."""
     there = set([*DUTIES][:duties])
     lines = []
     for line in Path(__file__).read_text().splitlines():
