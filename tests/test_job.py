@@ -142,6 +142,69 @@ def test_a_job_that_is_given_back_knows_since_when_nobody_has_its_route() -> Non
     assert move(once, State.CANCELLED).orphaned_at is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "ready"),
+    [
+        ({}, True),
+        ({"not_before": 105.0}, True),
+        ({"not_before": 105.1}, False),
+        ({"state": State.RUNNING}, False),
+        ({"state": State.CANCELLED}, False),
+        ({"gone": True}, False),
+        ({"route": "other"}, False),
+    ],
+)
+def test_a_job_begins_where_its_route_is_and_not_before_its_time(
+    fields: dict[str, Any], ready: bool
+) -> None:
+    assert job(State.QUEUED)._replace(**fields).ready({"route", "another"}, 105.0) is ready
+
+
+def test_what_a_job_waited_for_is_over_when_it_begins_or_ends() -> None:
+    waits = job(State.QUEUED, not_before=200.0, replayable=True, max_runs=2)
+    for kept in (waits.held_by("here"), waits.given_back(105.0), waits.shared(1)):
+        assert kept.not_before == 200.0
+    assert waits.start(205.0).not_before is None
+    assert waits.start(205.0).requeue().not_before is None
+    assert move(waits, State.CANCELLED).not_before is None
+    assert waits.tombstone(105.0, 30.0).not_before is None
+
+
+def test_who_has_begun_a_job_is_known_by_name_and_time() -> None:
+    runs = job(State.QUEUED).start(105.0, "here")
+    assert runs.begun_by("here", 105.0)
+    assert runs.with_progress(Progress(0.5)).begun_by("here", 105.0)
+    for other in (runs.cancelling(), move(runs, State.FAILED), runs.tombstone(106.0, 30.0)):
+        assert not other.begun_by("here", 105.0)
+    assert not runs.begun_by("there", 105.0)
+    assert not runs.begun_by("here", 105.5)
+    assert not job(State.QUEUED, holder="here", started_at=105.0).begun_by("here", 105.0)
+
+
+def test_a_job_counts_with_those_that_wait_or_with_those_that_run() -> None:
+    together = {state: job(state).counts_with for state in State}
+    assert together == {
+        State.QUEUED: (State.QUEUED,),
+        State.RUNNING: (State.RUNNING, State.CANCELLING),
+        State.CANCELLING: (State.RUNNING, State.CANCELLING),
+        **dict.fromkeys(TERMINAL, ()),
+    }
+    assert {state: job(state).stage for state in State} == {
+        state: None if state in TERMINAL else state for state in State
+    }
+    for state in State:
+        assert job(state, gone=True).stage is None
+        assert job(state, gone=True).counts_with == ()
+
+
+def test_a_sweep_turns_to_a_job_when_it_expires_and_to_its_tombstone_when_that_goes() -> None:
+    running = job()
+    finished = move(running, State.FAILED)
+    assert running.due_at is None
+    assert (finished.due_at, finished.tombstone(170.0).due_at) == (170.0, 200.0)
+    assert running.tombstone(120.0, 30.0).due_at == 150.0
+
+
 @pytest.mark.parametrize("state", [state for state in State if state is not State.QUEUED])
 def test_a_job_that_does_not_wait_changes_no_hands(state: State) -> None:
     with pytest.raises(IllegalTransition, match=f"a {state} job does not wait"):
@@ -297,6 +360,7 @@ def full_job(state: State) -> Job:
         clients=3,
         orphaned_at=105.0,
         synchronous=True,
+        not_before=106.0,
         extra={"weight": 1},
     )
     defaults = Job._field_defaults
@@ -339,6 +403,7 @@ def test_a_job_that_ends_has_its_fields_where_they_belong() -> None:
         response=None,
         gone=False,
         orphaned_at=None,
+        not_before=None,
     )
 
 

@@ -473,8 +473,10 @@ class Watched(MemoryStore):
                 self.wrong.append(f"{old.state} changed")
         return replaced
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
-        kept = await super().append_body(id, fence, offset, chunk)
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, **more: Any
+    ) -> bool:
+        kept = await super().append_body(id, fence, offset, chunk, **more)
         if len(chunk) < PIECE:
             self.wrong.append(f"{len(chunk)} bytes were kept by themselves")
         return kept

@@ -144,9 +144,11 @@ class Disk(MemoryStore):
             self.refused += 1
             raise StoreFull("the disk is full")
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, **more: Any
+    ) -> bool:
         self._check(len(chunk))
-        return await super().append_body(id, fence, offset, chunk)
+        return await super().append_body(id, fence, offset, chunk, **more)
 
     async def replace(self, job: Job, *, tail: bytes = b"", **settings: Any) -> bool:
         if tail or self.broken:

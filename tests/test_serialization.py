@@ -12,10 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raincheck.errors import Problem, UnreadableRecord
+from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.serialization import FORMAT, dump, dump_request, load, load_request
+from raincheck.messages import CapturedRequest, CapturedResponse, Head
+from raincheck.serialization import (
+    FORMAT,
+    STARTABLE,
+    dump,
+    dump_cursor,
+    dump_head,
+    dump_request,
+    load,
+    load_cursor,
+    load_head,
+    load_request,
+    started,
+)
 from raincheck.testing import finished
 from tests.stores import left
 
@@ -64,6 +76,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "clients": st.integers(-1, 2**31),
     "orphaned_at": st.none() | times,
     "synchronous": st.booleans(),
+    "not_before": st.none() | times,
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -171,9 +184,13 @@ FULL = Job(
     clients=2,
     orphaned_at=1700000000.5,
     synchronous=True,
+    not_before=1700000001.5,
 )
 REQUEST = dataclasses.replace(left.REQUEST, path_params=(), app_root_path=None)
-TIMES = ("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at")
+TIMES = (
+    *("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at"),
+    "not_before",
+)
 LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
 MOUNTED = CapturedRequest(
     *("GET", "/ann/7", None, b"", (), b""),
@@ -196,7 +213,8 @@ GOLDEN = [
         b'"progress":[0.5,"halb fertig: \\u00bd"],'
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
-        b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true}',
+        b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true,'
+        b'"not_before":1700000001.5}',
     ),
 ]
 GOLDEN_REQUESTS = [
@@ -227,6 +245,7 @@ GOLDEN_REQUESTS = [
 def test_format_1_of_a_job_stays_what_it_is(job: Job, record: bytes) -> None:
     assert FORMAT == 1
     assert dump(job) == record
+    assert record.startswith(STARTABLE)
     assert same(load(record), job)
 
 
@@ -258,14 +277,79 @@ def test_a_path_parameter_of_another_shape_cannot_be_read(found: Any) -> None:
         load_request(record)
 
 
+def test_the_head_of_a_response_comes_back_and_stays_what_it_is() -> None:
+    head = Head(207, ((b"set-cookie", b"a"), (b"set-cookie", b"\xff")))
+    record = b'{"format":1,"head":[207,[["set-cookie","a"],["set-cookie","\\u00ff"]]]}'
+    assert dump_head(head) == record
+    for found in (record, record.decode()):
+        assert same(load_head(found), head)
+
+
+@pytest.mark.parametrize(
+    "found", [None, [], [200], ["200", []], [200, {}], [200, [["a"]]], [200, 1]]
+)
+def test_a_head_of_another_shape_cannot_be_read(found: Any) -> None:
+    with pytest.raises(UnreadableRecord):
+        load_head(json.dumps({"format": 1, "head": found}))
+
+
 @pytest.mark.parametrize("found", [0, 2, 3, 1.5, "1", None])
 def test_a_record_in_another_format_is_refused_and_named(found: Any) -> None:
     """Whatever else is in it: another format may have other fields."""
     for known in ({}, {"unheard_of": 1}, {"state": "sleeping"}):
         record = json.dumps({**json.loads(GOLDEN[0][1]), **known, "format": found}).encode()
-        for read in (load, load_request):
+        for read in (load, load_head, load_request):
             with pytest.raises(UnreadableRecord, match=f"a record has format {found!r}.* reads 1"):
                 read(record)
+
+
+@often
+@given(
+    job=st.builds(Job, **JOBS | {"state": st.just(State.QUEUED)}), now=times, holder=texts | names
+)
+def test_a_job_is_started_without_reading_its_record(job: Job, now: float, holder: str) -> None:
+    record = dump(job) + started(now, holder)
+    assert same(load(record), job.start(now, holder))
+    assert same(load(record.decode()), job.start(now, holder))
+
+
+def test_the_start_of_a_job_stays_what_it_is() -> None:
+    assert started(1700000000.25, "hôst-1") == b'\n{"started":[1700000000.25,"h\\u00f4st-1"]}'
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(b"{}", b"[]", b'{"started":1}', b'{"started":[1.5]}', b'{"started":["h",1.5]}'),
+        *(b"{", b'{"started":[1.5,"h"]}\n{"started":[1.5,"h"]}', b"\xff"),
+    ],
+)
+def test_a_record_that_goes_on_otherwise_cannot_be_read(end: bytes) -> None:
+    with pytest.raises(UnreadableRecord):
+        load(dump(PLAIN) + b"\n" + end)
+
+
+def test_what_cannot_be_started_cannot_be_read() -> None:
+    for there in (PLAIN.start(1.0), PLAIN.start(1.0).cancelling(), FULL):
+        with pytest.raises(UnreadableRecord):
+            load(dump(there) + started(2.0, "h"))
+
+
+@often
+@given(
+    created_at=st.floats(allow_nan=False, allow_infinity=False),
+    id=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+)
+def test_where_a_page_ended_comes_back(created_at: float, id: str) -> None:
+    assert load_cursor(dump_cursor(created_at, id)) == (created_at, id)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "~", "1.5", "1.5~", "~a", "x~a", "nan~a", "inf~a", "1.5~\0", "1.5~\udc80"]
+)
+def test_a_malformed_cursor_is_told_so(text: str) -> None:
+    with pytest.raises(MalformedCursor):
+        load_cursor(text)
 
 
 def test_a_record_that_names_no_format_is_refused() -> None:
@@ -319,7 +403,7 @@ def test_a_captured_request_with_a_field_of_another_shape_cannot_be_read(field: 
 @often
 @given(record=st.binary() | values.map(lambda value: json.dumps(value).encode()))
 def test_whatever_is_found_is_read_or_is_unreadable(record: bytes) -> None:
-    for read in (load, load_request):
+    for read in (load, load_head, load_request):
         with pytest.raises(UnreadableRecord):
             read(record)
 

@@ -5,6 +5,7 @@
     ├── IllegalTransition                   a job was asked for a move it may not make
     │   ├── LeaseLost                       another process has taken it over
     │   └── NoRoom                          as many are in that state as may be
+    ├── MalformedCursor (ValueError)        no page of a list of jobs ended there
     ├── StoreError                          a store could not do what it promises
     │   ├── BodyLost                        what is left of a stored response is not all of it
     │   ├── StoreFull                       no room for another job; nothing was evicted
@@ -162,6 +163,10 @@ class NoRoom(IllegalTransition):
     def __init__(self, *, owner: bool) -> None:
         super().__init__(f"no room for another job of this {'owner' if owner else 'route'}")
         self.owner = owner
+
+
+class MalformedCursor(RaincheckError, ValueError):
+    """What a list of jobs was to go on after is not the end of a page of one."""
 
 
 class StoreError(RaincheckError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -36,6 +36,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
 }
 """Every move a job may make. A state without moves is terminal and never changes (law 5)."""
+
+_WAITING = (State.QUEUED,)
+_RUNNING = State.RUNNING, State.CANCELLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Job(NamedTuple):
         orphaned_at: since when those who were to run it did not have its route.
         synchronous: whether its request was answered in place, and it only keeps that answer for
             whoever sends the same key again.
+        not_before: while it is queued: it does not begin before this time.
         extra: fields of its record that only a newer version knows; kept as they came, but for
             what a tombstone keeps.
     """
@@ -137,6 +141,7 @@ class Job(NamedTuple):
     clients: int = 1
     orphaned_at: float | None = None
     synchronous: bool = False
+    not_before: float | None = None
     extra: Mapping[str, Any] | None = None
 
     @classmethod
@@ -203,6 +208,34 @@ class Job(NamedTuple):
         return "" if self.synchronous else self.route
 
     @property
+    def stage(self) -> State | None:
+        """Its state as long as it takes a place; None once it is finished or gone."""
+        return None if self.gone or self.finished else self.state
+
+    @property
+    def counts_with(self) -> tuple[State, ...]:
+        """The states whose jobs count together with it (see `Bounds`); none if it takes none."""
+        stage = self.stage
+        return () if stage is None else _WAITING if stage is State.QUEUED else _RUNNING
+
+    @property
+    def due_at(self) -> float | None:
+        """When a sweep turns to it; None: never, as it is."""
+        return self.purge_at if self.gone else self.expires_at
+
+    def ready(self, routes: Collection[str], now: float) -> bool:
+        """Whether who has these routes may begin it now."""
+        return (
+            self.stage is State.QUEUED
+            and self.route in routes
+            and (self.not_before is None or self.not_before <= now)
+        )
+
+    def begun_by(self, holder: str, now: float) -> bool:
+        """Whether this process began it at this time, and it runs."""
+        return self.stage is State.RUNNING and self.holder == holder and self.started_at == now
+
+    @property
     def confirmed(self) -> bool:
         """Whether it is known to be accepted.
 
@@ -250,6 +283,7 @@ class Job(NamedTuple):
             holder=holder,
             started_at=now,
             orphaned_at=None,
+            not_before=None,
         )
 
     def held_by(self, holder: str | None) -> Job:
@@ -342,6 +376,7 @@ class Job(NamedTuple):
                 self.clients,
                 None,  # orphaned_at
                 self.synchronous,
+                None,  # not_before
                 self.extra,
             )
         )

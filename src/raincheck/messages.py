@@ -39,6 +39,18 @@ _HOP_BY_HOP, _LENGTH = "hop-by-hop", "length"
 _BODILESS = frozenset({204, 304})
 
 
+class Head(NamedTuple):
+    """What of a response is known before its end.
+
+    Attributes:
+        status: its status code.
+        headers: raw pairs in order.
+    """
+
+    status: int
+    headers: RawHeaders
+
+
 @dataclass(frozen=True, slots=True)
 class CapturedRequest:
     """A request as bytes: all that a replay needs, and nothing that is alive.

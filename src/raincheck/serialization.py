@@ -1,7 +1,9 @@
 """Records: jobs and captured requests as bytes, for stores outside the process.
 
-A job is a line of JSON, a captured request another with the body behind it as it came. Each names
-the format that it is written in; of a field that has its default nothing is written.
+A job is a line of JSON, a captured request another with the body behind it as it came, the head
+of a response that is not complete one more. Each names the format that it is written in; of a field
+that has its default nothing is written. A job that was started by who could not read it has a
+second line that says so.
 
 The number of the format is its major part, and is raised when an older version must not touch what
 a newer one writes. A minor part needs none: fields that a newer version has added are kept as they
@@ -12,19 +14,23 @@ read. A captured request is never written again, so what is new in one is passed
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
-from raincheck.errors import Problem, UnreadableRecord
+from raincheck.errors import IllegalTransition, MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Job, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
+from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 
 FORMAT = 1
 """What this version writes, and the newest that it reads. The first: there is no older one yet, and
 whatever raises it has to read this one, too."""
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+
+STARTABLE = _encode({"format": FORMAT})[:-1].encode() + b","
+"""How the record of every job begins that `started` may be appended to."""
 
 _NAMES = tuple(name for name in Job._fields if name != "extra")
 _DEFAULTS = [Job._field_defaults.get(name, ...) for name in _NAMES]  # no value is the Ellipsis
@@ -63,6 +69,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "clients": _NUMBER,
     "orphaned_at": _TIME,
     "synchronous": _FLAG,
+    "not_before": _TIME,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
     "method": _TEXT,
@@ -83,7 +90,7 @@ _MOUNT_SHAPES: dict[str, _Types] = {"path_params": (dict,), "app_root_path": _TE
 _PLAIN = (str, int, float, bool, type(None))
 
 # What the wrong shape of a value inside a record comes to; that of JSON itself is a ValueError.
-_MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MISSHAPEN = (ValueError, TypeError, KeyError, AttributeError, RecursionError, IllegalTransition)
 
 T = TypeVar("T")
 
@@ -109,8 +116,17 @@ def dump(job: Job) -> bytes:
     return _encode(fields).encode()
 
 
+def started(now: float, holder: str) -> bytes:
+    """What starts a job when it is appended to its record, as it is: `job.start(now, holder)`.
+
+    So a server can start a job that it cannot read; but only one whose record begins as `STARTABLE`
+    does, or it would change what only a newer version may.
+    """
+    return b"\n" + _encode({"started": [now, holder]}).encode()
+
+
 def load(record: bytes | str) -> Job:
-    """The job that `dump` made these bytes of.
+    """The job that `dump` made these bytes of, and started if `started` was appended to them.
 
     Raises:
         UnreadableRecord: they are damaged, or in the format of another version of raincheck.
@@ -126,7 +142,41 @@ def readable(record: bytes | str) -> Job | None:
         return None
 
 
+def dump_cursor(created_at: float, id: str) -> str:
+    """Where a page of a list of jobs ended, as text."""
+    return f"{float(created_at)!r}~{id}"
+
+
+def load_cursor(text: str) -> tuple[float, str]:
+    """The time and the id that `dump_cursor` made this text of.
+
+    Raises:
+        MalformedCursor: it made it of none.
+    """
+    time, _, id = text.partition("~")
+    try:
+        id.encode()
+        created_at = float(time)
+    except ValueError:
+        created_at = math.nan
+    if not (math.isfinite(created_at) and id and "\0" not in id):
+        raise MalformedCursor("no page of a list of jobs ended there")
+    return created_at, id
+
+
 def _job(record: bytes | str) -> Job:
+    newline: Any = b"\n" if isinstance(record, bytes) else "\n"
+    record, _, start = record.partition(newline)
+    job = _queued(record)
+    if not start:
+        return job
+    found: list[Any] = json.loads(start)["started"]
+    if [each.__class__ for each in found] not in ([float, str], [int, str]):
+        raise TypeError(f"it was started by {found!r}")
+    return job.start(*found)
+
+
+def _queued(record: bytes | str) -> Job:
     fields = _read(record)
     extra = None
     for name, value in fields.items():
@@ -164,6 +214,28 @@ def _response(found: list[Any]) -> CapturedResponse:
         case [int() as status, list() as headers, int() as size]:
             return CapturedResponse(status, _pairs(headers), size)
     raise TypeError(f"response is {found!r}")
+
+
+def dump_head(head: Head) -> bytes:
+    """The head of a response as bytes, for as long as it is not complete."""
+    return _encode({"format": FORMAT, "head": [head.status, _texts(head.headers)]}).encode()
+
+
+def load_head(record: bytes | str) -> Head:
+    """The head that `dump_head` made these bytes of.
+
+    Raises:
+        UnreadableRecord: they are damaged, or in the format of another version of raincheck.
+    """
+    return _shaped(_head, record)
+
+
+def _head(record: bytes | str) -> Head:
+    found = _read(record)["head"]
+    match found:
+        case [int() as status, list() as headers]:
+            return Head(status, _pairs(headers))
+    raise TypeError(f"head is {found!r}")
 
 
 def dump_request(request: CapturedRequest) -> bytes:

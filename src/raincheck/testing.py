@@ -19,13 +19,22 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 
-from raincheck.errors import NoRoom, StoreError, crashed
+from raincheck.errors import MalformedCursor, NoRoom, StoreError, crashed
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.lifespan import lifespan as lifespan
-from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.messages import CapturedRequest, CapturedResponse, Head
 from raincheck.runners.base import Run, Runner, Stop
 from raincheck.runtime.recorder import PIECE
-from raincheck.stores.base import Found, Store
+from raincheck.stores.base import (
+    SMALL,
+    Claim,
+    Fetched,
+    Found,
+    Partial,
+    Store,
+    Total,
+    told,
+)
 
 
 class Response(Protocol):
@@ -65,6 +74,11 @@ def job(id: str = "a", **fields: Any) -> Job:
     """A running job, for tests of stores."""
     known = {"id": id, "route": "r", "state": State.RUNNING, "created_at": 1000.0, "fence": 1}
     return Job(**{**known, **fields})
+
+
+def waiting(id: str = "a", **fields: Any) -> Job:
+    """A job that waits and whose captured request is kept, for tests of stores."""
+    return job(id, **{"state": State.QUEUED, "replayable": True, **fields})
 
 
 def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
@@ -109,6 +123,54 @@ async def fits(store: Store, job: Job, bounds: Bounds | None) -> bool:
         assert await store.get(job.id) is None
         return False
     return True
+
+
+def keeps(store: Store, method: str) -> bool:
+    """Whether a store leaves it at the default of a method."""
+    return getattr(type(store), method) is getattr(Store, method)
+
+
+async def claim(store: Store, id: str = "a", **changes: Any) -> Claim | None:
+    """Who asks for a job."""
+    asked: dict[str, Any] = {"routes": {"r"}, "holder": "here", "now": 1001.5, "lease": None}
+    return await store.claim(id, **asked | changes)
+
+
+async def pages(store: Store, limit: int = 100, **of: Any) -> list[Job]:
+    """All jobs of a list, however many pages it has."""
+    page = await store.list(limit=limit, **of)
+    jobs = [*page.jobs]
+    while page.after is not None:
+        page = await store.list(limit=limit, after=page.after, **of)
+        assert len(page.jobs) <= limit
+        jobs += page.jobs
+    return jobs
+
+
+async def many_kinds(store: Store) -> list[Job]:
+    """Jobs of all kinds, in a store, and several that are not to be listed; newest first."""
+    found = []
+    for number in range(48):
+        new = waiting(
+            f"{number * 7 % 48:02}",
+            created_at=1000.0 + number // 3 * 0.5,
+            route=f"r{number % 2}",
+            owner=(None, "ann", "bob ü")[number % 3],
+        )
+        await store.create(new, request())
+        stopping = new.start(1010.0, "h").cancelling()
+        done = finished(stopping, 1010.25 + number, size=0 if number % 8 == 3 else None)
+        versions = (new, new.start(1010.0, "h"), stopping, done)[: number % 4 + 1]
+        for version in versions[1:]:
+            assert await store.replace(version)
+        found.append(versions[-1])
+    for n, forgotten in enumerate((waiting("50"), job("51"), job("52"))):
+        await store.create(forgotten)
+        assert await store.replace(forgotten.tombstone(1000.0 + n, 60.0))
+    await store.create(job("53", synchronous=True))
+    await store.create(job("54", synchronous=True))
+    assert await store.replace(finished(job("54", synchronous=True)))
+    return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
 
 async def body_of(store: Store, id: str, offset: int = 0) -> bytes:
@@ -183,6 +245,7 @@ class StoreContract:
             owner="user ü",
             clients=2,
             synchronous=True,
+            not_before=1003.5,
         )
         await store.create(full, request())
         assert await store.get("a") == full
@@ -680,6 +743,517 @@ class StoreContract:
         assert await store.append_body("a", 3, 0, b"second")
         assert not await store.replace(finished(first))
         assert await body_of(store, "a") == b"second"
+
+    async def test_who_claims_a_job_that_waits_runs_it(self, store: Store) -> None:
+        new = waiting(holder="there", queue="q", owner="ü", extra={"minor": [1]}, orphaned_at=9.5)
+        await store.create(new, request(), keys=(Key("k", lasting=False),))
+        runs = new.start(1001.5, 'hére "1"')
+        begun = await claim(store, routes=("s", "r"), holder=runs.holder)
+        assert begun == Claim(runs, request(), True)
+        assert await store.get("a") == runs
+        assert await store.find("k") == (runs, None)
+        assert await store.renew({"a": new.fence}, 60.0) == {}
+        assert await store.renew({"a": runs.fence}, 60.0) == {"a": State.RUNNING}
+        assert not await store.append_body("a", new.fence, 0, b"x")
+        assert await store.append_body("a", runs.fence, 0, b"x")
+        assert not await store.replace(new.start(1002.0))
+        stopping = runs.cancelling()
+        assert await store.replace(stopping)
+        assert await store.get("a") == stopping
+        assert await store.replace(finished(stopping))
+
+    async def test_who_has_lost_a_claim_asks_again(self, store: Store) -> None:
+        if keeps(store, "claim"):
+            return
+        for max_runs in (1, 2):
+            new = waiting(f"{max_runs}", max_runs=max_runs)
+            await store.create(new, request())
+            begun = Claim(new.start(1001.5, "here"), request(), True)
+            for _ in range(3):
+                assert await claim(store, new.id) == begun
+            others = Claim(begun.job, None, False)
+            assert await claim(store, new.id, holder="there") == others
+            assert await claim(store, new.id, now=1001.75) == others
+            assert await store.get(new.id) == begun.job
+            assert await claim(store, new.id) == begun
+
+    async def test_a_claimed_request_is_dropped_with_the_version_after(self, store: Store) -> None:
+        later: list[Callable[[Job], Job]] = [
+            lambda runs: runs.with_progress(Progress(0.5)),
+            lambda runs: runs.cancelling(),
+            lambda runs: runs.shared(1),
+            lambda runs: finished(runs, size=0),
+        ]
+        for number, change in enumerate(later):
+            id = str(number)
+            await store.create(waiting(id), request())
+            assert await claim(store, id)
+            assert await store.request(id) is None
+            version = change(waiting(id).start(1001.5, "here"))
+            assert await store.replace(version)
+            assert await store.request(id) is None
+            assert await claim(store, id) == Claim(version, None, False)
+
+    async def test_a_claimed_request_stays_for_a_run_that_is_still_to_come(
+        self, store: Store
+    ) -> None:
+        if keeps(store, "claim"):
+            return
+        new = waiting(max_runs=2)
+        await store.create(new, request())
+        first = new.start(1001.5, "here")
+        assert await claim(store) == Claim(first, request(), True)
+        assert await store.request("a") == request()
+        assert await store.replace(first.requeue())
+        second = first.requeue().start(1002.5, "there")
+        begun = Claim(second, request(), True)
+        assert await claim(store, now=1002.5, holder="there") == begun
+        assert await store.request("a") is None
+        assert await claim(store, now=1002.5, holder="there") == begun
+
+    async def test_what_cannot_begin_is_left_as_it_is(self, store: Store) -> None:
+        running = job("runs", replayable=True, max_runs=2)
+        kept = {
+            "of another route": waiting("of another route", route="s"),
+            "not yet": waiting("not yet", not_before=1001.75),
+            "without a request": waiting("without a request", replayable=False),
+            "runs": running,
+            "stops": running._replace(id="stops", state=State.CANCELLING),
+        }
+        for new in kept.values():
+            await store.create(new, request(), lease=0.0)
+        await store.create(running._replace(id="ended"), request())
+        kept["ended"] = finished(running._replace(id="ended"))
+        assert await store.replace(kept["ended"])
+        for id, there in kept.items():
+            assert await claim(store, id, lease=60.0) == Claim(there, None, False)
+            assert await store.get(id) == there
+            assert await store.request(id) == (request() if there.replayable else None)
+        assert {each.id async for each in store.abandoned()} == kept.keys() - {"ended"}
+        assert await claim(store, "runs", routes=()) == Claim(running, None, False)
+
+    async def test_a_job_does_not_begin_before_its_time(self, store: Store) -> None:
+        for id, not_before in (("a", 1001.5), ("b", 1001.25)):
+            new = waiting(id, not_before=not_before)
+            await store.create(new, request())
+            assert await claim(store, id, now=1001.0) == Claim(new, None, False)
+            assert await claim(store, id) == Claim(new.start(1001.5, "here"), request(), True)
+        again = waiting("c", max_runs=2).start(1001.0).requeue()._replace(not_before=1003.5)
+        await store.create(again._replace(version=1, not_before=None), request())
+        later = again._replace(version=2)
+        assert await store.replace(later)
+        assert await claim(store, "c", now=1003.0) == Claim(later, None, False)
+        begun = await claim(store, "c", now=1003.5)
+        assert begun == Claim(later.start(1003.5, "here"), request(), True)
+        assert begun.job.not_before is None
+
+    async def test_what_is_not_there_cannot_be_claimed(self, store: Store) -> None:
+        assert await claim(store, "unknown") is None
+        await store.create(waiting(), request())
+        await store.replace(waiting().tombstone(1000.0, 60.0))
+        assert await claim(store) is None
+
+    async def test_a_claim_is_held_for_its_lease(self, store: Store) -> None:
+        for id in "abcd":
+            await store.create(waiting(id), request(), lease=60.0 if id in "cd" else 0.0)
+        leases = {"a": 60.0, "b": None, "c": None, "d": 0.0}
+        for id, lease in leases.items():
+            begun = await claim(store, id, lease=lease)
+            assert begun is not None
+            assert begun.begun
+        assert {each.id async for each in store.abandoned()} == {"b", "d"}
+
+    async def test_of_many_who_claim_a_job_one_runs_it(self, store: Store) -> None:
+        await store.create(waiting(max_runs=2), request())
+        told = []
+
+        async def ask(number: int) -> None:
+            told.append(await claim(store, holder=str(number)))
+
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                group.start_soon(ask, number)
+        (begun,) = [each for each in told if each is not None and each.begun]
+        assert begun.request == request()
+        assert begun.job == await store.get("a")
+        assert [each for each in told if each != begun] == [Claim(begun.job, None, False)] * 29
+
+    async def test_a_claim_wakes_who_waits(self, store: Store) -> None:
+        await store.create(waiting(), request())
+        seen = []
+
+        async def watch() -> None:
+            seen.append(await store.changed("a", 1))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            group.start_soon(watch)
+            await anyio.wait_all_tasks_blocked()
+            assert await claim(store)
+        assert seen == [waiting().start(1001.5, "here")] * 2
+
+    async def test_a_claimed_job_counts_with_those_that_run(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        await store.create(waiting(owner="ann"), request())
+        assert not await fits(store, waiting("b", owner="ann"), one)
+        assert await fits(store, job("c", owner="ann"), one)
+        assert await store.replace(finished(job("c", owner="ann")))
+        assert await claim(store)
+        assert await fits(store, waiting("b", owner="ann"), one)
+        assert not await fits(store, job("d", owner="ann"), one)
+        assert await store.replace(finished(waiting(owner="ann").start(1001.5, "here")))
+        assert await fits(store, job("d", owner="ann"), one)
+
+    async def test_a_claimed_job_has_a_body_of_its_own(self, store: Store) -> None:
+        await store.create(waiting(), request())
+        head = Head(200, ())
+        assert await store.append_body("a", 1, 0, b"of nobody", head=head)
+        assert await claim(store)
+        runs = waiting().start(1001.5, "here")
+        assert await body_of(store, "a") == b""
+        assert await store.partial("a") == Partial(runs, None, 0)
+        assert await store.append_body("a", 2, 0, b"one")
+        assert await body_of(store, "a") == b"one"
+
+    async def test_a_small_body_comes_with_its_job(self, store: Store) -> None:
+        if keeps(store, "fetch"):
+            return
+        for size in (0, 1, 1000, SMALL):
+            body = bytes(range(256)) * (SMALL // 256)
+            pieces = [body[:size][start : start + 30_000] for start in range(0, size, 30_000)]
+            done = await with_body(store, f"in pieces {size}", pieces)
+            assert await store.fetch(done.id) == Fetched(done, body[:size])
+            done = await with_body(store, f"at once {size}", (), tail=body[:size])
+            assert await store.fetch(done.id) == Fetched(done, body[:size])
+        done = await with_body(store, "both", [b"one", b"two"], tail=b"three")
+        assert await store.fetch("both") == Fetched(done, b"onetwothree")
+
+    async def test_a_large_body_does_not(self, store: Store) -> None:
+        large = b"x" * (SMALL + 1)
+        done = await with_body(store, "in pieces", [large[:-1]], tail=large[-1:])
+        assert await store.fetch("in pieces") == Fetched(done, None)
+        done = await with_body(store, "at once", (), tail=large)
+        assert await store.fetch("at once") == Fetched(done, None)
+
+    async def test_a_job_without_a_response_comes_alone(self, store: Store) -> None:
+        assert await store.fetch("a") is None
+        await store.create(job())
+        assert await store.fetch("a") == Fetched(job(), None)
+        assert await store.append_body("a", 1, 0, b"x")
+        assert await store.fetch("a") == Fetched(job(), None)
+        assert await store.replace(finished(job()))
+        assert await store.fetch("a") == Fetched(finished(job()), None)
+        gone = (await with_body(store, "b", [b"x"])).tombstone(1000.0, 60.0)
+        assert await store.replace(gone)
+        assert await store.fetch("b") == Fetched(gone, None)
+
+    async def test_a_small_body_that_is_not_whole_is_left_to_who_reads_it(
+        self, store: Store
+    ) -> None:
+        for id, pieces in (("none", ()), ("some", (b"on",)), ("more", (b"one", b"two"))):
+            await store.create(job(id))
+            size = 0
+            for piece in pieces:
+                assert await store.append_body(id, 1, size, piece)
+                size += len(piece)
+            done = finished(job(id), size=4)
+            assert await store.replace(done)
+            assert await store.fetch(id) == Fetched(done, None)
+
+    async def test_a_response_is_seen_before_its_end(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        assert await store.partial("a") is None
+        await store.create(job())
+        assert await store.partial("a") == Partial(job(), None, 0)
+        head = Head(207, ((b"set-cookie", b"a"), (b"set-cookie", b"\xff")))
+        for _ in range(2):
+            assert await store.append_body("a", 1, 0, b"one", head=head)
+            assert await store.partial("a") == Partial(job(), head, 3)
+        for _ in range(2):
+            assert await store.append_body("a", 1, 3, b"three")
+            assert await store.partial("a") == Partial(job(), head, 8)
+        reported = job().with_progress(Progress(0.5))
+        assert await store.replace(reported)
+        assert await store.partial("a") == Partial(reported, head, 8)
+        assert await body_of(store, "a") == b"onethree"
+
+    async def test_a_head_may_come_before_the_body(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        await store.create(job())
+        for _ in range(2):
+            assert await store.append_body("a", 1, 0, b"", head=Head(200, ()))
+            assert await store.partial("a") == Partial(job(), Head(200, ()), 0)
+        assert await store.append_body("a", 1, 0, b"one")
+        assert await store.partial("a") == Partial(job(), Head(200, ()), 3)
+        assert await body_of(store, "a") == b"one"
+        assert await store.replace(finished(job(), size=3))
+        assert await store.fetch("a") == Fetched(finished(job(), size=3), b"one")
+
+    async def test_a_body_without_a_head_is_counted_too(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        await store.create(job())
+        assert await store.append_body("a", 1, 0, b"x" * 3 * PIECE)
+        assert await store.partial("a") == Partial(job(), None, 3 * PIECE)
+
+    async def test_only_the_newest_run_has_a_head(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        first = job(max_runs=2, replayable=True)
+        await store.create(first, request())
+        assert await store.append_body("a", 1, 0, b"one", head=Head(200, ()))
+        assert await store.replace(first.requeue())
+        assert await store.partial("a") == Partial(first.requeue(), None, 0)
+        second = first.requeue().start(1001.0)
+        assert await store.replace(second)
+        assert not await store.append_body("a", 1, 0, b"one", head=Head(200, ()))
+        assert await store.partial("a") == Partial(second, None, 0)
+        assert await store.append_body("a", 3, 0, b"two!", head=Head(201, ()))
+        assert await store.partial("a") == Partial(second, Head(201, ()), 4)
+
+    async def test_a_response_that_is_complete_has_its_own_head(self, store: Store) -> None:
+        for id in "abc":
+            await store.create(job(id))
+            assert await store.append_body(id, 1, 0, b"one", head=Head(200, ()))
+        response = CapturedResponse(404, ((b"x", b"\xff"),), 6)
+        done = job().finish(State.FAILED, 1002.0, ttl=60.0, tombstone_ttl=60.0, response=response)
+        assert await store.replace(done, tail=b"two")
+        assert await store.partial("a") == Partial(done, Head(404, ((b"x", b"\xff"),)), 6)
+        assert await store.replace(done.tombstone(1003.0))
+        assert await store.partial("a") == Partial(done.tombstone(1003.0), None, 0)
+        assert await store.replace(finished(job("b")))
+        assert await store.partial("b") == Partial(finished(job("b")), None, 0)
+        assert await store.replace(job("c").tombstone(1000.0, 60.0))
+        assert await store.partial("c") == Partial(job("c").tombstone(1000.0, 60.0), None, 0)
+
+    async def test_who_follows_a_response_is_told_at_once_of_what_is_there(
+        self, store: Store
+    ) -> None:
+        if keeps(store, "partial"):
+            return
+        unknown = Partial(job(), None, 0)
+        assert await store.grown(unknown) is None
+        await store.create(job())
+        await store.append_body("a", 1, 0, b"", head=Head(200, ()))
+        head = Partial(job(), Head(200, ()), 0)
+        assert await store.grown(unknown) == head
+        await store.append_body("a", 1, 0, b"one")
+        assert await store.grown(head) == Partial(job(), Head(200, ()), 3)
+        reported = job().with_progress(Progress(0.5))
+        await store.replace(reported)
+        there = Partial(reported, Head(200, ()), 3)
+        assert await store.grown(Partial(job(), Head(200, ()), 3)) == there
+        await store.replace(reported.tombstone(1000.0, 60.0))
+        assert await store.grown(there) == Partial(reported.tombstone(1000.0, 60.0), None, 0)
+
+    async def test_everybody_who_follows_a_response_is_woken(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        head = Head(200, ((b"x", b"y"),))
+        new = job(max_runs=2, replayable=True)
+        await store.create(new, request())
+        again = new.requeue().start(1001.0)
+        done = finished(again, size=3)
+        steps: list[tuple[Callable[[], Awaitable[bool]], Partial]] = [
+            (lambda: store.append_body("a", 1, 0, b"", head=head), Partial(new, head, 0)),
+            (lambda: store.append_body("a", 1, 0, b"one"), Partial(new, head, 3)),
+            (lambda: store.append_body("a", 1, 3, b"two"), Partial(new, head, 6)),
+            (lambda: store.replace(new.requeue()), Partial(new.requeue(), None, 0)),
+            (lambda: store.replace(again), Partial(again, None, 0)),
+            (lambda: store.append_body("a", 3, 0, b"o"), Partial(again, None, 1)),
+            (lambda: store.replace(done, tail=b"ne"), Partial(done, Head(200, ()), 3)),
+            (lambda: store.replace(done.tombstone(1060.0)), told(done.tombstone(1060.0))),
+        ]
+        known: Partial | None = Partial(new, None, 0)
+        for step, found in steps:
+            seen: list[Partial | None] = []
+
+            async def watch(known: Partial | None = known, seen: Any = seen) -> None:
+                assert known is not None
+                seen.append(await store.grown(known))
+
+            with anyio.fail_after(30):
+                async with anyio.create_task_group() as group:
+                    for _ in range(3):
+                        group.start_soon(watch)
+                    await anyio.wait_all_tasks_blocked()
+                    assert seen == []
+                    assert await step()
+            assert seen == [found] * 3
+            known = found
+
+    async def test_who_follows_a_response_sees_it_to_its_end(self, store: Store) -> None:
+        if keeps(store, "partial"):
+            return
+        await store.create(job())
+        done = finished(job(), size=100)
+        seen: list[list[Partial]] = [[], [], []]
+
+        async def follow(had: list[Partial]) -> None:
+            known: Partial | None = Partial(job(), None, 0)
+            while known is not None and not known.job.finished:
+                known = await store.grown(known)
+                assert known is not None
+                had.append(known)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                for had in seen:
+                    group.start_soon(follow, had)
+                for size in range(0, 100, 5):
+                    assert await store.append_body("a", 1, size, b"12345", head=Head(200, ()))
+                assert await store.replace(done)
+        for had in seen:
+            assert had[-1] == told(done)
+            sizes = [each.size for each in had]
+            assert sizes == sorted(sizes)
+            assert all(each.head == Head(200, ()) for each in had)
+
+    async def test_who_follows_a_job_that_is_forgotten_is_told(self, store: Store) -> None:
+        gone = job().tombstone(1000.0, 60.0)
+        await store.create(job())
+        await store.replace(gone)
+        seen = []
+
+        async def watch() -> None:
+            seen.append(await store.grown(Partial(gone, None, 0)))
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                await anyio.wait_all_tasks_blocked()
+                await store.sweep(1060.0)
+        assert seen == [None]
+
+    async def test_following_can_be_cancelled(self, store: Store) -> None:
+        await store.create(job())
+        with anyio.move_on_after(0.01) as scope:
+            await store.grown(Partial(job(), None, 0))
+        assert scope.cancelled_caught
+        assert await store.append_body("a", 1, 0, b"one")
+
+    async def test_jobs_are_listed_newest_first(self, store: Store) -> None:
+        assert await pages(store) == []
+        assert await store.totals() == {}
+        jobs = await many_kinds(store)
+        assert [*(await store.list()).jobs] == jobs
+        assert (await store.list()).after is None
+        for limit in (1, 5, 47, 48, 49):
+            assert await pages(store, limit) == jobs
+        assert [*(await store.list(limit=5)).jobs] == jobs[:5]
+
+    async def test_jobs_are_listed_by_what_they_are(self, store: Store) -> None:
+        jobs = await many_kinds(store)
+        ended = {State.FAILED, State.SUCCEEDED}
+        for states in ((), [State.QUEUED], {State.RUNNING, State.CANCELLING}, ended):
+            for route in (None, "r0", "r1", "r"):
+                for owner in (None, "ann", "bob ü", ""):
+                    for since, until in ((None, None), (1002.0, None), (None, 1006.0), (1e3, 1e3)):
+                        expected = [
+                            each
+                            for each in jobs
+                            if (not states or each.state in states)
+                            and (route is None or each.route == route)
+                            and (owner is None or each.owner == owner)
+                            and (since is None or each.created_at >= since)
+                            and (until is None or each.created_at < until)
+                        ]
+                        of: dict[str, Any] = {"states": states, "route": route, "owner": owner}
+                        of |= {"since": since, "until": until}
+                        assert [*(await store.list(**of)).jobs] == expected
+                        if len(expected) > 5:
+                            assert await pages(store, 5, **of) == expected
+
+    async def test_a_list_goes_on_whatever_becomes_of_its_jobs(self, store: Store) -> None:
+        """None that stays is missed or shown twice."""
+        jobs = [waiting(f"{n:02}", created_at=1000.0 + n // 2) for n in range(30)]
+        for each in jobs:
+            await store.create(each, request())
+        stay = [each.id for n, each in enumerate(jobs) if n % 3]
+        page = await store.list(limit=4, states=(State.QUEUED,))
+        shown = [each.id for each in page.jobs]
+        for n in range(27, -1, -3):  # what a page ended with among them
+            assert page.after is not None
+            version = jobs[n].start(1100.0)
+            for later in (version, finished(version), finished(version).tombstone(1100.0, 0.0)):
+                assert await store.replace(later)
+                if n % 2:
+                    break
+            await store.sweep(1100.0)
+            await store.create(waiting(f"new {n}", created_at=1200.0 + n), request())
+            await store.create(waiting(f"00 {n}", created_at=1014.0), request())
+            page = await store.list(limit=4, states=(State.QUEUED,), after=page.after)
+            shown += [each.id for each in page.jobs]
+            if page.after is None:
+                break
+        seen = [id for id in shown if id in stay]
+        assert seen == stay[::-1]
+        assert len(shown) == len(set(shown))
+        assert not [id for id in shown if id.startswith("new")]
+
+    async def test_a_list_shows_what_became_of_its_jobs(self, store: Store) -> None:
+        await store.create(waiting(), request())
+        await store.create(waiting("b", created_at=999.0), request())
+        assert await claim(store)
+        runs = waiting().start(1001.5, "here")
+        assert [*(await store.list(states=(State.RUNNING,))).jobs] == [runs]
+        assert [each.id for each in (await store.list(states=(State.QUEUED,))).jobs] == ["b"]
+        assert await store.totals() == {
+            ("r", State.RUNNING): Total(1, 1000.0, 0.0),
+            ("r", State.QUEUED): Total(1, 999.0, 0.0),
+        }
+        assert await store.replace(runs.cancelling())
+        assert await store.replace(finished(runs.cancelling(), 1003.0))
+        assert await pages(store, states=(State.RUNNING, State.CANCELLING)) == []
+        assert [each.id for each in (await store.list()).jobs] == ["a", "b"]
+        await store.sweep(1063.0)
+        assert [each.id for each in (await store.list()).jobs] == ["b"]
+
+    async def test_a_list_does_not_go_on_after_just_anything(self, store: Store) -> None:
+        await store.create(job())
+        for after in ("", "a", "~", "ü", "\0", "9" * 99, "1000.0", "nan~a", "\udc80"):
+            try:
+                await store.list(after=after)
+            except MalformedCursor:
+                continue
+            raise AssertionError(f"it went on after {after!r}")
+
+    async def test_jobs_are_counted_by_route_and_state(self, store: Store) -> None:
+        jobs = await many_kinds(store)
+        expected: dict[tuple[str, State], Total] = {}
+        for each in jobs:
+            count, oldest, seconds = 0, each.created_at, 0.0
+            if (known := expected.get((each.route, each.state))) is not None:
+                count, seconds = known.count, known.seconds
+            if each.finished_at is not None and each.started_at is not None:
+                seconds += each.finished_at - each.started_at
+            expected[each.route, each.state] = Total(count + 1, oldest, seconds)
+        assert await store.totals() == expected
+        assert {state for _, state in expected} == set(State) - {State.CANCELLED}
+
+    async def test_what_is_forgotten_counts_no_more(self, store: Store) -> None:
+        ends = (1004.5, 1003.0, 1002.25)
+        for n, end in enumerate(ends):
+            new = waiting(f"{n}", created_at=1000.0 - n)
+            await store.create(new, request())
+            assert await store.replace(new.start(1002.0))
+            assert await store.replace(finished(new.start(1002.0), end))
+        await store.create(waiting("never ran", created_at=990.0), request())
+        assert await store.replace(finished(waiting("never ran", created_at=990.0), 1009.0))
+        failed = "r", State.FAILED
+        assert await store.totals() == {failed: Total(4, 990.0, 3.75)}
+        await store.sweep(1062.25)
+        assert await store.totals() == {failed: Total(3, 990.0, 3.5)}
+        await store.replace(
+            finished(waiting("never ran", created_at=990.0), 1009.0).tombstone(1063.0)
+        )
+        assert await store.totals() == {failed: Total(2, 999.0, 3.5)}
+        for now in (1063.0, 1200.0, 1200.0):
+            await store.sweep(now)
+        assert await store.totals() == {}
+        assert await pages(store) == []
 
     async def test_changed_answers_at_once_if_it_is_newer(self, store: Store) -> None:
         await store.create(job())

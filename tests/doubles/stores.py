@@ -11,8 +11,17 @@ import anyio
 from raincheck import Job, MemoryStore, State
 from raincheck.errors import StoreError, UnreadableRecord
 from raincheck.job import Bounds, Key
-from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.messages import CapturedRequest, Head
+from raincheck.stores.base import (
+    Abandoned,
+    Claim,
+    Fetched,
+    Found,
+    Page,
+    Partial,
+    Store,
+    Total,
+)
 
 T = TypeVar("T")
 
@@ -171,6 +180,34 @@ class Line(Store):
     async def get(self, id: str) -> Job | None:
         return await self._over(lambda: self._store.get(id))
 
+    async def fetch(self, id: str) -> Fetched | None:
+        return await self._over(lambda: self._store.fetch(id))
+
+    async def claim(
+        self,
+        id: str,
+        *,
+        routes: Collection[str],
+        holder: str,
+        now: float,
+        lease: float | None,
+    ) -> Claim | None:
+        return await self._over(
+            lambda: self._store.claim(id, routes=routes, holder=holder, now=now, lease=lease)
+        )
+
+    async def partial(self, id: str) -> Partial | None:
+        return await self._over(lambda: self._store.partial(id))
+
+    async def grown(self, known: Partial) -> Partial | None:
+        return await self._over(lambda: self._store.grown(known))
+
+    async def list(self, **which: Any) -> Page:
+        return await self._over(lambda: self._store.list(**which))
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        return await self._over(self._store.totals)
+
     async def find(self, name: str) -> Found | None:
         return await self._over(lambda: self._store.find(name))
 
@@ -196,8 +233,12 @@ class Line(Store):
             lambda: self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
         )
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
-        return await self._over(lambda: self._store.append_body(id, fence, offset, chunk))
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
+        return await self._over(
+            lambda: self._store.append_body(id, fence, offset, chunk, head=head)
+        )
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         await self._ready()

@@ -46,9 +46,21 @@ from starlette.routing import Route
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.errors import NoRoom, StoreError, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.messages import Head
 from raincheck.serialization import FORMAT, dump
-from raincheck.stores.base import Store
-from raincheck.testing import StoreContract, body_of, finished, fits, job, lifespan, request
+from raincheck.stores.base import Claim, Fetched, Partial, Store, Total
+from raincheck.testing import (
+    StoreContract,
+    body_of,
+    claim,
+    finished,
+    fits,
+    job,
+    lifespan,
+    pages,
+    request,
+    waiting,
+)
 from tests.stores.relay import Relay
 from tests.support import client_of
 
@@ -66,7 +78,7 @@ UNREADABLE = [
 
 def as_newer(job: Job, **fields: Any) -> bytes:
     """The record of a job, as a process of the next version would write it."""
-    return json.dumps(json.loads(dump(job)) | fields).encode()
+    return json.dumps(json.loads(dump(job)) | fields, separators=(",", ":")).encode()
 
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -256,6 +268,24 @@ async def changes_one_job(store: Store, parent: Parent) -> None:
         assert there is not None
         there = there.with_progress(Progress(0.5))
         assert await store.replace(there)
+
+
+async def grows_a_body(store: Store, parent: Parent) -> None:
+    size = await parent.hear()
+    for offset in range(size):
+        assert await store.append_body("a", 1, offset, b"x", head=Head(200, ()))
+    assert await store.replace(finished(job(), size=size))
+
+
+async def claims(store: Store, parent: Parent) -> None:
+    holder, ids = await parent.hear()
+    begun = []
+    for id in ids:
+        found = await claim(store, id, holder=holder)
+        if found is not None and found.begun:
+            assert found.request == request()
+            begun.append(id)
+    parent.say(begun)
 
 
 async def takes_leases(store: Store, parent: Parent) -> None:
@@ -461,6 +491,72 @@ class SharedStoreContract(StoreContract, ABC):
                 await anyio.sleep(0.05)
                 assert await another.replace(job().cancelling())
 
+    async def test_another_store_object_wakes_who_follows_a_response(
+        self, store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("raincheck.stores.base.PAUSE", 2 * PATIENCE)  # nobody just looks again
+        await store.create(job())
+        head = Head(200, ())
+        steps: list[tuple[Callable[[], Awaitable[bool]], Partial]] = [
+            (lambda: another.append_body("a", 1, 0, b"", head=head), Partial(job(), head, 0)),
+            (lambda: another.append_body("a", 1, 0, b"one"), Partial(job(), head, 3)),
+            (lambda: another.append_body("a", 1, 3, b"two"), Partial(job(), head, 6)),
+            (lambda: another.replace(finished(job())), Partial(finished(job()), None, 0)),
+        ]
+        known = Partial(job(), None, 0)
+        for step, found in steps:
+            seen: list[Partial | None] = []
+
+            async def watch(known: Partial = known, seen: Any = seen) -> None:
+                seen.append(await store.grown(known))
+
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(watch)
+                    group.start_soon(watch)
+                    await anyio.sleep(0.05)
+                    assert await step()
+            assert seen == [found] * 2
+            known = found
+
+    async def test_a_body_that_another_process_writes_is_followed_to_its_end(
+        self, store: Store, opening: str
+    ) -> None:
+        await store.create(job())
+        had: dict[int, list[int]] = {1: [], 2: [], 3: []}
+
+        async def follow(number: int) -> None:
+            known: Partial | None = Partial(job(), None, 0)
+            while known is not None and not known.job.finished:
+                known = await store.grown(known)
+                assert known is not None
+                assert known.head == Head(200, ())
+                had[number].append(known.size)
+
+        async with child(opening, grows_a_body) as other, anyio.create_task_group() as group:
+            for number in had:
+                group.start_soon(follow, number)
+            await other.say(100)
+        for sizes in had.values():
+            assert sizes == sorted(sizes)
+            assert sizes[-1] == 100
+
+    async def test_of_claimers_in_several_processes_one_runs_it(
+        self, store: Store, opening: str
+    ) -> None:
+        ids = [f"{number}" for number in range(20)]
+        for id in ids:
+            await store.create(waiting(id, max_runs=2), request())
+        async with children(opening, claims, 3) as family:
+            for number, each in enumerate(family):
+                await each.say((f"h{number}", ids))
+            begun = [await each.hear() for each in family]
+        assert sorted(id for each in begun for id in each) == sorted(ids)
+        for number, each in enumerate(begun):
+            for id in each:
+                runs = waiting(id, max_runs=2).start(1001.5, f"h{number}")
+                assert await store.get(id) == runs
+
     async def test_everybody_wakes(self, store: Store, opening: str) -> None:
         ids = [f"j{number}" for number in range(500)]
         woken: list[Job | None] = []
@@ -596,6 +692,10 @@ class SharedStoreContract(StoreContract, ABC):
         await self.overwrite(store, "a", record)
         asking: list[Callable[[], Coroutine[Any, Any, object]]] = [
             lambda: store.get("a"),
+            lambda: store.fetch("a"),
+            lambda: store.partial("a"),
+            lambda: store.grown(Partial(job(), None, 0)),
+            lambda: claim(store),
             lambda: store.find("k"),
             lambda: store.changed("a", 0),
             lambda: store.create(job()),
@@ -607,6 +707,43 @@ class SharedStoreContract(StoreContract, ABC):
         assert await store.get("c") is None
         assert await store.get("b") == job("b")
         assert await store.changed("b", 0) == job("b")
+        assert await pages(store) == [job("b")]
+
+    @pytest.mark.parametrize("limit", [1, 2, 100])
+    async def test_an_unreadable_record_is_left_out_of_a_list(
+        self, store: Store, limit: int
+    ) -> None:
+        jobs = [job(f"{number:02}", owner="ann") for number in range(20)]
+        for each in jobs:
+            await store.create(each)
+        for number in (0, 7, 8, 9, 19):
+            await self.overwrite(store, jobs[number].id, UNREADABLE[number % len(UNREADABLE)])
+        left = [each for n, each in enumerate(jobs) if n not in (0, 7, 8, 9, 19)]
+        assert await pages(store, limit, owner="ann") == left[::-1]
+        assert await pages(store, limit, states=[State.RUNNING]) == left[::-1]
+
+    async def test_what_another_format_has_is_not_claimed(self, store: Store) -> None:
+        """Only whoever reads a record knows what a start makes of it."""
+        new = waiting(max_runs=2)
+        await store.create(new, request(), lease=60.0)
+        await self.overwrite(store, "a", as_newer(new, format=FORMAT + 1))
+        with pytest.raises(UnreadableRecord, match=f"format {FORMAT + 1}"):
+            await claim(store, lease=0.0)
+        assert [each async for each in store.abandoned()] == []
+        assert await store.request("a") == request()
+        assert await store.renew({"a": new.fence}, 60.0) == {"a": State.QUEUED}
+        await self.overwrite(store, "a", dump(new))
+        assert await claim(store) == Claim(new.start(1001.5, "here"), request(), True)
+
+    async def test_what_a_newer_version_knows_stays_with_a_job_that_is_claimed(
+        self, store: Store
+    ) -> None:
+        await store.create(waiting(), request())
+        await self.overwrite(store, "a", as_newer(waiting(), weight=[1, {"of": None}]))
+        runs = waiting(extra={"weight": [1, {"of": None}]}).start(1001.5, "here")
+        assert await claim(store) == Claim(runs, request(), True)
+        assert await store.replace(finished(runs))
+        assert await store.get("a") == finished(runs)
 
     async def test_an_unreadable_record_is_abandoned_without_its_job(self, store: Store) -> None:
         ids = [str(number) for number in range(120)]  # pages of each store
@@ -946,7 +1083,11 @@ class ServedStoreContract(SharedStoreContract, ABC):
             (lambda: far.get("a"), there),
             (lambda: far.find("k"), (there, None)),
             (lambda: far.request("a"), request()),
-            (lambda: far.append_body("a", 1, 0, b"body"), True),
+            (lambda: far.append_body("a", 1, 0, b"body", head=Head(200, ())), True),
+            (lambda: far.fetch("a"), Fetched(there, None)),
+            (lambda: far.partial("a"), Partial(there, Head(200, ()), 4)),
+            (lambda: pages(far, route="r"), [there]),
+            (far.totals, {(of, State.RUNNING): Total(1, 1000.0, 0.0) for of in ("r", "other")}),
             (lambda: body_of(far, "a"), b"body"),
             (lambda: far.renew({"a": 1}, 60.0), {"a": State.RUNNING}),
             (look, ["earlier"]),
@@ -960,6 +1101,16 @@ class ServedStoreContract(SharedStoreContract, ABC):
             assert await call() == answer
             assert relay.lost == number + 1
         assert await body_of(store, "a") == b"body"
+
+    async def test_a_claim_is_not_lost_with_its_answer(
+        self, store: Store, far: Store, relay: Relay
+    ) -> None:
+        for id in "ab":
+            await store.create(waiting(id), request())
+        assert await claim(far, "a")  # now it is prepared
+        relay.lose()
+        assert await claim(far, "b") == Claim(waiting("b").start(1001.5, "here"), request(), True)
+        assert relay.lost == 1
 
     async def test_a_version_is_not_called_late_because_the_answer_got_lost(
         self, store: Store, far: Store, relay: Relay

@@ -13,8 +13,8 @@ import pytest
 from raincheck import Job, MemoryStore, State
 from raincheck.errors import StoreError
 from raincheck.job import Bounds, Key
-from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.messages import CapturedRequest, Head
+from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Partial, Store, Total
 from raincheck.stores.bounded import BoundedStore
 from raincheck.testing import StoreContract, job, request
 
@@ -81,6 +81,42 @@ class Delayed(Store):
         await self._called("get", id)
         return job(id)
 
+    async def fetch(self, id: str) -> Fetched | None:
+        await self._called("fetch", id)
+        return Fetched(job(id), b"body")
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        await self._called("claim", id, routes, holder, now, lease)
+        return Claim(job(id), request(), True)
+
+    async def partial(self, id: str) -> Partial | None:
+        await self._called("partial", id)
+        return Partial(job(id), None, 7)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        await self._called("grown", known)
+        return known
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        await self._called("list", states, route, owner, since, until, after, limit)
+        return Page([job("a")], "a")
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        await self._called("totals")
+        return {("r", State.QUEUED): Total(1, 1.5, 2.5)}
+
     async def find(self, name: str) -> Found | None:
         await self._called("find", name)
         return Found(job("of " + name), "f")
@@ -108,8 +144,10 @@ class Delayed(Store):
         await self._called("replace", job, keys, tail, lease, bounds)
         return True
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
-        await self._called("append_body", id, fence, offset, chunk)
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
+        await self._called("append_body", id, fence, offset, chunk, head)
         return True
 
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -170,7 +208,32 @@ BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
         (job(), KEYS, b"end", 5.0, Bounds(3, 2)),
         True,
     ),
-    "append_body": (lambda store: store.append_body("a", 2, 7, b"x"), ("a", 2, 7, b"x"), True),
+    "append_body": (
+        lambda store: store.append_body("a", 2, 7, b"x", head=Head(200, ())),
+        ("a", 2, 7, b"x", Head(200, ())),
+        True,
+    ),
+    "fetch": (lambda store: store.fetch("a"), ("a",), Fetched(job("a"), b"body")),
+    "claim": (
+        lambda store: store.claim("a", routes=["r"], holder="h", now=1.5, lease=5.0),
+        ("a", ["r"], "h", 1.5, 5.0),
+        Claim(job("a"), request(), True),
+    ),
+    "partial": (lambda store: store.partial("a"), ("a",), Partial(job("a"), None, 7)),
+    "list": (
+        lambda store: store.list(
+            states=[State.QUEUED],
+            route="r",
+            owner="ann",
+            since=1.5,
+            until=2.5,
+            after="b",
+            limit=3,
+        ),
+        ([State.QUEUED], "r", "ann", 1.5, 2.5, "b", 3),
+        Page([job("a")], "a"),
+    ),
+    "totals": (lambda store: store.totals(), (), {("r", State.QUEUED): Total(1, 1.5, 2.5)}),
     "read_body": (
         lambda store: all_of(store.read_body("a", 3)),
         ("a", 3),
@@ -195,9 +258,9 @@ SEVERAL = ["read_body", "abandoned"]
 every_call = pytest.mark.parametrize("name", BOUNDED)
 
 
-def test_every_method_of_the_port_is_bounded_here_but_one() -> None:
+def test_every_method_of_the_port_is_bounded_here_but_those_that_wait() -> None:
     port = {name for name, member in vars(Store).items() if inspect.isfunction(member)}
-    assert {*BOUNDED, "changed"} == port
+    assert {*BOUNDED, "changed", "grown"} == port
     for name in port:
         asked = inspect.signature(getattr(Store, name)).parameters
         assert list(inspect.signature(getattr(BoundedStore, name)).parameters) == list(asked)

@@ -13,11 +13,20 @@ import pytest
 from raincheck import ConfigurationError, Job, MemoryStore, Progress, State
 from raincheck.errors import StoreFull
 from raincheck.job import Key
-from raincheck.messages import CapturedResponse
+from raincheck.messages import CapturedResponse, Head
 from raincheck.stores import _memory_bodies
 from raincheck.stores._memory_bodies import BLOCK, Body
 from raincheck.stores.memory import RECORD_COST
-from raincheck.testing import StoreContract, body_of, finished, job
+from raincheck.testing import (
+    StoreContract,
+    body_of,
+    claim,
+    finished,
+    job,
+    pages,
+    request,
+    waiting,
+)
 
 
 @pytest.mark.anyio
@@ -131,19 +140,62 @@ def test_a_body_can_be_read_while_it_grows_and_once_it_is_gone() -> None:
 @pytest.mark.anyio
 async def test_all_that_was_kept_is_given_back() -> None:
     store = MemoryStore()
+    head = Head(200, ((b"x", b"y" * 100),))
     for number in range(100):
-        there = job(str(number))
-        await store.create(there)
-        await store.append_body(there.id, 1, 0, b"x" * 1000)
+        there = waiting(str(number), max_runs=2)
+        await store.create(there, request())
+        await store.append_body(there.id, 1, 0, b"", head=head)
+        if number % 5 == 0:
+            assert await claim(store, there.id)
+            there = there.start(1001.5, "here")
+            await store.replace(there.cancelling())
+            there = there.cancelling()
+        await store.append_body(there.id, there.fence, 0, b"x" * 1000, head=head)
         if number % 3 == 0:
             await store.replace(there.tombstone(1000.0, 60.0))
         else:
-            await store.replace(finished(there))
+            await store.replace(finished(there, size=1000 if there.runs and number % 2 else None))
     assert store.size > 60_000
     await store.sweep(1060.0)
     assert store.size == len(store) * RECORD_COST
     await store.sweep(1120.0)
     assert (store.size, len(store)) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_a_head_counts_until_its_response_is_complete() -> None:
+    store = MemoryStore()
+    await store.create(job())
+    for _ in range(2):
+        await store.append_body("a", 1, 0, b"x" * 10, head=Head(200, ((b"x", b"y" * 99),)))
+        assert store.size == RECORD_COST + 110
+    await store.replace(finished(job(), size=10))
+    assert store.size == RECORD_COST + 10
+
+
+@pytest.mark.anyio
+async def test_a_job_has_its_place_in_a_list_though_the_clock_was_set_back() -> None:
+    store = MemoryStore()
+    times = (5.0, 6.0, 1.0, 7.0, 6.0, 0.5, 8.0)
+    for number, created_at in enumerate(times):
+        await store.create(job(str(number), created_at=created_at, owner="ann"))
+        for of in ({}, {"owner": "ann"}, {"route": "r"}, {"route": "r", "owner": "ann"}):
+            listed = [each.created_at for each in await pages(store, 2, **of)]
+            assert listed == sorted(times[: number + 1], reverse=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("listed", [True, False])
+async def test_an_id_that_is_used_again_is_listed_once(listed: bool) -> None:
+    store = MemoryStore()
+    for created_at in (1000.0, 1000.0, 1001.0):
+        await store.create(job(created_at=created_at))
+        if listed:
+            assert len(await pages(store)) == 1
+        await store.replace(job(created_at=created_at).tombstone(1000.0, 0.0))
+        await store.sweep(1000.0)
+    await store.create(job(created_at=1000.0))
+    assert await pages(store) == [job(created_at=1000.0)]
 
 
 @pytest.mark.anyio
@@ -206,7 +258,8 @@ def traced() -> Iterator[None]:
 
 
 @pytest.mark.anyio
-async def test_memory_is_given_back_though_a_few_jobs_stay() -> None:
+@pytest.mark.parametrize("listed", [False, True])
+async def test_memory_is_given_back_though_a_few_jobs_stay(listed: bool) -> None:
     store = MemoryStore()
     stays = job("stays")
     with traced():
@@ -214,11 +267,13 @@ async def test_memory_is_given_back_though_a_few_jobs_stay() -> None:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         for number in range(10_000):
-            each = job(str(number))
+            each = job(str(number), owner=f"owner-{number % 1000}")
             await store.create(each, keys=(Key(f"key-{number}"),))
             await store.replace(finished(each), tail=b"x" * 100)
         most, _ = tracemalloc.get_traced_memory()
         del each
+        if listed:
+            assert len((await store.list(owner="owner-7")).jobs) == 10
         await store.sweep(1060.0)
         await store.sweep(1120.0)
         gc.collect()

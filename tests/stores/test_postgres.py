@@ -5,7 +5,7 @@ import random
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
@@ -26,9 +26,18 @@ from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_sess
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
 from raincheck.stores._postgres_statements import PIECE, digest
-from raincheck.stores.base import Store
+from raincheck.stores.base import Claim, Fetched, Page, Store, Total
 from raincheck.stores.postgres import PAGE, PostgresStore
-from raincheck.testing import body_of, finished, fits, job, request
+from raincheck.testing import (
+    body_of,
+    claim,
+    finished,
+    fits,
+    job,
+    request,
+    waiting,
+    with_body,
+)
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
 from tests.stores.relay import Relay
 from tests.stores.shared import (
@@ -1375,6 +1384,221 @@ async def test_nobody_listens_for_long_when_nobody_waits(
             group.start_soon(store.changed, "a", 1)
             await anyio.sleep(0.05)
             assert await store.replace(job().cancelling())
+
+
+# --- one round trip ----------------------------------------------------------------------------
+
+
+async def asked(store: PostgresStore, call: Callable[[], Awaitable[Any]]) -> list[str]:
+    """How often a call asked the server, and what; `store` has one connection."""
+    await store.get("a")
+    assert store._session is not None
+    await store._session.changes.told()
+    ((connection, _),) = store._session._idle
+    said: list[str] = []
+    with connection.query_logger(lambda query: said.append(query.query)):
+        await call()
+        await store._session.changes.told()
+    return [statement for statement in said if "pg_notify" not in statement]
+
+
+async def test_a_claim_is_one_round_trip(open_store: Open) -> None:
+    store = open_store(connections=1)
+    for id in "ab":
+        await store.create(waiting(id), request(), lease=60.0)
+    await claim(store, "unknown")  # asyncpg asks once for the types of a statement
+    for id, begun in (("a", True), ("a", True), ("b", False), ("unknown", None)):
+        told: list[Claim | None] = []
+
+        async def ask(id: str = id, told: list[Claim | None] = told) -> None:
+            told.append(await claim(store, id, routes={"r"} if id == "a" else {"s"}))
+
+        assert len(await asked(store, ask)) == 1
+        assert [each and each.begun for each in told] == [begun]
+
+
+async def test_a_small_body_is_one_round_trip_with_its_job(open_store: Open) -> None:
+    store = open_store(connections=1)
+    done = await with_body(store, "a", [b"one", b"two"], tail=b"three")
+
+    async def ask() -> None:
+        assert await store.fetch("a") == Fetched(done, b"onetwothree")
+
+    assert len(await asked(store, ask)) == 1
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("outcome", ["claimed", "ended"])
+async def test_who_loses_a_claim_is_told_what_became_of_the_job(
+    postgres: Postgres, schema: str, open_store: Open, isolation: str, listen: bool, outcome: str
+) -> None:
+    url = f"{postgres.url}?default_transaction_isolation={isolation}"
+    store = open_store(url, listen=listen)
+    await store.create(waiting(), request())
+    theirs = waiting().start(1001.0, "there")
+    if outcome == "ended":
+        theirs = finished(waiting())
+    told: list[Claim | None] = []
+
+    async def ask() -> None:
+        told.append(await claim(store))
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute(
+            "UPDATE jobs SET version = 2, fence = $1, state = $2, record = $3",
+            *(theirs.fence, theirs.stage, dump(theirs).decode()),
+        )
+        group.start_soon(ask)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+    assert told == [Claim(theirs, None, False)]
+    assert await store.get("a") == theirs
+
+
+async def test_a_job_that_an_older_process_has_made_is_claimed_and_listed(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    await store.open()
+    async with connected(postgres, schema) as connection:
+        await write_as_before_lists(connection, waiting())
+        kept = dump_request(request())
+        await connection.execute("INSERT INTO requests VALUES ('a', $1, 'shop')", kept)
+    runs = waiting().start(1001.5, "here")
+    assert await claim(store) == Claim(runs, request(), True)
+    assert await store.sweep(1000.0)
+    assert [*(await store.list(states=(State.RUNNING,))).jobs] == [runs]
+
+
+async def test_the_time_before_which_a_job_does_not_begin_is_its_own(store: PostgresStore) -> None:
+    said = r'"not_before":9999,"not_before\":9999'
+    new = waiting(holder=said, queue=said, extra={"before": said})
+    await store.create(new, request())
+    assert await claim(store) == Claim(new.start(1001.5, "here"), request(), True)
+    for number, time in enumerate((1001.5, 0, -1e-7, 1e22, 1001.5000000000002)):
+        new = waiting(str(number), not_before=time)
+        await store.create(new, request())
+        begun = await claim(store, str(number))
+        assert begun is not None
+        assert begun.begun == (time <= 1001.5)
+
+
+# --- lists -------------------------------------------------------------------------------------
+
+
+async def write_as_before_lists(connection: Any, job: Job) -> None:
+    """What the version before lists does to create a job, and to replace it."""
+    await connection.execute(
+        "INSERT INTO jobs (deployment, id, version, fence, state, gone, due, record, route, owner) "
+        "VALUES ('shop', $1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (deployment, id) "
+        "DO UPDATE SET version = excluded.version, fence = excluded.fence, state = excluded.state, "
+        "gone = excluded.gone, due = excluded.due, record = excluded.record",
+        *(job.id, job.version, job.fence, job.stage, job.gone, job.due_at, dump(job).decode()),
+        *(digest(job.counts_for), None if job.owner is None else digest(job.owner)),
+    )
+
+
+def totals_of(*jobs: Job) -> dict[tuple[str, State], Total]:
+    """Of jobs that have no state on their route in common."""
+    return {
+        (job.route, job.state): Total(1, job.created_at, (job.finished_at or 1001.0) - 1001.0)
+        for job in jobs
+    }
+
+
+def of_all_kinds() -> list[Job]:
+    """Jobs in all states, oldest first."""
+    ids = iter("abcdef")
+    waiting = [job(next(ids), state=State.QUEUED, owner="ann", route=r"\"created_at\":1, ü")]
+    running = [job(next(ids), started_at=1001.0, owner="bob") for _ in range(5)]
+    running[1] = running[1].cancelling()
+    for n, state in enumerate((State.SUCCEEDED, State.FAILED, State.CANCELLED), start=2):
+        running[n] = running[n].finish(state, 1002.5, ttl=60.0, tombstone_ttl=60.0)
+    return [each._replace(created_at=1000.0 + n) for n, each in enumerate(waiting + running)]
+
+
+async def test_what_was_there_before_lists_is_listed(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    jobs = of_all_kinds()
+    quoted = f'"{schema.replace(chr(34), chr(34) * 2)}"'
+    async with connected(postgres, schema) as connection:
+        await connection.execute(f"CREATE SCHEMA {quoted}")
+        for migration in MIGRATIONS[:4]:
+            own = migration.replace("raincheck.", f"{quoted}.").replace("'deployment'", "'shop'")
+            await connection.execute(own)
+        await connection.execute("UPDATE version SET number = 4")
+        others = job("sync", synchronous=True), finished(job("sync 2", synchronous=True))
+        for each in (*jobs, *others, job("gone").tombstone(1000.0, 60.0)):
+            await write_as_before_lists(connection, each)
+        await write_as_before_lists(connection, job("damaged"))
+        await connection.execute("UPDATE jobs SET record = 'damaged' WHERE id = 'damaged'")
+    store = open_store()
+    assert [*(await store.list()).jobs] == jobs[::-1]
+    assert [*(await store.list(owner="ann")).jobs] == jobs[:1]
+    assert await store.totals() == totals_of(*jobs)
+
+
+async def test_what_an_older_process_writes_is_listed_after_a_sweep(
+    postgres: Postgres, schema: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    jobs = of_all_kinds()
+    await store.create(job("began here", route="s", created_at=999.0))
+    await store.create(job("gone"))
+    waits = job("claimed here", state=State.QUEUED, replayable=True, created_at=998.0)
+    ended = finished(job("began here", route="s", created_at=999.0, started_at=1001.0), 1003.0)
+    async with connected(postgres, schema) as connection:
+        for each in (*jobs, ended, waits, job("sync", synchronous=True)):
+            await write_as_before_lists(connection, each)
+        await write_as_before_lists(connection, job("gone").tombstone(1000.0, 60.0))
+        await connection.execute(
+            "INSERT INTO requests VALUES ($1, $2, 'shop')", waits.id, dump_request(request())
+        )
+    assert "gone" not in {each.id for each in (await store.list()).jobs}
+    assert await store.sweep(1000.0)
+    assert [*(await store.list()).jobs] == [*jobs[::-1], ended, waits]
+    assert await store.totals() == totals_of(*jobs, ended) | {
+        ("r", State.QUEUED): Total(1, 998.0, 0.0)
+    }
+    stale = "SELECT count(*) FROM raincheck.jobs WHERE NOT gone AND status IS NULL"
+    assert await store._value(stale) == 0
+
+
+async def test_a_list_goes_on_past_what_cannot_be_read(store: PostgresStore) -> None:
+    for number in range(9):
+        await store.create(job(str(number)))
+    await store._rows("UPDATE raincheck.jobs SET record = 'damaged' WHERE id IN ('8', '5', '4')")
+    found: list[str] = []
+    sizes: list[int] = []
+    after = None
+    while not sizes or after is not None:
+        page = await store.list(limit=2, after=after)
+        found += [each.id for each in page.jobs]
+        sizes.append(len(page.jobs))
+        after = page.after
+    assert found == ["7", "6", "3", "2", "1", "0"]
+    assert sizes == [1, 1, 1, 2, 1]
+    await store._rows("UPDATE raincheck.jobs SET record = 'damaged' WHERE id = '0'")
+    assert await store.totals() == {("r", State.RUNNING): Total(9, 1000.0, 0.0)}
+    await store._rows("UPDATE raincheck.jobs SET record = 'damaged'")
+    assert await store.totals() == {}
+    assert await store.list() == Page([], None)
+
+
+async def test_a_listed_route_and_owner_may_have_any_name(store: PostgresStore) -> None:
+    long = "".join(uuid4().hex for _ in range(1000))  # nor can it be compressed
+    names = (long, "a\0b", "\udcff", 'ü"\\"', r"\"route\":", "")
+    for number, name in enumerate(names):
+        mine = job(str(number), route=name or "r", owner=name)
+        await store.create(mine)
+        assert [*(await store.list(route=mine.route, owner=name)).jobs] == [mine]
+        assert [*(await store.list(owner=name)).jobs] == [mine]
+    assert await store.totals() == {
+        (name or "r", State.RUNNING): Total(1, 1000.0, 0.0) for name in names
+    }
 
 
 # --- sweeping ----------------------------------------------------------------------------------

@@ -25,9 +25,11 @@ from starlette.applications import Starlette
 import raincheck.stores._redis_line as line_room
 from raincheck import ConfigurationError, LongRunningMiddleware
 from raincheck.errors import NoRoom, StoreError, StoreFull
-from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.stores._redis_scripts import COMMANDS, DAY, WINDOW, place
-from raincheck.stores.base import Store
+from raincheck.job import TRANSITIONS, Bounds, Job, Key, Progress, State
+from raincheck.serialization import dump
+from raincheck.stores._redis_rights import COMMANDS
+from raincheck.stores._redis_scripts import DAY, WINDOW, place
+from raincheck.stores.base import Store, Total
 from raincheck.stores.redis import BATCH, PAGE, RedisStore
 from raincheck.testing import body_of, finished, fits, job, lifespan, request
 from tests.stores.relay import Relay
@@ -225,6 +227,8 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         partial(store.learn, "r", ["x-tenant", "x-plan"]),
         partial(store.learned, "r"),
         partial(store.request, "a"),
+        partial(store.list, states=[State.RUNNING], owner="ann", limit=BATCH),
+        store.totals,
         partial(store.append_body, "a", 1, 0, b"one"),
         partial(store.renew, {"a": 1, "b": 1}, 60.0),
         look,
@@ -309,6 +313,8 @@ async def test_in_a_cluster_all_keys_are_in_one_slot(serve: Serve) -> None:
         await store.create(job("b", owner="ann"), bounds=Bounds(1, 1))
     assert [there.id async for there in store.abandoned()] == ["a"]
     assert await store.find("l") == (first, None)
+    assert (await store.list(owner="ann")).jobs == [first]
+    assert await store.totals() == {("r", State.RUNNING): Total(1, 1000.0, 0.0)}
     assert await store.append_body("a", 1, 0, b"x" * WINDOW)
     second = first.shared(1)
     assert await store.replace(second, keys=(Key("m"),))
@@ -336,9 +342,11 @@ async def test_all_that_was_kept_is_given_back(store: RedisStore) -> None:
         else:
             await store.replace(finished(there, size=3 * WINDOW + 1), tail=b"y")
     assert await store.sweep(1059.0)
-    assert len(await keys_of(store)) == 1 + 20 * (1 + 3 + 4) + 20  # due, jobs, tombstones
+    lists = {"listed", "listed:totals", "listed:-succeeded 1:r"}
+    assert lists <= await keys_of(store)
+    assert len(await keys_of(store)) == 1 + 3 + 20 * (1 + 3 + 4) + 20  # due, jobs, tombstones
     await store.sweep(1060.0)
-    assert len(await keys_of(store)) == 1 + 20  # those deleted at 1000 are forgotten
+    assert len(await keys_of(store)) == 1 + 1 + 20  # those deleted at 1000 are forgotten
     assert not await store.sweep(1120.0)
     assert await keys_of(store) == set()
 
@@ -349,11 +357,12 @@ async def test_the_server_itself_drops_what_nobody_sweeps(store: RedisStore) -> 
     await store.create(there, request(), keys=keys, lease=60.0)
     await store.append_body("a", 1, 0, b"x" * (WINDOW + 1))
     every = {"job:a", "key:k", "keys:a", "body:a:0", "body:a:1"}
-    passing = {"request:a", "leases", "busy", "key:l", "passing:a"}
-    assert await keys_of(store) == {*every, *passing, "due"}
+    passing = {"request:a", "leases", "busy", "key:l", "passing:a", "listed:-running 1:r"}
+    lists = {"due", "listed", "listed:totals"}
+    assert await keys_of(store) == {*every, *passing, *lists}
     assert [await tell(store, "TTL", key) for key in every] == [-1] * 5
     await store.replace(finished(there, ttl=1000.0, tombstone_ttl=500.0, size=WINDOW + 1))
-    assert await keys_of(store) == {*every, "due"}
+    assert await keys_of(store) == {*every, *lists, "listed:-succeeded 1:r"}
     kept = [await tell(store, "TTL", key) for key in every]
     assert all(DAY + 1400 < seconds <= DAY + 1500 for seconds in kept)
     await store.sweep(2000.0)
@@ -368,9 +377,12 @@ async def test_what_the_server_has_dropped_is_forgotten(store: RedisStore) -> No
     assert await store.find("a") is None
     assert await store.create(job("c"), keys=(Key("a"),)) == job("c")
     assert await store.find("a") == (job("c"), None)
+    assert (await store.list()).jobs == [job("c")]
     assert await store.sweep(1060.0)
+    assert await store.totals() == {("r", State.RUNNING): Total(1, 1000.0, 0.0)}
     await store.replace(job("c").tombstone(1000.0, 60.0))
     assert not await store.sweep(1060.0)
+    assert not [key for key in await keys_of(store) if key.startswith("listed")]
 
 
 async def test_a_chunk_that_overlaps_brings_the_rest(store: RedisStore) -> None:
@@ -485,6 +497,8 @@ async def test_as_few_rights_as_the_cure_gives_are_enough(
     assert await users.learned("r") == {"accept"}
     assert await users.find("k") == (there, None)
     assert await users.request("a") == request()
+    assert (await users.list(owner="ann")).jobs == [there]
+    assert set(await users.totals()) == {("r", State.RUNNING)}
     assert await users.append_body("a", 1, 0, b"x")
     assert await body_of(users, "a") == b"x"
     assert [each.job async for each in users.abandoned()] == [there]
@@ -518,7 +532,7 @@ async def test_a_right_that_is_taken_away_leaves_no_half_of_a_change(
     assert await everything(store) == before
 
 
-@pytest.mark.parametrize("key", ["due", "leases", "busy"])
+@pytest.mark.parametrize("key", ["due", "leases", "busy", "listed", "listed:totals"])
 async def test_a_name_that_another_application_has_fails_the_start(
     store: RedisStore, valkey: Valkey, deployment: str, key: str
 ) -> None:
@@ -605,8 +619,15 @@ FOREIGN: dict[str, tuple[str, set[str]]] = {
     "body:a:1": ("string", {"finish"}),
     "keys:a": ("set", {"join", *_ENDING}),
     "passing:a": ("set", {"join", *_ENDING}),
+    "listed": ("hash", set()),
+    "listed:totals": ("hash", {"list"}),
+    "listed:-running 1:r": ("zset", {"list"}),
+    "listed:3:annrunning 1:r": ("zset", {"list"}),
 }
-"""Keys of the store, with their kinds, and the calls that cannot go on once they are others'."""
+"""Keys of the store, with their kinds, and the calls that cannot go on once they are others'.
+
+What lists and counts jobs is nothing that they need to go on.
+"""
 
 
 async def everything(store: RedisStore) -> dict[str, Any]:
@@ -618,6 +639,11 @@ async def occupy(store: RedisStore, key: str) -> None:
     """Put what is another application's where the store has a key."""
     await tell(store, "DEL", key)
     await tell(store, "SADD" if FOREIGN[key][0] == "string" else "SET", key, "theirs")
+
+
+async def list_and_count(store: RedisStore) -> None:
+    await store.list(owner="ann")
+    await store.totals()
 
 
 async def clear(store: RedisStore) -> None:
@@ -641,6 +667,7 @@ async def test_a_key_of_another_application_is_an_error_that_changes_nothing(
         "append": partial(store.append_body, "a", 1, WINDOW - 1, b"y"),
         "renew": partial(store.renew, {"a": 1}, 60.0),
         "create": partial(store.create, job("b"), request(), keys=(Key("m"),), lease=0.0),
+        "list": partial(list_and_count, store),
     }
     for name, call in calls.items():
         await store.create(there, request(), keys=shares, lease=0.0)
@@ -821,6 +848,121 @@ async def test_every_way_through_life_is_counted(
     assert await keys_of(store) == set()
     for one in stores:
         await one.aclose()
+
+
+# --- lists -----------------------------------------------------------------------------------
+
+
+async def test_a_list_of_any_jobs_is_in_order(store: RedisStore) -> None:
+    """Several routes, states and owners with jobs of the same time, in pages of any length."""
+    chance = random.Random(1)
+    ids = ["a", "B", "ab", "é", "z", "\U0001f600", " ", "a b"]
+    there = []
+    for number in range(400):
+        state = chance.choice(list(State))
+        new = job(
+            f"{chance.choice(ids)}{number}",
+            route=chance.choice("rstü "),
+            owner=chance.choice([None, "ann", "", "-", "1:r"]),
+            created_at=1000.0 + chance.choice([0.0, 0.25, chance.random()]),
+            state=State.RUNNING if finishes(state) else state,
+        )
+        await store.create(new)
+        if finishes(state):
+            new = new.finish(state, 2000.0, ttl=60.0, tombstone_ttl=60.0)
+            assert await store.replace(new)
+        there.append(new)
+    there.sort(key=lambda job: (job.created_at, job.id), reverse=True)
+    for _ in range(60):
+        states = chance.sample(list(State), chance.choice([0, 1, 2, 6]))
+        route, owner = chance.choice([None, *"rst-"]), chance.choice([None, "ann", "", "bob"])
+        since, until = (chance.choice([None, 1000.25, 1000 + chance.random()]) for _ in "ab")
+        wanted = [
+            job
+            for job in there
+            if (not states or job.state in states)
+            and route in (None, job.route)
+            and owner in (None, job.owner)
+            and (since is None or job.created_at >= since)
+            and (until is None or job.created_at < until)
+        ]
+        listed, after, limit = list[Job](), None, chance.choice([1, 2, 7, 100])
+        while True:
+            page = await store.list(
+                states=states,
+                route=route,
+                owner=owner,
+                since=since,
+                until=until,
+                after=after,
+                limit=limit,
+            )
+            listed += page.jobs
+            if (after := page.after) is None:
+                break
+            assert len(page.jobs) == limit
+        assert listed == wanted
+
+
+def finishes(state: State) -> bool:
+    return not TRANSITIONS[state]
+
+
+async def test_a_page_goes_on_where_one_ended_that_is_gone(store: RedisStore) -> None:
+    """Of many jobs of one time, whether it is found or not where the page before ended."""
+    ids = [f"{number:03}" for number in range(300)]
+    for id in ids:
+        await store.create(job(id))
+    page = await store.list(limit=150)
+    await store.replace(job("150").tombstone(1000.0, 60.0))
+    await store.replace(job("149").cancelling())
+    rest = await store.list(after=page.after, limit=200)
+    assert [found.id for found in rest.jobs] == ids[149::-1]
+    assert rest.after is None
+
+
+async def test_a_long_page_is_asked_for_in_batches(serve: Serve) -> None:
+    """So that no script holds the server for long."""
+    server = serve()
+    store = RedisStore(server.url, deployment="shop")
+    async with anyio.create_task_group() as group:
+        for number in range(2 * BATCH + 2):
+            group.start_soon(store.create, job(str(number), created_at=float(number)))
+    server.ask("CONFIG", "RESETSTAT")
+    page = await store.list(limit=2 * BATCH + 1)
+    assert [found.created_at for found in page.jobs] == list(range(2 * BATCH + 1, 0, -1))
+    assert statistics(server, "commandstats")["cmdstat_evalsha"]["calls"] == 3
+    assert [found.id for found in (await store.list(after=page.after)).jobs] == ["0"]
+    await store.aclose()
+
+
+async def test_what_an_older_version_has_changed_is_not_listed_as_it_was(store: RedisStore) -> None:
+    """It does not know the lists."""
+    for id in "abc":
+        await store.create(job(id))
+    await tell(store, "HSET", "job:a", "record", dump(job("a").cancelling()))
+    await tell(store, "HSET", "job:b", "record", dump(job("b").tombstone(1000.0, 60.0)))
+    assert (await store.list(states=[State.RUNNING])).jobs == [job("c")]
+    await tell(store, "HDEL", "listed", "c")
+    await tell(store, "ZREM", "listed:-running 1:r", "c")  # as if it had made it
+    assert await store.replace(finished(job("c")))
+    assert (await store.list(states=[State.FAILED])).jobs == [finished(job("c"))]
+
+
+async def test_the_seconds_of_many_jobs_come_and_go(store: RedisStore) -> None:
+    chance = random.Random(1)
+    runs = {str(number): job(str(number), started_at=1000.0) for number in range(100)}
+    for id, there in runs.items():
+        await store.create(there)
+        runs[id] = finished(there, now=1000.0 + chance.random())
+        await store.replace(runs[id])
+    for left in (100, 40, 1):
+        for id in list(runs)[left:]:
+            assert await store.replace(runs.pop(id).tombstone(1000.0, 60.0))
+        took = sum(there.finished_at - 1000.0 for there in runs.values() if there.finished_at)
+        total = (await store.totals())["r", State.FAILED]
+        assert (total.count, total.oldest) == (left, 1000.0)
+        assert total.seconds == pytest.approx(took, abs=1e-9)
 
 
 # --- waiting ---------------------------------------------------------------------------------

@@ -22,18 +22,21 @@ import anyio
 import pytest
 
 from raincheck import ConfigurationError
-from raincheck.errors import BodyLost, StoreError, StoreFull
+from raincheck.errors import BodyLost, StoreError, StoreFull, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.serialization import dump
 from raincheck.stores import _sqlite_changes, _sqlite_file, _sqlite_opening
 from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import SCRUB_EVERY, File
+from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_opening import APPLICATION_ID, MIGRATIONS
 from raincheck.stores._sqlite_place import SPARE
-from raincheck.stores.base import Store
-from raincheck.stores.sqlite import SQLiteStore
+from raincheck.stores.base import Fetched, Store, Total
+from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
 from raincheck.testing import body_of, finished, fits, job, request, with_body
+from tests.stores import left
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -298,6 +301,136 @@ async def test_a_file_of_an_older_version_is_brought_up_to_date(
     assert await older.create(job("c")) == await newer.get("c")
     await older.aclose()
     await newer.aclose()
+
+
+# --- what a process of version 0.1.0 does with a file of this one -------------------------------
+
+INSERT_OF_0_1_0 = """
+INSERT INTO jobs (id, route, owner, version, fence, unfinished, replayable, due, record, keyed,
+    lease_until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, NULL) ON CONFLICT (id) DO NOTHING
+"""
+UPDATE_OF_0_1_0 = """
+UPDATE jobs SET version = ?, fence = ?, unfinished = ?, replayable = ?, due = ?, record = ?
+WHERE id = ?
+"""
+
+
+def columns_of_0_1_0(job: Job) -> tuple[object, ...]:
+    unfinished = None if job.finished or job.gone else job.state
+    due = job.purge_at if job.gone else job.expires_at
+    return job.version, job.fence, unfinished, job.replayable, due, dump(job).decode()
+
+
+def older_creates(path: Path, job: Job) -> None:
+    owner = job.counts_for, job.owner
+    look(path, INSERT_OF_0_1_0, job.id, *owner, *columns_of_0_1_0(job))
+
+
+def older_replaces(path: Path, job: Job) -> None:
+    look(path, UPDATE_OF_0_1_0, *columns_of_0_1_0(job), job.id)
+
+
+async def listed(store: Store) -> tuple[list[Job], dict[tuple[str, State], Total]]:
+    return [*(await store.list()).jobs], await store.totals()
+
+
+async def test_what_a_process_of_an_older_version_writes_is_listed(
+    path: Path, store: SQLiteStore
+) -> None:
+    await store.open()
+    waits = job(state=State.QUEUED, created_at=999.0)
+    older_creates(path, waits)
+    older_creates(path, job("answer", synchronous=True))
+    assert await listed(store) == ([waits], {("r", State.QUEUED): Total(1, 999.0, 0.0)})
+    runs = waits.start(1001.0)
+    older_replaces(path, runs)
+    assert await listed(store) == ([runs], {("r", State.RUNNING): Total(1, 999.0, 0.0)})
+    done = finished(runs, 1003.5)
+    older_replaces(path, done)
+    assert await listed(store) == ([done], {("r", State.FAILED): Total(1, 999.0, 2.5)})
+    older_replaces(path, done.tombstone(1004.0, 60.0))
+    assert await listed(store) == ([], {})
+
+
+async def test_a_job_of_an_older_version_is_listed_when_a_newer_one_goes_on_with_it(
+    path: Path, store: SQLiteStore
+) -> None:
+    await store.open()
+    older_creates(path, job())
+    told = job().with_progress(Progress(0.5))
+    assert await store.replace(told)
+    assert await listed(store) == ([told], {("r", State.RUNNING): Total(1, 1000.0, 0.0)})
+    older_replaces(path, told.cancelling())
+    done = finished(told.cancelling(), 1003.5)
+    assert await store.replace(done)
+    jobs, totals = await listed(store)
+    assert (jobs, [*totals]) == ([done], [("r", State.FAILED)])
+
+
+async def test_what_an_older_version_has_left_is_listed_in_small_steps(
+    path: Path, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.open()
+    jobs = [job(f"{n:02}") for n in range(25)]
+    for each in jobs:
+        older_creates(path, each)
+    look(path, "UPDATE jobs SET record = 'damaged' WHERE id = '07'")
+    monkeypatch.setattr(_sqlite_changes, "SWEPT", 10)
+    commits = []
+    commit = File._commit
+
+    def counted(self: File, calls: list[Any]) -> list[str]:
+        commits.append(len(calls))
+        return commit(self, calls)
+
+    monkeypatch.setattr(File, "_commit", counted)
+    for _ in range(2):
+        assert [*(await store.list()).jobs] == [each for each in jobs[::-1] if each.id != "07"]
+    assert commits == [1, 1, 1]
+
+
+async def test_the_file_of_an_older_version_is_listed(tmp_path: Path) -> None:
+    fixture = Path(__file__).with_name("fixtures") / "0.1.0.sqlite"
+    store = SQLiteStore(shutil.copyfile(fixture, tmp_path / "jobs.db"))
+    (tmp_path / "jobs.db").chmod(0o600)
+    assert [*(await store.list()).jobs] == [left.RUNNING, left.QUEUED, left.DONE]
+    assert await store.totals() == {
+        ("POST /vidéos", State.QUEUED): Total(1, 1700000000.25, 0.0),
+        ("r", State.RUNNING): Total(1, 1700000000.25, 0.0),
+        ("r", State.SUCCEEDED): Total(1, 1700000000.25, 1.5),
+    }
+    await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("states", "route", "owner", "after"),
+    [
+        *itertools.product(
+            ((), (State.QUEUED,), (State.FAILED, State.SUCCEEDED)),
+            (None, "r"),
+            (None, "o"),
+            (None, "1~a"),
+        )
+    ],
+)
+async def test_a_list_reads_what_it_does_not_show_from_an_index_alone(
+    path: Path,
+    store: SQLiteStore,
+    states: tuple[State, ...],
+    route: str | None,
+    owner: str | None,
+    after: str | None,
+) -> None:
+    await store.open()
+    for sql, parameters in (
+        listing(states, route, owner, 1.0, 2.0, after, 100),
+        (TOTALS, []),
+        (BEHIND, []),
+    ):
+        plan = [row[3] for row in look(path, f"EXPLAIN QUERY PLAN {sql}", *parameters)]
+        assert [step for step in plan if "COVERING INDEX" in step] or "INDEX behind" in plan[0]
+        assert "SCAN jobs" not in plan
 
 
 async def test_a_new_file_has_the_newest_schema(
@@ -1108,6 +1241,37 @@ async def test_small_pieces_of_a_body_are_read_together(store: SQLiteStore) -> N
     for start in (1, 299, 300, 301, 749, 750, 751, 200_750, 200_751, 280_000, len(whole) - 1):
         assert await body_of(store, "a", start) == whole[start:]
     assert await body_of(store, "a", len(whole)) == b""
+
+
+async def test_a_small_body_in_many_pieces_is_left_to_who_reads_it(store: SQLiteStore) -> None:
+    """Of whom the event loop is not to wait for long."""
+    few = await with_body(store, "few", [b"x"] * ROWS)
+    assert await store.fetch("few") == Fetched(few, b"x" * ROWS)
+    many = await with_body(store, "many", [b"x"] * (ROWS + 1))
+    assert await store.fetch("many") == Fetched(many, None)
+    assert await body_of(store, "many") == b"x" * (ROWS + 1)
+
+
+async def test_a_job_whose_request_cannot_be_read_does_not_begin(
+    path: Path, store: SQLiteStore
+) -> None:
+    waits = job(state=State.QUEUED, replayable=True)
+    await store.create(waits, request())
+    look(path, "UPDATE requests SET record = x'00'")
+    with pytest.raises(UnreadableRecord):
+        await store.claim("a", routes=["r"], holder="h", now=1001.0, lease=None)
+    assert await store.get("a") == waits
+
+
+async def test_a_claimed_request_leaves_no_row_behind_the_next_version(
+    path: Path, store: SQLiteStore
+) -> None:
+    await store.create(job(state=State.QUEUED, replayable=True), request())
+    begun = await store.claim("a", routes=["r"], holder="h", now=1001.0, lease=None)
+    assert begun is not None
+    assert look(path, "SELECT count(*) FROM requests") == [(1,)]
+    assert await store.replace(begun.job.with_progress(Progress(0.5)))
+    assert look(path, "SELECT count(*) FROM requests") == [(0,)]
 
 
 async def test_no_look_misses_who_comes_meanwhile(path: Path, store: SQLiteStore) -> None:

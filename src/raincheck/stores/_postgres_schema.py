@@ -200,6 +200,43 @@ MIGRATIONS = (
         PRIMARY KEY (deployment, route, name)
     );
     """,
+    # Lists and totals: what they look at, and their indexes. A process of the version before this
+    # one leaves it as it is, and the last of these indexes has the jobs of which it is not true.
+    r"""
+    -- A time in a record. As text: a record need not be JSON, and has no field's name in a value.
+    CREATE FUNCTION raincheck.time_in(record text, field text) RETURNS double precision
+    LANGUAGE sql IMMUTABLE AS $time_in$
+        SELECT substring(
+            split_part(record, '"' || field || '":', 2) FROM '^-?\d+(?:\.\d+)?(?:e[+-]?\d\d?)?'
+        )::double precision
+    $time_in$;
+
+    ALTER TABLE raincheck.jobs
+        ADD created_at double precision,    -- of those that are listed: seconds, epoch
+        ADD status text COLLATE "C",        -- its state, also when that is terminal
+        ADD seconds double precision;       -- how long it has run, once it has ended
+    -- The digest is that of no route: of synchronous jobs.
+    UPDATE raincheck.jobs SET
+        created_at = CASE WHEN route <> '\xcae66941d9efbd404e4d88758ea67670'
+            THEN raincheck.time_in(record, 'created_at') END,
+        status = coalesce(state, substring(record FROM '"state":"([a-z]+)"')),
+        seconds = CASE WHEN state IS NULL
+            THEN raincheck.time_in(record, 'finished_at') - raincheck.time_in(record, 'started_at')
+        END
+    WHERE NOT gone;
+    CREATE INDEX ON raincheck.jobs (deployment, route, status, created_at, id) INCLUDE (seconds)
+        WHERE NOT gone AND created_at IS NOT NULL;
+    CREATE INDEX ON raincheck.jobs (deployment, owner, route, status, created_at, id)
+        WHERE NOT gone AND created_at IS NOT NULL AND owner IS NOT NULL;
+    -- One index where there were two, as every index is a part of what a change costs.
+    DROP INDEX raincheck.jobs_deployment_due_idx, raincheck.jobs_deployment_due_idx1;
+    CREATE INDEX ON raincheck.jobs (deployment, gone, due) WHERE due IS NOT NULL;
+    CREATE INDEX ON raincheck.jobs (deployment)
+        WHERE NOT gone AND (
+            status IS NULL OR state <> status
+            OR state IS NULL AND status IN ('queued', 'running', 'cancelling')
+        );
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

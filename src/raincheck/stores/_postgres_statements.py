@@ -11,15 +11,11 @@ from collections.abc import Collection
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from raincheck.job import Bounds, Job, Key, State
+from raincheck.job import Bounds, Job, Key
 from raincheck.serialization import dump
 
 PIECE = 256 * 1024
 """Bytes of a response body that one row has at most."""
-
-# What counts as one state: a handler that was asked to stop has not stopped yet.
-_WAITING = [State.QUEUED.value]
-_RUNNING = [State.RUNNING.value, State.CANCELLING.value]
 
 # Keys are inserted in order, so that no two creators wait for each other. Who meets a key or an id
 # that another transaction has inserted meanwhile fails as a whole (see `_RACES` in postgres.py).
@@ -35,10 +31,11 @@ WITH there AS (
     LIMIT 1
 ), job AS (
     INSERT INTO raincheck.jobs
-        (deployment, id, version, fence, state, gone, due, record, route, owner, lease_until)
+        (deployment, id, version, fence, state, gone, due, record, route, owner, lease_until,
+        created_at, status, seconds)
     SELECT
-        'deployment', $1, $2, $3, $4, $5, $6, $7, $13, $14,
-        clock_timestamp() + $11::float8 * interval '1 second'
+        'deployment', $1, $2, $3, $4, $5, $6, $7, $16, $17,
+        clock_timestamp() + $14::float8 * interval '1 second', $11, $12, $13
     WHERE NOT EXISTS (SELECT FROM there)
     RETURNING id
 ), owned AS (
@@ -48,7 +45,7 @@ WITH there AS (
     WHERE EXISTS (SELECT FROM job) ORDER BY key
 ), kept AS (
     INSERT INTO raincheck.requests (deployment, id, request)
-    SELECT 'deployment', $1, $12::bytea WHERE $12 IS NOT NULL AND EXISTS (SELECT FROM job)
+    SELECT 'deployment', $1, $15::bytea WHERE $15 IS NOT NULL AND EXISTS (SELECT FROM job)
 )
 SELECT record FROM there
 """
@@ -61,13 +58,26 @@ CREATE_WITHIN = _CREATING.format(
     or_no_room="""
     UNION ALL
     SELECT bound FROM raincheck.no_room(
-        'deployment', $1, 0, $8, $15, $13, $14, $16, $17, $18
+        'deployment', $1, 0, $8, $18, $16, $17, $19, $20, $21
     ) AS bound
     WHERE bound IS NOT NULL
     """
 )
 
 GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
+
+# A body that is longer than $2 is left to `READ`, by what its last row says.
+FETCH = """
+SELECT record, body FROM raincheck.jobs LEFT JOIN LATERAL (
+    SELECT string_agg(chunk, ''::bytea ORDER BY start) AS body FROM raincheck.chunks
+    WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence AND $2::bigint >= (
+        SELECT start + length(chunk) FROM raincheck.chunks
+        WHERE deployment = 'deployment' AND id = jobs.id AND fence = jobs.fence
+        ORDER BY start DESC LIMIT 1
+    )
+) AS small ON state IS NULL AND NOT gone
+WHERE deployment = 'deployment' AND id = $1
+"""
 
 FIND = """
 SELECT record, fingerprint FROM raincheck.keys JOIN raincheck.jobs USING (deployment, id)
@@ -80,16 +90,48 @@ INSERT INTO raincheck.varying SELECT 'deployment', $1, unnest($2::text[]) ON CON
 
 LEARNED = "SELECT name FROM raincheck.varying WHERE deployment = 'deployment' AND route = $1"
 
-REQUEST = "SELECT request FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1"
+REQUEST = """
+SELECT request, record FROM raincheck.requests JOIN raincheck.jobs USING (deployment, id)
+WHERE deployment = 'deployment' AND id = $1
+"""
+
+# The lock comes first, so that whoever loses a race says what became of the job. The start is
+# appended to the record, and is still its end when the same holder asks again.
+CLAIM = """
+WITH there AS MATERIALIZED (
+    SELECT record, right(record, length($6)) = $6::text AS again, coalesce(
+        state = 'queued' AND route = ANY ($2::bytea[]) AND starts_with(record, $5)
+            AND coalesce(raincheck.time_in(record, 'not_before') <= $3::float8, true)
+            AND EXISTS (
+                SELECT FROM raincheck.requests WHERE deployment = 'deployment' AND id = $1
+            ),
+        false
+    ) AS ready
+    FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1 AND NOT gone FOR NO KEY UPDATE
+), begun AS (
+    UPDATE raincheck.jobs SET
+        version = version + 1, fence = fence + 1, state = 'running', record = jobs.record || $6,
+        status = CASE WHEN status IS NOT NULL THEN 'running' END,
+        lease_until = CASE
+            WHEN $4::float8 IS NULL THEN lease_until
+            ELSE clock_timestamp() + $4 * interval '1 second'
+        END
+    FROM there WHERE deployment = 'deployment' AND id = $1 AND ready
+)
+SELECT CASE WHEN ready THEN record || $6 ELSE record END, request
+FROM there LEFT JOIN raincheck.requests
+    ON (ready OR again) AND deployment = 'deployment' AND id = $1
+"""
 
 _REPLACING = """
 WITH {no_room} job AS (
     UPDATE raincheck.jobs SET
         version = $2, fence = $3, state = $4, gone = $5, due = $6, record = $7,
+        created_at = $11, status = $12, seconds = $13,
         lease_until = CASE
             WHEN $4::text IS NULL THEN NULL
-            WHEN $11::float8 IS NULL THEN lease_until
-            ELSE clock_timestamp() + $11 * interval '1 second'
+            WHEN $14::float8 IS NULL THEN lease_until
+            ELSE clock_timestamp() + $14 * interval '1 second'
         END
     WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1 AND NOT EXISTS (
         SELECT FROM raincheck.keys WHERE deployment = 'deployment' AND key = ANY ($8)
@@ -106,10 +148,10 @@ WITH {no_room} job AS (
     WHERE EXISTS (SELECT FROM job) ORDER BY key
 ), forgotten AS (
     DELETE FROM raincheck.requests
-    WHERE deployment = 'deployment' AND id = $1 AND NOT $12::boolean AND EXISTS (SELECT FROM job)
+    WHERE deployment = 'deployment' AND id = $1 AND NOT $15::boolean AND EXISTS (SELECT FROM job)
 ), dropped AS (
     DELETE FROM raincheck.chunks
-    WHERE deployment = 'deployment' AND id = $1 AND (fence <> $3 OR NOT $13::boolean)
+    WHERE deployment = 'deployment' AND id = $1 AND (fence <> $3 OR NOT $16::boolean)
         AND EXISTS (SELECT FROM job)
 ), kept AS (
     INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk)
@@ -118,7 +160,7 @@ WITH {no_room} job AS (
         WHERE deployment = 'deployment' AND id = $1 AND fence = $3
         ORDER BY start DESC LIMIT 1
     ), 0), chunk
-    FROM unnest($14::bigint[], $15::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
+    FROM unnest($17::bigint[], $18::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
 )
 SELECT 'replaced' FROM job {or_no_room}
 """
@@ -130,10 +172,10 @@ REPLACE_WITHIN = _REPLACING.format(
     no_room AS MATERIALIZED (
         SELECT bound FROM raincheck.jobs,
             raincheck.no_room(
-                'deployment', id, version, NULL, $16, route, owner, $17, $18, $19
+                'deployment', id, version, NULL, $19, route, owner, $20, $21, $22
             ) AS bound
         WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1
-            AND state <> ALL ($17) AND bound IS NOT NULL
+            AND state <> ALL ($20) AND bound IS NOT NULL
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",
@@ -181,6 +223,63 @@ FROM raincheck.jobs LEFT JOIN LATERAL (
 ) AS body ON true
 WHERE deployment = 'deployment' AND id = $1 AND NOT gone
 ORDER BY start
+"""
+
+# Of each route and state as many as a page has, from the index in their order, and of all those the
+# newest. Routes are few: the index is asked for the next of them as long as there is one.
+_LISTING = """
+WITH RECURSIVE named AS ({routes}), page AS (
+    SELECT created_at, id FROM named, unnest($1::text[]) AS wanted (status), LATERAL (
+        SELECT created_at, id FROM raincheck.jobs
+        WHERE deployment = 'deployment' AND NOT gone {owned} AND route = named.route
+            AND status = wanted.status AND created_at >= $2 AND (created_at, id) < ($3, $4)
+        ORDER BY created_at DESC, id DESC LIMIT $5
+    ) AS newest
+    ORDER BY created_at DESC, id DESC LIMIT $5
+)
+SELECT page.created_at, id, record FROM page JOIN raincheck.jobs USING (id)
+WHERE deployment = 'deployment' ORDER BY page.created_at DESC, id DESC
+"""
+
+_ROUTES = """
+    (
+        SELECT route FROM raincheck.jobs
+        WHERE deployment = 'deployment' AND NOT gone {owned} AND created_at IS NOT NULL
+        ORDER BY route LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT route FROM raincheck.jobs
+        WHERE deployment = 'deployment' AND NOT gone {owned} AND created_at IS NOT NULL
+            AND route > named.route
+        ORDER BY route LIMIT 1
+    ) FROM named WHERE named.route IS NOT NULL
+"""
+
+LIST = {
+    (False, False): _LISTING.format(routes=_ROUTES.format(owned=""), owned=""),
+    (True, False): _LISTING.format(routes="SELECT $6::bytea AS route", owned=""),
+    (False, True): _LISTING.format(
+        routes=_ROUTES.format(owned="AND owner = $6"), owned="AND owner = $6"
+    ),
+    (True, True): _LISTING.format(routes="SELECT $6::bytea AS route", owned="AND owner = $7"),
+}
+"""By whether the jobs of one route are asked for, and those of one owner."""
+
+TOTALS = r"""
+SELECT (
+    SELECT substring(record FROM '"route":("(?:[^"\\]|\\.)*")') AS name FROM raincheck.jobs
+    WHERE deployment = 'deployment' AND NOT gone AND created_at IS NOT NULL
+        AND route = total.route AND status = total.status
+        AND record LIKE '%"route":"%'
+    ORDER BY created_at LIMIT 1
+), status, count, oldest, seconds
+FROM (
+    SELECT route, status, count(*), min(created_at) AS oldest, coalesce(sum(seconds), 0) AS seconds
+    FROM raincheck.jobs
+    WHERE deployment = 'deployment' AND NOT gone AND created_at IS NOT NULL
+    GROUP BY route, status
+) AS total
 """
 
 RENEW = """
@@ -252,6 +351,28 @@ WITH purged AS (
 SELECT count(*) FROM purged
 """
 
+# What a process of an older version has written is listed as it was before, until this is done.
+DESCRIBE = """
+WITH job AS (
+    UPDATE raincheck.jobs SET
+        created_at = CASE WHEN route <> $2 THEN raincheck.time_in(record, 'created_at') END,
+        status = coalesce(state, substring(record FROM '"state":"([a-z]+)"')),
+        seconds = CASE WHEN state IS NULL
+            THEN raincheck.time_in(record, 'finished_at') - raincheck.time_in(record, 'started_at')
+        END
+    WHERE deployment = 'deployment' AND id = ANY (ARRAY (
+        SELECT id FROM raincheck.jobs
+        WHERE deployment = 'deployment' AND NOT gone AND (
+            status IS NULL OR state <> status
+            OR state IS NULL AND status IN ('queued', 'running', 'cancelling')
+        )
+        LIMIT $1 FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id
+)
+SELECT count(*) FROM job
+"""
+
 ANY = "SELECT EXISTS (SELECT FROM raincheck.jobs WHERE deployment = 'deployment')"
 
 NEWER = """
@@ -265,11 +386,14 @@ ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"
 
 def columns(job: Job, keys: Collection[Key]) -> tuple[Any, ...]:
     """What `CREATE` and `REPLACE` begin with."""
-    state = None if job.finished or job.gone else job.state.value
-    due = job.purge_at if job.gone else job.expires_at
     record = dump(job).decode()
-    row = job.id, job.version, job.fence, state, job.gone, due, record
-    return *row, *([key[column] for key in keys] for column in range(len(Key._fields)))
+    row = job.id, job.version, job.fence, job.stage, job.gone, job.due_at, record
+    owned = ([key[column] for key in keys] for column in range(len(Key._fields)))
+    listed = None if job.synchronous else job.created_at
+    ran = None
+    if job.started_at is not None and job.finished_at is not None:
+        ran = job.finished_at - job.started_at
+    return *row, *owned, listed, job.state, ran
 
 
 class Most(NamedTuple):
@@ -282,13 +406,12 @@ class Most(NamedTuple):
 
 def most(job: Job, bounds: Bounds | None) -> Most | None:
     """The bounds that there are for a job; None: there are none."""
-    if bounds is None or job.finished or job.gone:
+    if bounds is None or not job.counts_with:
         return None
     owner = None if job.owner is None else bounds.owner
     if bounds.route is None and owner is None:
         return None
-    states = _WAITING if job.state is State.QUEUED else _RUNNING
-    return Most(states, bounds.route, owner)
+    return Most([*job.counts_with], bounds.route, owner)
 
 
 def digest(name: str) -> bytes:

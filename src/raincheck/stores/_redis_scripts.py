@@ -6,7 +6,6 @@ The keys are listed in `stores/redis.py`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection
 from hashlib import sha1
 
@@ -20,15 +19,21 @@ DAY = 24 * 60 * 60
 """Seconds that the server keeps what was due and nobody has swept."""
 
 
-def stage(job: Job) -> str:
-    """The state of a job that is unfinished; else that it is finished, or gone."""
-    return "gone" if job.gone else "finished" if job.finished else str(job.state)
+def state_of(job: Job) -> str:
+    """Its state, or that it is gone."""
+    return "gone" if job.gone else str(job.state)
 
 
 def due(job: Job) -> float:
     """When `sweep` turns to it."""
-    at = job.purge_at if job.gone else job.expires_at
-    return math.inf if at is None else at
+    return math.inf if job.due_at is None else job.due_at
+
+
+def lasted(job: Job) -> tuple[float, str | float]:
+    """When it was accepted, and how many seconds it ran if it has ended."""
+    if job.started_at is None or job.finished_at is None:
+        return job.created_at, ""
+    return job.created_at, job.finished_at - job.started_at
 
 
 def keep(job: Job) -> str | int:
@@ -40,9 +45,12 @@ def keep(job: Job) -> str | int:
 
 
 def place(job: Job) -> tuple[str, str]:
-    """Its route and its owner as they stand in `busy`: no name is mistaken for a longer one."""
-    owner = "-" if job.owner is None else f"{len(job.owner)}:{job.owner}"
-    return f"{len(job.counts_for)}:{job.counts_for}", owner
+    """Its route and its owner as scripts have them: no name is mistaken for a longer one."""
+    return named(job.counts_for or None), named(job.owner)
+
+
+def named(name: str | None) -> str:
+    return "-" if name is None else f"{len(name)}:{name}"
 
 
 def most(job: Job, bounds: Bounds | None, keys: Collection[Key]) -> tuple[str | int, ...]:
@@ -68,26 +76,6 @@ def check_room(answer: object) -> None:
     """Raise what `no_room` has found; no other answer is a list."""
     if isinstance(answer, list):
         raise NoRoom(owner=answer == [b"owner"])
-
-
-def rights(denied: list[bytes], prefix: str, of_keys: bytes, of_channel: bytes) -> list[str]:
-    """What a user lacks that `CHECK` has found, as `ACL SETUSER` takes it.
-
-    Args:
-        denied: commands.
-        prefix: of the keys and the channel.
-        of_keys: what the server says to one that has a key of the store.
-        of_channel: what it says to one that has its channel.
-    """
-    missing = []
-    commands = {command.decode().lower() for command in denied}
-    if b"permission" in of_keys and b"key" in of_keys:  # it denies every command that has one
-        missing.append(f"~{prefix}*")
-        commands &= {"ping", "publish", "subscribe", "time"}
-    if b"channel" in of_channel:
-        missing.append(f"&{prefix}*")
-        commands -= {"publish", "subscribe"}
-    return [*missing, *(f"+{command}" for command in sorted(commands))]
 
 
 # --- the scripts -----------------------------------------------------------------------------
@@ -145,6 +133,9 @@ local function clock()
   local time = call('TIME')
   return time[1] + time[2] / 1000000
 end
+
+-- A job's state is its stage until it is finished.
+local stages = {succeeded = 'finished', failed = 'finished', cancelled = 'finished'}
 
 local function unfinished(stage)
   return stage and stage ~= 'finished' and stage ~= 'gone'
@@ -222,17 +213,52 @@ local function windows(body, size)
   for start = 0, size - 1, WINDOW do keys[#keys + 1] = body .. ':' .. start / WINDOW end
   return keys
 end
+
+-- The sets that list the jobs of a group, and its owner's among them.
+local function lists(listed, group, owner)
+  local all = listed .. ':-' .. group
+  if owner == '-' then return {all} end
+  return {all, listed .. ':' .. owner .. group}
+end
+
+-- The group that a job is in: those of its route and state. It is in none, and not listed, if it is
+-- gone or has no route that it counts for.
+local function listing(state, route)
+  return state ~= 'gone' and route ~= '-' and state .. ' ' .. route
+end
+
+-- Take a job from the sets that list it to those of a group; of none (false), to none. Whatever
+-- others have put there keeps no job from going on; who asks for a list is told.
+local function relist(listed, id, group, owner, created, took)
+  local totals, pcall = listed .. ':totals', redis.pcall
+  local old = pcall('HGET', listed, id)
+  if type(old) == 'string' then
+    local was, its, had = cmsgpack.unpack(old)
+    for _, set in ipairs(lists(listed, was, its)) do pcall('ZREM', set, id) end
+    if had then pcall('HINCRBYFLOAT', totals, was, -had) end
+  elseif group then
+    pcall('HSETNX', totals, group, 0)
+  end
+  if group then
+    for _, set in ipairs(lists(listed, group, owner)) do pcall('ZADD', set, created, id) end
+    if took then pcall('HINCRBYFLOAT', totals, group, took) end
+    pcall('HSET', listed, id, cmsgpack.pack(group, owner, took))
+  elseif old then
+    pcall('HDEL', listed, id)
+  end
+end
 """
 
 # Without allow-oom: the one that a full server refuses.
 CREATE = Script(
     "",
     """
-local job, request, _, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
-local jobs, id, record, version, fence, stage, captured, lease, score = unpack(ARGV, 1, 9)
-local route, owner, of_route, of_owner = unpack(ARGV, 10)
+local job, request, _, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
+local jobs, id, record, version, fence, state, captured, lease, score = unpack(ARGV, 1, 9)
+local created, took, route, owner, of_route, of_owner = unpack(ARGV, 10)
+local stage = stages[state] or state
 local there = read('hash', 'HGET', job, 'record')
-for i = 9, #KEYS do
+for i = 10, #KEYS do
   local other = not there and read('hash', 'HGET', KEYS[i], 'id')
   there = there or other and read('hash', 'HGET', jobs .. other, 'record')
 end
@@ -242,15 +268,16 @@ local full = group and no_room(busy, group, route, owner, of_route, of_owner)
 if full then return full end
 local counted = group and group .. route .. owner .. id or ''
 expect('zset', due, leases, busy)
-if #KEYS >= 9 then expect('set', keys, passing) end
+if #KEYS >= 10 then expect('set', keys, passing) end
 
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', 0, 'counted', counted)
-give(job, id, keys, passing, 9, 13)
+give(job, id, keys, passing, 10, 15)
 if captured ~= '' then call('SET', request, captured) end
 if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
 if group then call('ZADD', busy, 0, counted) end
 call('ZADD', due, score, id)
+relist(listed, id, listing(state, route), owner, created, tonumber(took))
 return false
 """,
 )
@@ -267,13 +294,14 @@ return record and {record, key[2]}
 LEARN = Script("flags=allow-oom", "call('SADD', KEYS[1], unpack(ARGV))")
 
 _REPLACING = """
-local job, request, body, due, leases, busy, keys, passing = unpack(KEYS, 1, 8)
-local channel, id, before, record, version, fence, stage = unpack(ARGV, 1, 7)
+local job, request, body, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
+local channel, id, before, record, version, fence, state = unpack(ARGV, 1, 7)
 local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
-local route, owner, of_route, of_owner = unpack(ARGV, 14)
-local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed')
+local created, took, route, owner, of_route, of_owner = unpack(ARGV, 14)
+local stage = stages[state] or state
+local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed', 'stage')
 if old[1] ~= before then return 0 end
-for i = 9, #KEYS do
+for i = 10, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
 end
 local group, left, keyed = grouped(stage), old[4] ~= '' and old[4], old[5]
@@ -291,7 +319,7 @@ if counted ~= left then expect('zset', busy) end
 if not unfinished(stage) then expect('zset', leases, due) elseif lease ~= '' then
   expect('zset', leases)
 end
-if #KEYS >= 9 then expect('set', keys, passing) end
+if #KEYS >= 10 then expect('set', keys, passing) end
 local lasting = keyed and (stage == 'gone' or keep ~= '') and own(id, keys) or {}
 local freed = keyed and stage ~= 'queued' and stage ~= 'running' and own(id, passing) or {}
 call('PUBLISH', channel, id)
@@ -314,7 +342,7 @@ if keyed and stage == 'gone' then
   unlink(lasting)
   call('UNLINK', keys)
 end
-give(job, id, keys, passing, 9, 17)
+give(job, id, keys, passing, 10, 19)
 
 if not unfinished(stage) then
   call('ZREM', leases, id)
@@ -327,6 +355,9 @@ if keep ~= '' then
   if keyed then call('EXPIRE', keys, keep) end
   for _, key in ipairs(lasting) do call('EXPIRE', key, keep) end
   for _, key in ipairs(windows(body, size)) do call('EXPIRE', key, keep) end
+end
+if stage ~= old[6] then
+  relist(listed, id, listing(state, route), owner, created, tonumber(took))
 end
 return 1
 """
@@ -394,7 +425,7 @@ return {string.format('%.6f', now), page}
 SWEEP = Script(
     "flags=allow-oom",
     """
-local due = KEYS[1]
+local due, listed = unpack(KEYS)
 local jobs, channel, now, skip, limit = unpack(ARGV)
 local ids = call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', skip, limit)
 local expired = {}
@@ -406,9 +437,12 @@ for _, id in ipairs(ids) do
     call('PUBLISH', channel, id)
     call('UNLINK', jobs .. id)
     call('ZREM', due, id)
+    relist(listed, id, false)
   end
 end
-return {#ids == tonumber(limit) and 1 or 0, call('ZCARD', due), expired}
+local left = call('ZCARD', due)
+if left == 0 then call('UNLINK', listed .. ':totals') end
+return {#ids == tonumber(limit) and 1 or 0, left, expired}
 """,
 )
 
@@ -418,7 +452,7 @@ RECORD = Script("flags=no-writes", "return record_of(KEYS[1])")
 DROP = Script(
     "flags=allow-oom",
     """
-local job, request, body, due, leases, busy, keys, passing = unpack(KEYS)
+local job, request, body, due, leases, busy, listed, keys, passing = unpack(KEYS)
 local channel, id, record, now = unpack(ARGV)
 local score = call('ZSCORE', now == '' and leases or due, id)
 local late = now == '' and clock() or tonumber(now)
@@ -435,43 +469,7 @@ unlink({job, request, keys, passing})
 call('ZREM', due, id)
 call('ZREM', leases, id)
 if old[2] then call('ZREM', busy, old[2]) end
+relist(listed, id, false)
 return 1
 """,
 )
-
-# Whether the server is new enough, what it says if the keys or the channel are not its user's, the
-# commands that are not, and the keys that are another application's. It has no keys of its own, or
-# it would not run without a right to them; nor the first line of the others, which servers that are
-# too old do not know.
-CHECK = Script(
-    None,
-    """
-local job, channel, count = unpack(ARGV)
-local denied, theirs = {}, {}
-for i = 4 + count, #ARGV do
-  local command = ARGV[i]
-  local words = {command, job, job}
-  if command == 'PUBLISH' or command == 'SUBSCRIBE' then words = {command, channel, channel} end
-  if command == 'EVAL' or command == 'EVALSHA' then words = {command, 'x', '1', job} end
-  if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(words)) then
-    denied[#denied + 1] = command
-  end
-end
-for i = 4, 3 + count do
-  local kind = redis.pcall('TYPE', ARGV[i]).ok
-  if kind and kind ~= 'none' and kind ~= 'zset' then theirs[#theirs + 1] = ARGV[i] end
-end
-local of_keys, of_channel = redis.pcall('TYPE', job).err, redis.pcall('PUBLISH', channel, '')
-of_channel = type(of_channel) == 'table' and of_channel.err
-return {redis.acl_check_cmd and 1 or 0, of_keys or '', of_channel or '', denied, theirs}
-""",
-)
-
-_SCRIPTS = (CREATE, FIND, LEARN, REPLACE, JOIN, APPEND, READ, RENEW, ABANDONED, SWEEP, RECORD, DROP)
-
-COMMANDS = sorted(
-    {"EVAL", "EVALSHA", "GET", "PING", "SUBSCRIBE"}.union(
-        *(re.findall(r"(?:call\(|read\('[a-z]+', )'([A-Z]+)'", script.text) for script in _SCRIPTS)
-    )
-)
-"""All that the store asks of a server, but for what connecting takes."""

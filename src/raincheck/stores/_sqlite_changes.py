@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from raincheck.errors import NoRoom, StoreFull
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest
-from raincheck.serialization import dump, dump_request, readable
+from raincheck.serialization import dump, dump_request, load, load_request, readable
 from raincheck.stores._sqlite_place import Room
+from raincheck.stores.base import Claim
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
@@ -19,20 +20,33 @@ NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
 # A lease of NULL seconds ends never.
 INSERT = """
-INSERT INTO jobs (id, route, owner, version, fence, unfinished, replayable, due, record, keyed,
-    lease_until)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NOW + ?) ON CONFLICT (id) DO NOTHING
+INSERT INTO jobs (version, as_of, fence, replayable, record, unfinished, due, state, seconds, keyed,
+    lease_until, id, route, owner, created_at)
+VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, NOW + ?10, ?11, ?12, ?13, ?14)
+ON CONFLICT (id) DO NOTHING
 """.replace("NOW", NOW)
 
 UPDATE = """
-UPDATE jobs SET version = ?, fence = ?, unfinished = ?, replayable = ?, due = ?, record = ?,
-    keyed = keyed OR ?, lease_until = CASE WHEN ? THEN NULL ELSE coalesce(NOW + ?, lease_until) END
+UPDATE jobs SET version = ?1, as_of = as_of + 1, fence = ?2, replayable = ?3, record = ?4,
+    unfinished = ?5, due = ?6, state = ?7, seconds = ?8, keyed = keyed OR ?9,
+    lease_until = CASE WHEN ?5 IS NULL THEN NULL ELSE coalesce(NOW + ?10, lease_until) END
+WHERE number = ?11
+""".replace("NOW", NOW)
+
+# The same of a job that stays where it is: what it is found by is not written again.
+UPDATE_THERE = """
+UPDATE jobs SET version = ?, as_of = as_of + 1, fence = ?, replayable = ?, record = ?,
+    keyed = keyed OR ?, lease_until = coalesce(NOW + ?, lease_until)
 WHERE number = ?
 """.replace("NOW", NOW)
 
 RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", NOW)
 
 UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
+
+CLAIMED = 2
+"""In place of whether a job is `replayable`: it is not, but its captured request is still there for
+whoever has claimed it, and goes with the next version."""
 
 ROW = 32 * 1024
 """Bytes of the log that a change of a row takes at most: each page that it touches, with its
@@ -89,9 +103,10 @@ class Changes:
             if (record := self._record(job.id)) is not None:
                 return record
             self._check_room(job, bounds)
+        own = job.id, job.counts_for, job.owner, job.created_at
         inserted = self._execute(
             INSERT,
-            (job.id, job.counts_for, job.owner, *_columns(job), bool(keys), lease),
+            (*_columns(job, int(job.replayable)), *_places(job, job.stage), len(keys), lease, *own),
         )
         if not inserted.rowcount:
             return self._record(job.id)
@@ -120,11 +135,10 @@ class Changes:
         if old is None:
             return False
         number, fence, state, replayable, keyed = old
-        if any(
-            self._execute("SELECT 1 FROM keys WHERE name = ?", key[:1]).fetchone() for key in keys
-        ):
-            return False
-        if bounds is not None and not (job.finished or job.gone or state in _alike(job.state)):
+        for key in keys:
+            if self._execute("SELECT 1 FROM keys WHERE name = ?", key[:1]).fetchone():
+                return False
+        if bounds is not None and not (job.finished or job.gone or state in job.counts_with):
             self._check_room(job, bounds)
         if keys or tail:
             self._take(ROW + len(tail))
@@ -141,12 +155,41 @@ class Changes:
             whole = job.response is not None and job.response.size == len(tail)
             end = 0 if whole else self._size_of_body(number, job.fence)
             self._append(number, job.fence, end, tail)
-        self._execute(
-            UPDATE,
-            (*_columns(job), bool(keys), job.finished or job.gone, lease, number),
-        )
+        # Plain types: one that is derived from one takes sqlite3 longer to bind than all others.
+        columns, stage = _columns(job, int(job.replayable)), job.stage
+        if stage is not None and stage == state:
+            self._execute(UPDATE_THERE, (*columns, len(keys), lease, number))
+        else:
+            self._execute(UPDATE, (*columns, *_places(job, stage), len(keys), lease, number))
         self.ids.append(job.id)
         return True
+
+    def claim(
+        self, id: str, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        row = self._execute(
+            "SELECT number, jobs.record, requests.record FROM jobs LEFT JOIN requests"
+            " ON job = number WHERE id = ?",
+            (id,),
+        ).fetchone()
+        job = None if row is None else load(row[1])
+        if job is None or job.gone:
+            return None
+        number, _, kept = row
+        again = job.begun_by(holder, now)
+        if kept is None or not (again or job.ready(routes, now)):
+            return Claim(job, None, False)
+        request = load_request(kept)
+        if again:
+            return Claim(job, request, True)
+        runs = job.start(now, holder)
+        self._drop_body(number)
+        replayable = 1 if runs.replayable else CLAIMED
+        self._execute(
+            UPDATE, (*_columns(runs, replayable), *_places(runs, runs.stage), 0, lease, number)
+        )
+        self.ids.append(id)
+        return Claim(runs, request, True)
 
     def learn(self, route: str, names: Collection[str]) -> None:
         rows = [(route, name) for name in names]
@@ -203,6 +246,20 @@ class Changes:
                 break
         return bool(due), unread
 
+    def catch_up(self) -> None:
+        """List some jobs as they are that a process of an older version has written."""
+        behind = self._execute(
+            "SELECT number, record FROM jobs WHERE as_of IS NOT version LIMIT ?", (SWEPT,)
+        ).fetchall()
+        for number, record in behind:
+            job = readable(record)
+            listed = (None,) * 3 if job is None else (job.created_at, *_listed(job))
+            self._execute(
+                "UPDATE jobs SET as_of = version, created_at = ?, state = ?, seconds = ?"
+                " WHERE number = ?",
+                (*listed, number),
+            )
+
     def vacuum(self) -> bool:
         """Give back some of the pages that are free, if most are; whether that was of use."""
         ((pages,),) = self._execute("PRAGMA page_count")
@@ -233,6 +290,8 @@ class Changes:
 
     def _drop_body(self, number: int) -> None:
         """Drop what may be large, and is no secret: its pages need not be written over."""
+        if not self._execute("SELECT 1 FROM bodies WHERE job = ? LIMIT 1", (number,)).fetchone():
+            return  # as a rule
         try:
             self._overwrite("FAST")
             self._execute("DELETE FROM bodies WHERE job = ?", (number,))
@@ -253,12 +312,12 @@ class Changes:
 
     def _check_room(self, job: Job, bounds: Bounds) -> None:
         """Nobody else writes, so that what is counted is so still when this one is written."""
-        alike = _alike(job.state)
+        alike = job.counts_with
         if bounds.owner is not None and job.owner is not None:
             ((others,),) = self._execute(
                 "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE unfinished IN (?, ?)"
                 " AND route = ? AND owner = ? LIMIT ?)",
-                (*alike, job.route, job.owner, bounds.owner),
+                (alike[0], alike[-1], job.route, job.owner, bounds.owner),
             )
             if others >= bounds.owner:
                 raise NoRoom(owner=True)
@@ -266,7 +325,7 @@ class Changes:
             ((others,),) = self._execute(
                 "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE unfinished IN (?, ?)"
                 " AND route = ? LIMIT ?)",
-                (*alike, job.route, bounds.route),
+                (alike[0], alike[-1], job.route, bounds.route),
             )
             if others >= bounds.route:
                 raise NoRoom(owner=False)
@@ -287,18 +346,17 @@ class Changes:
             )
 
 
-def _alike(state: State) -> tuple[State, State]:
-    """The states whose jobs count together with those in this one (see `Bounds`)."""
-    waits = state is State.QUEUED
-    return (state, state) if waits else (State.RUNNING, State.CANCELLING)
+def _columns(job: Job, replayable: int) -> tuple[object, ...]:
+    return job.version, job.fence, replayable, dump(job).decode()
 
 
-def _columns(job: Job) -> tuple[object, ...]:
-    return (
-        job.version,
-        job.fence,
-        None if job.finished or job.gone else job.state,
-        job.replayable,
-        job.purge_at if job.gone else job.expires_at,
-        dump(job).decode(),
-    )
+def _places(job: Job, stage: State | None) -> tuple[object, ...]:
+    """What a job is found by as long as it is unfinished, and by when it is due."""
+    return None if stage is None else str(stage), job.due_at, *_listed(job)
+
+
+def _listed(job: Job) -> tuple[str | None, float | None]:
+    """The state that a job is listed in, and how long it has run."""
+    state = None if job.gone or job.synchronous else str(job.state)
+    ended, began = job.finished_at, job.started_at
+    return state, None if ended is None or began is None else ended - began

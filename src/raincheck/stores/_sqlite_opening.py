@@ -50,7 +50,21 @@ CREATE TABLE bodies (
 PRAGMA application_id = {APPLICATION_ID};
 """
 
-MIGRATIONS = {2: _FIRST}
+# What jobs are listed and counted by: `state` of those that are neither tombstones nor synchronous,
+# `seconds` that those that have ended have run. They are up to date if `as_of` is the version: what
+# a process of an older version writes is `behind`, until somebody asks for a list. Newest first in
+# the index, as in a list.
+_LISTED = """
+ALTER TABLE jobs ADD created_at REAL;
+ALTER TABLE jobs ADD state TEXT;
+ALTER TABLE jobs ADD seconds REAL;
+ALTER TABLE jobs ADD as_of INTEGER;
+CREATE INDEX listed ON jobs (route, state, created_at DESC, id DESC, owner, seconds)
+    WHERE state IS NOT NULL;
+CREATE INDEX behind ON jobs (number) WHERE as_of IS NOT version;
+"""
+
+MIGRATIONS = {2: _FIRST, 3: _LISTED}
 """Each makes of a file that has the schema before what this number stands for (`PRAGMA
 user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
 append. A process of an older version may have the file open meanwhile, and goes on: its statements

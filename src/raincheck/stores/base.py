@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import anyio
+
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
+
+SMALL = 64 * 1024
+"""Bytes of a response body, at most, that comes with its job (see `Store.fetch`)."""
+
+PAUSE = 0.25
+"""Seconds after which whoever waits for a response to grow looks again, in a store that does not
+say when it does."""
 
 
 class Abandoned(NamedTuple):
@@ -34,6 +44,81 @@ class Found(NamedTuple):
 
     job: Job
     fingerprint: str | None
+
+
+class Claim(NamedTuple):
+    """What became of asking for a job in order to run it.
+
+    Attributes:
+        job: the newest version: the one that runs, if it has begun.
+        request: its captured request, if it has begun.
+        begun: whether it is whoever asked that runs it now.
+    """
+
+    job: Job
+    request: CapturedRequest | None
+    begun: bool
+
+
+class Fetched(NamedTuple):
+    """A job, and the body of its response if that is small.
+
+    Attributes:
+        job: the job.
+        body: all of it; None if `read_body` has to be asked.
+    """
+
+    job: Job
+    body: bytes | None
+
+
+class Partial(NamedTuple):
+    """What there is of a response.
+
+    Attributes:
+        job: the newest version of its job.
+        head: its status and its header fields, if they are known.
+        size: bytes of its body that are kept.
+    """
+
+    job: Job
+    head: Head | None
+    size: int
+
+    def beyond(self, known: Partial) -> bool:
+        """Whether there is more than what is known, or something else."""
+        return (
+            self.job.version > known.job.version
+            or self.size > known.size
+            or (known.head is None and self.head is not None)
+        )
+
+
+class Page(NamedTuple):
+    """A part of a list of jobs.
+
+    Attributes:
+        jobs: the jobs, newest first.
+        after: what to ask for the next page with; None if there is no more.
+    """
+
+    jobs: Sequence[Job]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Some jobs, counted.
+
+    Attributes:
+        count: how many there are.
+        oldest: when the first of them was accepted; None if there are none.
+        seconds: how long all that have ended have run, together.
+    """
+
+    count: int
+    oldest: float | None
+    seconds: float
 
 
 class Store(ABC):
@@ -102,6 +187,18 @@ class Store(ABC):
     async def get(self, id: str) -> Job | None:
         """The newest version of a job or of its tombstone; None if there is neither."""
 
+    async def fetch(self, id: str) -> Fetched | None:
+        """The newest version of a job, with its response body if that is `SMALL` and whole.
+
+        A body that is not what the job says of it is left to `read_body`, which finds out. Default:
+        so is every other.
+
+        Returns:
+            None if there is neither a job nor its tombstone.
+        """
+        job = await self.get(id)
+        return None if job is None else Fetched(job, None)
+
     @abstractmethod
     async def find(self, name: str) -> Found | None:
         """The job that has the key of this name now; None if there is none."""
@@ -120,6 +217,46 @@ class Store(ABC):
     @abstractmethod
     async def request(self, id: str) -> CapturedRequest | None:
         """The captured request of a job that is `replayable`; else None."""
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        """Begin a job that waits: look at it, start it and take its captured request, in one step.
+
+        It begins if it is `ready` and its captured request is kept. That goes with the version
+        after the one that runs, be that `replayable` or not: whoever has lost the answer, and asks
+        again with the same holder and time, is given the same. `request` gives it to nobody
+        meanwhile, if it is not. If it does not begin, nothing has changed.
+
+        Default: in several steps, so that the captured request of the last run may be lost with the
+        answer; who asks again is then told that it has not begun.
+
+        Args:
+            id: the job.
+            routes: of which it may be.
+            holder: who asks.
+            now: seconds since the epoch.
+            lease: seconds until it counts as abandoned; None leaves that as it is.
+
+        Returns:
+            None if there is no such job, or it is gone.
+
+        Raises:
+            UnreadableRecord: it is in the format of another version, and left as it is; or it is
+                damaged.
+        """
+        while (job := await self.get(id)) is not None and not job.gone:
+            begun = job.begun_by(holder, now)
+            if not (begun or job.ready(routes, now)):
+                return Claim(job, None, False)
+            if (request := await self.request(id)) is None:
+                return Claim(job, None, False)
+            if begun:
+                return Claim(job, request, True)
+            runs = job.start(now, holder)
+            if await self.replace(runs, lease=lease):
+                return Claim(runs, request, True)
+        return None
 
     @abstractmethod
     async def replace(
@@ -157,11 +294,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         """Put a chunk of a job's response body in its place.
 
         There is room for it beyond any bound at which new jobs are refused. Chunks come in order,
         without gaps; one that is there already is left as it is.
+
+        Args:
+            id: the job.
+            fence: who writes it.
+            offset: bytes of the body before this chunk.
+            chunk: may be empty, if it comes with a head.
+            head: of the response, with its first chunk, if it may be read before its end (see
+                `partial`). It goes with the body.
 
         Returns:
             Whether the job is in this fence. If not, or if it is unknown, terminal or gone, the
@@ -183,6 +330,33 @@ class Store(ABC):
                 any more.
         """
 
+    async def partial(self, id: str) -> Partial | None:
+        """What there is of a job's response now: its head, and the size of its body.
+
+        All of it is of the job's fence. Of a response that is complete it is what the job says.
+        Default: of any other there is nothing yet.
+
+        Returns:
+            None if there is neither a job nor its tombstone.
+        """
+        job = await self.get(id)
+        return None if job is None else told(job)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        """Wait until `partial` is `beyond` what is known of a response.
+
+        Whoever waits is woken by `append_body`, in other processes too. Default: looks again after
+        a `PAUSE`.
+
+        Returns:
+            What there is, at once if that is more already; None if there is no such job.
+        """
+        id, version = known.job.id, known.job.version
+        while (found := await self.partial(id)) is not None and not found.beyond(known):
+            with anyio.move_on_after(PAUSE):
+                await self.changed(id, version)
+        return found
+
     @abstractmethod
     async def changed(self, id: str, after_version: int) -> Job | None:
         """Wait until a job is newer than `after_version`.
@@ -190,6 +364,45 @@ class Store(ABC):
         Returns:
             The newest version, at once if it is newer already; None if there is no such job.
         """
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Jobs, newest first: by when they were accepted, and those of one time by their ids.
+
+        Neither tombstones nor those that are `synchronous`, nor one that cannot be read. A job that
+        stays among those that are asked for is on one page, and on one only, whatever begins or
+        ends between pages.
+
+        Args:
+            states: any of these; none: any.
+            route: of this route; None: of any.
+            owner: of this owner; None: of any, or none.
+            since: accepted then or later, in seconds since the epoch.
+            until: accepted before.
+            after: where the page before ended, as it says; None: the first page.
+            limit: how many at most, at least 1.
+
+        Raises:
+            MalformedCursor: no page says this of its end.
+        """
+        raise NotImplementedError
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        """The jobs of each route and state that has any.
+
+        Neither tombstones are counted nor those that are `synchronous`. It costs little to ask
+        every second.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
@@ -234,3 +447,11 @@ class Store(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Release what the store holds. It may be used again afterwards."""
+
+
+def told(job: Job) -> Partial:
+    """What a job itself says of its response."""
+    if job.response is None:
+        return Partial(job, None, 0)
+    status, headers, size = job.response
+    return Partial(job, Head(status, headers), size)

@@ -10,15 +10,15 @@ import anyio
 
 from raincheck.errors import NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, Head
 from raincheck.stores.availability import Availability
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Partial, Store, Total
 
 
 class BoundedStore(Store):
     """Another store, of which every call either ends in time or raises `StoreError`.
 
-    Only `changed` may take as long as it likes: it waits for others.
+    Only `changed` and `grown` may take as long as they like: they wait for others.
 
     Args:
         store: the other one.
@@ -55,6 +55,10 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.get(id)
 
+    async def fetch(self, id: str) -> Fetched | None:
+        with self._in_time():
+            return await self._store.fetch(id)
+
     async def find(self, name: str) -> Found | None:
         with self._in_time():
             return await self._store.find(name)
@@ -71,6 +75,12 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.request(id)
 
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        with self._in_time():
+            return await self._store.claim(id, routes=routes, holder=holder, now=now, lease=lease)
+
     async def replace(
         self,
         job: Job,
@@ -83,18 +93,54 @@ class BoundedStore(Store):
         with self._in_time():
             return await self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         with self._in_time():
-            return await self._store.append_body(id, fence, offset, chunk)
+            return await self._store.append_body(id, fence, offset, chunk, head=head)
 
     def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         return self._each_in_time(self._store.read_body(id, offset))
 
+    async def partial(self, id: str) -> Partial | None:
+        with self._in_time():
+            return await self._store.partial(id)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        found = await self._store.grown(known)
+        self._answered()
+        return found
+
     async def changed(self, id: str, after_version: int) -> Job | None:
         job = await self._store.changed(id, after_version)
-        if self._availability.away:
-            self._availability.answered()
+        self._answered()
         return job
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        with self._in_time():
+            return await self._store.list(
+                states=states,
+                route=route,
+                owner=owner,
+                since=since,
+                until=until,
+                after=after,
+                limit=limit,
+            )
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        with self._in_time():
+            return await self._store.totals()
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         with self._in_time():
@@ -114,6 +160,10 @@ class BoundedStore(Store):
     async def aclose(self) -> None:
         with self._in_time():
             await self._store.aclose()
+
+    def _answered(self) -> None:
+        if self._availability.away:
+            self._availability.answered()
 
     def _in_time(self) -> _InTime:
         return _InTime(self._timeout, self._availability)

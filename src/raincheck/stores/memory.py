@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import astuple
-from itertools import chain
+from itertools import chain, islice
+from operator import itemgetter
 from sys import getsizeof
 from typing import Any, ClassVar
 
@@ -14,9 +15,22 @@ from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse, RawHeaders
+from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
+from raincheck.serialization import dump_cursor, load_cursor
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores._memory_order import Order
+from raincheck.stores.base import (
+    SMALL,
+    Abandoned,
+    Claim,
+    Fetched,
+    Found,
+    Page,
+    Partial,
+    Store,
+    Total,
+    told,
+)
 from raincheck.stores.watchers import Watchers
 
 RECORD_COST = 1024
@@ -59,6 +73,7 @@ class MemoryStore(Store):
         self._at_rest: dict[str, _Packed] = {}  # those that are finished or gone
         self._requests: dict[str, CapturedRequest] = {}
         self._bodies: dict[str, bytes | Body] = {}
+        self._heads: dict[str, Head] = {}  # of responses that are still to end
         self._leases: dict[str, float] = {}
         self._keys: dict[str, tuple[str, str | None, bool]] = {}  # whose each is, and the rest
         self._names: dict[str, list[str]] = {}  # of the keys of each job that has any
@@ -68,6 +83,7 @@ class MemoryStore(Store):
         # what has come since.
         self._newly_due: dict[str, float] = {}
         self._due = _due_dates()
+        self._order = Order(self._listed)
         self._most = 0  # jobs, since the dicts were made
 
     @property
@@ -106,6 +122,7 @@ class MemoryStore(Store):
         if self._bytes + cost > self._max_bytes:
             raise self._full()
         self._live[job.id] = job
+        self._order.add(job.id)
         self._bytes += cost
         if keys:
             self._give(job.id, keys)
@@ -117,6 +134,16 @@ class MemoryStore(Store):
 
     async def get(self, id: str) -> Job | None:
         return self._get(id)
+
+    async def fetch(self, id: str) -> Fetched | None:
+        if (job := self._get(id)) is None:
+            return None
+        if job.response is None or job.response.size > SMALL:
+            return Fetched(job, None)
+        body = self._bodies.get(id, b"")
+        if isinstance(body, Body):
+            body = b"".join(body.read())
+        return Fetched(job, body if len(body) == job.response.size else None)
 
     async def find(self, name: str) -> Found | None:
         if (key := self._keys.get(name)) is None:
@@ -131,7 +158,26 @@ class MemoryStore(Store):
         return self._varying.get(route, frozenset())
 
     async def request(self, id: str) -> CapturedRequest | None:
-        return self._requests.get(id)
+        job = self._live.get(id)
+        return self._requests.get(id) if job is not None and job.replayable else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        job = self._get(id)
+        if job is None or job.gone:
+            return None
+        request = self._requests.get(id)
+        if request is not None and job.begun_by(holder, now):
+            return Claim(job, request, True)
+        if request is None or not job.ready(routes, now):
+            return Claim(job, None, False)
+        runs = self._live[id] = job.start(now, holder)
+        self._drop_body(id)
+        if lease is not None:
+            self._leases[id] = self._clock() + lease
+        self._waiting.wake((id,))
+        return Claim(runs, request, True)
 
     async def replace(
         self,
@@ -150,7 +196,7 @@ class MemoryStore(Store):
         cost = _cost_of(keys) if keys else 0
         if cost and self._bytes + cost > self._max_bytes:
             raise self._full()
-        if bounds is not None and not (job.finished or job.gone or _alike(old, job)):
+        if bounds is not None and not (job.stage is None or _alike(old, job)):
             self._check_room(job, bounds)
         if job.fence != old.fence:
             self._drop_body(job.id)
@@ -164,12 +210,20 @@ class MemoryStore(Store):
             self._give(job.id, keys)
         return True
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         job = self._live.get(id)
         if job is None or job.fence != fence:
             return False
         if offset == self._size_of(id):
-            self._append(id, chunk)
+            if head is not None and id not in self._heads:
+                self._heads[id] = head
+                self._bytes += _size(head.headers)
+            if chunk:
+                self._append(id, chunk)
+            if self._waiting:
+                self._waiting.wake((id,))
         return True
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -179,11 +233,68 @@ class MemoryStore(Store):
                 yield chunk[offset:] if offset else chunk
             offset = max(0, offset - len(chunk))
 
+    async def partial(self, id: str) -> Partial | None:
+        return self._partial(id)
+
+    async def grown(self, known: Partial) -> Partial | None:
+        id = known.job.id
+        while (found := self._partial(id)) is not None and not found.beyond(known):
+            with self._waiting.newer(id, known.job.version) as event:
+                await event.wait()
+        return found
+
     async def changed(self, id: str, after_version: int) -> Job | None:
         while (job := self._get(id)) is not None and job.version <= after_version:
             with self._waiting.newer(id, after_version) as event:
                 await event.wait()
         return job
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        before = None if after is None else load_cursor(after)
+        places = self._order.newest_first(
+            route=route, owner=owner, since=since, until=until, before=before
+        )
+        names = tuple(state.value for state in states)
+        live, at_rest = self._live, self._at_rest
+        matching = (
+            row
+            for created_at, id in places
+            if (row := live.get(id) or at_rest.get(id)) is not None
+            and (not names or row[_STATE] in names)
+            and not row[_GONE]
+            and row[_CREATED_AT] == created_at  # or it is another of this id
+        )
+        jobs = [_unpacked(row) for row in islice(matching, limit)]
+        more = next(matching, None) is not None
+        return Page(jobs, dump_cursor(jobs[-1].created_at, jobs[-1].id) if more else None)
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        found: dict[tuple[str, str], list[float]] = {}
+        for row in map(_counted, chain(self._live.values(), self._at_rest.values())):
+            route, state, created_at, started_at, finished_at, gone, synchronous = row
+            if gone or synchronous:
+                continue
+            if (total := found.get((route, state))) is None:
+                total = found[route, state] = [0, created_at, 0.0]
+            total[0] += 1
+            if created_at < total[1]:
+                total[1] = created_at
+            if finished_at is not None and started_at is not None:
+                total[2] += finished_at - started_at
+        return {
+            (route, State(state)): Total(int(count), oldest, seconds)
+            for (route, state), (count, oldest, seconds) in found.items()
+        }
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
@@ -212,6 +323,7 @@ class MemoryStore(Store):
                 del self._at_rest[id]
                 self._bytes -= RECORD_COST
                 self._waiting.wake((id,))
+        self._order.prune(len(self), self._has)
         if len(self) < self._most // 4:
             self._shrink()
         return bool(self._live or self._at_rest)
@@ -225,6 +337,22 @@ class MemoryStore(Store):
             job = _unpacked(packed)
         return job
 
+    def _partial(self, id: str) -> Partial | None:
+        if (job := self._get(id)) is None:
+            return None
+        if job.response is not None:
+            return told(job)
+        return Partial(job, self._heads.get(id), self._size_of(id))
+
+    def _listed(self, id: str) -> tuple[float, str, str | None] | None:
+        row = self._live.get(id) or self._at_rest.get(id)
+        if row is None or row[_GONE] or row[_SYNCHRONOUS]:
+            return None
+        return row[_CREATED_AT], row[_ROUTE], row[_OWNER]
+
+    def _has(self, id: str) -> bool:
+        return id in self._live or id in self._at_rest
+
     def _there(self, id: str) -> Job:
         job = self._get(id)
         assert job is not None
@@ -234,7 +362,12 @@ class MemoryStore(Store):
         return StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
 
     def _check_room(self, job: Job, bounds: Bounds) -> None:
-        owners = [each.owner for each in self._live.values() if _alike(each, job)]
+        states, counts_for = job.counts_with, job.counts_for
+        owners = [
+            each.owner
+            for each in self._live.values()
+            if each.state in states and each.counts_for == counts_for
+        ]
         quota = bounds.owner if job.owner is not None else None
         if quota is not None and owners.count(job.owner) >= quota:
             raise NoRoom(owner=True)
@@ -247,6 +380,7 @@ class MemoryStore(Store):
         self._at_rest = dict(self._at_rest)
         self._requests = dict(self._requests)
         self._bodies = dict(self._bodies)
+        self._heads = dict(self._heads)
         self._leases = dict(self._leases)
         self._keys = dict(self._keys)
         self._names = dict(self._names)
@@ -274,10 +408,11 @@ class MemoryStore(Store):
             self._leases.pop(id, None)
         if job.gone or (rests and job.response is None):  # not `bodied`
             self._drop_body(id)
+        elif rests and id in self._heads:  # its response has one of its own
+            self._drop_head(id)
         if job.gone and old.response is not None:
             self._bytes -= _size(old.response.headers)
-        due = job.purge_at if job.gone else job.expires_at
-        if due is not None:
+        if (due := job.due_at) is not None:
             self._newly_due[id] = due
         if self._waiting:
             self._waiting.wake((id,))
@@ -316,6 +451,11 @@ class MemoryStore(Store):
     def _drop_body(self, id: str) -> None:
         self._bytes -= self._size_of(id)
         self._bodies.pop(id, None)
+        if id in self._heads:
+            self._drop_head(id)
+
+    def _drop_head(self, id: str) -> None:
+        self._bytes -= _size(self._heads.pop(id).headers)
 
 
 def _due_dates() -> TLRUCache[str, float]:
@@ -324,9 +464,8 @@ def _due_dates() -> TLRUCache[str, float]:
 
 
 def _alike(one: Job, other: Job) -> bool:
-    """Whether two unfinished jobs count together (see `Bounds`)."""
-    waits = one.state is State.QUEUED, other.state is State.QUEUED
-    return one.counts_for == other.counts_for and waits[0] is waits[1]
+    """Whether two jobs count together."""
+    return one.state in other.counts_with and one.counts_for == other.counts_for
 
 
 _Packed = tuple[Any, ...]
@@ -337,8 +476,14 @@ then leaves it alone (CPython's "untracked" objects). At a Job, and all that it 
 look in every full collection.
 """
 
-_STATE, _PROGRESS, _RESPONSE, _ERROR = map(
-    Job._fields.index, ("state", "progress", "response", "error")
+_PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "error"))
+_GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
+_ROUTE, _STATE, _CREATED_AT = map(Job._fields.index, ("route", "state", "created_at"))
+
+# What is counted of a job, be it packed or not.
+_counted = itemgetter(
+    *(_ROUTE, _STATE, _CREATED_AT),
+    *map(Job._fields.index, ("started_at", "finished_at", "gone", "synchronous")),
 )
 _STATES = {state.value: state for state in State}
 
@@ -356,6 +501,8 @@ def _packed(job: Job) -> _Packed:
 
 
 def _unpacked(packed: _Packed) -> Job:
+    if isinstance(packed, Job):
+        return packed
     fields = list(packed)
     fields[_STATE] = _STATES[packed[_STATE]]
     if (response := packed[_RESPONSE]) is not None:

@@ -7,7 +7,10 @@ runs, and who waits there for changes.
 from __future__ import annotations
 
 import asyncio
+import builtins
+import json
 import logging
+import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
@@ -22,11 +25,21 @@ except ImportError as error:
 import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
-from raincheck.serialization import dump, dump_request, load, load_request, readable
+from raincheck.messages import CapturedRequest, Head
+from raincheck.serialization import (
+    STARTABLE,
+    dump,
+    dump_cursor,
+    dump_request,
+    load,
+    load_cursor,
+    load_request,
+    readable,
+    started,
+)
 from raincheck.stores._postgres_server import FAILURES, LOST, Server
 from raincheck.stores._postgres_session import Session
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
 from raincheck.stores.servers import opening
 
 logger = logging.getLogger("raincheck")
@@ -138,6 +151,16 @@ class PostgresStore(Store):
         record = await self._value(sql.GET, id)
         return None if record is None else load(record)
 
+    async def fetch(self, id: str) -> Fetched | None:
+        if "\0" in id:
+            return None
+        rows = await self._rows(sql.FETCH, id, SMALL)
+        if not rows:
+            return None
+        job, body = load(rows[0]["record"]), rows[0]["body"] or b""
+        whole = job.response is not None and job.response.size == len(body)
+        return Fetched(job, body if whole else None)
+
     async def find(self, name: str) -> Found | None:
         rows = await self._rows(sql.FIND, name)
         return Found(load(rows[0]["record"]), rows[0]["fingerprint"]) if rows else None
@@ -150,8 +173,29 @@ class PostgresStore(Store):
         return frozenset(row["name"] for row in rows)
 
     async def request(self, id: str) -> CapturedRequest | None:
-        record = await self._value(sql.REQUEST, id)
-        return None if record is None else load_request(record)
+        rows = await self._rows(sql.REQUEST, id)
+        if not rows:
+            return None
+        job = readable(rows[0]["record"])  # whose last run may have just been claimed
+        kept = job is None or job.replayable
+        return load_request(rows[0]["request"]) if kept else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        if "\0" in id:
+            return None
+        start = started(now, holder).decode()
+        of_these = [sql.digest(route) for route in routes]
+        rows = await self._rows(sql.CLAIM, id, of_these, now, lease, STARTABLE.decode(), start)
+        if not rows:
+            return None
+        record, request = rows[0]
+        job = load(record)
+        if request is None:
+            return Claim(job, None, False)
+        self._announce([id])
+        return Claim(job, load_request(request), True)
 
     async def replace(
         self,
@@ -178,7 +222,9 @@ class PostgresStore(Store):
         self._announce([job.id])
         return True
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         return await self._value(sql.APPEND, id, fence, *sql.pieces(chunk, offset)) is not None
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -205,6 +251,43 @@ class PostgresStore(Store):
             pass
         return await session.changes.newer(id, after_version)
 
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        end = (math.inf, "") if until is None else (until, "")
+        if after is not None:
+            end = min(end, load_cursor(after))
+        narrowed = [sql.digest(name) for name in (route, owner) if name is not None]
+        rows = await self._rows(
+            sql.LIST[route is not None, owner is not None],
+            [*(states or State)],
+            -math.inf if since is None else since,
+            *end,
+            limit + 1,
+            *narrowed,
+        )
+        jobs = [readable(row["record"]) for row in rows[:limit]]
+        last = rows[limit - 1] if len(rows) > limit else None
+        return Page(
+            [job for job in jobs if job is not None],
+            None if last is None else dump_cursor(last["created_at"], last["id"]),
+        )
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        return {
+            (json.loads(name), State(state)): Total(*counted)
+            for name, state, *counted in await self._rows(sql.TOTALS)
+            if name is not None
+        }
+
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         if not fences:
             return {}
@@ -223,6 +306,8 @@ class PostgresStore(Store):
             pass
         while await self._value(sql.PURGE, now, BATCH) == BATCH:
             pass
+        while await self._value(sql.DESCRIBE, BATCH, sql.digest("")) == BATCH:
+            pass
         return bool(await self._value(sql.ANY))
 
     async def discard(self, id: str) -> bool:
@@ -236,8 +321,8 @@ class PostgresStore(Store):
 
     async def _bury(self, now: float) -> bool:
         """Turn some jobs that have expired into tombstones; whether there were any."""
-        tombstones: list[Job] = []
-        unreadable: list[str] = []
+        tombstones: builtins.list[Job] = []
+        unreadable: builtins.list[str] = []
         size = 0
         async with self._changing() as connection:
             for row in await connection.fetch(self._server.in_schema(sql.EXPIRED), now, BATCH):
@@ -270,7 +355,7 @@ class PostgresStore(Store):
         if session is not None and session.loop is _running_loop():
             await session.aclose()
 
-    def _announce(self, ids: list[str]) -> None:
+    def _announce(self, ids: builtins.list[str]) -> None:
         if self._session is not None:  # it may have been closed meanwhile
             self._session.changes.announce(ids)
 
@@ -293,7 +378,7 @@ class PostgresStore(Store):
 
     async def _rows(
         self, statement: str, *arguments: Any, isolation: str | None = None
-    ) -> list[Any]:
+    ) -> builtins.list[Any]:
         """What the statement says; with `isolation`, in a transaction for it alone."""
         own = self._server.in_schema(statement)
         async with self._opened() as session:
@@ -307,12 +392,12 @@ class PostgresStore(Store):
 
     async def _tried(
         self, session: Session, statement: str, arguments: tuple[Any, ...], isolation: str | None
-    ) -> list[Any]:
+    ) -> builtins.list[Any]:
         """The same on one connection, until it has lost no race."""
         async with session.connection() as connection:
             for _ in range(TRIES):
                 with suppress(*_RACES):
-                    rows: list[Any]
+                    rows: builtins.list[Any]
                     if isolation is None:
                         rows = await connection.fetch(statement, *arguments)
                     else:

@@ -13,6 +13,11 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
     leases           sorted set: every leased id, by when its lease ends (the server's clock)
     busy             sorted set: every unfinished job by whether it waits or runs, its route, its
                      owner and its id, so that those that count together stand side by side
+    listed           hash: which sets list a job, and the seconds that it ran if it has ended
+    listed:totals    hash: those of each group (a state and a route) of which there were any
+    listed:-<group>  sorted set: the ids of the jobs of a group, by when they were accepted
+    listed:<owner><group>
+                     sorted set: those of one owner among them
 
 and one channel, `changed`, that tells the id of each job of which there is a new version.
 """
@@ -22,19 +27,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from raincheck.errors import ConfigurationError, StoreError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
-from raincheck.serialization import dump, dump_request, load, load_request, readable
+from raincheck.messages import CapturedRequest, Head
+from raincheck.serialization import dump, dump_cursor, dump_request, load, load_request, readable
 from raincheck.stores._redis_line import Line, Word, server
+from raincheck.stores._redis_listing import LIST, TOTALS, before, grouped
+from raincheck.stores._redis_rights import CHECK, COMMANDS, rights
 from raincheck.stores._redis_scripts import (
     ABANDONED,
     APPEND,
-    CHECK,
-    COMMANDS,
     CREATE,
     DROP,
     FIND,
@@ -51,18 +56,25 @@ from raincheck.stores._redis_scripts import (
     due,
     fingerprint,
     keep,
+    lasted,
     most,
+    named,
     place,
-    rights,
-    stage,
+    state_of,
 )
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import Abandoned, Found, Page, Store, Total
 from raincheck.stores.servers import NeverWorks, checked, opening
 
 logger = logging.getLogger("raincheck")
 
 BATCH = 500
 """Jobs that one call renews or sweeps, so that the server is never busy for long."""
+
+OWN = (
+    *(("zset", name) for name in ("due", "leases", "busy")),
+    *(("hash", name) for name in ("listed", "listed:totals")),
+)
+"""Keys that are there as long as there are jobs, each with its kind."""
 
 PAGE = 50
 """Abandoned jobs that one call asks for: few, since others take them meanwhile."""
@@ -135,10 +147,11 @@ class RedisStore(Store):
             dump(job),
             job.version,
             job.fence,
-            stage(job),
+            state_of(job),
             dump_request(request) if request is not None and job.replayable else b"",
             "" if lease is None else lease,
             due(job),
+            *lasted(job),
             *place(job),
             *most(job, bounds, keys),
         )
@@ -182,20 +195,23 @@ class RedisStore(Store):
             dump(job),
             job.version,
             job.fence,
-            stage(job),
+            state_of(job),
             int(job.replayable),
             int(job.bodied),
             tail,
             "" if lease is None else lease,
             due(job),
             keep(job),
+            *lasted(job),
             *place(job),
             *most(job, bounds, keys),
         )
         check_room(replaced)
         return bool(replaced)
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         keys = [self._key("job:", id), self._key("body:", id)]
         start = 0
         while True:
@@ -232,6 +248,41 @@ class RedisStore(Store):
                 if job is None or job.version > after_version:
                     return job
                 await news.wait()
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        of = named(owner), "" if route is None else named(route)
+        start = -math.inf if since is None else since
+        states = states or tuple(State)
+        time, id = before(until, after)
+        jobs: list[Job] = []
+        more = True
+        while more and limit > 0:
+            words = (self._key("job:"), *of, start, time, id, min(limit, BATCH))
+            more, page = await self._run(LIST, [self._key("listed")], *words, *states)
+            for name, score, record in page:
+                time, id = float(score), name.decode("utf-8", "surrogatepass")
+                job = readable(record or b"")
+                if job is not None and not job.gone and job.state in states:
+                    jobs.append(job)
+            limit -= len(page)
+        return Page(jobs, dump_cursor(time, id) if more else None)
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        groups = await self._run(TOTALS, [self._key("listed")], *State)
+        return {
+            grouped(group): Total(count, float(oldest), float(seconds))
+            for group, count, oldest, seconds in groups
+        }
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
@@ -270,7 +321,8 @@ class RedisStore(Store):
         more, skip = True, 0
         while more:
             words = (self._key("job:"), self._key("changed"), now, skip, BATCH)
-            more, left, expired = await self._run(SWEEP, [self._key("due")], *words)
+            keys = [self._key("due"), self._key("listed")]
+            more, left, expired = await self._run(SWEEP, keys, *words)
             done = await asyncio.gather(*(self._bury(id, record, now) for id, record in expired))
             skip += done.count(False)  # somebody else was faster, or they would come again for ever
         return bool(left)
@@ -298,15 +350,15 @@ class RedisStore(Store):
     def _key(self, kind: str, name: str = "") -> str:
         return f"{self._prefix}{kind}{name}"
 
-    def _keys_of(self, id: str, keys: Collection[Key] = ()) -> list[str]:
+    def _keys_of(self, id: str, keys: Collection[Key] = ()) -> Sequence[str]:
         return [
             *(self._key(kind, id) for kind in ("job:", "request:", "body:")),
-            *map(self._key, ("due", "leases", "busy")),
+            *map(self._key, ("due", "leases", "busy", "listed")),
             *(self._key(kind, id) for kind in ("keys:", "passing:")),
             *(self._key("key:", key.name) for key in keys),
         ]
 
-    async def _run(self, script: Script, keys: list[str], *words: Word) -> Any:
+    async def _run(self, script: Script, keys: Sequence[str], *words: Word) -> Any:
         return await self._ask(len(keys), *keys, *words, script=script)
 
     async def _get(self, line: Line, id: str) -> Job | None:
@@ -332,7 +384,7 @@ class RedisStore(Store):
         Raises:
             NeverWorks: less than it has to.
         """
-        keys = [self._key(kind) for kind in ("due", "leases", "busy")]
+        keys = [word for kind, name in OWN for word in (kind, self._key(name))]
         words = (0, self._key("job:"), self._key("changed"), len(keys), *keys, *COMMANDS)
         answer = await line.told(line.ask(*words, script=CHECK, shared=True))
         new, of_keys, of_channel, denied, theirs = answer

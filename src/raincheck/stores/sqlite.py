@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import math
 import os
@@ -15,18 +16,16 @@ from anyio.lowlevel import current_token
 
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
-from raincheck.messages import CapturedRequest
-from raincheck.serialization import load, load_request, readable
+from raincheck.messages import CapturedRequest, Head
+from raincheck.serialization import dump_cursor, load, load_request, readable
 from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
+from raincheck.stores._sqlite_lists import BEHIND, TOTALS, listing
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import SMALL, Abandoned, Claim, Fetched, Found, Page, Store, Total
 
 logger = logging.getLogger("raincheck")
-
-SMALL = 64 * 1024
-"""Bytes of a row that is read on the event loop, in some ten microseconds."""
 
 ROWS = 100
 """Pieces of a body, at most, that are read on the event loop at once: a tenth of a millisecond."""
@@ -42,6 +41,15 @@ WHERE id = :id AND start >= coalesce((
     WHERE job = number AND bodies.fence = jobs.fence AND start < :offset
 ), 0)
 ORDER BY start LIMIT :rows
+"""
+
+
+# With the body of a response that is complete, if it is in few and small pieces.
+FETCH = """
+SELECT record, piece FROM jobs LEFT JOIN bodies
+    ON job = number AND bodies.fence = jobs.fence AND unfinished IS NULL
+    AND start < ?2 AND start + length(piece) <= ?2
+WHERE id = ?1 ORDER BY start LIMIT ?3
 """
 
 
@@ -127,6 +135,16 @@ class SQLiteStore(Store):
         rows = await self._read("SELECT record FROM jobs WHERE id = ?", id)
         return load(rows[0][0]) if rows else None
 
+    async def fetch(self, id: str) -> Fetched | None:
+        rows = await self._read(FETCH, id, SMALL, ROWS)
+        if not rows:
+            return None
+        job = load(rows[0][0])
+        if job.response is None:
+            return Fetched(job, None)
+        body = b"".join([piece for _, piece in rows if piece is not None])
+        return Fetched(job, body if len(body) == job.response.size else None)
+
     async def find(self, name: str) -> Found | None:
         rows = await self._read(
             "SELECT record, fingerprint FROM keys JOIN jobs ON number = job WHERE name = ?", name
@@ -142,9 +160,18 @@ class SQLiteStore(Store):
 
     async def request(self, id: str) -> CapturedRequest | None:
         rows = await self._read_large(
-            "SELECT requests.record FROM jobs JOIN requests ON job = number WHERE id = ?", id
+            "SELECT requests.record FROM jobs JOIN requests ON job = number"
+            " WHERE id = ? AND replayable = 1",
+            id,
         )
         return load_request(rows[0][0]) if rows else None
+
+    async def claim(
+        self, id: str, *, routes: Collection[str], holder: str, now: float, lease: float | None
+    ) -> Claim | None:
+        return await self._here().write(
+            lambda changes: changes.claim(id, routes, holder, now, lease)
+        )
 
     async def replace(
         self,
@@ -159,7 +186,9 @@ class SQLiteStore(Store):
             lambda changes: changes.replace(job, keys, tail, lease, bounds)
         )
 
-    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes) -> bool:
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
         return await self._here().write(
             lambda changes: changes.append_body(id, fence, offset, chunk)
         )
@@ -194,6 +223,29 @@ class SQLiteStore(Store):
                     return job
                 use.proceed()
                 await event.wait()
+
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        sql, parameters = listing(states, route, owner, since, until, after, limit)
+        await self._catch_up()
+        rows = await self._read_large(sql, *parameters)
+        page = rows[:limit]
+        jobs = [job for _, _, record in page if (job := readable(record)) is not None]
+        return Page(jobs, dump_cursor(*page[-1][:2]) if len(rows) > limit else None)
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        await self._catch_up()
+        rows = await self._read_large(TOTALS)
+        return {(route, State(state)): Total(*total) for route, state, *total in rows}
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         return await self._here().write(lambda changes: changes.renew(fences, lease))
@@ -243,7 +295,12 @@ class SQLiteStore(Store):
             self._use = Use(self._use.file)
         return self._use
 
-    async def _read(self, sql: str, *parameters: object) -> list[Any]:
+    async def _catch_up(self) -> None:
+        """See that what a process of an older version has written is listed and counted."""
+        while await self._read(BEHIND):
+            await self._here().write(Changes.catch_up)
+
+    async def _read(self, sql: str, *parameters: object) -> builtins.list[Any]:
         """Read small rows, on the event loop.
 
         A thread would answer after a tenth of a millisecond, of which reading takes less than a
@@ -286,7 +343,7 @@ class SQLiteStore(Store):
     def _dropped(self, id: str) -> BodyLost:
         return BodyLost(f"{self._path}: the body of job {id} was dropped while it was read")
 
-    async def _read_large(self, sql: str, *parameters: object) -> list[Any]:
+    async def _read_large(self, sql: str, *parameters: object) -> builtins.list[Any]:
         """Read rows of any size, in a thread."""
         await self._opened()
         return await self._here().read(sql, parameters)
