@@ -263,6 +263,9 @@ MODULES = {
 }
 
 STAND_INS = {
+    "stores.test_base.Overtaken": "another process writes between its two steps",
+    "stores.test_base.Plain": "it has only what a store must have, to try the defaults",
+    "stores.test_base.Silent": "the same, and nobody is told of changes",
     "stores.test_bounded.Delayed": "it overrides every call, and counts who still reads",
     "stores.test_bounded.Plain": "its bodies come from an iterator that is no generator",
     "test_bad_input.Elsewhere": "it is a runner that knows its queues",

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy, State, long_running
 from raincheck.errors import StoreError
 from raincheck.job import TRANSITIONS
+from raincheck.stores.base import Fetched
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, two
@@ -619,6 +620,10 @@ class Fading(MemoryStore):
         super().__init__()
         self._pieces = pieces
         self._meanwhile = meanwhile
+
+    async def fetch(self, id: str) -> Fetched | None:
+        job = await self.get(id)
+        return None if job is None else Fetched(job, None)
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         await self._meanwhile(id)

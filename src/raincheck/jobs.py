@@ -22,7 +22,7 @@ from raincheck.runners.local import LocalRunner
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.run import Run as JobRun
 from raincheck.session import Bound, Session
-from raincheck.stores.base import Store
+from raincheck.stores.base import Fetched, Store
 from raincheck.stores.memory import MemoryStore
 
 logger = logging.getLogger("raincheck")
@@ -234,6 +234,13 @@ class Jobs:
     async def get(self, id: str) -> Job | None:
         """A job, or the tombstone of one; None if there is neither."""
         return self._aged(await self.store.get(id))
+
+    async def fetch(self, id: str) -> Fetched | None:
+        """The same, with the body of its response if that is small."""
+        found = await self.store.fetch(id)
+        if found is None or not found.job.expired(now := self.clock()):
+            return found
+        return Fetched(found.job if found.job.gone else found.job.tombstone(now), None)
 
     def _aged(self, job: Job | None) -> Job | None:
         if job is not None and not job.gone and job.expired(now := self.clock()):

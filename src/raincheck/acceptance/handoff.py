@@ -183,7 +183,8 @@ class Handoff:
         self.inner = inner
         state = scope.get("state")
         self.state = dict(state) if isinstance(state, dict) else state
-        self.stopping = Stopping(acceptor.tasks, acceptor.cancel_grace)
+        stopping = None if run is None else run.stopping
+        self.stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
         self.upload = RequestBody(policy.max_request_size)
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
@@ -211,8 +212,6 @@ class Handoff:
         self._released = False  # the job waits without this request, and a replay will run it
         self._answered = False  # something of a response has gone to the client
         self._left: OSError | None = None  # what the server said when the client had left
-        if run is not None:
-            run.attend(self.stopping, policy)
 
     # --- what handlers see ---------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from raincheck.errors import (
 )
 from raincheck.idempotency import unheard
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, RawHeaders, named_in_vary
+from raincheck.messages import CapturedRequest, Head, RawHeaders, named_in_vary
 from raincheck.stores.availability import Availability
-from raincheck.stores.base import Store
+from raincheck.stores.base import Claim, Store
 
 logger = logging.getLogger("raincheck")
 
@@ -128,6 +128,22 @@ class Ledger:
             partial(self._advance, job, start, lease=self._lease, bounds=bounds)
         )
 
+    async def claim(self, id: str, routes: Collection[str]) -> Claim | None:
+        """Begin a job that waits, here, if it is of one of these routes: see `Store.claim`.
+
+        Raises:
+            UnreadableRecord: it, or its captured request.
+        """
+        holder, now = self._holder, self._clock()
+        assert holder is not None
+        claim = partial(
+            self._store.claim, id, routes=routes, holder=holder, now=now, lease=self._lease
+        )
+        claimed = await self.patiently(claim)
+        if claimed is not None and claimed.begun:
+            self._tell_of(claimed.job, State.QUEUED)
+        return claimed
+
     async def hold(self, job: Job) -> Job:
         """Let it wait here.
 
@@ -191,14 +207,14 @@ class Ledger:
             await self.patiently(partial(self._store.learn, route, names))
         self._told[route] = told | names
 
-    async def append(self, job: Job, offset: int, chunk: bytes) -> None:
-        """Keep a chunk of its response body.
+    async def append(self, job: Job, offset: int, chunk: bytes, head: Head | None) -> None:
+        """Keep a chunk of its response body, and with the first what is known of the response.
 
         Raises:
             LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
             StoreFull: there is no room for it.
         """
-        kept = partial(self._store.append_body, job.id, job.fence, offset, chunk)
+        kept = partial(self._store.append_body, job.id, job.fence, offset, chunk, head=head)
         if not await self.patiently(kept, StoreFull):
             raise LeaseLost("the job has changed hands")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raincheck.messages import CapturedResponse, end_to_end, unsendable
+from raincheck.messages import CapturedResponse, Head, end_to_end, unsendable
 
 # Bytes that come together before the store is asked to keep them: a response of many small
 # messages is not as many calls. What is left at the end goes with the outcome. Joined, they leave
@@ -67,6 +67,11 @@ class Recorder:
     def started(self) -> bool:
         """Whether status and headers are here."""
         return self._status is not None
+
+    @property
+    def head(self) -> Head | None:
+        """Status and headers, if they are here."""
+        return None if self._status is None else Head(self._status, self._headers)
 
     @property
     def tail(self) -> bytes:

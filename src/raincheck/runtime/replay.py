@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 
@@ -19,7 +20,7 @@ from raincheck.runtime.environment import Environment
 from raincheck.runtime.recovery import Recovery
 from raincheck.runtime.run import Run
 from raincheck.runtime.runs import Runs
-from raincheck.runtime.stopping import Reason
+from raincheck.runtime.stopping import Reason, Stopping
 
 logger = logging.getLogger("raincheck")
 
@@ -52,6 +53,7 @@ class Replays:
         self._recovery = recovery
         self._app = app
         self._closing = False
+        self._taking: set[str] = set()
 
     def close(self) -> None:
         """Begin nothing new that an engine brings."""
@@ -60,8 +62,12 @@ class Replays:
     async def run(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
         run = self._runs.get(id)
-        if run is None:
-            run = await self._take_in(id)
+        if run is None and not self._environment.in_place and id not in self._taking:
+            self._taking.add(id)  # or it might be taken in twice
+            try:
+                run = await self._take_in(id)
+            finally:
+                self._taking.discard(id)
         while run is not None and run.waits:  # else it was cancelled, deleted or is somebody else's
             try:
                 await self._replay(run)
@@ -77,11 +83,20 @@ class Replays:
         Raises:
             NoRoom: it waits on, since so many run in other processes.
         """
-        environment, route = self._environment, run.job.route
+        environment, job = self._environment, run.job
+        policy = environment.policies.of(job)
+        run.attend(Stopping(self._runs.tasks, environment.cancel_grace), policy)
+        known = environment.policies.knows(job.route)
+        if known and environment.bounds(policy, State.RUNNING) is None:
+            with suppress(UnreadableRecord):  # what cannot be read is found out again
+                request = await run.claim()
+                if request is not None:
+                    await self._replay_begun(run, request)
+                    return
         error = INTERRUPTED  # no request: another process has cancelled it or taken it over
         request = why = None
         try:
-            ask = partial(environment.store.request, run.job.id)
+            ask = partial(environment.store.request, job.id)
             request = await environment.ledger.patiently(ask)
         except UnreadableRecord as unreadable:
             error, why = UNREADABLE, str(unreadable)
@@ -89,23 +104,26 @@ class Replays:
             return  # cancelled or deleted while the store was asked; its place was given back
         if request is None:
             await self._runs.withdraw(run, State.FAILED, error, why)
-            return
-        handoff = self._handoff(run, request)
-        if environment.policies.knows(route) is None:
-            await self._seek(run, handoff, request)
+        elif known is None:
+            await self._seek(run, self._handoff(run, request), request)
         elif await run.begin():
-            handoff.replay(request)
-            await self._conduct(run, handoff)
+            await self._replay_begun(run, request)
         else:
             self._runs.ended(run)
 
+    async def _replay_begun(self, run: Run, request: CapturedRequest) -> None:
+        handoff = self._handoff(run, request)
+        handoff.replay(request)
+        await self._conduct(run, handoff)
+
     def _handoff(self, run: Run, request: CapturedRequest) -> Handoff:
         assert run.origin is not None
-        route, policies = run.job.route, self._environment.policies
+        job, policies = run.job, self._environment.policies
         scope = {**request.scope(), **run.origin.outer}
-        if run.job.runs or not policies.ruled(route):
+        earlier = job.runs - (job.state is State.RUNNING)
+        if earlier or not policies.ruled(job.route):
             scope[REPLAY] = True
-        policy = policies.of(run.job)
+        route, policy = job.route, run.policy
         return Handoff(self._acceptance, self._app, scope, route=route, policy=policy, run=run)
 
     async def _seek(self, run: Run, handoff: Handoff, request: CapturedRequest) -> None:
@@ -150,12 +168,13 @@ class Replays:
         """Take a place for a job that an engine has brought, and wait for its turn.
 
         Returns:
-            None if there is nothing to do: it runs, has ended, or waits here already.
+            None if there is nothing more to do: it has run, or waits here already, or is for
+            others.
         """
         environment = self._environment
-        if environment.in_place:
-            return None
         try:
+            if await self._run_at_once(id):
+                return None
             job = await environment.ledger.patiently(partial(environment.store.get, id))
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
             logger.warning("job %s cannot run here: %s", id, error)
@@ -174,6 +193,35 @@ class Replays:
             return None  # it will be brought again
         self._runs.add(run)
         return await self._turn_of(run)
+
+    async def _run_at_once(self, id: str) -> bool:
+        """Run a job to its end, if it can be begun without a look at it: by a single call.
+
+        There has to be capacity whatever its route is, and no bound of that route to keep to.
+
+        Raises:
+            UnreadableRecord: its record.
+        """
+        environment, scheduler = self._environment, self._runs.scheduler
+        free = None if self._closing else scheduler.take_any()
+        if free is None:
+            return False
+        try:
+            claimed = await environment.ledger.claim(id, environment.policies.unbounded())
+        except BaseException as error:
+            scheduler.leave(free)
+            if isinstance(error, UnreadableRecord):
+                return False  # perhaps only its request, of which its client has to be told
+            raise
+        if claimed is None or claimed.request is None or not claimed.begun:
+            scheduler.leave(free)
+            return False
+        job = claimed.job
+        run = self._runs.place(job, scheduler.move(free, job.route, job.owner))
+        run.attend(Stopping(self._runs.tasks, environment.cancel_grace), run.policy)
+        self._runs.add(run)
+        await self._replay_begun(run, claimed.request)
+        return True
 
     async def _turn_of(self, run: Run) -> Run | None:
         """Wait for the turn of a job that an engine has brought; None if it waits no more."""

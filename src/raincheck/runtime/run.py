@@ -23,13 +23,14 @@ from raincheck.errors import (
     Problem,
     Release,
     StoreFull,
+    UnreadableRecord,
     crashed,
     invalid_response,
     response_too_large,
     timed_out,
 )
 from raincheck.job import Job, Progress, State
-from raincheck.messages import CapturedResponse
+from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.policy import Policy, Seconds, seconds
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
@@ -102,7 +103,7 @@ class Run:
 
     Attributes:
         job: the newest version known here.
-        policy, ticket, held, origin: as given; another policy once its endpoint is known.
+        policy, ticket, stopping, held, origin: as given; another policy once its endpoint is known.
         waits: whether it still waits here: it has neither begun nor been cancelled or taken over.
         progress: the handler's newest report.
     """
@@ -115,7 +116,6 @@ class Run:
         "_method",
         "_recorder",
         "_settling",
-        "_stopping",
         "_timed_out",
         "_turn",
         "held",
@@ -123,6 +123,7 @@ class Run:
         "origin",
         "policy",
         "progress",
+        "stopping",
         "ticket",
         "waits",
     )
@@ -146,7 +147,7 @@ class Run:
         self.waits = job.state is State.QUEUED
         self.progress: Progress | None = None
         self._home = home
-        self._stopping = stopping
+        self.stopping = stopping
         self._turn = anyio.Event() if held else None
         self._method: str | None = None  # of the request, once what the app sends is kept
         self._recorder: Recorder | None = None  # since the first message
@@ -164,7 +165,7 @@ class Run:
     @property
     def known(self) -> Job:
         """The job, `cancelling` as soon as its handler is asked to stop because of that."""
-        job, stopping = self.job, self._stopping
+        job, stopping = self.job, self.stopping
         if stopping is None or job.state is not State.RUNNING:
             return job
         cancelled = stopping.reason is Reason.CANCELLED
@@ -179,10 +180,10 @@ class Run:
 
     async def until_begun(self) -> bool:
         """Wait, together with the live request, for its turn; whether it has begun then."""
-        assert self._stopping is not None
+        assert self.stopping is not None
         while True:
             assert self._turn is not None
-            with self._stopping.inside():
+            with self.stopping.inside():
                 await self._turn.wait()
             self._turn = anyio.Event()
             with suppress(NoRoom):  # its turn comes once more
@@ -211,6 +212,27 @@ class Run:
         self._became(begun)
         self._home.keep_leases()
         return begun.state is State.RUNNING
+
+    async def claim(self) -> CapturedRequest | None:
+        """Begin, and take the captured request, in one step; None if that is not to be had so.
+
+        Then nothing has changed, and `begin` says why. The bounds on its route are not looked at.
+
+        Raises:
+            UnreadableRecord: it, or its captured request.
+        """
+        self.waits = False
+        try:
+            claimed = await self._home.environment.ledger.claim(self.job.id, (self.job.route,))
+        except UnreadableRecord:
+            self.waits = True
+            raise
+        if claimed is None or not claimed.begun:
+            self.waits = True
+            return None
+        self._became(claimed.job)
+        self._home.keep_leases()
+        return claimed.request
 
     def drop(self) -> None:
         """It does not wait here any more, and nobody begins it here."""
@@ -248,7 +270,7 @@ class Run:
 
     def attend(self, stopping: Stopping, policy: Policy) -> None:
         """Its app is here, under this policy, and this stops it."""
-        self._stopping, self.policy = stopping, policy
+        self.stopping, self.policy = stopping, policy
 
     def record(self, method: str) -> None:
         """From now on what the app sends is kept, and its time is running."""
@@ -283,7 +305,7 @@ class Run:
 
     async def take(self, message: Message) -> None:
         """Take what the app sends, while it is recorded and after that."""
-        stopping = self._stopping
+        stopping = self.stopping
         assert stopping is not None
         if self._decided or self._method is None:
             if self._complete:
@@ -330,7 +352,7 @@ class Run:
 
     async def take_copy(self, message: Message) -> None:
         """Take what the client has been sent; it has its answer, whatever becomes of the copy."""
-        stopping = self._stopping
+        stopping = self.stopping
         if self._decided or self._method is None:
             return
         assert stopping is not None
@@ -367,7 +389,8 @@ class Run:
 
     async def _keep(self, recorder: Recorder, offset: int, piece: bytes) -> None:
         """Have a piece of the body kept. Raises LeaseLost, or StoreFull."""
-        await self._home.environment.ledger.append(self.job, offset, piece)
+        head = None if offset else recorder.head
+        await self._home.environment.ledger.append(self.job, offset, piece, head)
         recorder.kept()
 
     async def _keep_once(self, recorder: Recorder, offset: int, piece: bytes) -> None:
@@ -379,7 +402,8 @@ class Run:
         """
         environment, job = self._home.environment, self.job
         try:
-            kept = await environment.store.append_body(job.id, job.fence, offset, piece)
+            store, head = environment.store, None if offset else recorder.head
+            kept = await store.append_body(job.id, job.fence, offset, piece, head=head)
         except Exception as error:
             environment.availability.failed(error)
             raise
@@ -468,7 +492,7 @@ class Run:
 
     async def end(self, error: BaseException | None) -> None:
         """The app has ended: by this error, or by returning."""
-        stopping = self._stopping
+        stopping = self.stopping
         assert stopping is not None
         told = self.job.synchronous or isinstance(error, ProtocolError)  # by the server, or already
         if error is not None and not told:
@@ -485,9 +509,9 @@ class Run:
 
     async def _decide_unanswered(self, *, raised: bool) -> None:
         """The app has ended, and its response is not complete."""
-        assert self._stopping is not None
-        if self._stopping.reason is not None:
-            await self._decide_stopped(self._stopping.reason)
+        assert self.stopping is not None
+        if self.stopping.reason is not None:
+            await self._decide_stopped(self.stopping.reason)
         elif raised:
             await self._decide(State.FAILED, error=crashed())
         else:
@@ -507,8 +531,8 @@ class Run:
 
     def stop(self, reason: Reason) -> None:
         """Ask the app to stop, if there is one. If it succeeds all the same, it finished first."""
-        if self._stopping is not None:
-            self._stopping.stop(reason)
+        if self.stopping is not None:
+            self.stopping.stop(reason)
 
     def give_up(self) -> None:
         """There is nothing to record: the job has ended, or is somebody else's."""
@@ -554,8 +578,8 @@ class Run:
             self.stop(Reason.LOST)
 
     def _watch_time(self, timeout: Seconds) -> None:
-        assert self._stopping is not None
-        self._stopping.after(seconds(timeout), self._out_of_time)
+        assert self.stopping is not None
+        self.stopping.after(seconds(timeout), self._out_of_time)
 
     def _out_of_time(self) -> None:
         """Stop it at once, however long the store takes to hear of it."""

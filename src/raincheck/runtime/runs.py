@@ -113,13 +113,18 @@ class Runs:
     def _turn(self, id: str) -> None:
         self.tasks.spawn(partial(self.environment.runner.submit, id), Context())
 
-    def place(self, job: Job) -> Run:
+    def place(self, job: Job, ticket: Ticket | None = None) -> Run:
         """A place for a job that was accepted elsewhere, or before a restart.
+
+        Args:
+            job: the job.
+            ticket: its place, if it has one.
 
         Raises:
             Refusal: there is no room to wait.
         """
-        ticket = self.scheduler.admit(job.route, job.owner, accepted=True)
+        if ticket is None:
+            ticket = self.scheduler.admit(job.route, job.owner, accepted=True)
         outer = dict(self._lifespan)
         if "state" in outer:
             outer["state"] = dict(outer["state"])  # as servers do for every request

@@ -224,6 +224,33 @@ class Scheduler:
             route.wait(ticket)
         return ticket
 
+    def take_any(self) -> Ticket | None:
+        """A place to run for a request of a route that is not known yet, if nobody waits for it."""
+        if self._waiting or self._running >= self._limits.max_running:
+            return None
+        self._numbers += 1
+        self._running += 1
+        ticket = Ticket(self._numbers, self._route(""), None, running=False)
+        ticket.route.begin(ticket)
+        return ticket
+
+    def move(self, ticket: Ticket, name: str, owner: str | None) -> Ticket:
+        """Give a place that runs to a request of this route, whatever its bounds.
+
+        Args:
+            ticket: one that runs.
+            name: the route.
+            owner: whose request it is.
+
+        Returns:
+            Its ticket; the other one has none any more.
+        """
+        route = self._routes.get(name) or self._route(name)
+        ticket.route.end(ticket)
+        moved = Ticket(ticket.number, route, owner, running=True)
+        route.begin(moved)
+        return moved
+
     def check(self, name: str, owner: str | None) -> None:
         """Raise what `admit()` would raise now. Takes no place, and nobody gets one by it."""
         policy = self._policies[name]

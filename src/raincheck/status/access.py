@@ -9,6 +9,7 @@ from raincheck.jobs import Jobs
 from raincheck.messages import CapturedResponse
 from raincheck.owners import OwnerError, Owners, same
 from raincheck.serialization import dump, load
+from raincheck.stores.base import Fetched
 
 # What is done with a job that is there is done with this one where there is none.
 _DECOY = Job(
@@ -51,7 +52,7 @@ class Access:
             scope: the request.
             here: the job as it is known without asking the store, if that is enough.
         """
-        asking, jobs = None, self._jobs
+        asking: str | None = None
         if not self._owners.nobody(scope):
             try:
                 asking = await self._owners.of(scope)
@@ -59,10 +60,23 @@ class Access:
                 return None
         if here is not None and same(here.owner, asking):
             return here
-        job = await jobs.get(id)
+        job = await self._jobs.get(id)
+        return job if self._opens(job, asking) else None
+
+    async def answer(self, id: str, scope: Scope) -> Fetched | None:
+        """The same, with the body of its response if that is small: for the poll."""
+        asking: str | None = None
+        if not self._owners.nobody(scope):
+            try:
+                asking = await self._owners.of(scope)
+            except OwnerError:
+                return None
+        found = await self._jobs.fetch(id)
+        return found if self._opens(None if found is None else found.job, asking) else None
+
+    def _opens(self, job: Job | None, asking: str | None) -> bool:
         if job is None:  # so that an unknown id takes as long as a foreign one
-            if jobs.store.shared:
+            if self._jobs.store.shared:
                 load(_DECOY_RECORD)
-            _DECOY.expired(jobs.clock())
-        theirs = same("nobody" if job is None else job.owner, asking)
-        return job if theirs else None
+            _DECOY.expired(self._jobs.clock())
+        return same("nobody" if job is None else job.owner, asking)

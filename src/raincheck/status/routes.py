@@ -15,7 +15,7 @@ from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, Un
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
-from raincheck.messages import servable
+from raincheck.messages import RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.preferences import parse
 from raincheck.status.access import Access
@@ -213,19 +213,23 @@ class _Exchange:
             waits: how it may be waited for, if it may.
             here: the job as it is known without asking the store, if that is enough.
         """
-        routes = self._routes
-        job = await routes.access.job(self.id, self._scope, here=here)
-        if waits is not None and job is not None and not job.gone and not job.finished:
-            wait = min(parse(self._scope["headers"]).wait or 0.0, routes.max_wait)
-            if wait:
-                job = await waits(job, wait)
+        job = await self._routes.access.job(self.id, self._scope, here=here)
+        if waits is not None and job is not None and not (job.gone or job.finished):
+            job = await self._waited(job, waits)
+        return job if await self._is_there(job) else None
+
+    async def _waited(self, job: Job, waits: _Wait) -> Job | None:
+        """The job, after as long as the asker would wait."""
+        wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
+        return await waits(job, wait) if wait else job
+
+    async def _is_there(self, job: Job | None) -> bool:
+        """Whether there is a job to show; if not, the answer has been given."""
         if job is None:
-            await self.reply(routes.absent(self.id))
+            await self.reply(self._routes.absent(self.id))
         elif job.gone:
-            await self.reply(routes.dialect.problem(EXPIRED))
-        else:
-            return job
-        return None
+            await self.reply(self._routes.dialect.problem(EXPIRED))
+        return job is not None and not job.gone
 
     async def _end(self, job: Job, wait: float) -> Job | None:
         """The job when it has finished, or after this time."""
@@ -245,23 +249,33 @@ class _Exchange:
 
     async def result(self) -> None:
         """Answer a poll: the document, or what it has become."""
-        job = await self._find(self._end)
-        if job is None:
+        routes = self._routes
+        found = await routes.access.answer(self.id, self._scope)
+        job, body = found if found is not None else (None, None)
+        if job is not None and not (job.gone or job.finished):
+            job = await self._waited(job, self._end)
+        if not await self._is_there(job):
             return
+        assert job is not None
         if not job.finished:
-            await self.reply(self._dialect.pending(job, self._mount, self._outlook(job)))
+            await self.reply(routes.dialect.pending(job, self._mount, self._outlook(job)))
         elif job.response is not None:
-            status, headers = self._dialect.result(job)
+            status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
-            body = self._routes.jobs.store.read_body(job.id)
-            size = job.response.size
-            try:
-                await send_stored(status, headers, body, size, self._scope, self._begun)
-            except BodyLost:
-                if self.started or await self._find():
-                    raise
+            if body is not None:
+                await self.reply(Reply(status, [*headers], body))
+            else:
+                await self._send_stored(job, job.response.size, status, headers)
         else:
-            await self.reply(self._dialect.problem(job.error or CANCELLED, job=job))
+            await self.reply(routes.dialect.problem(job.error or CANCELLED, job=job))
+
+    async def _send_stored(self, job: Job, size: int, status: int, headers: RawHeaders) -> None:
+        body = self._routes.jobs.store.read_body(job.id)
+        try:
+            await send_stored(status, headers, body, size, self._scope, self._begun)
+        except BodyLost:
+            if self.started or await self._find():
+                raise
 
     async def _begun(self, message: Message) -> None:
         self.started = True
