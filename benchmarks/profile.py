@@ -29,7 +29,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from compare import HANDWRITTEN
+from compare import HANDFULL, HANDWRITTEN
 from harness.absolutes import raincheck
 from harness.loading import Load
 from harness.processes import BENCHMARKS, Cores, Failed
@@ -125,15 +125,16 @@ def table(measure: str, ours: dict[str, float], theirs: dict[str, float]) -> Non
 # --- instructions ------------------------------------------------------------------------------
 
 
-def count(module: str, measure: str) -> int:
+def count(side: Side, measure: str) -> int:
     """Instructions for one request."""
-    few, many = (_counted(module, measure, number) for number in (BEFORE, BEFORE + COUNTED))
+    few, many = (_counted(side, measure, number) for number in (BEFORE, BEFORE + COUNTED))
     return (many - few) // COUNTED
 
 
-def _counted(module: str, measure: str, requests: int) -> int:
+def _counted(side: Side, measure: str, requests: int) -> int:
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
-    command += [__file__, "--serve", module, measure, str(requests)]
+    settings = None if side.settings is None else dict(side.settings)
+    command += [__file__, "--serve", side.app, json.dumps(settings), measure, str(requests)]
     variables = {**os.environ, "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, cwd=BENCHMARKS, env=variables, capture_output=True, text=True)
     found = re.search(r"Collected : (\d+)", done.stderr)
@@ -142,10 +143,12 @@ def _counted(module: str, measure: str, requests: int) -> int:
     return int(found[1])
 
 
-async def serve(module: str, measure: str, requests: int) -> None:
+async def serve(name: str, made_with: str, measure: str, requests: int) -> None:
     """Answer requests without a server, eight at a time."""
-    peer: Any = import_module(f"peers.{module}")
-    app = peer.build() if module == "raincheck_app" else peer.app
+    module, _, attribute = name.partition(":")
+    app: Any = getattr(import_module(module), attribute)
+    if (arguments := json.loads(made_with)) is not None:
+        app = app(**arguments)
     settings: dict[str, Any] = MEASURES[measure]
     body = json.dumps(ORDER).encode()
     headers: dict[bytes, bytes] = {}
@@ -176,12 +179,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of samples, each side")
     parser.add_argument("--instructions", action="store_true", help="count them, with valgrind")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         logging.disable(logging.CRITICAL)
         gc.disable()  # when it runs depends on all that was there before
-        asyncio.run(serve(*arguments.serve[:2], int(arguments.serve[2])))
+        asyncio.run(serve(*arguments.serve[:3], int(arguments.serve[3])))
         return 0
     tool = "valgrind" if arguments.instructions else "py-spy"
     if shutil.which(tool) is None:
@@ -189,20 +192,21 @@ def main() -> int:
     for name, fact in circumstances().items():
         print(f"- {name}: {fact}")
     if arguments.instructions:
-        print("\n| instructions for | raincheck | by hand |\n|---|---|---|")
+        sides = (raincheck(), HANDWRITTEN, HANDFULL)
+        print("\n| instructions for | raincheck | by hand | with our duties |\n|---|---|---|---|")
         for measure in MEASURES:
-            both = [count(module, measure) for module in ("raincheck_app", "handwritten_app")]
-            print(f"| {measure} | {both[0]:,} | {both[1]:,} |", flush=True)
+            counts = [f"{count(side, measure):,}" for side in sides]
+            print(f"| {measure} | {' | '.join(counts)} |", flush=True)
         return 0
     cores = Cores.here()
     with tempfile.TemporaryDirectory() as files, Load(cores.load) as load:
         bench = Bench(load, cores, Path(files))
         for measure in MEASURES:
-            sides = [
+            samples = [
                 sample(bench, side, measure, arguments.seconds)
                 for side in (raincheck(), HANDWRITTEN)
             ]
-            table(measure, *sides)
+            table(measure, *samples)
     return 0
 
 

@@ -20,17 +20,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
-from raincheck.errors import UnreadableRecord
-from raincheck.messages import CapturedRequest
-from raincheck.stores.base import Abandoned, Found, Store
+from raincheck.stores.base import Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-
-
-class SharedMemory(MemoryStore):
-    """A store of several apps, all of this process: a simulation of one of several processes."""
-
-    shared = True
 
 
 class Gate:
@@ -112,59 +104,6 @@ def unfinished(store: Store) -> list[Job]:
     return [*store._live.values()]
 
 
-class DamagedStore(MemoryStore):
-    """Jobs in memory, as if others shared them; some may be in a format that nobody here reads.
-
-    Attributes:
-        unreadable: ids of those whose records nobody can read.
-        unreadable_requests: ids of those whose captured requests nobody can.
-    """
-
-    shared = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unreadable: set[str] = set()
-        self.unreadable_requests: set[str] = set()
-        self._discarded: set[str] = set()
-
-    async def get(self, id: str) -> Job | None:
-        if id in self.unreadable:
-            raise UnreadableRecord("a record has format 99")
-        return None if id in self._discarded else await super().get(id)
-
-    # By way of those that know what cannot be read.
-    fetch, claim, partial, grown = Store.fetch, Store.claim, Store.partial, Store.grown
-
-    async def find(self, name: str) -> Found | None:
-        found = await super().find(name)
-        if found is not None:
-            await self.get(found.job.id)
-        return found
-
-    async def changed(self, id: str, after_version: int) -> Job | None:
-        await super().changed(id, after_version)
-        return await self.get(id)
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        if id in self.unreadable_requests:
-            raise UnreadableRecord("a record has format 99")
-        return await super().request(id)
-
-    async def abandoned(self) -> AsyncIterator[Abandoned]:
-        async for found in super().abandoned():
-            yield found._replace(job=None) if found.id in self.unreadable else found
-
-    async def discard(self, id: str) -> bool:
-        if id not in self.unreadable:
-            return False
-        job = await super().get(id)
-        assert job is not None
-        self.unreadable.remove(id)
-        self._discarded.add(id)
-        return await super().replace(job.tombstone(0.0, 0.0))
-
-
 def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """What raincheck itself has logged."""
     return [record for record in caplog.records if record.name == "raincheck"]
@@ -221,6 +160,31 @@ class Numbers:
         if there not in {(own, own, own), ("", "", "")}:
             self.wrong.append(f"the handler of request {own} ran as {there}")
         self._past_the_entry.set(True)
+
+
+class Metrics:
+    """Counts by status, and takes a call that sends none for a 500, as exporters do."""
+
+    def __init__(self, app: ASGIApp, counted: list[int]) -> None:
+        self.app = app
+        self.counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            self.counted.append(status)
 
 
 class RawRequest:

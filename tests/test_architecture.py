@@ -73,20 +73,26 @@ LAYERS = {
     "stores.postgres": 3,
     "stores.redis": 3,
     "stores.sqlite": 3,
-    "runtime.leases": 4,
     "runtime.ledger": 4,
-    "runtime.recorder": 4,
+    "runtime.environment": 4,
     "runtime.scheduler": 4,
+    "runtime.recorder": 4,
     "runtime.stopping": 4,
-    "runtime.execution": 4,
-    "runtime.roster": 4,
-    "runtime.conductor": 4,
+    "runtime.run": 4,
+    "runtime.leases": 4,
+    "runtime.runs": 4,
+    "runtime.expiry": 4,
+    "runtime.recovery": 4,
     "acceptance.request_body": 5,
     "acceptance.handoff": 5,
+    "acceptance.confirmation": 5,
     "acceptance.deduplication": 5,
     "acceptance.decision": 5,
     "runtime.replay": 5,
+    "session": 5,
     "jobs": 5,
+    "status.access": 6,
+    "status.results": 6,
     "status.routes": 6,
     "middleware": 6,
     "testing": 7,
@@ -246,6 +252,68 @@ def test_nobody_writes_to_another_object(room: str) -> None:
 def test_a_foreign_write_is_found(source: str) -> None:
     assert list(foreign(source)) in (["a.b"], ["self.a.b"])
     assert list(foreign("self.a, self.b = a.b, c.d[0]")) == []
+
+
+# --- the tests' own house -----------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+MODULES = {
+    ".".join(path.relative_to(TESTS).with_suffix("").parts): path.read_text()
+    for path in sorted(TESTS.rglob("test_*.py"))
+}
+
+STAND_INS = {
+    "stores.test_base.Overtaken": "another process writes between its two steps",
+    "stores.test_base.Plain": "it has only what a store must have, to try the defaults",
+    "stores.test_base.Silent": "the same, and nobody is told of changes",
+    "stores.test_bounded.Delayed": "it overrides every call, and counts who still reads",
+    "stores.test_bounded.Plain": "its bodies come from an iterator that is no generator",
+    "test_bad_input.Elsewhere": "it is a runner that knows its queues",
+    "test_faults.SpoiltStore": "one of its records cannot be read from the n-th call on",
+    "test_laws.Fading": "what it gives is not what it was given",
+    "test_lifespan.Opening": "it is told what happens when it is opened",
+    "test_model.SharedWatched": "the same, as if others saw it too",
+    "test_model.Watched": "it compares what it is given with what it has",
+    "test_recorder.Keeping": "it keeps the pieces of bodies as it is told",
+    "test_responses.Disk": "it counts the bytes of bodies alone, and refuses them alone",
+    "test_responses.SharedDisk": "the same, as if others saw it too",
+}
+"""Stores and runners that stand outside `tests/doubles`, where one of its own has no use for
+others; why."""
+
+
+def stand_ins(modules: dict[str, str]) -> set[str]:
+    """The classes that are a store or a runner, or derive from one that is."""
+    found: set[str] = set()
+    kinds = {"Store", "Runner"}
+    before = -1
+    while before != len(found):
+        before = len(found)
+        for module, source in modules.items():
+            for node in ast.walk(ast.parse(source)):
+                if not isinstance(node, ast.ClassDef):
+                    continue
+                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                if bases & kinds or any(base.endswith(("Store", "Runner")) for base in bases):
+                    found.add(f"{module}.{node.name}")
+                    kinds.add(node.name)
+    return found
+
+
+def test_no_test_module_imports_another() -> None:
+    for module, source in MODULES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = ast.unparse(node)
+                assert not re.search(r"\btests[. ].*\btest_", imported), f"{module}: {imported}"
+
+
+def test_stores_and_runners_that_stand_in_for_others_are_in_one_place() -> None:
+    doubles = {path.stem: path.read_text() for path in (TESTS / "doubles").glob("*.py")}
+    shared = {name.rpartition(".")[2] for name in stand_ins(doubles)}
+    assert {"TrickyStore", "Line", "Engine"} <= shared
+    found = stand_ins(MODULES | doubles) - stand_ins(doubles)
+    assert found == STAND_INS.keys()
 
 
 # --- the rules themselves ----------------------------------------------------------------------

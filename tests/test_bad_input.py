@@ -18,7 +18,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import (
     ConfigurationError,
-    Job,
     Jobs,
     LongRunningMiddleware,
     MemoryStore,
@@ -30,6 +29,7 @@ from raincheck.runners.base import Run, Runner, Stop
 from raincheck.runners.local import LocalRunner
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import SharedMemory, TrickyStore, failing, taking
 from tests.support import (
     Gate,
     RawRequest,
@@ -260,13 +260,8 @@ async def test_without_a_job_it_is_the_servers() -> None:
             await client.post("/slow")
 
 
-class BrokenStore(MemoryStore):
-    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
-        raise OSError("the disk is away")
-
-
 async def test_a_store_that_cannot_take_a_job_is_503(caplog: pytest.LogCaptureFixture) -> None:
-    jobs = virtual_jobs(store=BrokenStore())
+    jobs = virtual_jobs(store=TrickyStore(failing("create")))
     async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
         response = await client.post("/slow")
         assert response.status_code == 503
@@ -277,14 +272,8 @@ async def test_a_store_that_cannot_take_a_job_is_503(caplog: pytest.LogCaptureFi
     assert "the disk is away" in caplog.text
 
 
-class SlowStore(MemoryStore):
-    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
-        await anyio.sleep(10)
-        return await super().create(job, *more, **settings)
-
-
 async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> None:
-    jobs = virtual_jobs(store=SlowStore())
+    jobs = virtual_jobs(store=TrickyStore(taking(create=10)))
     app = app_of(gated(gate := Gate()), jobs=jobs)
     async with lifespan(app):
         request = RawRequest()
@@ -380,18 +369,9 @@ class Elsewhere(Runner):
         """Nothing runs here."""
 
 
-class Everywhere(MemoryStore):
-    """As if other processes saw it too."""
-
-    shared = True
-
-
-class Own(MemoryStore):
-    """One of this process alone."""
-
-
 @pytest.mark.parametrize(
-    ("store", "name"), [(None, "MemoryStore"), (MemoryStore(), "MemoryStore"), (Own(), "Own")]
+    ("store", "name"),
+    [(None, "MemoryStore"), (MemoryStore(), "MemoryStore"), (TrickyStore(), "TrickyStore")],
 )
 def test_a_runner_elsewhere_needs_a_store_that_is_seen_there(
     store: MemoryStore | None, name: str
@@ -401,7 +381,7 @@ def test_a_runner_elsewhere_needs_a_store_that_is_seen_there(
         Jobs(store=store, runner=Elsewhere())
     with pytest.raises(ConfigurationError, match=message):
         LongRunningMiddleware(opaque("ok"), store=store, runner=Elsewhere())
-    LongRunningMiddleware(opaque("ok"), store=Everywhere(), runner=Elsewhere())
+    LongRunningMiddleware(opaque("ok"), store=SharedMemory(), runner=Elsewhere())
 
 
 async def starting() -> Message:
@@ -423,7 +403,7 @@ async def test_a_policy_that_a_runner_cannot_keep_is_refused_by_the_routes_name(
     settings: PolicySettings, cure: str
 ) -> None:
     def jobs() -> Jobs:
-        return Jobs(store=Everywhere(), runner=Elsewhere())
+        return Jobs(store=SharedMemory(), runner=Elsewhere())
 
     rules = {"GET /good": Policy(queue="videos"), "POST /videos": Policy(**settings)}
     with pytest.raises(ConfigurationError, match=f"^POST /videos: {cure}"):
@@ -447,9 +427,9 @@ async def test_a_policy_that_a_runner_cannot_keep_is_refused_by_the_routes_name(
     ("settings", "store", "told"),
     [
         ({"on_interrupt": "rerun"}, MemoryStore, "on_interrupt='rerun' has no effect"),
-        ({"on_interrupt": "rerun"}, Everywhere, None),
+        ({"on_interrupt": "rerun"}, SharedMemory, None),
         ({"queue": "videos"}, MemoryStore, "queue='videos' has no effect"),
-        ({"queue": "videos"}, Everywhere, "queue='videos' has no effect"),
+        ({"queue": "videos"}, SharedMemory, "queue='videos' has no effect"),
         ({}, MemoryStore, None),
     ],
 )

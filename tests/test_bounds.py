@@ -14,9 +14,9 @@ import pytest
 from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, Policy
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, SharedMemory, app_of, running, settled, slow_route
-from tests.test_engine import Broker, Engine, fleet
-from tests.test_recovery import LEASE, two
+from tests.doubles.processes import LEASE, Broker, Engine, fleet, two
+from tests.doubles.stores import SharedMemory
+from tests.support import Gate, app_of, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,6 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import (
-    Job,
     Limits,
     LongRunningMiddleware,
     MemoryStore,
@@ -28,9 +27,9 @@ from raincheck import (
 )
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, Broker, Engine
+from tests.doubles.stores import Line, TrickyStore
 from tests.support import Gate, app_of, client_of, running, settled, slow_route, unfinished
-from tests.test_engine import Broker, Engine
-from tests.test_recovery import LEASE, Line
 
 pytestmark = pytest.mark.anyio
 
@@ -138,52 +137,30 @@ async def test_what_an_engine_brings_runs_in_a_context_of_its_own() -> None:
             assert [await whose_of(client, there) for there in accepted] == ["nobody"] * 3
 
 
-class Watched(MemoryStore):
-    """Notes in whose context it is asked for what no request asks for."""
-
-    shared = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: dict[str, set[str]] = {}
-
-    def note(self, what: str) -> None:
-        self.asked.setdefault(what, set()).add(tenant.get())
-
-    async def sweep(self, now: float) -> Any:
-        self.note("sweep")
-        return await super().sweep(now)
-
-    async def renew(self, *arguments: Any, **more: Any) -> Any:
-        self.note("renew")
-        return await super().renew(*arguments, **more)
-
-    async def abandoned(self) -> AsyncIterator[Any]:
-        self.note("abandoned")
-        async for there in super().abandoned():
-            yield there
-
-    async def replace(self, job: Job, *arguments: Any, **more: Any) -> Any:
-        if job.finished:
-            self.note("the outcome")
-        return await super().replace(job, *arguments, **more)
-
-
 async def test_what_raincheck_does_for_itself_runs_in_an_empty_context() -> None:
     """Also where a request opens it, since no lifespan did."""
 
     async def answer(request: Request) -> None:
         await anyio.sleep_forever()
 
-    store = Watched()
+    asked: dict[str, set[str]] = {}
+
+    async def ask(call: str, /, *arguments: Any, **more: Any) -> None:
+        """Note in whose context it is asked for what no request asks for."""
+        if call in ("sweep", "renew", "abandoned"):
+            asked.setdefault(call, set()).add(tenant.get())
+        elif call == "replace" and arguments[0].finished:
+            asked.setdefault("the outcome", set()).add(tenant.get())
+
+    store = TrickyStore(ask, shared=True)
     app = tenants(app_of(slow_route(answer, timeout=5), jobs=virtual_jobs(store=store)))
     async with client_of(app) as client:
         accepted = await client.post("/slow", headers=of("ann"))
         tenant.set("nobody")  # the client's task is that of its requests, and polls
         assert (await follow(client, accepted)).status_code == 504
         await anyio.sleep(60)
-    assert store.asked.keys() == {"sweep", "renew", "abandoned", "the outcome"}
-    assert set().union(*store.asked.values()) == {"nobody"}
+    assert asked.keys() == {"sweep", "renew", "abandoned", "the outcome"}
+    assert set().union(*asked.values()) == {"nobody"}
 
 
 # --- what else a replay is given ---------------------------------------------------------------

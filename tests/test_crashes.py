@@ -20,8 +20,9 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy, long_running
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE
+from tests.doubles.stores import Line
 from tests.support import running, settled, slow_route
-from tests.test_recovery import LEASE, Line
 
 pytestmark = pytest.mark.anyio
 

@@ -22,9 +22,29 @@ from raincheck import ConfigurationError, Policy, current_job, long_running, rep
 from raincheck.decorator import Mark, current_handoff, mark_of
 from raincheck.errors import Release
 from raincheck.job import Job, Progress
+from raincheck.tasks import Stopper
+from raincheck.threads import Thread
 from tests.support import said
 
 pytestmark = pytest.mark.anyio
+
+
+class Block(Stopper):
+    """The block that a handler runs in."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__([])
+        self._events = events
+        events.append("inside")
+
+    def left(self, error: BaseException | None) -> None:
+        self._events.append("outside")
+
+    def threads(self) -> list[Thread]:
+        return []
+
+    def stop(self) -> None:
+        pass
 
 
 class Door:
@@ -47,21 +67,13 @@ class Door:
     def report(self, progress: Progress) -> None:
         self.events.append(f"reported {progress.fraction}")
 
-    async def enter(self, mark: Mark) -> bool:
+    async def enter(self, mark: Mark) -> Stopper | None:
         await anyio.lowlevel.checkpoint()
         self.events.append("entered")
         self.marks.append(mark)
         if self._releases:
             raise Release
-        return self._accepts
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        self.events.append("inside")
-        try:
-            yield
-        finally:
-            self.events.append("outside")
+        return Block(self.events) if self._accepts else None
 
 
 @contextmanager
@@ -246,6 +258,8 @@ from __future__ import annotations
 import functools
 
 from raincheck import long_running
+from raincheck.tasks import Stopper
+from raincheck.threads import Thread
 
 
 @long_running

@@ -6,7 +6,7 @@ simulation, on virtual time. What a process does that dies is in `test_recovery.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import (
-    Job,
     Jobs,
     Limits,
     LongRunningMiddleware,
@@ -32,18 +31,16 @@ from raincheck import (
     current_job,
     long_running,
 )
-from raincheck.job import Bounds, Key
 from raincheck.runners.base import Runner
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.testing import follow
 from tests.conftest import Clock
-from tests.support import Gate, SharedMemory, hidden, running, settled, slow_route
-from tests.test_engine import Broker, Engine
-from tests.test_recovery import Line
+from tests.doubles.processes import LEASE, Broker, Engine
+from tests.doubles.stores import Line, SharedMemory, TrickyStore, no_trick
+from tests.support import Gate, hidden, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
-LEASE = 12.0
 HOUR = 3600.0
 
 READ = pytest.mark.parametrize("read", [True, False], ids=["readable", "not readable"])
@@ -134,16 +131,6 @@ class Deployment:
         job = await self.store.get(accepted.json()["job_id"])
         assert job is not None
         return job.state
-
-
-class Workers(Engine):
-    """A worker process's side of the broker, which looks there every few seconds."""
-
-    async def _work(self, _: str) -> None:
-        while not self.stopping:
-            while self._broker.ids:
-                await self._run(self._broker.ids.pop(0))
-            await anyio.sleep(3)
 
 
 @asynccontextmanager
@@ -397,27 +384,10 @@ async def test_the_handler_sees_its_job_running() -> None:
         assert (await follow(new, accepted)).json() == ["running", 1, None, "x"]
 
 
-class Slow(SharedMemory):
-    """Takes ten seconds to start a job, or to say that it has, as soon as it is to."""
-
-    slow = slow_to_answer = False
-
-    async def replace(
-        self,
-        job: Job,
-        *,
-        keys: Collection[Key] = (),
-        tail: bytes = b"",
-        lease: float | None = None,
-        bounds: Bounds | None = None,
-    ) -> bool:
-        starts = job.state is State.RUNNING
-        if self.slow and starts:
-            await anyio.sleep(10)
-        done = await super().replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
-        if self.slow_to_answer and starts:
-            await anyio.sleep(10)
-        return done
+async def slow_to_start(call: str, /, *arguments: Any, **more: Any) -> None:
+    """A store takes ten seconds for it."""
+    if call == "replace" and arguments[0].state is State.RUNNING:
+        await anyio.sleep(10)
 
 
 @pytest.mark.parametrize("when", ["before the entry", "at the entry"])
@@ -432,9 +402,9 @@ async def test_a_cancel_comes_in_time_while_the_endpoint_is_looked_for(when: str
 
     entrance = Gate()
     async with deployment(read=False) as made:
-        made.store = store = Slow()
+        made.store = store = TrickyStore(shared=True)
         accepted = await left(made, "/b")
-        store.slow = True
+        store.before = slow_to_start
         new = await made.start("new", made.route("new", "/b"), around=waiting, store_timeout=20)
         await anyio.sleep(LEASE + 5)  # the lease has ended, and it was found since
         assert ("/b" in made.asked["new"]) == (when == "at the entry")
@@ -445,7 +415,7 @@ async def test_a_cancel_comes_in_time_while_the_endpoint_is_looked_for(when: str
         await anyio.sleep(2 * LEASE)
         assert await made.state(accepted) is State.CANCELLED
         assert made.runs == ["old"]
-        store.slow = False
+        store.before = no_trick
         made.gate.open()
         assert (await follow(new, await new.post("/b"))).status_code == 200  # no place is lost
 
@@ -458,9 +428,9 @@ async def test_a_server_that_stops_when_the_endpoint_is_entered_leaves_no_run_be
 ) -> None:
     """Which somebody would have to find abandoned first."""
     async with deployment(read=False) as made:
-        made.store = store = Slow()
+        made.store = store = TrickyStore(shared=True)
         accepted = await left(made, "/b", **settings)
-        store.slow_to_answer = True
+        store.after = slow_to_start
         await made.start(
             "new",
             made.route("new", "/b", **settings),
@@ -504,14 +474,14 @@ async def test_a_worker_without_the_route_gives_the_job_back_to_the_engine(read:
     async with deployment(read=read) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
         await made.start(
-            "new", made.route("new", "/a"), runner=(engine := Workers(broker, slots=2))
+            "new", made.route("new", "/a"), runner=(engine := Engine(broker, slots=2, pause=3))
         )
         accepted = await web.post("/b")
         await anyio.sleep(20 * LEASE)
         assert (await made.state(accepted), made.runs) == (State.QUEUED, [])
         assert 2 <= len(broker.brought) <= 8  # ever more rarely
         engine.stopping = True  # which may be faster, each time
-        await made.start("old", made.route("old", "/b"), runner=Workers(broker, slots=2))
+        await made.start("old", made.route("old", "/b"), runner=Engine(broker, slots=2, pause=3))
         made.gate.open()
         assert (await follow(web, accepted)).json() == {"by": "old"}
 
@@ -522,7 +492,7 @@ async def test_a_job_fails_if_no_worker_has_its_route(read: bool) -> None:
     broker = Broker()
     async with deployment(read=read) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
-        await made.start("new", runner=Workers(broker, slots=2))
+        await made.start("new", runner=Engine(broker, slots=2, pause=3))
         accepted = await web.post("/b")
         await anyio.sleep(HOUR - 2 * LEASE)
         assert await made.state(accepted) is State.QUEUED
@@ -537,13 +507,13 @@ async def test_a_job_that_only_waits_long_for_its_workers_does_not_fail() -> Non
     broker = Broker()
     async with deployment(read=True) as made:
         web = await made.start("web", made.route("web", "/b"), runner=Engine(broker))
-        await made.start("new", runner=(engine := Workers(broker, slots=1)))
+        await made.start("new", runner=(engine := Engine(broker, slots=1, pause=3)))
         accepted = await web.post("/b")
         await anyio.sleep(LEASE)
         engine.stopping = True
         await anyio.sleep(3 * HOUR)
         assert await made.state(accepted) is State.QUEUED
-        await made.start("old", made.route("old", "/b"), runner=Workers(broker, slots=1))
+        await made.start("old", made.route("old", "/b"), runner=Engine(broker, slots=1, pause=3))
         made.gate.open()
         assert (await follow(web, accepted)).json() == {"by": "old"}
 

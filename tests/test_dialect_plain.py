@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raincheck.dialects.base import Outlook, Reply, Urls
+from raincheck.dialects.base import Action, Mount, Outlook, Reply
 from raincheck.dialects.plain import WORDS, PlainDialect, timestamp
 from raincheck.errors import (
     INTERRUPTED,
@@ -23,13 +23,8 @@ from raincheck.messages import CapturedResponse, RawHeaders
 DIALECT = PlainDialect()
 
 NOON = 1795262400.0  # 2026-11-21T12:00:00Z
-RELATIVE = Urls("/jobs/4Xn", "/jobs/4Xn/status", "/jobs/4Xn/cancel", absolute=False)
-ABSOLUTE = Urls(
-    "https://api.example.org/jobs/4Xn",
-    "https://api.example.org/jobs/4Xn/status",
-    "https://api.example.org/jobs/4Xn/cancel",
-    absolute=True,
-)
+RELATIVE = Mount("/jobs", absolute=False)
+ABSOLUTE = Mount("https://api.example.org/jobs", absolute=True)
 OUTLOOK = Outlook(retry_after=2, queue_position=3, completion=NOON + 9)
 UNKNOWN = Outlook(retry_after=1)
 
@@ -135,7 +130,7 @@ def test_a_preference_is_applied_only_if_it_was_asked() -> None:
 
 
 def test_a_browser_that_navigates_is_sent_to_the_status_url() -> None:
-    reply = DIALECT.navigated(RELATIVE)
+    reply = DIALECT.navigated(job(), RELATIVE)
     assert (reply.status, reply.body) == (303, b"")
     assert fields(reply) == {
         "location": "/jobs/4Xn",
@@ -192,10 +187,32 @@ def test_progress_is_in_every_document() -> None:
         assert (read["progress"], read["message"]) == (0.4, "412 of 1000 sent — ✓")
 
 
-@pytest.mark.parametrize("urls", [RELATIVE, ABSOLUTE])
-def test_links_are_those_of_the_job(urls: Urls) -> None:
-    read = document(DIALECT.monitor(job(), urls, OUTLOOK))
-    assert read["links"] == {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel}
+@pytest.mark.parametrize("mount", [RELATIVE, ABSOLUTE])
+@pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED])
+def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
+    shown = finished(state) if state is State.SUCCEEDED else job(state)
+    read = document(DIALECT.monitor(shown, mount, OUTLOOK if state is State.RUNNING else None))
+    url = f"{mount.url}/{shown.id}"
+    assert read["links"] == {"self": f"{url}/status", "result": url, "cancel": f"{url}/cancel"}
+
+
+@pytest.mark.parametrize(
+    ("path", "actions"),
+    [
+        ("/4Xn", {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE}),
+        ("/4Xn/status", {"GET": Action.MONITOR, "HEAD": Action.MONITOR}),
+        ("/4Xn/cancel", {"POST": Action.CANCEL}),
+    ],
+)
+def test_what_stands_where(path: str, actions: dict[str, Action]) -> None:
+    place = DIALECT.place(path)
+    assert place is not None
+    assert (place.id, place.actions) == ("4Xn", actions)
+
+
+@pytest.mark.parametrize("path", ["", "/", "//status", "/4Xn/", "/4Xn/other", "/4Xn/status/"])
+def test_nothing_stands_anywhere_else(path: str) -> None:
+    assert DIALECT.place(path) is None
 
 
 def test_no_document_names_the_route() -> None:

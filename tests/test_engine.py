@@ -6,156 +6,15 @@ engines, brokers and processes are in `tests/e2e/test_distributed.py` and `bench
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, ClassVar
-
 import anyio
 import httpx
 import pytest
-from starlette.requests import Request
 
-from raincheck import Limits, LongRunningMiddleware, MemoryStore
-from raincheck.runners.base import Run, Runner, Stop
 from raincheck.testing import follow
-from tests.conftest import virtual_jobs
-from tests.support import Gate, app_of, running, settled, slow_route
-from tests.test_recovery import Line
+from tests.doubles.processes import LEASE, fleet
+from tests.support import settled
 
 pytestmark = pytest.mark.anyio
-
-LEASE = 12.0
-
-
-class Broker:
-    """What the processes of a fleet share.
-
-    Attributes:
-        ids: that wait.
-        brought: every id that it was given.
-        up: whether it takes any.
-        hangs: whether it leaves those who ask without an answer.
-    """
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.brought: list[str] = []
-        self.up = True
-        self.hangs = False
-
-    async def give(self, id: str) -> None:
-        if self.hangs:
-            self.ids.append(id)  # it has arrived all the same
-            await anyio.sleep_forever()
-        if not self.up:
-            raise ConnectionError("it is not there")
-        self.ids.append(id)
-        self.brought.append(id)
-
-
-class Engine(Runner):
-    """One process's side of the broker; a worker takes up to `slots` jobs at a time."""
-
-    in_place: ClassVar[bool] = False
-
-    def __init__(self, broker: Broker, slots: int = 0) -> None:
-        self._broker = broker
-        self._slots = slots
-        self.stopping = False
-        self._spawn: Callable[[Run, str], None]
-
-    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
-        self._run, self._stop, self._spawn = run, stop, spawn
-
-    async def open(self) -> None:
-        self.stopping = False
-        for _ in range(self._slots):
-            self._spawn(self._work, "")
-
-    async def submit(self, id: str, queue: str | None = None) -> None:
-        await self._broker.give(id)
-
-    async def cancel(self, id: str) -> None:
-        self._stop(id)
-
-    async def _work(self, _: str) -> None:
-        while not self.stopping:
-            if self._broker.ids:
-                await self._run(self._broker.ids.pop(0))
-            else:
-                await anyio.sleep(0.1)
-
-
-class Fleet:
-    """A web process and two workers, "a" and "b".
-
-    Attributes:
-        web: a client.
-        broker: between them.
-        lines: each one's line to the store.
-        gates: where the handlers of each wait.
-        runs: which of them ran a handler, in order.
-    """
-
-    def __init__(self, stack: AsyncExitStack, slots: int, limits: dict[str, Any]) -> None:
-        self.broker = Broker()
-        self.store = MemoryStore()
-        self.lines = {name: Line(self.store) for name in ("web", "a", "b")}
-        self.gates = {name: Gate() for name in ("a", "b", "web")}
-        self.runs: list[str] = []
-        self.apps: dict[str, LongRunningMiddleware] = {}
-        self._stack = stack
-        self._slots = slots
-        self._limits = limits
-        self._open: dict[str, AsyncExitStack] = {}
-        self._engines: dict[str, Engine] = {}
-        self.web: httpx.AsyncClient
-
-    async def start(self, name: str) -> httpx.AsyncClient:
-        async def answer(request: Request) -> Any:
-            self.runs.append(name)
-            await self.gates[name].wait()
-            return {"by": name, "body": (await request.body()).decode()}
-
-        engine = self._engines[name] = Engine(self.broker, 0 if name == "web" else self._slots)
-        jobs = virtual_jobs(
-            store=self.lines[name],
-            runner=engine,
-            limits=Limits(**{"lease": LEASE, "store_timeout": 2, **self._limits}),
-        )
-        self.apps[name] = app_of(
-            slow_route(answer, "/fail"),
-            slow_route(answer, "/rerun", on_interrupt="rerun", max_runs=2),
-            slow_route(answer, "/one", max_running=1, max_queued=2),
-            slow_route(answer, "/in-place", respond="preferred"),
-            jobs=jobs,
-        )
-        inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
-        return await inner.enter_async_context(running(self.apps[name]))
-
-    async def stop(self, name: str) -> None:
-        self._engines[name].stopping = True  # as engines do before their workers drain
-        await self._open[name].aclose()
-
-    async def state(self, response: httpx.Response) -> str:
-        document = await self.web.get(response.headers["location"] + "/status")
-        state: str = document.json()["status"]
-        return state
-
-
-@asynccontextmanager
-async def fleet(*workers: str, slots: int = 5, **limits: Any) -> AsyncIterator[Fleet]:
-    async with AsyncExitStack() as stack:
-        one = Fleet(stack, slots, limits)
-        one.web = await one.start("web")
-        for name in workers:
-            await one.start(name)
-        yield one
-        for line in one.lines.values():
-            line.mend()
-        for gate in one.gates.values():
-            gate.open()
-        await anyio.sleep(1)
 
 
 def refused(response: httpx.Response) -> bool:

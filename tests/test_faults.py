@@ -39,10 +39,11 @@ from raincheck.errors import StoreError
 from raincheck.messages import CapturedRequest
 from raincheck.runtime.leases import BEAT
 from raincheck.runtime.recorder import PIECE
-from raincheck.stores.base import Abandoned, Found
+from raincheck.stores.base import Abandoned
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
-from tests.support import DamagedStore, RawRequest, settled, slow_route, unfinished
+from tests.doubles.stores import DamagedStore, TrickyStore
+from tests.support import RawRequest, settled, slow_route, unfinished
 
 pytestmark = pytest.mark.anyio
 
@@ -67,101 +68,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "raincheck")
 
 
-# --- stores ------------------------------------------------------------------------------------
+# --- stores ---------------------------------------------------------------------------------------
 
 
-Trick = Callable[[str], Awaitable[None]]
-
-
-async def no_trick(name: str) -> None:
-    """Does nothing."""
-
-
-class TrickyStore(MemoryStore):
-    """Does something before and after each call, given the call's name."""
-
-    def __init__(self, before: Trick = no_trick, after: Trick = no_trick) -> None:
-        super().__init__()
-        self._before = before
-        self._after = after
-
-    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
-        await self._before("create")
-        there = await super().create(job, *more, **settings)
-        await self._after("create")
-        return there
-
-    async def get(self, id: str) -> Job | None:
-        await self._before("get")
-        job = await super().get(id)
-        await self._after("get")
-        return job
-
-    async def find(self, name: str) -> Found | None:
-        await self._before("find")
-        found = await super().find(name)
-        await self._after("find")
-        return found
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        await self._before("request")
-        request = await super().request(id)
-        await self._after("request")
-        return request
-
-    async def replace(self, job: Job, **settings: Any) -> bool:
-        await self._before("replace")
-        replaced = await super().replace(job, **settings)
-        await self._after("replace")
-        return replaced
-
-    async def append_body(
-        self, id: str, fence: int, offset: int, chunk: bytes, **more: Any
-    ) -> bool:
-        await self._before("append_body")
-        kept = await super().append_body(id, fence, offset, chunk, **more)
-        await self._after("append_body")
-        return kept
-
-    async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        for chunk in [chunk async for chunk in super().read_body(id, offset)]:
-            await self._before("read_body")
-            yield chunk
-
-    async def changed(self, id: str, after_version: int) -> Job | None:
-        await self._before("changed")
-        job = await super().changed(id, after_version)
-        await self._after("changed")
-        return job
-
-    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
-        await self._before("renew")
-        held = await super().renew(fences, lease)
-        await self._after("renew")
-        return held
-
-    async def abandoned(self) -> AsyncIterator[Abandoned]:
-        await self._before("abandoned")
-        for found in [found async for found in super().abandoned()]:
-            yield found
-            await self._before("abandoned")
-
-    async def sweep(self, now: float) -> bool:
-        await self._before("sweep")
-        left = await super().sweep(now)
-        await self._after("sweep")
-        return left
-
-
-class TrickySharedStore(TrickyStore):
-    """The same, as if other processes saw it too."""
-
-    shared = True
-
-
-STORES = pytest.mark.parametrize("store_type", [TrickyStore, TrickySharedStore])
-
-StoreType = type[TrickyStore]
+SHARED = pytest.mark.parametrize("shared", [False, True])
 
 
 class Nth:
@@ -181,10 +91,10 @@ class Nth:
         self.calls: list[str] = []
         self.armed = True
 
-    async def __call__(self, name: str) -> None:
+    async def __call__(self, call: str, /, *arguments: Any, **more: Any) -> None:
         if not self.armed:
             return
-        self.calls.append(name)
+        self.calls.append(call)
         if len(self.calls) == self._n:
             if not self._hangs:
                 raise OSError("the disk is away")
@@ -218,20 +128,20 @@ class Outage(Nth):
         self._losing: str | None = None
         self._until: float | None = None
 
-    async def __call__(self, name: str) -> None:
+    async def __call__(self, call: str, /, *arguments: Any, **more: Any) -> None:
         if not self.armed:
             return
-        self.calls.append(name)
+        self.calls.append(call)
         if len(self.calls) == self._n:
             if self._loses:
-                self._losing = name
+                self._losing = call
                 return
             self._until = anyio.current_time() + self._length
         if self._until is not None and anyio.current_time() < self._until:
             await self._fail()
 
-    async def after(self, name: str) -> None:
-        if self._losing == name:
+    async def after(self, call: str, /, *arguments: Any, **more: Any) -> None:
+        if self._losing == call:
             self._losing = None
             self._until = anyio.current_time() + self._length
             await self._fail()
@@ -649,21 +559,21 @@ async def each_n(
     return took
 
 
-@STORES
+@SHARED
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_a_store_call_that_fails_costs_an_answer_at_most(
-    scenario: Scenario, store_type: StoreType
+    scenario: Scenario, shared: bool
 ) -> None:
-    await each_n(scenario, store_type)
+    await each_n(scenario, lambda nth: TrickyStore(nth, shared=shared))
 
 
-@STORES
+@SHARED
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_a_lost_acknowledgement_costs_an_answer_at_most(
-    scenario: Scenario, store_type: StoreType
+    scenario: Scenario, shared: bool
 ) -> None:
     """The store did what it was asked, and then could not say so."""
-    await each_n(scenario, lambda nth: store_type(after=nth))
+    await each_n(scenario, lambda nth: TrickyStore(after=nth, shared=shared))
 
 
 @pytest.mark.parametrize("acknowledges", [True, False])
@@ -674,7 +584,9 @@ async def test_a_shared_stores_call_that_hangs_for_ever_costs_an_answer_at_most(
     """It counts as failed after `store_timeout`, whether the store had done it or not."""
 
     def store_of(nth: Nth) -> TrickyStore:
-        return TrickySharedStore(nth) if acknowledges else TrickySharedStore(after=nth)
+        return (
+            TrickyStore(nth, shared=True) if acknowledges else TrickyStore(after=nth, shared=True)
+        )
 
     *disturbed, (undisturbed, _) = await each_n(scenario, store_of, hangs=True)
     for took, longest in disturbed:
@@ -688,7 +600,9 @@ async def test_what_a_dead_process_left_is_taken_over_whatever_call_fails(
     acknowledges: bool, hangs: bool
 ) -> None:
     def store_of(nth: Nth) -> TrickyStore:
-        return TrickySharedStore(nth) if acknowledges else TrickySharedStore(after=nth)
+        return (
+            TrickyStore(nth, shared=True) if acknowledges else TrickyStore(after=nth, shared=True)
+        )
 
     *disturbed, (undisturbed, _) = await each_n(take_over, store_of, hangs=hangs)
     for took, longest in disturbed:
@@ -791,7 +705,7 @@ async def test_a_store_that_is_away_for_a_while_costs_answers_at_most(scenario: 
         n += 1
         length, first = OUTAGES[(n + SCENARIOS.index(scenario)) % len(OUTAGES)]
         outage = Outage(n, length, first)
-        store = TrickySharedStore(outage, outage.after)
+        store = TrickyStore(outage, outage.after, shared=True)
         try:
             await play(scenario, outage, store, tries=100, keep=3 * LEASE)
         except Exception as error:
@@ -806,7 +720,7 @@ async def test_a_store_that_is_away_for_a_while_costs_answers_at_most(scenario: 
 # --- cancellation --------------------------------------------------------------------------------
 
 
-async def step(name: str = "") -> None:
+async def step(call: str = "", /, *arguments: Any, **more: Any) -> None:
     """Let the event loop go on by one step."""
     await anyio.lowlevel.checkpoint()
 
@@ -850,11 +764,11 @@ async def cancelled_after(steps: int, app: ASGIApp, request: RawRequest) -> bool
     return scope.cancelled_caught
 
 
-@STORES
+@SHARED
 @pytest.mark.parametrize("path", ["/work", "/held", "/in-time", "/again", "/ruled"])
 @pytest.mark.parametrize("queued", [False, True])
 async def test_a_request_may_be_cancelled_at_every_step_of_its_acceptance(
-    path: str, queued: bool, store_type: StoreType
+    path: str, queued: bool, shared: bool
 ) -> None:
     """Either nothing is stored, or the job is there and ends; nothing leaks in any case."""
     steps = 0
@@ -862,7 +776,7 @@ async def test_a_request_may_be_cancelled_at_every_step_of_its_acceptance(
     seen = set()
     while cancelled and steps < MOST_STEPS:
         steps += 1
-        store = store_type(step, step)
+        store = TrickyStore(step, step, shared=shared)
         house = House(virtual_jobs(store=store, limits=LIMITS))
         app = house.app
         tasks = len(anyio.get_running_tasks())

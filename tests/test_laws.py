@@ -17,11 +17,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, Policy, State, long_running
+from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy, State, long_running
 from raincheck.errors import StoreError
 from raincheck.job import TRANSITIONS
+from raincheck.stores.base import Fetched
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, two
+from tests.doubles.stores import Line, TrickyStore
 from tests.support import (
     Gate,
     RawRequest,
@@ -33,27 +36,12 @@ from tests.support import (
     slow_route,
     unfinished,
 )
-from tests.test_recovery import LEASE, STORE_TIMEOUT, SURVIVED, Line, two
 
 pytestmark = pytest.mark.anyio
 
 
 async def raises(request: Request) -> Any:
     raise ValueError("a secret")
-
-
-class FlakyStore(MemoryStore):
-    """Fails each write once before it takes it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: set[tuple[str, int]] = set()
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        if (job.id, job.version) not in self.refused:
-            self.refused.add((job.id, job.version))
-            raise OSError("the disk is away")
-        return await super().replace(job, **more)
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -66,13 +54,24 @@ async def test_law_1_a_job_whose_handler_raises_is_failed(debug: bool) -> None:
 
 
 async def test_law_1_an_outcome_that_the_store_refuses_is_told_again() -> None:
-    app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=FlakyStore()))
+    refused: set[tuple[str, int]] = set()
+
+    async def refuse_once(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call != "replace":
+            return
+        write = (arguments[0].id, arguments[0].version)
+        if write not in refused:
+            refused.add(write)
+            raise OSError("the disk is away")
+
+    app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=TrickyStore(refuse_once)))
     async with running(app) as client:
         accepted = await client.post("/slow")
         await settled()
         gate.open()
         response = await follow(client, accepted)
         assert (response.status_code, response.json()) == (200, {"path": "/slow"})
+        assert refused
 
 
 async def test_law_1_a_job_that_shutdown_interrupts_is_failed() -> None:
@@ -621,6 +620,10 @@ class Fading(MemoryStore):
         super().__init__()
         self._pieces = pieces
         self._meanwhile = meanwhile
+
+    async def fetch(self, id: str) -> Fetched | None:
+        job = await self.get(id)
+        return None if job is None else Fetched(job, None)
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         await self._meanwhile(id)

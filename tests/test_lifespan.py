@@ -440,6 +440,7 @@ class Opening(MemoryStore):
 
     Args:
         error: what it raises then; None: nothing.
+        takes: seconds that it takes.
 
     Attributes:
         opened: how often it was opened.
@@ -448,15 +449,16 @@ class Opening(MemoryStore):
 
     shared = True
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, *, takes: float = 1.0) -> None:
         super().__init__()
         self.error = error
+        self._takes = takes
         self.opened = 0
         self.closed = 0
 
     async def open(self) -> None:
         self.opened += 1
-        await anyio.sleep(1)
+        await anyio.sleep(self._takes)
         if self.error is not None:
             raise self.error
 
@@ -514,13 +516,7 @@ async def test_a_store_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixtu
 
 
 async def test_a_store_that_hangs_when_it_is_opened_holds_up_the_start_for_so_long() -> None:
-    class Hanging(MemoryStore):
-        shared = True
-
-        async def open(self) -> None:
-            await anyio.sleep_forever()
-
-    jobs = virtual_jobs(store=Hanging(), limits=Limits(store_timeout=3))
+    jobs = virtual_jobs(store=Opening(None, takes=100), limits=Limits(store_timeout=3))
     start = anyio.current_time()
     async with running(app_of(slow_route(_sleep(0)), jobs=jobs)) as client:
         assert anyio.current_time() - start == pytest.approx(3, abs=0.5)

@@ -15,9 +15,9 @@ from raincheck import Limits, LongRunningMiddleware, MemoryStore, Policy
 from raincheck.errors import StoreError, StoreFull
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, fleet, two
+from tests.doubles.stores import LOST, REFUSED, Line, SharedMemory, TrickyStore, failing
 from tests.support import Gate, app_of, gated, running, settled, slow_route
-from tests.test_engine import fleet
-from tests.test_recovery import LEASE, LOST, REFUSED, Line, two
 
 pytestmark = pytest.mark.anyio
 
@@ -90,13 +90,8 @@ async def test_a_store_that_comes_and_goes_is_told_once_a_minute_unless_it_stays
 
 
 async def test_a_store_that_is_wrong_shows_where(caplog: pytest.LogCaptureFixture) -> None:
-    class Wrong(MemoryStore):
-        shared = True
-
-        async def get(self, id: str) -> None:
-            raise KeyError(id)
-
-    app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=Wrong()))
+    store = TrickyStore(failing("get", error=KeyError("a")), shared=True)
+    app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=store))
     async with running(app) as client:
         response = await client.get((await client.post("/slow")).headers["location"])
         assert response.status_code == 503
@@ -116,11 +111,6 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, ...]]:
         for record in caplog.records
         if hasattr(record, "job")
     ]
-
-
-class Full(MemoryStore):
-    async def append_body(self, *piece: Any, **more: Any) -> bool:
-        raise StoreFull("the disk is full")
 
 
 class Broken(Response):
@@ -165,11 +155,7 @@ REASONS = {
 }
 
 
-class Shared(MemoryStore):
-    shared = True
-
-
-@pytest.mark.parametrize("store_type", [MemoryStore, Shared])
+@pytest.mark.parametrize("store_type", [MemoryStore, SharedMemory])
 @pytest.mark.parametrize("reason", REASONS)
 async def test_a_job_that_fails_for_a_reason_it_did_not_choose_leaves_one_line(
     reason: str, store_type: type[MemoryStore], caplog: pytest.LogCaptureFixture
@@ -209,7 +195,8 @@ async def test_a_response_that_is_not_kept_leaves_one_line(
 
         return InTwo()
 
-    async with running(app_of(slow_route(chunks), jobs=virtual_jobs(store=Full()))) as client:
+    store = TrickyStore(failing("append_body", error=StoreFull("the disk is full")))
+    async with running(app_of(slow_route(chunks), jobs=virtual_jobs(store=store))) as client:
         assert (await follow(client, await client.post("/slow"))).status_code == 500
     (line,) = said(caplog)
     assert line.endswith(
@@ -260,21 +247,19 @@ async def test_a_job_whose_process_dies_leaves_one_line_where_it_ends(
 async def test_a_failure_whose_record_is_acknowledged_late_leaves_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Forgetful(Shared):
-        lost = 0
+    lost = 0
 
-        async def replace(self, *job: Any, **settings: Any) -> bool:
-            replaced = await super().replace(*job, **settings)
-            self.lost += 1
-            if self.lost == 1:
-                raise StoreError("connection reset")
-            return replaced
+    async def forget(call: str, /, *arguments: Any, **more: Any) -> None:
+        nonlocal lost
+        lost += call == "replace"
+        if call == "replace" and lost == 1:
+            raise StoreError("connection reset")
 
-    store = Forgetful()
+    store = TrickyStore(after=forget, shared=True)
     app = app_of(slow_route(never, timeout=1), jobs=virtual_jobs(store=store))
     async with running(app) as client:
         assert (await follow(client, await client.post("/slow"))).status_code == 504
-    assert store.lost > 1
+    assert lost > 1
     assert len(told(caplog)) == 1
 
 

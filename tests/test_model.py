@@ -53,7 +53,7 @@ from raincheck import (
 )
 from raincheck.dialects.plain import WORDS
 from raincheck.job import TRANSITIONS
-from raincheck.runtime.conductor import SWEEP_INTERVAL
+from raincheck.runtime.expiry import SWEEP_INTERVAL
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import lifespan
 from tests.conftest import PHASES, AutojumpLoop

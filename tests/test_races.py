@@ -11,32 +11,14 @@ from anyio.abc import TaskGroup
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from raincheck import Job, Limits, MemoryStore, State, current_job
-from raincheck.messages import CapturedRequest
+from raincheck import Job, Limits, State, current_job
 from raincheck.owners import header
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import TrickyStore, failing, no_trick, taking
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
-
-
-class SlowStore(MemoryStore):
-    """Takes a second for every write, and half of one for every look."""
-
-    immediate = False
-
-    async def get(self, id: str) -> Job | None:
-        await anyio.sleep(0.5)
-        return await super().get(id)
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        await anyio.sleep(0.5)
-        return await super().request(id)
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        await anyio.sleep(1)
-        return await super().replace(job, **more)
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -52,7 +34,10 @@ async def test_a_cancel_at_any_moment_of_a_start_ends_the_job_and_frees_its_plac
         await next(entered).wait()
         return {}
 
-    jobs = virtual_jobs(store=SlowStore(), limits=Limits(max_running=1))
+    jobs = virtual_jobs(
+        store=TrickyStore(taking(get=0.5, request=0.5, replace=1), immediate=False),
+        limits=Limits(max_running=1),
+    )
     async with running(app_of(slow_route(answer, hold=hold), jobs=jobs)) as client:
         await client.post("/slow")
         second = await client.post("/slow")
@@ -72,45 +57,22 @@ async def test_a_cancel_at_any_moment_of_a_start_ends_the_job_and_frees_its_plac
         assert (await client.post("/slow")).status_code == 202
 
 
-class Unreliable(MemoryStore):
-    """Fails as long as it is told to."""
-
-    down = False
-
-    async def _check(self) -> None:
-        if self.down:
-            raise OSError("the disk is away")
-
-    async def get(self, id: str) -> Job | None:
-        await self._check()
-        return await super().get(id)
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        await self._check()
-        return await super().request(id)
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        await self._check()
-        return await super().replace(job, **more)
-
-    async def sweep(self, now: float) -> bool:
-        await self._check()
-        return await super().sweep(now)
+AWAY = failing("get", "request", "replace", "sweep")
 
 
 async def test_a_store_that_is_away_for_a_minute_loses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     gate = Gate()
-    store = Unreliable()
+    store = TrickyStore()
     jobs = virtual_jobs(store=store, limits=Limits(max_running=1))
     async with running(app_of(gated(gate), jobs=jobs)) as client:
         accepted = [await client.post("/slow") for _ in range(2)]
         await settled()
-        store.down = True
+        store.before = AWAY
         gate.open()
         await anyio.sleep(60)
-        store.down = False
+        store.before = no_trick
         for response in accepted:
             assert (await follow(client, response)).status_code == 200
         await anyio.sleep(3 * 3600)
@@ -121,35 +83,16 @@ async def test_a_store_that_is_away_for_a_minute_loses_nothing(
 # --- a stop does not wait for the store ---------------------------------------------------------
 
 
-class Stalled(MemoryStore):
-    """Does not answer while it is stalled; `shared`, as one that processes share."""
+def stall(store: TrickyStore) -> Gate:
+    """Let nobody read or write it before the gate is open."""
 
-    def __init__(self, *, shared: bool) -> None:
-        super().__init__()
-        self.shared = shared  # type: ignore[misc] # of the class elsewhere
-        self.immediate = False  # type: ignore[misc]
-        self.stalled = 0
-        self._answers = anyio.Event()
-        self._answers.set()
+    async def wait(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call in ("get", "replace"):
+            await gate.wait()
 
-    def stall(self) -> None:
-        self._answers = anyio.Event()
-
-    def answer(self) -> None:
-        self._answers.set()
-
-    async def _wait(self) -> None:
-        if not self._answers.is_set():
-            self.stalled += 1
-            await self._answers.wait()
-
-    async def get(self, id: str) -> Job | None:
-        await self._wait()
-        return await super().get(id)
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        await self._wait()
-        return await super().replace(job, **more)
+    gate = Gate()
+    store.before = wait
+    return gate
 
 
 class Handler:
@@ -187,17 +130,17 @@ async def into_the_background(
 async def test_a_timeout_stops_the_handler_at_once_however_long_the_store_takes(
     shared: bool, after: int | None
 ) -> None:
-    handler, store = Handler(after), Stalled(shared=shared)
+    handler, store = Handler(after), TrickyStore(shared=shared, immediate=False)
     jobs = virtual_jobs(store=store, limits=Limits(store_timeout=60, lease=300))
     async with running(app_of(slow_route(handler, timeout=5, max_running=1), jobs=jobs)) as client:
         began = anyio.current_time()
         accepted = await client.post("/slow")
         await settled()
-        store.stall()
+        stalled = stall(store)
         await anyio.sleep(20)
         assert handler.stopped_at == pytest.approx(began + 5, abs=0.1)
-        assert store.stalled
-        store.answer()
+        assert stalled.entered
+        stalled.open()
         response = await follow(client, accepted)
         assert (response.status_code, response.json()["type"][-7:]) == (504, "timeout")
         await settled()
@@ -208,7 +151,7 @@ async def test_a_timeout_stops_the_handler_at_once_however_long_the_store_takes(
 async def test_a_response_that_is_complete_in_time_is_the_outcome_however_long_the_store_takes(
     shared: bool,
 ) -> None:
-    store = Stalled(shared=shared)
+    store = TrickyStore(shared=shared, immediate=False)
 
     async def answer(request: Request) -> Response:
         await anyio.sleep(4)
@@ -218,10 +161,10 @@ async def test_a_response_that_is_complete_in_time_is_the_outcome_however_long_t
     async with running(app_of(slow_route(answer, timeout=5), jobs=jobs)) as client:
         accepted = await client.post("/slow")
         await settled()
-        store.stall()
+        stalled = stall(store)
         await anyio.sleep(20)
-        assert store.stalled
-        store.answer()
+        assert stalled.entered
+        stalled.open()
         assert (await follow(client, accepted)).text == "in time"
 
 
@@ -230,12 +173,12 @@ async def test_a_response_that_is_complete_in_time_is_the_outcome_however_long_t
 async def test_a_cancel_stops_the_handler_at_once_however_long_the_store_takes(
     shared: bool, method: str, path: str
 ) -> None:
-    handler, store = Handler(), Stalled(shared=shared)
+    handler, store = Handler(), TrickyStore(shared=shared, immediate=False)
     jobs = virtual_jobs(store=store, limits=Limits(store_timeout=60, lease=300))
     async with running(app_of(slow_route(handler), jobs=jobs)) as client:
         accepted = await client.post("/slow")
         await settled()
-        store.stall()
+        stalled = stall(store)
         asked, answers = anyio.current_time(), list[int]()
         async with anyio.create_task_group() as group:
             url = accepted.headers["location"] + path
@@ -244,8 +187,8 @@ async def test_a_cancel_stops_the_handler_at_once_however_long_the_store_takes(
             assert handler.stopped_at == pytest.approx(asked, abs=0.1)
             assert handler.saw is not None
             assert handler.saw.state is State.CANCELLING
-            assert (store.stalled > 0, answers) == (True, [])
-            store.answer()
+            assert (stalled.entered > 0, answers) == (True, [])
+            stalled.open()
         assert answers in ([202], [200])
         await settled()
         assert (await client.get(accepted.headers["location"])).status_code == 410
@@ -254,22 +197,22 @@ async def test_a_cancel_stops_the_handler_at_once_however_long_the_store_takes(
 
 async def test_a_cancel_that_the_store_fails_to_record_has_stopped_the_handler() -> None:
     """The client is told to ask again, and then hears how it ended."""
-    handler, store = Handler(), Unreliable()
+    handler, store = Handler(), TrickyStore()
     async with running(app_of(slow_route(handler), jobs=virtual_jobs(store=store))) as client:
         links = (await client.post("/slow")).json()["links"]
         await settled()
-        store.down = True
+        store.before = AWAY
         assert (await client.post(links["cancel"])).status_code == 503
         await settled()
         assert handler.stopped_at is not None
-        store.down = False
+        store.before = no_trick
         await anyio.sleep(10)
         assert (await client.post(links["cancel"])).status_code == 200
         assert (await client.get(links["result"])).status_code == 410
 
 
 async def test_a_stranger_stops_nothing_by_being_faster_than_the_store() -> None:
-    handler, store = Handler(), Stalled(shared=False)
+    handler, store = Handler(), TrickyStore(immediate=False)
     jobs = virtual_jobs(store=store)
     app = app_of(slow_route(handler), jobs=jobs, owner=header("x-user", secret="s" * 32))
     async with running(app) as client:

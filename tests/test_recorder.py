@@ -10,11 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raincheck.errors import LeaseLost
+from raincheck import Limits, MemoryStore, Policy
+from raincheck.errors import Release
+from raincheck.job import Job, State
 from raincheck.messages import CapturedResponse, RawHeaders
+from raincheck.runners.local import LocalRunner
+from raincheck.runtime.environment import Environment
 from raincheck.runtime.recorder import PIECE, ProtocolError, Recorder, TooLarge
-
-pytestmark = pytest.mark.anyio
+from raincheck.runtime.run import Run
+from raincheck.runtime.runs import Runs
+from raincheck.runtime.stopping import Stopping
+from raincheck.tasks import open_tasks
 
 
 def start(status: int = 200, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
@@ -25,34 +31,34 @@ def body(chunk: bytes = b"", *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": chunk, "more_body": more}
 
 
-class Kept:
-    """The pieces of a body that were kept, each where it belongs."""
+class Recording:
+    """A recorder, and whoever has the pieces kept that come together."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: str = "GET", max_size: int = 1000) -> None:
+        self.recorder = Recorder(method, max_size)
         self.pieces: list[bytes] = []
 
-    async def __call__(self, offset: int, piece: bytes) -> None:
-        assert type(piece) is bytes
-        assert offset == len(self.body)
-        self.pieces.append(piece)
+    def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
+        taken = self.recorder.take(message)
+        if self.recorder.piece is not None:
+            offset, piece = self.recorder.piece
+            assert type(piece) is bytes
+            assert offset == sum(map(len, self.pieces))
+            self.pieces.append(piece)
+            self.recorder.kept()
+        return taken
 
     @property
-    def body(self) -> bytes:
-        return b"".join(self.pieces)
+    def stored(self) -> bytes:
+        return b"".join(self.pieces) + self.recorder.tail
 
 
-def recorder_of(keep: Callable[[int, bytes], Awaitable[None]], max_size: int = 1000) -> Recorder:
-    return Recorder(keep, "GET", max_size)
-
-
-async def record(
+def record(
     *messages: Mapping[str, Any], method: str = "GET", max_size: int = 1000
 ) -> tuple[list[CapturedResponse | None], bytes]:
     """What each message came to, and the body afterwards: the pieces and the tail."""
-    kept = Kept()
-    recorder = Recorder(kept, method, max_size)
-    taken = [await recorder.take(message) for message in messages]
-    return taken, kept.body + recorder.tail
+    recording = Recording(method, max_size)
+    return [recording.take(message) for message in messages], recording.stored
 
 
 @pytest.mark.parametrize(
@@ -69,18 +75,18 @@ async def record(
         pytest.param([{"type": "http.response.body", "body": memoryview(b"ab")}], b"ab", id="view"),
     ],
 )
-async def test_the_last_body_message_completes_the_response(
+def test_the_last_body_message_completes_the_response(
     messages: list[dict[str, Any]], stored: bytes
 ) -> None:
-    *earlier, last = (await record(start(201), *messages))[0]
+    *earlier, last = record(start(201), *messages)[0]
     assert earlier == [None] * len(messages)
     assert last == CapturedResponse(201, (), len(stored))
-    assert (await record(start(201), *messages))[1] == stored
+    assert record(start(201), *messages)[1] == stored
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 302, 304, 404, 422, 500, 599])
-async def test_any_status_is_recorded(status: int) -> None:
-    taken, _ = await record(start(status), body())
+def test_any_status_is_recorded(status: int) -> None:
+    taken, _ = record(start(status), body())
     assert taken[-1] == CapturedResponse(status, (), 0)
 
 
@@ -97,23 +103,23 @@ async def test_any_status_is_recorded(status: int) -> None:
         (((b"connection", b"x-hop"), (b"x-hop", b"1"), (b"x-a", b"1")), ((b"x-a", b"1"),)),
     ],
 )
-async def test_headers_are_recorded_without_the_hop_by_hop_ones(
+def test_headers_are_recorded_without_the_hop_by_hop_ones(
     headers: RawHeaders, kept: RawHeaders
 ) -> None:
-    taken, _ = await record(start(200, *headers), body())
+    taken, _ = record(start(200, *headers), body())
     assert taken[-1] == CapturedResponse(200, kept, 0)
 
 
-async def test_a_start_without_headers_has_none() -> None:
-    taken, _ = await record({"type": "http.response.start", "status": 200}, body())
+def test_a_start_without_headers_has_none() -> None:
+    taken, _ = record({"type": "http.response.start", "status": 200}, body())
     assert taken[-1] == CapturedResponse(200, (), 0)
 
 
-async def test_a_recorder_knows_whether_the_response_has_started() -> None:
-    recorder = recorder_of(Kept())
-    assert not recorder.started
-    await recorder.take(start())
-    assert recorder.started
+def test_a_recorder_knows_whether_the_response_has_started() -> None:
+    recording = Recording()
+    assert not recording.recorder.started
+    recording.take(start())
+    assert recording.recorder.started
 
 
 @pytest.mark.parametrize(
@@ -138,27 +144,27 @@ async def test_a_recorder_knows_whether_the_response_has_started() -> None:
         ),
     ],
 )
-async def test_messages_that_make_no_response_are_refused(
+def test_messages_that_make_no_response_are_refused(
     messages: list[dict[str, Any]], reason: str
 ) -> None:
     with pytest.raises(ProtocolError, match=reason):
-        await record(*messages)
+        record(*messages)
 
 
-async def test_messages_of_extensions_are_passed_over() -> None:
-    taken, stored = await record(start(), {"type": "http.response.debug", "info": {}}, body(b"x"))
+def test_messages_of_extensions_are_passed_over() -> None:
+    taken, stored = record(start(), {"type": "http.response.debug", "info": {}}, body(b"x"))
     assert taken == [None, None, CapturedResponse(200, (), 1)]
     assert stored == b"x"
 
 
-async def test_a_response_to_head_may_announce_more_than_it_sends() -> None:
-    taken, _ = await record(start(200, (b"content-length", b"5")), body(), method="HEAD")
+def test_a_response_to_head_may_announce_more_than_it_sends() -> None:
+    taken, _ = record(start(200, (b"content-length", b"5")), body(), method="HEAD")
     assert taken[-1] is not None
 
 
 @pytest.mark.parametrize("max_size", [0, 1, 4])
-async def test_a_body_of_just_the_bound_is_recorded(max_size: int) -> None:
-    taken, stored = await record(start(), body(b"x" * max_size), max_size=max_size)
+def test_a_body_of_just_the_bound_is_recorded(max_size: int) -> None:
+    taken, stored = record(start(), body(b"x" * max_size), max_size=max_size)
     assert taken[-1] == CapturedResponse(200, (), max_size)
     assert stored == b"x" * max_size
 
@@ -171,27 +177,25 @@ async def test_a_body_of_just_the_bound_is_recorded(max_size: int) -> None:
         pytest.param([body(b"1234", more=True), body(b"5")], b"1234", id="by one byte"),
     ],
 )
-async def test_more_body_than_the_bound_is_not_taken(
+def test_more_body_than_the_bound_is_not_taken(
     messages: list[dict[str, Any]], stored: bytes
 ) -> None:
-    kept = Kept()
-    recorder = recorder_of(kept, max_size=4)
-    await recorder.take(start())
+    recording = Recording(max_size=4)
+    recording.take(start())
     for message in messages[:-1]:
-        await recorder.take(message)
+        recording.take(message)
     with pytest.raises(TooLarge):
-        await recorder.take(messages[-1])
-    assert kept.body + recorder.tail == stored
+        recording.take(messages[-1])
+    assert recording.stored == stored
 
 
-async def test_a_piece_beyond_the_bound_is_not_kept() -> None:
-    kept = Kept()
-    recorder = recorder_of(kept, max_size=2 * PIECE)
-    await recorder.take(start())
-    await recorder.take(body(b"x" * (PIECE + 1), more=True))
+def test_a_piece_beyond_the_bound_is_not_kept() -> None:
+    recording = Recording(max_size=2 * PIECE)
+    recording.take(start())
+    recording.take(body(b"x" * (PIECE + 1), more=True))
     with pytest.raises(TooLarge):
-        await recorder.take(body(b"y" * PIECE, more=True))
-    assert kept.pieces == [b"x" * (PIECE + 1)]
+        recording.take(body(b"y" * PIECE, more=True))
+    assert recording.pieces == [b"x" * (PIECE + 1)]
 
 
 # --- pieces ------------------------------------------------------------------------------------
@@ -212,51 +216,110 @@ async def test_a_piece_beyond_the_bound_is_not_kept() -> None:
         pytest.param([1000] * 800, [263_000] * 3, 11_000, id="many small ones"),
     ],
 )
-async def test_small_messages_come_together_in_pieces(
+def test_small_messages_come_together_in_pieces(
     sizes: list[int], pieces: list[int], tail: int
 ) -> None:
     chunks = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
     whole = b"".join(chunks)
-    kept = Kept()
-    recorder = recorder_of(kept, max_size=len(whole))
-    await recorder.take(start())
+    recording = Recording(max_size=len(whole))
+    recording.take(start())
     for chunk in chunks:
-        assert await recorder.take(body(chunk, more=True)) is None
-    assert [len(piece) for piece in kept.pieces] == pieces
-    assert len(recorder.tail) == tail
+        assert recording.take(body(chunk, more=True)) is None
+    assert [len(piece) for piece in recording.pieces] == pieces
+    assert len(recording.recorder.tail) == tail
     # The last message brings no piece, however large it is: that goes with the outcome.
-    assert await recorder.take(body()) == CapturedResponse(200, (), len(whole))
-    assert [len(piece) for piece in kept.pieces] == pieces
-    assert kept.body + recorder.tail == whole
+    assert recording.take(body()) == CapturedResponse(200, (), len(whole))
+    assert [len(piece) for piece in recording.pieces] == pieces
+    assert recording.stored == whole
 
 
-async def test_the_end_of_a_body_goes_with_the_outcome_however_large_it_is() -> None:
-    kept = Kept()
-    recorder = recorder_of(kept, max_size=10 * PIECE)
-    await recorder.take(start())
-    await recorder.take(body(b"a" * 10, more=True))
-    assert await recorder.take(body(b"b" * 3 * PIECE)) is not None
-    assert kept.pieces == []
-    assert recorder.tail == b"a" * 10 + b"b" * 3 * PIECE
+def test_the_end_of_a_body_goes_with_the_outcome_however_large_it_is() -> None:
+    recording = Recording(max_size=10 * PIECE)
+    recording.take(start())
+    recording.take(body(b"a" * 10, more=True))
+    assert recording.take(body(b"b" * 3 * PIECE)) is not None
+    assert recording.pieces == []
+    assert recording.recorder.tail == b"a" * 10 + b"b" * 3 * PIECE
 
 
+def test_a_chunk_is_the_recorders_own() -> None:
+    recording = Recording(max_size=10 * PIECE)
+    buffer = bytearray(b"ab")
+    recording.take(start())
+    for _ in range(2):
+        recording.take({"type": "http.response.body", "body": buffer, "more_body": True})
+        buffer[:] = b"xy"
+    assert recording.recorder.tail == b"abxy"
+    large = bytearray(PIECE)
+    recording.take({"type": "http.response.body", "body": large, "more_body": True})
+    large[:] = b"z" * PIECE
+    assert recording.stored == b"abxy" + bytes(PIECE)
+
+
+@given(sizes=st.lists(st.sampled_from([0, 1, 7, 1000, PIECE // 2, PIECE - 1, PIECE, PIECE + 1])))
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+def test_pieces_and_tail_are_the_body_whatever_its_messages(sizes: list[int]) -> None:
+    chunks = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    messages = [body(chunk, more=True) for chunk in chunks]
+    taken, stored = record(start(), *messages, body(), max_size=sum(sizes))
+    assert stored == b"".join(chunks)
+    assert taken[-1] == CapturedResponse(200, (), len(stored))
+
+
+# --- how a run has them kept -------------------------------------------------------------------
+
+
+class Home(Runs):
+    """The jobs of a process that keeps what is recorded in its own way."""
+
+    def __init__(self, keep: Callable[[int, bytes], Awaitable[bool]]) -> None:
+        store = Keeping(keep)
+        environment = Environment(store, LocalRunner(), Limits(), lambda: 0.0)
+        super().__init__(environment, open_tasks(), {})
+
+
+class Keeping(MemoryStore):
+    """A store that keeps pieces of bodies as it is told."""
+
+    def __init__(self, keep: Callable[[int, bytes], Awaitable[bool]]) -> None:
+        super().__init__()
+        self._keep_piece = keep
+
+    async def append_body(self, id: str, fence: int, offset: int, chunk: bytes, **_: Any) -> bool:
+        return await self._keep_piece(offset, chunk)
+
+
+async def running(keep: Callable[[int, bytes], Awaitable[bool]], **settings: Any) -> Run:
+    """A run that is recorded."""
+    home = Home(keep)
+    job = Job.accepted("a" * 30, "route", 0.0, runs=True)
+    await home.environment.store.create(job)
+    run = Run(home, job, Policy(**settings), None, stopping=Stopping(home.tasks, 1.0))
+    home.add(run)
+    run.record("GET")
+    return run
+
+
+@pytest.mark.anyio
 async def test_a_piece_is_kept_before_the_handler_goes_on() -> None:
-    kept, gate = Kept(), anyio.Event()
+    kept, gate = list[bytes](), anyio.Event()
 
-    async def keep(offset: int, piece: bytes) -> None:
+    async def keep(offset: int, piece: bytes) -> bool:
         await gate.wait()
-        await kept(offset, piece)
+        kept.append(piece)
+        return True
 
-    recorder = recorder_of(keep, max_size=PIECE)
-    await recorder.take(start())
+    run = await running(keep, max_response_size=PIECE)
+    await run.take(start())
     async with anyio.create_task_group() as group:
-        group.start_soon(recorder.take, body(b"x" * PIECE, more=True))
+        group.start_soon(run.take, body(b"x" * PIECE, more=True))
         await anyio.wait_all_tasks_blocked()
-        assert kept.pieces == []
+        assert kept == []
         gate.set()
-    assert kept.pieces == [b"x" * PIECE]
+    assert kept == [b"x" * PIECE]
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("arrived", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 async def test_a_piece_whose_keeping_was_cancelled_is_asked_for_again(
@@ -264,69 +327,42 @@ async def test_a_piece_whose_keeping_was_cancelled_is_asked_for_again(
 ) -> None:
     """A handler that cleans up may send more, and nothing is missing in between."""
     asked: list[tuple[int, bytes]] = []
-    store = bytearray()
     hangs = True
 
-    async def keep(offset: int, piece: bytes) -> None:
+    async def keep(offset: int, piece: bytes) -> bool:
         asked.append((offset, piece))
-        if arrived or not hangs:
-            assert offset <= len(store)  # no gap; what is there already stays as it is
-            store[offset:] = piece
         if hangs:
             await anyio.sleep_forever()
+        return True
 
-    recorder = recorder_of(keep, max_size=10 * PIECE)
-    await recorder.take(start())
-    await recorder.take(body(b"a" * 5, more=True))
+    run = await running(keep, max_response_size=10 * PIECE)
+    await run.take(start())
+    await run.take(body(b"a" * 5, more=True))
     with anyio.move_on_after(1) as scope:
-        await recorder.take(body(b"b" * PIECE, more=True))
+        await run.take(body(b"b" * PIECE, more=True))
     assert scope.cancelled_caught
     hangs = False
     first = b"a" * 5 + b"b" * PIECE
-    response = await recorder.take(body(b"c" * PIECE, more=not last))
+    await run.take(body(b"c" * PIECE, more=not last))
     second = [] if last else [(len(first), b"c" * PIECE)]
     assert asked == [(0, first), (0, first), *second]
-    assert bytes(store) + recorder.tail == first + b"c" * PIECE
     if last:
-        assert response == CapturedResponse(200, (), len(first) + PIECE)
+        assert run.job.response == CapturedResponse(200, (), len(first) + PIECE)
 
 
-async def test_a_piece_that_cannot_be_kept_is_asked_for_again_by_the_next_message() -> None:
-    """Only `LeaseLost` comes out of the ledger; nothing after that piece is kept without it."""
+@pytest.mark.anyio
+async def test_what_follows_a_piece_that_somebody_else_has_is_not_kept() -> None:
     asked = []
 
-    async def refuse(offset: int, piece: bytes) -> None:
+    async def refuse(offset: int, piece: bytes) -> bool:
         asked.append(offset)
-        raise LeaseLost("somebody else's")
+        return False
 
-    recorder = recorder_of(refuse, max_size=10 * PIECE)
-    await recorder.take(start())
-    for message in (body(b"x" * PIECE, more=True), body(b"y", more=True), body()):
-        with pytest.raises(LeaseLost):
-            await recorder.take(message)
-    assert asked == [0, 0, 0]
-
-
-async def test_a_chunk_is_the_recorders_own() -> None:
-    kept = Kept()
-    recorder = recorder_of(kept, max_size=10 * PIECE)
-    buffer = bytearray(b"ab")
-    await recorder.take(start())
-    for _ in range(2):
-        await recorder.take({"type": "http.response.body", "body": buffer, "more_body": True})
-        buffer[:] = b"xy"
-    assert recorder.tail == b"abxy"
-    large = bytearray(PIECE)
-    await recorder.take({"type": "http.response.body", "body": large, "more_body": True})
-    large[:] = b"z" * PIECE
-    assert kept.body == b"abxy" + bytes(PIECE)
-
-
-@given(sizes=st.lists(st.sampled_from([0, 1, 7, 1000, PIECE // 2, PIECE - 1, PIECE, PIECE + 1])))
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
-async def test_pieces_and_tail_are_the_body_whatever_its_messages(sizes: list[int]) -> None:
-    chunks = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
-    messages = [body(chunk, more=True) for chunk in chunks]
-    taken, stored = await record(start(), *messages, body(), max_size=sum(sizes))
-    assert stored == b"".join(chunks)
-    assert taken[-1] == CapturedResponse(200, (), len(stored))
+    run = await running(refuse, max_response_size=10 * PIECE)
+    await run.take(start())
+    with pytest.raises(Release):
+        await run.take(body(b"x" * PIECE, more=True))
+    for message in (body(b"y" * PIECE, more=True), body()):
+        await run.take(message)
+    assert asked == [0]
+    assert run.job.state is State.RUNNING

@@ -6,10 +6,10 @@ virtual time. Real processes are killed in `tests/e2e/test_durable.py` and `benc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import httpx
@@ -19,265 +19,27 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
 
-from raincheck import Job, Limits, LongRunningMiddleware, MemoryStore, State, long_running, report
-from raincheck.errors import StoreError
-from raincheck.job import Bounds, Key
-from raincheck.messages import CapturedRequest, Head
+from raincheck import Limits, LongRunningMiddleware, MemoryStore, State, long_running
 from raincheck.runtime.leases import BEAT
-from raincheck.stores.base import Abandoned, Found, Page, Store, Total
+from raincheck.stores.base import Abandoned, Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, Two, two
+from tests.doubles.stores import FATES, REFUSED, Line, TrickyStore, taking
 from tests.support import (
-    DamagedStore,
     Gate,
     app_of,
     client_of,
     gated,
     hidden,
     running,
+    said,
     settled,
     slow_route,
 )
 
 pytestmark = pytest.mark.anyio
-
-T = TypeVar("T")
-
-LEASE = 12.8
-STORE_TIMEOUT = 2.0
-
-
-# What becomes of a call over a line that is cut.
-DELAYED, REFUSED, LOST = FATES = ("delayed", "refused", "lost")
-
-
-class Line(Store):
-    """One process's line to a store that several share; it can be cut, and mended.
-
-    Attributes:
-        cuts: how many calls have met a line that was cut.
-    """
-
-    shared = True
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._mended = anyio.Event()
-        self._mended.set()
-        self._how = DELAYED
-        self._loses: str | None = None
-        self.cuts = 0
-
-    def cut(self, how: str = DELAYED) -> None:
-        self._mended = anyio.Event()
-        self._how = how
-
-    def lose_next_create(self, then: str = REFUSED) -> None:
-        """Let the store take the next job, lose its answer, and be cut from then on."""
-        self._loses = then
-
-    def mend(self) -> None:
-        self._mended.set()
-
-    async def _ready(self) -> None:
-        if not self._mended.is_set():
-            self.cuts += 1
-            if self._how == REFUSED:
-                raise StoreError("connection refused")
-            if self._how == LOST:
-                await anyio.sleep_forever()
-            await self._mended.wait()
-
-    async def _over(self, call: Callable[[], Awaitable[T]]) -> T:
-        await self._ready()
-        return await call()
-
-    async def create(
-        self,
-        job: Job,
-        request: CapturedRequest | None = None,
-        *,
-        keys: Collection[Key] = (),
-        lease: float | None = None,
-        bounds: Bounds | None = None,
-    ) -> Job:
-        there = await self._over(
-            lambda: self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
-        )
-        if self._loses is not None:
-            self.cut(self._loses)
-            self._loses = None
-            self.cuts += 1
-            raise StoreError("connection reset")
-        return there
-
-    async def get(self, id: str) -> Job | None:
-        return await self._over(lambda: self._store.get(id))
-
-    async def find(self, name: str) -> Found | None:
-        return await self._over(lambda: self._store.find(name))
-
-    async def learn(self, route: str, names: Collection[str]) -> None:
-        await self._over(lambda: self._store.learn(route, names))
-
-    async def learned(self, route: str) -> frozenset[str]:
-        return await self._over(lambda: self._store.learned(route))
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        return await self._over(lambda: self._store.request(id))
-
-    async def replace(
-        self,
-        job: Job,
-        *,
-        keys: Collection[Key] = (),
-        tail: bytes = b"",
-        lease: float | None = None,
-        bounds: Bounds | None = None,
-    ) -> bool:
-        return await self._over(
-            lambda: self._store.replace(job, keys=keys, tail=tail, lease=lease, bounds=bounds)
-        )
-
-    async def append_body(
-        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
-    ) -> bool:
-        return await self._over(
-            lambda: self._store.append_body(id, fence, offset, chunk, head=head)
-        )
-
-    async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        await self._ready()
-        async for chunk in self._store.read_body(id, offset):
-            yield chunk
-
-    async def changed(self, id: str, after_version: int) -> Job | None:
-        return await self._over(lambda: self._store.changed(id, after_version))
-
-    async def list(self, **of: Any) -> Page:
-        return await self._over(lambda: self._store.list(**of))
-
-    async def totals(self) -> dict[tuple[str, State], Total]:
-        return await self._over(self._store.totals)
-
-    async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
-        return await self._over(lambda: self._store.renew(fences, lease))
-
-    async def abandoned(self) -> AsyncIterator[Abandoned]:
-        await self._ready()
-        async for found in self._store.abandoned():
-            yield found
-
-    async def discard(self, id: str) -> bool:
-        return await self._over(lambda: self._store.discard(id))
-
-    async def sweep(self, now: float) -> bool:
-        return await self._over(lambda: self._store.sweep(now))
-
-    async def aclose(self) -> None:
-        await self._over(self._store.aclose)
-
-
-class Streamed(Response):
-    """A response that waits at a gate between its two pieces."""
-
-    def __init__(self, piece: bytes, gate: Gate) -> None:
-        super().__init__()
-        self._piece = piece
-        self._gate = gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": self._piece, "more_body": True})
-        await self._gate.wait()
-        await send({"type": "http.response.body", "body": self._piece})
-
-
-class Two:
-    """Two apps with the same routes over one store.
-
-    Attributes:
-        a, b: their clients.
-        line: the first one's line to the store.
-        runs: which of them ran the handler, in order.
-        gates: where their handlers wait.
-    """
-
-    def __init__(self, stack: AsyncExitStack, limits: Mapping[str, Any]) -> None:
-        self.store = DamagedStore()
-        self.lines = {"a": Line(self.store), "b": Line(self.store)}
-        self.line = self.lines["a"]
-        self.runs: list[str] = []
-        self.gates = {"a": Gate(), "b": Gate()}
-        self.apps = {name: self._app(name, limits) for name in "ab"}
-        self._stack = stack
-        self._open: dict[str, AsyncExitStack] = {}
-        self.clients: dict[str, httpx.AsyncClient] = {}
-
-    def _app(self, name: str, limits: Mapping[str, Any]) -> LongRunningMiddleware:
-        async def answer(request: Request) -> Any:
-            self.runs.append(name)
-            if "report" in request.query_params:
-                report(0.5, f"by {name}")
-            await self.gates[name].wait()
-            return {"by": name, "body": (await request.body()).decode()}
-
-        async def streamed(request: Request) -> Response:
-            self.runs.append(name)
-            return Streamed(name.encode() * 300_000, self.gates[name])
-
-        jobs = virtual_jobs(
-            store=self.lines[name],
-            limits=Limits(lease=LEASE, store_timeout=STORE_TIMEOUT, **limits),
-        )
-        return app_of(
-            slow_route(answer, "/fail", max_running=2),
-            slow_route(answer, "/rerun", on_interrupt="rerun", max_runs=2),
-            slow_route(streamed, "/streamed", on_interrupt="rerun"),
-            slow_route(answer, "/one", max_running=1),
-            slow_route(answer, "/held", max_running=1, hold=True),
-            slow_route(answer, "/shared", coalesce=True),
-            slow_route(answer, "/in-place", respond="preferred"),
-            jobs=jobs,
-        )
-
-    async def start(self, name: str) -> None:
-        inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
-        self.clients[name] = await inner.enter_async_context(running(self.apps[name]))
-
-    async def stop(self, name: str) -> None:
-        await self._open[name].aclose()
-
-    @property
-    def a(self) -> httpx.AsyncClient:
-        return self.clients["a"]
-
-    @property
-    def b(self) -> httpx.AsyncClient:
-        return self.clients["b"]
-
-    async def status(self, response: httpx.Response) -> str:
-        document = await self.b.get(response.headers["location"] + "/status")
-        state: str = document.json()["status"]
-        return state
-
-
-@asynccontextmanager
-async def two(**limits: Any) -> AsyncIterator[Two]:
-    async with AsyncExitStack() as stack:
-        both = Two(stack, limits)
-        await both.start("b")
-        await both.start("a")
-        try:
-            yield both
-        finally:  # a test that has failed is to end, too
-            for line in both.lines.values():
-                line.mend()
-            for gate in both.gates.values():
-                gate.open()
-        await settled()
 
 
 # --- what others see ---------------------------------------------------------------------------
@@ -601,10 +363,6 @@ async def test_one_of_many_takes_over() -> None:
 # --- a store that is away -----------------------------------------------------------------------
 
 
-SURVIVED = LEASE - BEAT - STORE_TIMEOUT
-"""Seconds that the store may be away without any job's noticing."""
-
-
 RUNNING = ("/fail", "/rerun", "/streamed")
 """Paths of jobs that all begin at once."""
 
@@ -828,29 +586,16 @@ async def test_a_replay_elsewhere_is_under_the_routes_own_policy() -> None:
 # --- outcomes that take time to write ----------------------------------------------------------
 
 
-class SlowStore(MemoryStore):
+def slow_store() -> TrickyStore:
     """Takes a second for every new version."""
-
-    shared = True
-
-    async def replace(
-        self,
-        job: Job,
-        *,
-        keys: Collection[Key] = (),
-        tail: bytes = b"",
-        lease: float | None = None,
-        bounds: Bounds | None = None,
-    ) -> bool:
-        await anyio.sleep(1)
-        return await super().replace(job, keys=keys, tail=tail, lease=lease)
+    return TrickyStore(taking(replace=1), shared=True)
 
 
 async def test_a_cancel_does_not_tear_an_outcome_that_is_being_written() -> None:
     async def answer(request: Request) -> Any:
         return {}
 
-    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=SlowStore()))) as client:
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=slow_store()))) as client:
         accepted = await client.post("/slow")
         await anyio.sleep(0.5)
         await client.post(accepted.headers["location"] + "/cancel")
@@ -868,7 +613,7 @@ async def test_a_handler_that_gives_up_waiting_does_not_either() -> None:
 
         return Impatient(b"done")
 
-    app = app_of(Route("/slow", endpoint), jobs=virtual_jobs(store=SlowStore()))
+    app = app_of(Route("/slow", endpoint), jobs=virtual_jobs(store=slow_store()))
     async with running(app) as client:
         accepted = await client.get("/slow")
         response = await follow(client, accepted)
@@ -881,7 +626,7 @@ async def test_a_server_that_stops_waits_for_an_outcome_that_is_being_written() 
     async def answer(request: Request) -> Any:
         return {}
 
-    store = SlowStore()
+    store = slow_store()
     async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
         accepted = await client.post("/slow")
     job = await store.get(accepted.json()["job_id"])
@@ -896,7 +641,7 @@ async def test_a_job_may_begin_while_another_that_waits_is_left_to_others() -> N
         await anyio.sleep(10)
         return {}
 
-    store = SlowStore()
+    store = slow_store()
     jobs = virtual_jobs(store=store, limits=Limits(drain_timeout=0))
     route = slow_route(answer, max_running=1, on_interrupt="rerun")
     async with running(app_of(route, jobs=jobs)) as client:
@@ -963,7 +708,7 @@ async def test_an_unreadable_record_is_no_store_that_is_away(
                 assert response.status_code == 503
                 assert "retry-after" in response.headers
         assert (await both.b.post("/fail", headers=keyed)).status_code == 503
-        (told,) = caplog.records
+        (told,) = said(caplog)
         assert (told.levelname, told.exc_info) == ("WARNING", None)
         assert id_of(unread) in told.getMessage()
 

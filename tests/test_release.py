@@ -23,39 +23,14 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import Gate, RawRequest, running
+from tests.support import Gate, Metrics, RawRequest, running
 
 pytestmark = pytest.mark.anyio
-
-
-class Metrics:
-    """Counts by status, and takes a call that sends none for a 500, as exporters do."""
-
-    def __init__(self, app: ASGIApp, counted: list[int]) -> None:
-        self.app = app
-        self.counted = counted
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, sending)
-        finally:
-            self.counted.append(status)
 
 
 class Everybody(AuthenticationBackend):

@@ -6,7 +6,6 @@ import ast
 import logging
 import re
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,10 +28,10 @@ from raincheck.job import Key
 from raincheck.messages import CapturedRequest
 from raincheck.owners import cookie
 from raincheck.serialization import load
-from raincheck.stores.base import Found
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import Trick, TrickyStore, failing, no_trick
 from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -154,38 +153,6 @@ async def test_the_log_tells_nothing_of_a_job_that_succeeds(
 # --- owners --------------------------------------------------------------------------------------
 
 
-class Watched(MemoryStore):
-    """Notes what it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-
-    async def get(self, id: str) -> Job | None:
-        self.asked.append("get")
-        return await super().get(id)
-
-    async def find(self, name: str) -> Found | None:
-        self.asked.append("find")
-        return await super().find(name)
-
-    async def request(self, id: str) -> CapturedRequest | None:
-        self.asked.append("request")
-        return await super().request(id)
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        self.asked.append("replace")
-        return await super().replace(job, **more)
-
-    async def changed(self, id: str, after_version: int) -> Job | None:
-        self.asked.append("changed")
-        return await super().changed(id, after_version)
-
-    def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
-        self.asked.append("read_body")
-        return super().read_body(id, offset)
-
-
 @pytest.mark.parametrize("finished", [False, True])
 async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> None:
     """The same calls to the store and to the owner's function, and no wait."""
@@ -196,7 +163,12 @@ async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> 
         extracted += 1
         return connection.headers.get("x-user")
 
-    store = Watched()
+    asked: list[str] = []
+
+    async def ask(call: str, /, *arguments: Any, **more: Any) -> None:
+        asked.append(call)
+
+    store = TrickyStore(ask)
     jobs = virtual_jobs(store=store, limits=Limits(tombstone_ttl=0))
     app = app_of(gated(gate := Gate()), slow_route(quick, "/quick"), owner=owner, jobs=jobs)
     async with running(app) as client:
@@ -210,14 +182,14 @@ async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> 
         await settled()
         seen = []
         for url in (foreign, forgotten):
-            store.asked.clear()
+            asked.clear()
             extracted = 0
             start = anyio.current_time()
             answers = await every_route(client, url, prefer="wait=30", **user("bob"))
             waited = anyio.current_time() - start
             assert [response.status_code for response in answers] == [404] * 5
             content = [(response.content, response.headers.raw) for response in answers]
-            seen.append((list(store.asked), extracted, waited < 1, content))
+            seen.append((list(asked), extracted, waited < 1, content))
         assert seen[0] == seen[1]
         assert seen[0][:3] == (["get"] * 5, 5, True)
         gate.open()
@@ -227,13 +199,9 @@ async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> 
 async def test_where_a_record_would_be_read_one_is_read_for_an_unknown_job(
     shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Store(MemoryStore):  # a shared one reads a record for every job that it has
-        pass
-
-    Store.shared = shared
     read: list[bytes | str] = []
-    monkeypatch.setattr("raincheck.status.routes.load", read.append)
-    app = app_of(slow_route(quick, "/quick"), jobs=virtual_jobs(store=Store()))
+    monkeypatch.setattr("raincheck.status.access.load", read.append)
+    app = app_of(slow_route(quick, "/quick"), jobs=virtual_jobs(store=TrickyStore(shared=shared)))
     async with running(app) as client:
         own = (await client.post("/quick")).headers["location"]
         assert (await client.get(own, headers={"prefer": "wait=9"})).status_code == 200
@@ -502,13 +470,12 @@ async def test_a_stored_cookie_goes_to_everybody_who_polls() -> None:
 
 
 async def test_a_key_is_stored_as_a_hash_bound_to_its_owner() -> None:
-    class Noted(MemoryStore):
-        async def create(self, job: Job, *request: Any, **more: Any) -> Job:
+    async def keep(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call == "create":
             kept.append(more["keys"])
-            return await super().create(job, *request, **more)
 
     kept: list[tuple[Key, ...]] = []
-    jobs = virtual_jobs(store=Noted())
+    jobs = virtual_jobs(store=TrickyStore(keep))
     async with running(app_of(slow_route(quick), owner=by_header, jobs=jobs)) as client:
         for headers in (user("ann"), user("bob"), {}):
             headers = {**headers, "idempotency-key": "order-7"}
@@ -577,11 +544,6 @@ async def test_finished_jobs_count_for_no_quota() -> None:
 # --- problems ------------------------------------------------------------------------------------
 
 
-class Broken(MemoryStore):
-    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
-        raise OSError("a secret")
-
-
 def raising(connection: HTTPConnection) -> str | None:
     raise LookupError("a secret")
 
@@ -591,15 +553,15 @@ async def odd(request: Request) -> Response:
 
 
 @pytest.mark.parametrize(
-    ("store", "owner", "status"),
+    ("trick", "owner", "status"),
     [
-        pytest.param(Broken, None, 503, id="store"),
-        pytest.param(MemoryStore, raising, 500, id="owner"),
-        pytest.param(MemoryStore, None, 500, id="protocol"),
+        pytest.param(failing("create", error=OSError("a secret")), None, 503, id="store"),
+        pytest.param(no_trick, raising, 500, id="owner"),
+        pytest.param(no_trick, None, 500, id="protocol"),
     ],
 )
-async def test_no_problem_shows_an_exception(store: Any, owner: Any, status: int) -> None:
-    app = app_of(slow_route(odd), jobs=virtual_jobs(store=store()), owner=owner)
+async def test_no_problem_shows_an_exception(trick: Trick, owner: Any, status: int) -> None:
+    app = app_of(slow_route(odd), jobs=virtual_jobs(store=TrickyStore(trick)), owner=owner)
     async with running(app) as client:
         response = await follow(client, await client.post("/slow"))
         assert response.status_code == status

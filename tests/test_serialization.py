@@ -29,6 +29,7 @@ from raincheck.serialization import (
     started,
 )
 from raincheck.testing import finished
+from tests.stores import left
 
 
 def one_way(text: str) -> bool:
@@ -185,19 +186,7 @@ FULL = Job(
     synchronous=True,
     not_before=1700000001.5,
 )
-REQUEST = CapturedRequest(
-    method="POST",
-    path="/vidéos",
-    raw_path=b"/vid%C3%A9os",
-    query_string=b"a=\xff",
-    headers=((b"content-type", b"text/plain"), (b"x-a", b"\xe9")),
-    body=b"\x00one\ntwo\xff",
-    scheme="https",
-    http_version="2",
-    root_path="/api",
-    client=("192.0.2.1", 4711),
-    server=("example.org", None),
-)
+REQUEST = dataclasses.replace(left.REQUEST, path_params=(), app_root_path=None)
 TIMES = (
     *("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at"),
     "not_before",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from raincheck.errors import StoreError
 from raincheck.stores.base import Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.support import SharedMemory, app_of, running, slow_route
+from tests.doubles.stores import SharedMemory, TrickyStore
+from tests.support import app_of, running, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -60,28 +61,21 @@ async def test_what_responses_vary_by_is_known_in_every_process() -> None:
         assert (await follow(other, b)).json() == {"tenant": "b"}
 
 
-class SlowToLearn(SharedMemory):
-    """Fails to remember anything before so many seconds have gone."""
-
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self.failed = 0
-        self._until = until
-
-    async def learn(self, route: str, names: Collection[str]) -> None:
-        if anyio.current_time() < self._until:
-            self.failed += 1
-            raise StoreError("it does not answer")
-        await super().learn(route, names)
-
-
 async def test_nobody_comes_after_a_run_without_knowing_what_it_varied_by() -> None:
     """Until the store has learned it the run lasts, and is joined by those who came before it."""
-    store = SlowToLearn(anyio.current_time() + 20.0)
+    until, failed = anyio.current_time() + 20.0, 0
+
+    async def fail(call: str, /, *arguments: Any, **more: Any) -> None:
+        nonlocal failed
+        if call == "learn" and anyio.current_time() < until:
+            failed += 1
+            raise StoreError("it does not answer")
+
+    store = TrickyStore(fail, shared=True)
     async with processes(store, "one", "other") as (one, other):
         first = await as_tenant(one, "a")
         await anyio.sleep(15.0)
-        assert store.failed
+        assert failed
         assert (await other.get(first.headers["location"])).status_code == 202
         await follow(one, first)
         assert await store.learned("report") == {"x-tenant"}
@@ -128,16 +122,13 @@ async def test_what_is_remembered_of_a_route_is_bounded(vary: str) -> None:
 async def test_the_store_is_told_once_and_asked_for_each_request_what_a_route_varies_by() -> None:
     told, asked = [], []
 
-    class Noted(SharedMemory):
-        async def learn(self, route: str, names: Collection[str]) -> None:
-            told.append(set(names))
-            await super().learn(route, names)
+    async def note(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call == "learn":
+            told.append(set(arguments[1]))
+        elif call == "learned":
+            asked.append(arguments[0])
 
-        async def learned(self, route: str) -> frozenset[str]:
-            asked.append(route)
-            return await super().learned(route)
-
-    async with processes(Noted(), "one", "other") as clients:
+    async with processes(TrickyStore(note, shared=True), "one", "other") as clients:
         for client in clients * 3:
             await follow(client, await as_tenant(client, "a"))
     assert told == [{"x-tenant"}]

@@ -20,10 +20,10 @@ from raincheck.errors import StoreError
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import SharedMemory, TrickyStore, failing, no_trick, taking
 from tests.support import (
     Gate,
     RawRequest,
-    SharedMemory,
     app_of,
     client_of,
     gated,
@@ -446,30 +446,7 @@ async def test_a_shutdown_that_interrupts_it_is_the_answer_of_its_key() -> None:
 # --- the store -----------------------------------------------------------------------------------
 
 
-class Failing(SharedMemory):
-    """Fails, or takes its time, when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.broken: set[str] = set()
-        self.slow = 0.0
-
-    async def create(self, *job: Any, **more: Any) -> Job:
-        self._check("create")
-        return await super().create(*job, **more)
-
-    async def append_body(self, *chunk: Any, **more: Any) -> bool:
-        self._check("append_body")
-        return await super().append_body(*chunk, **more)
-
-    async def replace(self, job: Job, **more: Any) -> bool:
-        await anyio.sleep(self.slow)
-        self._check("replace")
-        return await super().replace(job, **more)
-
-    def _check(self, call: str) -> None:
-        if call in self.broken:
-            raise StoreError("it does not answer")
+AWAY = StoreError("it does not answer")
 
 
 async def large(request: Request) -> Response:
@@ -492,11 +469,11 @@ async def test_a_large_answer_is_kept_while_it_is_sent() -> None:
 
 
 async def test_a_store_that_fails_meanwhile_costs_the_copy_and_not_the_answer() -> None:
-    store, pay = Failing(), Payments(large)
+    store, pay = TrickyStore(shared=True), Payments(large)
     async with running(pay.app(jobs=virtual_jobs(store=store))) as client:
-        store.broken = {"append_body"}
+        store.before = failing("append_body", error=AWAY)
         assert (await client.post("/slow", headers=KEY)).content == LARGE
-        store.broken.clear()
+        store.before = no_trick
         again = await client.post("/slow", headers=KEY)
         assert again.status_code == 500
         assert again.json()["type"].endswith("answer-not-kept")
@@ -504,9 +481,9 @@ async def test_a_store_that_fails_meanwhile_costs_the_copy_and_not_the_answer() 
 
 
 async def test_nobody_waits_for_the_store_to_keep_the_answer() -> None:
-    store, pay = Failing(), Payments()
+    store, pay = TrickyStore(shared=True), Payments()
     async with running(pay.app(jobs=virtual_jobs(store=store))) as client:
-        store.slow = 5.0
+        store.before = taking(replace=5)
         since = anyio.current_time()
         first = await client.post("/slow", headers=KEY)
         assert first.status_code == 201
@@ -517,9 +494,9 @@ async def test_nobody_waits_for_the_store_to_keep_the_answer() -> None:
 
 
 async def test_an_answer_that_was_given_before_a_shutdown_is_kept() -> None:
-    store, pay = Failing(), Payments()
+    store, pay = TrickyStore(shared=True), Payments()
     async with running(pay.app(name="pay", jobs=virtual_jobs(store=store))) as client:
-        store.slow = 5.0
+        store.before = taking(replace=5)
         assert (await client.post("/slow", headers=KEY)).status_code == 201
     async with running(pay.app(name="pay", jobs=virtual_jobs(store=store))) as client:
         again = await client.post("/slow", headers=KEY)
@@ -528,13 +505,13 @@ async def test_an_answer_that_was_given_before_a_shutdown_is_kept() -> None:
 
 
 async def test_what_cannot_be_kept_at_all_is_not_begun() -> None:
-    store, pay = Failing(), Payments()
+    store, pay = TrickyStore(shared=True), Payments()
     async with running(pay.app(jobs=virtual_jobs(store=store))) as client:
-        store.broken = {"create"}
+        store.before = failing("create", error=AWAY)
         refused = await client.post("/slow", headers=KEY)
         assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
         assert (await client.post("/slow")).status_code == 201  # it needs no store
-        store.broken.clear()
+        store.before = no_trick
         await anyio.sleep(60)
         assert (await client.post("/slow", headers=KEY)).status_code == 201
         assert pay.runs == 2

@@ -19,6 +19,7 @@ from raincheck import ConfigurationError, Limits, LongRunningMiddleware, MemoryS
 from raincheck.owners import authenticated_user, cookie, header
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import TrickyStore, no_trick, taking
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -409,13 +410,6 @@ async def test_an_invalid_request_does_not_burn_its_key() -> None:
         assert (await client.post("/slow", content=b"x", headers=headers)).status_code == 202
 
 
-class Unhurried(MemoryStore):
-    async def find(self, key: str) -> Any:
-        found = await super().find(key)
-        await anyio.sleep(1)
-        return found
-
-
 async def test_two_simultaneous_first_requests_make_one_job() -> None:
     runs = 0
 
@@ -424,7 +418,7 @@ async def test_two_simultaneous_first_requests_make_one_job() -> None:
         runs += 1
         return runs
 
-    jobs = virtual_jobs(store=Unhurried())
+    jobs = virtual_jobs(store=TrickyStore(after=taking(find=1)))
     async with running(app_of(slow_route(answer), jobs=jobs)) as client:
         urls = []
 
@@ -441,23 +435,22 @@ async def test_two_simultaneous_first_requests_make_one_job() -> None:
         assert jobs.statistics().running == 0
 
 
-class Forgetful(MemoryStore):
+def forgetful() -> TrickyStore:
     """Takes its first job at once, says so a second later, and then only that it could not."""
 
-    lost = 0
-
-    async def create(self, *job: Any, **settings: Any) -> Any:
-        there = await super().create(*job, **settings)
-        if not self.lost:
-            self.lost += 1
+    async def forget(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call == "create":
+            store.after = no_trick
             await anyio.sleep(1)
             raise OSError("connection reset")
-        return there
+
+    store = TrickyStore(after=forget)
+    return store
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
 async def test_a_request_is_not_one_with_another_that_may_yet_be_refused(coalesce: bool) -> None:
-    store = Forgetful()
+    store = forgetful()
     jobs = virtual_jobs(store=store)
     answers = []
     async with running(app_of(slow_route(echo, coalesce=coalesce), jobs=jobs)) as client:
@@ -470,7 +463,7 @@ async def test_a_request_is_not_one_with_another_that_may_yet_be_refused(coalesc
             for _ in range(3):
                 group.start_soon(submit)
                 await anyio.sleep(0.3)
-        assert store.lost == 1
+        assert store.after is no_trick  # it has lost one
         assert sorted(answer.status_code for answer in answers) == [202, 202, 503]
         for answer in answers:
             if answer.status_code == 202:

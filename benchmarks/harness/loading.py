@@ -36,12 +36,12 @@ class Load:
 
     Args:
         core: the load's core; None: any.
-        by: `"own"`, `"wrk"`, or `"auto"` for wrk if it is there.
+        by: `"own"` or `"wrk"`.
     """
 
     def __init__(self, core: int | None, by: str = "own") -> None:
         self._core = core
-        self.wrk = shutil.which("wrk") if by in ("auto", "wrk") else None
+        self.wrk = shutil.which("wrk") if by == "wrk" else None
         if by == "wrk" and self.wrk is None:
             raise SystemExit("error: --load wrk, but there is no wrk on the PATH")
         self._child = Child([sys.executable, BENCHMARKS / "harness/load.py"], core=core)

@@ -192,18 +192,23 @@ class Server(Child):
         self.elapsed = 0.0
 
     def ask(
-        self, method: str, path: str, body: str = "", patience: float = PATIENCE
+        self,
+        method: str,
+        path: str,
+        body: str = "",
+        patience: float = PATIENCE,
+        fields: Sequence[str] = (),
     ) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own."""
         with socket.create_connection(("127.0.0.1", self.port), patience) as connection:
-            connection.sendall(spell(method, path, body, "connection: close").encode())
+            connection.sendall(spell(method, path, body, "connection: close", *fields).encode())
             with connection.makefile("rb") as answer:
                 first = answer.readline().split()
                 if len(first) < 2:
                     raise Failed(f"{self.app} did not answer {method} {path}{self.said()}")
                 lines = iter(answer.readline, b"\r\n")
-                fields = (line.decode("latin-1").partition(":") for line in lines)
-                headers = {name.lower(): value.strip() for name, _, value in fields}
+                parts = (line.decode("latin-1").partition(":") for line in lines)
+                headers = {name.lower(): value.strip() for name, _, value in parts}
                 return int(first[1]), headers, answer.read()
 
     def start_job(self, path: str, body: str, *, finished: bool) -> str:

@@ -85,6 +85,8 @@ class Row:
         form: how to write the figure.
         rounds: everything that was measured, for the file.
         note: why there is no figure.
+        costs: of a ratio of rates, the ratio of the servers' processor time for one answer, theirs
+            over ours: the same where nothing but the servers is slow, and steadier.
     """
 
     measure: str
@@ -96,6 +98,7 @@ class Row:
     form: str = ".2f"
     rounds: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
+    costs: list[float] = field(default_factory=list)
 
     @property
     def met(self) -> bool | None:
@@ -109,7 +112,9 @@ class Row:
         figure = spread(self.values, self.form) if self.values else self.note
         met = {None: "", True: "yes", False: "**no**"}[self.met]
         goal = "" if self.goal is None else str(self.goal)
-        return f"| {self.title} | {self.ours} | {self.theirs} | {figure} | {goal} | {met} |"
+        cost = spread(self.costs) if self.costs else ""
+        cells = (self.title, self.ours, self.theirs, figure, goal, met, cost)
+        return f"| {' | '.join(cells)} |"
 
     def json(self) -> dict[str, Any]:
         """The same for machines."""
@@ -118,6 +123,7 @@ class Row:
             "title": self.title,
             "values": self.values,
             "median": statistics.median(self.values) if self.values else None,
+            "costs": self.costs,
             "goal": None if self.goal is None else str(self.goal),
             "met": self.met,
             "rounds": self.rounds,
@@ -125,4 +131,7 @@ class Row:
         }
 
 
-HEAD = "| measure | raincheck | against | figure | goal | met |\n|---|---|---|---|---|---|"
+HEAD = (
+    "| measure | raincheck | against | figure | goal | met | by processor time |\n"
+    "|---|---|---|---|---|---|---|"
+)

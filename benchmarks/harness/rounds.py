@@ -176,6 +176,7 @@ class Bench:
                 {"ours": vars(one), "theirs": vars(other), "ratio": one.rate / other.rate}
                 for one, other in rounds
             ],
+            costs=[other.cost / one.cost for one, other in rounds],
         )
         if comparison.floor is not None:
             title = f"{comparison.title}: by itself"

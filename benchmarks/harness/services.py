@@ -6,8 +6,8 @@
 Prints where it is, and ends, with all that it has started, when its standard input does. All are
 as they come: Redis (Valkey) writes nothing to disk, PostgreSQL waits for it.
 
-`trips` is a proxy that counts round trips: how often the client speaks after the server did. It
-tells the number for each line that it is sent.
+`trips` is a proxy that counts round trips: how often the client speaks after the server did. For
+each line `SINCE UNTIL` that it is sent, two times by the monotonic clock, it tells their number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
+from bisect import bisect
 from pathlib import Path
 
 
@@ -41,11 +43,16 @@ def postgres(folder: str) -> None:
 
 
 class Trips:
-    """Passes on what two sides say, and counts how often the word goes to the server."""
+    """Passes on what two sides say, and notes when the word goes to the server."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
-        self.count = 0
+        self._times: list[float] = []
+
+    def count(self, line: str) -> int:
+        """How many there were between two times."""
+        since, until = map(float, line.split())
+        return bisect(self._times, until) - bisect(self._times, since)
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._upstream.rpartition(":")
@@ -58,7 +65,8 @@ class Trips:
                 while piece := await source.read(1 << 16):
                     if turn[0] is not target:
                         turn[0] = target
-                        self.count += target is server
+                        if target is server:
+                            self._times.append(time.monotonic())
                     target.write(piece)
                     await target.drain()
             target.close()
@@ -70,8 +78,8 @@ async def count_trips(upstream: str) -> None:
     trips = Trips(upstream)
     async with await asyncio.start_server(trips.connected, "127.0.0.1", 0) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
-        while await asyncio.to_thread(sys.stdin.readline):
-            print(trips.count, flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(trips.count(line), flush=True)
         os._exit(0)  # whatever is still connected
 
 

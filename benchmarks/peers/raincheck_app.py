@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -147,6 +147,11 @@ class Held:
         return JSONResponse(len(turns))
 
 
+def owner(connection: HTTPConnection) -> str | None:
+    """Whose a request is."""
+    return connection.headers.get("x-owner")
+
+
 async def settle(request: Request) -> Response:
     """Give back what is not in use: an idle process does not do it by itself."""
     gc.collect()
@@ -155,13 +160,16 @@ async def settle(request: Request) -> Response:
     return JSONResponse(None)
 
 
-def build(store: str = "memory", jobs: int = 0, max_running: int = 100) -> Starlette:
+def build(
+    store: str = "memory", jobs: int = 0, max_running: int = 100, owners: bool = False
+) -> Starlette:
     """The app.
 
     Args:
         store: `"memory"`, `"sqlite"`, `"redis"` or `"postgres"`.
         jobs: how many finished ones it has from the start, each with 1 KB of body.
         max_running: handlers at once.
+        owners: whether jobs belong to whom the request's `X-Owner` names.
     """
     kept = open_store(store)
     held = Held()
@@ -192,6 +200,7 @@ def build(store: str = "memory", jobs: int = 0, max_running: int = 100) -> Starl
                 LongRunningMiddleware,
                 store=kept,
                 limits=Limits(max_running=max_running, max_queued=1_000_000),
+                owner=owner if owners else None,
             )
         ],
         lifespan=lifespan,

@@ -158,7 +158,7 @@ def quart(raincheck: bool) -> Any:
 
 
 def django(raincheck: bool) -> Any:
-    """A Django app, with no middleware of its own."""
+    """A Django app, with no middleware of its own; one of them would count the length."""
     import sys
     from types import ModuleType
 
@@ -169,7 +169,7 @@ def django(raincheck: bool) -> Any:
     from django.urls import path
 
     async def hello(request: HttpRequest) -> JsonResponse:
-        return JsonResponse({"hello": "world"})
+        return JsonResponse({"hello": "world"}, headers={"Content-Length": "18"})
 
     async def work(request: HttpRequest) -> JsonResponse:
         return JsonResponse({})

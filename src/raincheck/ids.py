@@ -7,6 +7,7 @@ import re
 import secrets
 import zlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
 from enum import Enum
 
 # Bytes of an id: random, of the process, and to check both; and how many letters that makes.
@@ -16,6 +17,7 @@ _LENGTH = 30
 # Ids whose random bits are drawn from the system at once: to ask it takes longer than all the rest.
 _AT_ONCE = 64
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _SHAPE = re.compile(r"[A-Za-z0-9_-]{30}", re.ASCII)
 
 
@@ -50,12 +52,14 @@ class Ids:
 
     def mint(self) -> str:
         """A new id: 30 URL-safe letters with 128 random bits from `secrets`."""
-        process = self._process()
+        if self._pid != os.getpid():  # the first id, or the first after a fork
+            self._process()
         if not self._drawn:
             bits = secrets.token_bytes(_AT_ONCE * _RANDOM)
             self._drawn = [bits[i : i + _RANDOM] for i in range(0, len(bits), _RANDOM)]
-        unsigned = self._drawn.pop() + process
-        return urlsafe_b64encode(unsigned + self._check(unsigned))[:_LENGTH].decode()
+        unsigned = self._drawn.pop() + self._tag
+        check = zlib.crc32(unsigned + self._salt).to_bytes(4)[:_CHECK]  # as `_check` has it
+        return b2a_base64(unsigned + check, newline=False)[:_LENGTH].translate(_URL_SAFE).decode()
 
     def origin(self, id: str) -> Origin:
         """Where an id comes from, to go by its marker. Any string is safe to ask about."""

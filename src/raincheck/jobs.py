@@ -6,29 +6,24 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 
-import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck.acceptance.decision import Acceptance
 from raincheck.dialects.base import Outlook
 from raincheck.errors import INTERRUPTED, ConfigurationError, IllegalTransition
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
 from raincheck.owners import Owners
-from raincheck.policy import Limits, Policy, require_kind, seconds
+from raincheck.policy import Limits, Policy, require_kind
+from raincheck.routing.policies import RoutePolicies
 from raincheck.runners.base import Run, Runner
 from raincheck.runners.local import LocalRunner
-from raincheck.runtime.conductor import Conductor
-from raincheck.runtime.replay import Replays
-from raincheck.runtime.stopping import Reason
-from raincheck.shutdown import Waits
-from raincheck.stores.base import Store
+from raincheck.runtime.environment import Environment
+from raincheck.runtime.run import Run as JobRun
+from raincheck.session import Bound, Session
+from raincheck.stores.base import Fetched, Store
 from raincheck.stores.memory import MemoryStore
-from raincheck.tasks import Tasks
 
 logger = logging.getLogger("raincheck")
 
@@ -59,10 +54,12 @@ class Jobs:
         clock: seconds since the epoch; tests pass one that goes with their event loop.
 
     Attributes:
-        acceptance: makes jobs of requests.
         store: where they are.
         availability: whether the store answers.
+        policies: of the routes.
         clock: the clock.
+        mounted: whether the status routes are mounted by hand.
+        session: what there is on the newest event loop, from `open()` to `close()`.
 
     Raises:
         ConfigurationError: an argument of another kind, or a runner whose workers could not see the
@@ -82,23 +79,23 @@ class Jobs:
         require_kind("limits", limits, Limits, "Limits(max_running=20)")
         if not callable(clock):
             raise ConfigurationError(f"clock={clock!r}: it is no function, like time.time")
-        self._conductor = Conductor(
+        environment = self._environment = Environment(
             MemoryStore() if store is None else store,
             LocalRunner() if runner is None else runner,
             Limits() if limits is None else limits,
             clock,
         )
-        self.store = self._conductor.store
-        self.availability = self._conductor.availability
+        self.store = environment.store
+        self.availability = environment.availability
+        self.policies: RoutePolicies = environment.policies
         self.clock = clock
-        self.acceptance = Acceptance(self._conductor)
-        self._replays = Replays(self.acceptance)
-        self._conductor.runner.bind(self._replays.run, self._conductor.stop, self._spawn)
+        self.mounted = False
+        environment.runner.bind(self._run, self._stop, self._spawn)
         if store is not None and store.deployment is not None:
-            self._conductor.runner.belong(store.deployment)
-        self._status: ASGIApp | None = None
-        self._waits: Waits  # since `open()`
-        self._open = False
+            environment.runner.belong(store.deployment)
+        self._bound: Bound | None = None
+        self.session: Session | None = None
+        self._orphaned: list[str] = []  # what was left when a session was closed
 
     # --- the middleware's side -----------------------------------------------------------------
 
@@ -119,60 +116,63 @@ class Jobs:
         Raises:
             ConfigurationError: another middleware has these jobs.
         """
-        if self._status is not None:
+        if self._bound is not None:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._status = status
-        self._replays.bind(app)
-        self._conductor.runner.attach(door)
-        self._conductor.policies.bind(policy, rules, complete=complete)
-        self.acceptance.bind(owners, Ids(mount))
+        self._bound = Bound(app, status, owners, Ids(mount), lambda: self.mounted)
+        self._environment.runner.attach(door)
+        self.policies.bind(policy, rules, complete=complete)
 
-    async def open(self, lifespan: Scope | None = None) -> None:
+    async def open(self, lifespan: Scope | None = None) -> Session:
         """Make ready for the running event loop, if that has not been done.
 
         Args:
             lifespan: the scope of the lifespan that it happens in, if there is one.
 
+        Returns:
+            What there is on it.
+
         Raises:
             ConfigurationError: the store can never work as it is set up.
         """
         if self.ready:
-            return
+            return self._opened()
         await self._open_store()
         if self.ready:  # somebody else was faster
-            return
-        conductor = self._conductor
+            return self._opened()
+        environment = self._environment
+        assert self._bound is not None
         # Of an event loop that has ended, and what ran on it with it.
-        orphaned = (*conductor.roster.running, *conductor.roster.waiting)
-        conductor.open()
-        self._waits = Waits(conductor.tasks)
-        self._open = True
+        orphaned = self._orphaned if self.session is None else self.session.runs.ids()
         if lifespan is None:
             logger.warning(
                 "no lifespan reached raincheck: at shutdown nothing will wait for running jobs"
             )
-        else:  # what an app finds in every request, and so in those that outlived their process
-            found = {key: lifespan[key] for key in ("app", "state") if key in lifespan}
-            self._replays.live_in(found)
-        await conductor.runner.open()
-        if conductor.lease is not None:
-            conductor.hold(self._replays.lost, self._replays.take_over)
-            return
-        for id in orphaned:
-            job = await self.store.get(id)
-            if job is not None and not (job.finished or job.gone):
-                ttl = conductor.policies.ttl(job)
-                await conductor.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+        # What an app finds in every request, and so in those that outlived their process.
+        scope = lifespan or {}
+        found = {key: scope[key] for key in ("app", "state") if key in scope}
+        session = self.session = Session(environment, self._bound, found)
+        await environment.runner.open()
+        session.begin()
+        if environment.lease is None:
+            for id in orphaned:
+                await self._end_orphaned(id)
+        return session
+
+    async def _end_orphaned(self, id: str) -> None:
+        job, environment = await self.store.get(id), self._environment
+        if job is not None and not (job.finished or job.gone):
+            ttl = self.policies.ttl(job)
+            await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
 
     async def _open_store(self) -> None:
         """See whether the store can ever work; one that is merely away may come back."""
-        self._conductor.know_nothing()
+        self._environment.know_nothing()
         try:
-            await self._conductor.store.open()
+            await self.store.open()
         except ConfigurationError:
-            await self._conductor.store.aclose()
+            await self.store.aclose()
             raise
         except Exception as error:
             self.availability.failed(error)
@@ -180,57 +180,34 @@ class Jobs:
     @property
     def ready(self) -> bool:
         """Whether `open()` has nothing to do."""
-        return self._open and self._conductor.tasks.here()
-
-    @property
-    def tasks(self) -> Tasks:
-        """The tasks that apps run in, since `open()`."""
-        return self._conductor.tasks
+        return self.session is not None and self.session.tasks.here()
 
     async def close(self) -> None:
         """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left."""
-        if not self._open:
-            return
-        conductor = self._conductor
-        roster, grace = conductor.roster, conductor.cancel_grace
-        conductor.close()
-        self._waits.end()
-        drain = seconds(conductor.limits.drain_timeout)
-        if roster.running or roster.waiting or roster.leaving:
-            logger.warning(
-                "the server stops when its jobs have ended, in %g seconds at most: %d run, %d wait",
-                *(drain, len(roster.running), len(roster.waiting)),
-            )
-        with anyio.move_on_after(drain):
-            await roster.until_idle()
-        with anyio.move_on_after(grace):
-            for waiting in list(roster.waiting.values()):
-                if roster.waits(waiting):  # its turn has not come meanwhile
-                    await conductor.interrupt_waiting(waiting)
-        for running in list(roster.running.values()):
-            running.stop(Reason.INTERRUPTED)
-        with anyio.move_on_after(grace):
-            await roster.until_idle()
-        with anyio.move_on_after(grace):
-            for running in list(roster.running.values()):
-                await running.interrupt()
-        with anyio.move_on_after(grace):
-            await conductor.tasks.aclose()
-        await conductor.runner.aclose()
-        await self.store.aclose()
-        self._open = False
+        session = self.session
+        if session is not None:
+            await session.close()
+            await self._environment.runner.aclose()
+            await self.store.aclose()
+            self._orphaned = session.runs.ids()
+            self.session = None
+
+    def _opened(self) -> Session:
+        if self.session is None:
+            raise RuntimeError("the jobs are not open: the lifespan has not begun, or is over")
+        return self.session
+
+    async def _run(self, id: str) -> None:
+        await self._opened().run(id)
+
+    def _stop(self, id: str) -> None:
+        if self.session is not None:
+            self.session.runs.stop(id)
 
     def _spawn(self, run: Run, id: str) -> None:
-        waiting = self._conductor.roster.waiting.get(id)
-        context = Context() if waiting is None else waiting.context.copy()
-        self._conductor.tasks.spawn(partial(run, id), context)
+        self._opened().spawn(run, id)
 
     # --- for those who ask ---------------------------------------------------------------------
-
-    @property
-    def mounted(self) -> bool:
-        """Whether the status routes are mounted by hand."""
-        return self.acceptance.mounted
 
     @property
     def status_app(self) -> ASGIApp:
@@ -239,7 +216,7 @@ class Jobs:
         Asking for it hands the routes over to you: the middleware stops serving them itself, so
         that whatever you put around the mount, such as authentication, applies to each of them.
         """
-        self.acceptance.mount()
+        self.mounted = True
         return self._serve_status
 
     def is_status_app(self, app: object) -> bool:
@@ -247,16 +224,23 @@ class Jobs:
         return app == self._serve_status
 
     async def _serve_status(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._status is None:
+        if self._bound is None:
             raise ConfigurationError(
                 "jobs.status_app is mounted, but no LongRunningMiddleware has these jobs; "
                 "pass them to it: LongRunningMiddleware(app, jobs=jobs)"
             )
-        await self._status(scope, receive, send)
+        await self._bound.status(scope, receive, send)
 
     async def get(self, id: str) -> Job | None:
         """A job, or the tombstone of one; None if there is neither."""
         return self._aged(await self.store.get(id))
+
+    async def fetch(self, id: str) -> Fetched | None:
+        """The same, with the body of its response if that is small."""
+        found = await self.store.fetch(id)
+        if found is None or not found.job.expired(now := self.clock()):
+            return found
+        return Fetched(found.job if found.job.gone else found.job.tombstone(now), None)
 
     def _aged(self, job: Job | None) -> Job | None:
         if job is not None and not job.gone and job.expired(now := self.clock()):
@@ -269,7 +253,7 @@ class Jobs:
         Not later than after `wait` seconds, or when the server is known to stop.
         """
         newest: Job | None = job
-        with self._waits.at_most(wait):
+        with self._opened().waits.at_most(wait):
             while newest is not None and not (newest.gone or done(newest)):
                 newest = await self.store.changed(newest.id, newest.version)
             return self._aged(newest)
@@ -281,7 +265,7 @@ class Jobs:
         None as well when the server is known to stop.
         """
         newest: Job | None = job
-        with self._waits.at_most(wait):
+        with self._opened().waits.at_most(wait):
             while newest is not None and not (newest.finished or newest.gone):
                 newest = await self.store.changed(newest.id, newest.version)
             return newest
@@ -294,43 +278,43 @@ class Jobs:
             The job afterwards: `cancelled`, `cancelling`, or as it ended before; None if there is
             no such job.
         """
-        conductor = self._conductor
+        environment = self._environment
         if (job := self.here(id)) is not None:
-            conductor.stop(id)  # first: the store may take its time
+            self._stop(id)  # first: the store may take its time
             return await self._record_cancel(job)
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
-        waiting = conductor.roster.waiting.get(id)
-        if job.state is State.QUEUED and waiting is not None:
-            return await conductor.withdraw(waiting, State.CANCELLED, None)
-        if job.state is State.QUEUED and conductor.leases is not None:  # it waits elsewhere
-            if not await conductor.ledger.withdraw(job, conductor.policies.ttl(job)):
+        run = self._here(id)
+        if job.state is State.QUEUED and run is not None and run.waits:
+            return await self._opened().runs.withdraw(run, State.CANCELLED, None)
+        if job.state is State.QUEUED and environment.lease is not None:  # it waits elsewhere
+            if not await environment.ledger.withdraw(job, self.policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
-        running = conductor.roster.running.get(id)
-        return await self._record_cancel(job if running is None else running.job or job)
+        return await self._record_cancel(job)
 
     async def _record_cancel(self, job: Job) -> Job | None:
-        conductor = self._conductor
+        run = self._here(job.id)
         with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
-            changed = await conductor.ledger.cancelling(job)
-            if running := conductor.roster.running.get(job.id):
-                running.became(changed)
-        await conductor.runner.cancel(job.id)
+            await (self._environment.ledger.cancelling(job) if run is None else run.cancelling())
+        await self._environment.runner.cancel(job.id)
         return await self.get(job.id)
+
+    def _here(self, id: str) -> JobRun | None:
+        return None if self.session is None else self.session.runs.get(id)
 
     def here(self, id: str) -> Job | None:
         """A job whose handler runs in this process, as last recorded: it need not be looked up."""
-        running = self._conductor.roster.running.get(id)
-        if running is None or running.decided or running.job is None:
+        run = self._here(id)
+        if run is None or run.decided or run.job.state is State.QUEUED:
             return None
-        return None if running.job.state is State.QUEUED else running.job
+        return run.job
 
     def alone(self, id: str) -> Job | None:
         """The same, if it is certain that nobody shares it."""
         job = self.here(id)
-        return None if job is None or self._conductor.policies.of(job).coalesce else job
+        return None if job is None or self.policies.of(job).coalesce else job
 
     async def leave(self, id: str) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.
@@ -340,11 +324,9 @@ class Jobs:
         """
         job = None if self.alone(id) else await self.get(id)
         if job is not None and not job.gone and job.clients > 1:
+            run = self._here(id)
             with suppress(IllegalTransition):  # it is about to end by itself
-                job = await self._conductor.ledger.leave(job)
-                if running := self._conductor.roster.running.get(id):
-                    running.became(job)
-                return job
+                return await (self._environment.ledger.leave(job) if run is None else run.leave())
         return await self.cancel(id)
 
     async def delete(self, id: str) -> Job | None:
@@ -355,7 +337,7 @@ class Jobs:
         """
         job = await self.cancel(id)
         if job is not None and not job.gone:
-            await self._conductor.ledger.bury(job, remember=True)
+            await self._environment.ledger.bury(job, remember=True)
         return job
 
     async def forget(self, job: Job) -> None:
@@ -364,22 +346,21 @@ class Jobs:
         If the store fails, it goes when it expires.
         """
         try:
-            await self._conductor.ledger.bury(job, remember=False)
+            await self._environment.ledger.bury(job, remember=False)
         except Exception as error:
             self.availability.failed(error)
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
-        roster = self._conductor.roster
-        waiting, running = roster.waiting.get(job.id), roster.running.get(job.id)
-        ticket = waiting.ticket if waiting else running.ticket if running else None
-        return roster.scheduler.outlook(job, ticket, self.clock())
+        return self._opened().runs.outlook(job)
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""
-        return self.acceptance.ids.origin(id)
+        return Origin.UNKNOWN if self._bound is None else self._bound.ids.origin(id)
 
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
-        occupancy = self._conductor.roster.scheduler.occupancy
+        if self.session is None:
+            return Statistics(running=0, queued=0)
+        occupancy = self.session.runs.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)

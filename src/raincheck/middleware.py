@@ -32,7 +32,9 @@ from raincheck.preferences import is_navigation
 from raincheck.routing.table import Candidate, Routing
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
-from raincheck.status.routes import CANCELLED, Places, StatusRoutes, send_reply, send_stored
+from raincheck.session import Session
+from raincheck.status.results import send_reply, send_stored
+from raincheck.status.routes import CANCELLED, Mounts, StatusRoutes
 from raincheck.stores.base import Store
 
 DEFAULT_PATH = "/jobs"
@@ -101,16 +103,16 @@ class LongRunningMiddleware:
         self._path = self.__raincheck_boundary__ = path
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
-        self._places = Places(path, _checked_base_url(base_url))
+        self._mounts = Mounts(_checked_base_url(base_url))
         owners = Owners(owner)
         self._status = StatusRoutes(
-            jobs, self._dialect, self._places, owners=owners, max_wait=seconds(policy.max_wait)
+            jobs, self._dialect, self._mounts, owners=owners, max_wait=seconds(policy.max_wait)
         )
         self._routing = Routing(
             app,
             routes or {},
             policy=policy,
-            route_of=jobs.acceptance.route_of,
+            route_of=jobs.policies.of_mark,
             path=path,
             is_status=jobs.is_status_app,
         )
@@ -152,16 +154,16 @@ class LongRunningMiddleware:
         self, candidate: Candidate, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Run a candidate in a task of its own, and answer for it once it is accepted."""
-        jobs = self.jobs
-        if not jobs.ready:
-            self._routing.read(mounted=jobs.mounted)
-            await jobs.open()
+        session = self.jobs.session
+        if session is None or not session.tasks.here():
+            self._routing.read(mounted=self.jobs.mounted)
+            session = await self.jobs.open()
         rule = candidate.rule
         context = copy_context()
         # The app's, and not the request's own: once that is answered, the server goes on in it.
         inner = context.copy()
         handoff = Handoff(
-            jobs.acceptance,
+            session.acceptance,
             self.app,
             scope,
             receive,
@@ -177,10 +179,10 @@ class LongRunningMiddleware:
                 await self._pass_through(scope, receive, send)
             return
         if rule is not None:
-            await self._accept_at_once(handoff, inner)
+            await self._accept_at_once(session, handoff, inner)
         if rule is None or handoff.in_place:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
-            jobs.tasks.spawn(handoff.run, inner)
+            session.tasks.spawn(handoff.conduct, inner)
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
@@ -188,22 +190,22 @@ class LongRunningMiddleware:
                 raise
             finally:
                 handoff.bring_back()
-        await self._answer(handoff, scope, send, inner)
+        await self._answer(session, handoff, scope, send, inner)
 
     async def _abandon(self, handoff: Handoff) -> None:
-        if handoff.job is None or handoff.in_place:
-            handoff.stop(Reason.CANCELLED)
+        if handoff.accepted is None:
+            handoff.stopping.stop(Reason.CANCELLED)
             with anyio.CancelScope(shield=True):
                 await handoff.handed_over.wait()
 
-    async def _accept_at_once(self, handoff: Handoff, inner: Context) -> None:
+    async def _accept_at_once(self, session: Session, handoff: Handoff, inner: Context) -> None:
         """A path rule: there is no entry to wait for, so accept as soon as the body is read."""
         await handoff.accept()
         if handoff.in_place:
             handoff.copy(inner)
         elif handoff.runs:
             handoff.record()
-            self.jobs.tasks.spawn(handoff.run, inner)
+            session.tasks.spawn(handoff.conduct, inner)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:
@@ -213,15 +215,20 @@ class LongRunningMiddleware:
 
         await self.app(scope, receive, send_with_vary)
 
-    async def _answer(self, handoff: Handoff, scope: Scope, send: Send, inner: Context) -> None:
+    async def _answer(
+        self, session: Session, handoff: Handoff, scope: Scope, send: Send, inner: Context
+    ) -> None:
         """Answer for a request whose app has ended or gone into the background."""
         job, decision = handoff.accepted, handoff.decision
         refusal = handoff.refusal
         if job is None and handoff.interrupted:
             refusal = ShuttingDown("The server accepts nothing new.", retry_after=1)
-        elif job is not None and refusal is None:
+        elif job is not None and decision is not None:
+            itself = job.synchronous or not decision.asynchronous
             try:
-                if await self._answer_in_time(job, handoff, scope, send, inner):
+                if (itself or decision.wait) and await self._answer_in_time(
+                    job, handoff, scope, send, inner
+                ):
                     return
             except Refusal as refused:
                 refusal = refused
@@ -235,12 +242,12 @@ class LongRunningMiddleware:
         else:
             assert decision is not None
             root_path = self._routing.root_path or scope.get("root_path", "")
-            urls = self._places.urls(root_path + self._path, job.id)
+            mount = self._mounts.at(root_path + self._path)
             if is_navigation(handoff.fields):
-                reply = self._dialect.navigated(urls)
+                reply = self._dialect.navigated(job, mount)
             else:
-                outlook = self.jobs.outlook(job)
-                reply = self._dialect.accepted(job, urls, outlook, decision.applied)
+                outlook = session.runs.outlook(job)
+                reply = self._dialect.accepted(job, mount, outlook, decision.applied)
         await self._reply(reply, handoff, scope, send)
 
     async def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> None:
@@ -264,8 +271,6 @@ class LongRunningMiddleware:
         assert decision is not None
         wait = decision.wait if decision.asynchronous else seconds(handoff.policy.max_wait)
         itself = accepted.synchronous or not decision.asynchronous
-        if not (wait or itself):
-            return False
 
         async def begin(message: Message) -> None:
             nonlocal begun
@@ -292,7 +297,7 @@ class LongRunningMiddleware:
             if itself:
                 raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
             return False
-        if handoff.job is not None and not handoff.keyed:  # nobody else can ask for it
+        if handoff.made and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
         return True
 

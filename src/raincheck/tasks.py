@@ -53,9 +53,10 @@ class Gate(Protocol):
 
 
 class Stopper(ABC):
-    """Stops the code inside its `with` block, and turns that stop into a `Release`.
+    """Stops the code of a block, and turns that stop into a `Release`.
 
-    The frames outside the block see no cancellation: what they clean up may `await`.
+    The block begins when the stopper is made, and ends with `left()`; `with` does so, too. The
+    frames outside of it see no cancellation: what they clean up may `await`.
 
     Args:
         stack: the stoppers whose blocks are entered, the innermost last.
@@ -71,17 +72,26 @@ class Stopper(ABC):
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack
         self.orphaned = False
+        stack.append(self)
 
     @abstractmethod
-    def __enter__(self) -> object: ...
+    def left(self, error: BaseException | None) -> None:
+        """The block has ended, by this error or without one.
 
-    @abstractmethod
+        Raises:
+            Release: the error is how it was stopped.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.left(exc)
 
     @abstractmethod
     def threads(self) -> list[Thread]:
@@ -97,9 +107,14 @@ class Tasks(ABC):
 
     Attributes:
         thread: the one that the event loop runs in.
+        gate: makes a hand-over.
+        stopper: makes a stopper around what the running task does next; on the stack that it is
+            given until that is left.
     """
 
     thread: int
+    gate: Callable[[], Gate]
+    stopper: Callable[[list[Stopper]], Stopper]
 
     def remote(self) -> bool:
         """Whether the running code is on the event loop of another thread."""
@@ -140,15 +155,8 @@ class Tasks(ABC):
         """
 
     @abstractmethod
-    def gate(self) -> Gate:
-        """A new hand-over."""
-
-    @abstractmethod
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        """A new stopper, to be entered by the task that it may stop; on the stack meanwhile.
-
-        That may be a task on the event loop of another thread, from where this is called then.
-        """
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        """A stopper of a task on the event loop of another thread, by which this is called."""
 
     @abstractmethod
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
@@ -196,6 +204,8 @@ class AsyncioTasks(Tasks):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.thread = get_ident()
+        self.gate = partial(_AsyncioGate, self._loop)
+        self.stopper = _AsyncioStopper
         self._tasks: set[asyncio.Task[None]] = set()
 
     def here(self) -> bool:
@@ -204,30 +214,25 @@ class AsyncioTasks(Tasks):
         except RuntimeError:  # another library's loop is running
             return False
 
-    def spawn(self, run: Run, context: Context) -> None:
-        task = self._start(run(), context)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
     if sys.version_info >= (3, 12):
 
-        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
+        def spawn(self, run: Run, context: Context) -> None:
             # Most requests come to their acceptance or their end without having to wait: they are
             # spared a turn of the loop, in which as many others as there are would pile up.
-            return asyncio.Task(run, loop=self._loop, context=context, eager_start=True)
+            task = asyncio.Task(run(), loop=self._loop, context=context, eager_start=True)
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     else:
 
-        def _start(self, run: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
-            return self._loop.create_task(run, context=context)
+        def spawn(self, run: Run, context: Context) -> None:
+            task = self._loop.create_task(run(), context=context)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def gate(self) -> Gate:
-        return _AsyncioGate(self._loop)
-
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        remote = get_ident() != self.thread and not self.here()
-        return (_RemoteStopper if remote else _AsyncioStopper)(stack)
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        return _RemoteStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         return self._loop.call_later(delay, callback, context=Context()).cancel
@@ -280,23 +285,14 @@ class _AsyncioStopper(Stopper):
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack  # not by way of super(): two are made for every job
         self.orphaned = False
-        self._task: asyncio.Task[Any] | None = None
         self._cancels = 0
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        stack.append(self)
 
-    def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._stack.append(self)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def left(self, error: BaseException | None) -> None:
         self._stack.remove(self)
         task, self._task = self._task, None
-        if exc is not None:
+        if error is not None:
             self.orphaned = _running_task() is not task
         if not self._cancels or task is None:
             return
@@ -304,8 +300,8 @@ class _AsyncioStopper(Stopper):
         # frames go by has to be set right (Task.uncancel, Python 3.11).
         for _ in range(self._cancels):
             task.uncancel()
-        if isinstance(exc, asyncio.CancelledError):
-            raise Release from exc
+        if isinstance(error, asyncio.CancelledError):
+            raise Release from error
 
     def threads(self) -> list[Thread]:
         return [] if self._task is None else threads_of(self._task)
@@ -332,15 +328,12 @@ class _RemoteStopper(_AsyncioStopper):
     __slots__ = ("_asked",)
 
     def __init__(self, stack: list[Stopper]) -> None:
-        super().__init__(stack)
         self._asked = False
-
-    def __enter__(self) -> Self:
         try:
-            return super().__enter__()
+            super().__init__(stack)
         except RuntimeError:
+            self._task = None
             self._stack.append(self)
-            return self
 
     def threads(self) -> list[Thread]:
         return [thread._replace(resumes=None) for thread in super().threads()]
@@ -375,6 +368,9 @@ class TrioTasks(Tasks):
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
         self.thread = get_ident()
+        self.gate = _EventGate
+        current_task = trio.lowlevel.current_task
+        self.stopper = partial(_ScopeStopper, here=self.here, current_task=current_task)
         self._scopes: set[anyio.CancelScope] = set()
         self._empty = anyio.Event()
 
@@ -400,13 +396,8 @@ class TrioTasks(Tasks):
         self._trio.spawn_system_task(task, context=context)
         return scope
 
-    def gate(self) -> Gate:
-        return _EventGate()
-
-    def stopper(self, stack: list[Stopper]) -> Stopper:
-        if self.remote():
-            return _RemoteStopper(stack)
-        return _ScopeStopper(stack, self.here, self._trio.current_task)
+    def remote_stopper(self, stack: list[Stopper]) -> Stopper:
+        return _RemoteStopper(stack)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Callable[[], None]:
         async def timer() -> None:
@@ -450,35 +441,26 @@ class _EventGate:
 
 
 class _ScopeStopper(Stopper):
-    __slots__ = ("_current_task", "_here", "_scope", "_task")
+    __slots__ = ("_here", "_scope", "_task")
 
     def __init__(
         self, stack: list[Stopper], here: Callable[[], bool], current_task: Callable[[], Any]
     ) -> None:
         super().__init__(stack)
         self._here = here
-        self._current_task = current_task
+        self._task = current_task()
         self._scope = anyio.CancelScope()
-
-    def __enter__(self) -> Self:
-        self._task = self._current_task()
         self._scope.__enter__()
-        self._stack.append(self)
-        return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def left(self, error: BaseException | None) -> None:
         self._stack.remove(self)
-        if exc is not None and not self._here():
+        if error is not None and not self._here():
             self.orphaned = True
             return
-        self._scope.__exit__(exc_type, exc, traceback)
+        kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+        self._scope.__exit__(kind, error, trace)
         if self._scope.cancelled_caught:
-            raise Release from exc
+            raise Release from error
 
     def threads(self) -> list[Thread]:
         return abandoned_by(self._task)

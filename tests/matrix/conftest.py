@@ -210,3 +210,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Cell], Server]]:
     for server in servers:
         server.close()
         print(server.output.read_text())  # pytest shows it if the test has failed
+
+
+def check_installed(config: pytest.Config, module: str) -> None:
+    """The whole matrix fails without it; the default run says what it leaves out."""
+    if config.getoption("--matrix", default=False):
+        require(module)
+    elif importlib.util.find_spec(module.partition(".")[0]) is None:
+        pytest.skip(f'{module} is not installed; install it with: pip install -e ".[matrix]"')

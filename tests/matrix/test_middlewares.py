@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raincheck import Jobs, LongRunningMiddleware
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.matrix.conftest import require
+from tests.matrix.conftest import check_installed
 from tests.support import Gate, gated, running, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -107,14 +106,6 @@ def middleware(request: pytest.FixtureRequest) -> Middleware:
     case = CASES[request.param]
     check_installed(request.config, case.needs)
     return case.make()
-
-
-def check_installed(config: pytest.Config, module: str) -> None:
-    """The whole matrix fails without it; the default run says what it leaves out."""
-    if config.getoption("--matrix", default=False):
-        require(module)
-    elif importlib.util.find_spec(module.partition(".")[0]) is None:
-        pytest.skip(f'{module} is not installed; install it with: pip install -e ".[matrix]"')
 
 
 def app_with(middleware: Middleware, place: Place, *routes: BaseRoute) -> tuple[Starlette, Jobs]:

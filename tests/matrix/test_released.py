@@ -17,9 +17,8 @@ from starlette.types import ASGIApp
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.matrix.test_middlewares import check_installed
-from tests.support import Gate, running
-from tests.test_release import Metrics
+from tests.matrix.conftest import check_installed
+from tests.support import Gate, Metrics, running
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +32,7 @@ def litestar(gate: Gate) -> Any:
         await gate.wait()
         return "done"
 
-    return Litestar([slow])
+    return Litestar([slow], logging_config=None)  # it would set the root logger's level for good
 
 
 def falcon(gate: Gate) -> Any:

@@ -30,7 +30,6 @@ from raincheck import (
     Jobs,
     Limits,
     LongRunningMiddleware,
-    MemoryStore,
     Policy,
     long_running,
     report,
@@ -41,6 +40,7 @@ from raincheck.runners.base import Runner
 from raincheck.runners.pgqueuer import PgQueuerRunner
 from raincheck.stores.postgres import PostgresStore
 from raincheck.testing import RunnerContract, follow, lifespan
+from tests.doubles.stores import SharedMemory
 from tests.servers import free_port
 from tests.stores.postgres import Postgres, postgres_server
 from tests.support import client_of
@@ -92,12 +92,6 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
     for event in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{event}.complete"})
-
-
-class SharedMemory(MemoryStore):
-    """Processes would share it, if there were others."""
-
-    shared = True
 
 
 class Runs:

@@ -23,12 +23,13 @@ from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker
 from taskiq.receiver import Receiver
 from taskiq_redis import ListQueueBroker
 
-from raincheck import Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy, long_running
+from raincheck import Jobs, Limits, LongRunningMiddleware, Policy, long_running
 from raincheck.errors import ConfigurationError
 from raincheck.runners.base import Runner
 from raincheck.runners.taskiq import TaskiqRunner
 from raincheck.testing import RunnerContract, follow, lifespan
 from tests.conftest import AutojumpLoop
+from tests.doubles.stores import SharedMemory
 from tests.stores.valkey import Valkey, valkey_server
 from tests.support import client_of
 
@@ -49,12 +50,6 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
     for event in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{event}.complete"})
-
-
-class SharedMemory(MemoryStore):
-    """Processes would share it, if there were others."""
-
-    shared = True
 
 
 class Broker(AsyncBroker):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextvars import Context
+from collections.abc import Callable
 
+import anyio
+
+from raincheck.acceptance.confirmation import Confirmation
 from raincheck.acceptance.deduplication import Deduplication
 from raincheck.acceptance.handoff import Handoff
 from raincheck.decorator import Mark
@@ -22,8 +25,10 @@ from raincheck.ids import Ids
 from raincheck.job import Job, Key, State
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
-from raincheck.runtime.conductor import Conductor
-from raincheck.runtime.roster import Waiting
+from raincheck.runtime.environment import Environment
+from raincheck.runtime.expiry import Sweeper
+from raincheck.runtime.run import Origin, Run
+from raincheck.runtime.runs import Runs
 from raincheck.runtime.scheduler import Ticket
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
@@ -35,37 +40,47 @@ _CAPTURED = frozenset(
 
 
 class Acceptance:
-    """Makes jobs of requests.
+    """Makes jobs of requests, on one event loop.
 
     Args:
-        conductor: gives them their places.
+        environment: what is fixed.
+        runs: the jobs that are here, and their places.
+        sweeper: removes those that are due.
+        owners: says whose requests are.
+        ids: mints the ids of jobs.
+        mounted: says whether the status routes are mounted by hand, inside the app.
 
     Attributes:
-        ids: mints their ids.
-        owners: says whose they are.
-        mounted: whether the status routes are mounted by hand, inside the app.
+        tasks, limiter, cancel_grace, route_of: see `handoff.Acceptor`.
     """
 
-    def __init__(self, conductor: Conductor) -> None:
-        self.conductor = conductor
-        self._twins = Deduplication(
-            conductor.store, conductor.ledger, conductor.clock, conductor.sure_of
-        )
-        self.ids = Ids("")
-        self.owners = Owners(None)
-        self.mounted = False
+    def __init__(
+        self,
+        environment: Environment,
+        runs: Runs,
+        sweeper: Sweeper,
+        *,
+        owners: Owners,
+        ids: Ids,
+        mounted: Callable[[], bool],
+    ) -> None:
+        self.tasks = runs.tasks
+        self.limiter: anyio.CapacityLimiter = runs.limiter
+        self.cancel_grace = environment.cancel_grace
+        self.route_of: Callable[[Mark], tuple[str, Policy]] = environment.policies.of_mark
+        self._environment = environment
+        self._runs = runs
+        self._sweeper = sweeper
+        self._owners = owners
+        self._ids = ids
+        self._mounted = mounted
+        self._new = Confirmation(environment, runs, sweeper)
+        self._twins = Deduplication(environment, self._new.sure_of)
+        self._closing = False
 
-    def bind(self, owners: Owners, ids: Ids) -> None:
-        """Take what says whose requests are, and what mints the ids of jobs."""
-        self.owners, self.ids = owners, ids
-
-    def mount(self) -> None:
-        """The status routes are mounted by hand."""
-        self.mounted = True
-
-    def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """See `RoutePolicies.of_mark`."""
-        return self.conductor.policies.of_mark(mark)
+    def close(self) -> None:
+        """Accept nothing new."""
+        self._closing = True
 
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
@@ -73,26 +88,25 @@ class Acceptance:
         Raises:
             Refusal: nothing was stored (law 8).
         """
-        conductor = self.conductor
+        environment, policy = self._environment, handoff.policy
         assert handoff.route is not None
-        if conductor.closing:
+        assert handoff.decision is not None
+        if self._closing:
             raise ShuttingDown("The server accepts nothing new.", retry_after=self._until_restart())
-        policy = handoff.policy
         owner = None
-        if conductor.limits.require_owner or not self.owners.nobody(handoff.scope):
+        if environment.limits.require_owner or not self._owners.nobody(handoff.scope):
             owner = await self._owner(handoff)
         keys: tuple[Key, ...] = ()
-        named = policy.idempotency == "required" or b"idempotency-key" in dict(handoff.fields)
-        if named or policy.coalesce:
+        if policy.coalesce or handoff.named:
             keys = await self._keys(handoff, owner)
             if keys and await self._joined(handoff, keys):
                 return
-        assert handoff.decision is not None
         synchronous = not handoff.decision.asynchronous  # no bounds hold for it, nor an engine
-        scheduler, placed = conductor.roster.scheduler, conductor.in_place and not synchronous
-        if placed and not handoff.upload.whole:
-            scheduler.check(handoff.route, owner)  # before more is read of what is refused
-        await handoff.drain()
+        scheduler, placed = self._runs.scheduler, environment.in_place and not synchronous
+        if not handoff.upload.whole:
+            if placed:
+                scheduler.check(handoff.route, owner)  # before more is read of what is refused
+            await handoff.drain()
         ticket = scheduler.admit(handoff.route, owner) if placed else None
         try:
             job = await self._create(handoff, ticket, owner, keys)
@@ -107,28 +121,36 @@ class Acceptance:
                 raise StoreUnavailable("The job store gives answers that differ.", retry_after=1)
             await self.accept(handoff, tries - 1)
             return
-        if not (placed or synchronous):
+        if placed or synchronous:
+            self._take_in(handoff, job, ticket, keyed=bool(keys))
+        else:
             await self._submit(job)
-        handoff.become(job, ticket, keyed=bool(keys))
-        if ticket is not None and job.state is State.QUEUED:
-            conductor.wait(_waiting(handoff, job, ticket))
-        elif placed or synchronous:
-            conductor.roster.running[job.id] = handoff
-        if conductor.leases is not None:
-            conductor.leases.keep(conductor.tasks)
-            if keys:
-                conductor.confirm(job)
-        conductor.keep_sweeping()
+            handoff.become_elsewhere(job, keyed=bool(keys))
+        if keys and environment.lease is not None:
+            self._new.confirm(job)
+        if not self._sweeper.sweeping:
+            self._sweeper.keep_sweeping()
+
+    def _take_in(self, handoff: Handoff, job: Job, ticket: Ticket | None, *, keyed: bool) -> None:
+        """A job runs here, or waits."""
+        waits = job.state is State.QUEUED
+        if waits and not handoff.holds:
+            run = Run(self._runs, job, handoff.policy, ticket, origin=_origin(handoff))
+        else:
+            stopping = handoff.stopping
+            run = Run(self._runs, job, handoff.policy, ticket, stopping=stopping, held=waits)
+        handoff.become(run, keyed=keyed)
+        (self._runs.wait if waits else self._runs.add)(run)
 
     async def _owner(self, handoff: Handoff) -> str | None:
         assert handoff.outer_scope is not None
         try:
-            owner = await self.owners.at_acceptance(
-                handoff.scope, handoff.outer_scope, mounted=self.mounted
+            owner = await self._owners.at_acceptance(
+                handoff.scope, handoff.outer_scope, mounted=self._mounted()
             )
         except OwnerError as error:
             raise OwnerUnknown("Whose the request is cannot be determined.") from error
-        if owner is None and self.conductor.limits.require_owner:
+        if owner is None and self._environment.limits.require_owner:
             raise OwnerRequired("The request does not say whose it is.")
         return owner
 
@@ -161,21 +183,21 @@ class Acceptance:
         Raises:
             Refusal: it is not there, or is taken away again as soon as that can be done.
         """
-        conductor = self.conductor
+        environment = self._environment
         assert handoff.route is not None
         assert handoff.decision is not None
         policy, synchronous = handoff.policy, not handoff.decision.asynchronous
         runs = synchronous or (ticket is not None and ticket.running)
-        max_runs = 1 if conductor.lease is None or synchronous else policy.runs
+        max_runs = 1 if environment.lease is None or synchronous else policy.runs
         replayable = max_runs > 1 if runs else not handoff.holds
         job = Job.accepted(
-            self.ids.mint(),
+            self._ids.mint(),
             handoff.route,
-            conductor.clock(),
+            environment.clock(),
             runs=runs,
             max_runs=max_runs,
             replayable=replayable,
-            holder=conductor.name if ticket is not None or synchronous else None,
+            holder=environment.name if ticket is not None or synchronous else None,
             queue=policy.queue,
             owner=owner,
         )
@@ -188,20 +210,18 @@ class Acceptance:
                 retry_after=1,
             )
         request = await handoff.kept_request() if replayable else None
-        within = None if synchronous else conductor.bounds(policy, job.state)
+        alone = synchronous or environment.lease is None  # nobody else has to be counted
+        within = None if alone else environment.bounds(policy, job.state)
         try:
-            there = await conductor.store.create(
-                job, request, keys=keys, lease=conductor.lease, bounds=within
-            )
+            there = await environment.ledger.create(job, request, keys=keys, bounds=within)
         except NoRoom as error:
             if ticket is None or not runs:
-                full = conductor.roster.scheduler.full(job.route, owner=error.owner)
-                raise full from error
-            conductor.block(ticket, error)
+                raise self._runs.scheduler.full(job.route, owner=error.owner) from error
+            self._runs.block(ticket, error)
             return await self._create(handoff, ticket, owner, keys)  # it waits, then
         except BaseException as error:
             if not isinstance(error, StoreFull):  # it may be there all the same
-                conductor.undo(job)
+                self._new.undo(job)
             if isinstance(error, Exception):
                 raise self._without_store(error) from error
             raise
@@ -213,14 +233,13 @@ class Acceptance:
         Raises:
             RunnerUnavailable: it was not taken, and is withdrawn.
         """
-        conductor = self.conductor
-        conductor.hold_on(job)  # or others would find it abandoned before that is decided
+        self._runs.hold_on(job)  # or others would find it abandoned before that is decided
         try:
             brought = await self._brought(job)
         except BaseException:  # the request was cancelled
-            conductor.undo(job)
+            self._new.undo(job)
             raise
-        conductor.roster.left(job)
+        self._runs.left(job)
         if not brought:
             detail = "The engine that runs jobs does not answer."
             raise RunnerUnavailable(detail, retry_after=5)
@@ -231,39 +250,37 @@ class Acceptance:
         If it cannot be withdrawn it is accepted: a worker has begun it, or the store, which has it
         for certain, does not answer. Then it is found abandoned, and the engine told once more.
         """
-        conductor = self.conductor
+        environment = self._environment
         try:
-            await conductor.bring(job)
+            await environment.bring(job)
         except Exception as error:
-            conductor.engine.failed(error)
+            environment.engine.failed(error)
         else:
             return True
         try:
-            withdrawn = await conductor.ledger.take_back(job)
+            withdrawn = await environment.ledger.take_back(job)
         except Exception as error:
-            conductor.availability.failed(error)
+            environment.availability.failed(error)
             return True
-        conductor.keep_sweeping()
+        self._sweeper.keep_sweeping()
         return not withdrawn
 
     def _without_store(self, error: Exception) -> StoreUnavailable:
         """The refusal of what the store could not take; clients do not learn the reason."""
         if isinstance(error, StoreFull):
             return StoreUnavailable("The job store is full.", retry_after=5)
-        self.conductor.availability.failed(error)
+        self._environment.availability.failed(error)
         return StoreUnavailable("The job store does not answer.", retry_after=5)
 
     def _until_restart(self) -> int:
-        return max(1, round(seconds(self.conductor.limits.drain_timeout)))
+        return max(1, round(seconds(self._environment.limits.drain_timeout)))
 
 
-def _waiting(handoff: Handoff, job: Job, ticket: Ticket) -> Waiting:
+def _origin(handoff: Handoff) -> Origin:
     """What waits of a request: nothing that the first pass of its app has written."""
-    if handoff.holds:
-        return Waiting(job, ticket, {}, Context(), handoff)
     assert handoff.outer_scope is not None
     assert handoff.context is not None
     outer = {k: v for k, v in handoff.outer_scope.items() if k not in _CAPTURED}
     if "state" in outer:
         outer["state"] = handoff.state
-    return Waiting(job, ticket, outer, handoff.context, None)
+    return Origin(outer, handoff.context)

@@ -20,8 +20,8 @@ from raincheck.idempotency import (
     scoped,
 )
 from raincheck.job import Job, Key
-from raincheck.runtime.ledger import Ledger
-from raincheck.stores.base import Found, Store
+from raincheck.runtime.environment import Environment
+from raincheck.stores.base import Found
 
 # Seconds that a request waits to hear what became of an earlier one, how often it looks, and after
 # how many its client is to come again.
@@ -32,22 +32,14 @@ class Deduplication:
     """Finds the job that a request is one with.
 
     Args:
-        store: where the jobs are.
-        ledger: how they are changed.
-        clock: seconds since the epoch.
+        environment: where the jobs are, and how they are changed.
         sure_of: whether a job is known to be accepted: it may have been refused after all.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        ledger: Ledger,
-        clock: Callable[[], float],
-        sure_of: Callable[[Job], bool],
-    ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._clock = clock
+    def __init__(self, environment: Environment, sure_of: Callable[[Job], bool]) -> None:
+        self._store = environment.store
+        self._ledger = environment.ledger
+        self._clock = environment.clock
         self._sure_of = sure_of
 
     async def varying(self, handoff: Handoff) -> frozenset[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import Context
-from functools import partial
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -16,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.acceptance.request_body import RequestBody
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
-from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge
-from raincheck.job import Job, State
+from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge, is_release
+from raincheck.job import Job, Progress
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
-from raincheck.preferences import Decision, decide, parse
-from raincheck.runtime.execution import CLOSED, COPYING, PLAIN, RECORDING, Conductor, Execution
-from raincheck.runtime.scheduler import Ticket
-from raincheck.runtime.stopping import Reason
+from raincheck.preferences import NO_PREFERENCE, Decision, decide, parse
+from raincheck.runtime.run import Run, tell_of
+from raincheck.runtime.stopping import Reason, Stopping
+from raincheck.tasks import Gate, Stopper, Tasks
 
 logger = logging.getLogger("raincheck")
 
@@ -42,7 +41,7 @@ VARY = (b"vary", b"Prefer")
 
 # What routing below us writes into the scope, and what counts and traces above us reads there; not
 # `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
-_ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
+_ROUTED = ("route", "endpoint", "path_params", "router", "fastapi")
 
 _UNSET = object()
 
@@ -55,25 +54,30 @@ class ClientLeft(Exception):
 
 
 class Acceptor(Protocol):
-    """What a handoff needs of the one who makes jobs of requests."""
+    """What a handoff needs of the one who makes jobs of requests.
 
-    @property
-    def conductor(self) -> Conductor:
-        """The one who owns the jobs."""
+    Attributes:
+        tasks: those of the event loop.
+        limiter: the threads for synchronous handlers.
+        cancel_grace: seconds that cleanup code has before it is cancelled again.
+        route_of: gives the name of a decorated endpoint's route, and its policy.
+    """
 
-    def route_of(self, mark: Mark) -> tuple[str, Policy]:
-        """The name of a decorated endpoint's route, and its policy."""
+    tasks: Tasks
+    limiter: anyio.CapacityLimiter
+    cancel_grace: float
+    route_of: Callable[[Mark], tuple[str, Policy]]
 
     async def accept(self, handoff: Handoff) -> None:
-        """Make a job of the request, and give it a ticket. Raises Refusal."""
+        """Make a job of the request. Raises Refusal."""
 
 
-class Handoff(Execution):
+class Handoff:
     """One request under a policy, with the app in a task of its own.
 
     It stands in for the server, with a private `receive` and `send`. Until acceptance messages
     pass between app and client. From acceptance on the client is gone: the rest of the request
-    comes from memory, and what the app sends is recorded.
+    comes from memory, and what the app sends is for the run of its job.
 
     Args:
         acceptor: makes jobs of requests.
@@ -83,19 +87,28 @@ class Handoff(Execution):
         send: the server's; None for a replay.
         route: the route's name, if it is known.
         policy: the policy that the request will probably meet.
+        run: the run of its job, for a replay.
         context: a copy of the context variables that it came with; None for a replay.
+        inner: those of the app's task; None where they are not to be seen outside.
+        vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
 
     Attributes:
+        route: the route's name, once it is known.
+        policy: the policy it runs under; before the entry, the one it will probably meet.
+        run: the run of its job, once it is accepted; an earlier request's job is none.
         scope: the request as the app sees it.
         outer_scope: the same as it came; None once the handoff is done.
         context: as given; None once the handoff is done.
-        inner: the context variables of the app's task, until the hand-over; then as they were.
+        inner: as given, until the hand-over; then as they were.
         state: the `state` in its scope as it came, before the app could write to it.
+        stopping: stops the app.
         upload: the request body on its way to the app.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
-        vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
+        named: whether an idempotency key means something to it, and it has one or should.
+        vary: as given; true as well once it has met a marked route.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
+        made: whether that is a new one, and its own.
         replayed: whether its idempotency key named a job that was there.
         keyed: whether others can come to its job by a key.
         refusal: why it was refused.
@@ -114,10 +127,11 @@ class Handoff(Execution):
         "_client_send",
         "_entered",
         "_left",
+        "_plain",
         "_read_by_another",
         "_reading",
+        "_recorded",
         "_released",
-        "_turn",
         "accepted",
         "context",
         "decision",
@@ -127,12 +141,18 @@ class Handoff(Execution):
         "handed_over",
         "inner",
         "keyed",
+        "made",
+        "named",
         "outer_scope",
+        "policy",
         "refusal",
         "replayed",
+        "route",
+        "run",
         "scope",
         "seeks",
         "state",
+        "stopping",
         "upload",
         "vary",
     )
@@ -147,13 +167,14 @@ class Handoff(Execution):
         *,
         route: str | None = None,
         policy: Policy,
-        job: Job | None = None,
-        ticket: Ticket | None = None,
+        run: Run | None = None,
         context: Context | None = None,
         inner: Context | None = None,
         vary: bool = False,
     ) -> None:
-        super().__init__(acceptor.conductor, route, policy, job, ticket)
+        self.route = route
+        self.policy = policy
+        self.run = run
         self.outer_scope: Scope | None = scope
         self.scope: Scope = dict(scope)
         if scope.get("extensions"):
@@ -162,69 +183,107 @@ class Handoff(Execution):
         self.inner = inner
         state = scope.get("state")
         self.state = dict(state) if isinstance(state, dict) else state
+        stopping = None if run is None else run.stopping
+        self.stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
+        self.upload = RequestBody(policy.max_request_size)
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
         self.vary = vary
         self.accepted: Job | None = None
+        self.made = False
+        self.named = False
         self.replayed = False
         self.keyed = False
         self.refusal: Refusal | None = None
         self.error: BaseException | None = None
-        self.handed_over = self.conductor.tasks.gate()
+        self.handed_over: Gate = acceptor.tasks.gate()
+        self.seeks = False
+        self.full: NoRoom | None = None
         self._acceptor = acceptor
         self._app = app
         self._around = scope.get("app")  # the app that we stand in, if it is one that says so
         self._client_receive = receive
         self._client_send = send
+        self._recorded = False  # what the app sends is its run's from now on
+        self._plain = False  # it is synchronous, and has no job
         self._reading = False
         self._read_by_another: anyio.Event | None = None
-        self.upload = RequestBody(policy.max_request_size)
-        self._turn: anyio.Event | None = None
         self._entered = False
         self._released = False  # the job waits without this request, and a replay will run it
         self._answered = False  # something of a response has gone to the client
-        self.seeks = False
-        self.full: NoRoom | None = None
         self._left: OSError | None = None  # what the server said when the client had left
+
+    # --- what handlers see ---------------------------------------------------------------------
+
+    @property
+    def job(self) -> Job | None:
+        """See `decorator.Entrance.job`."""
+        return None if self.run is None else self.run.job
+
+    @property
+    def known(self) -> Job | None:
+        """See `decorator.Entrance.known`."""
+        return None if self.run is None else self.run.known
+
+    @property
+    def limiter(self) -> anyio.CapacityLimiter | None:
+        """See `decorator.Entrance.limiter`."""
+        acceptor = self._acceptor
+        return None if acceptor.tasks.remote() else acceptor.limiter
+
+    def report(self, progress: Progress) -> None:
+        """See `decorator.Entrance.report`."""
+        if self.run is not None:
+            self.run.report(progress)
 
     # --- acceptance ----------------------------------------------------------------------------
 
-    async def enter(self, mark: Mark) -> bool:
+    async def enter(self, mark: Mark) -> Stopper | None:
         """See `decorator.Entrance.enter`."""
-        if self._entered or self._stage is PLAIN:
-            return False
-        tasks = self.conductor.tasks
+        if self._entered or self._plain:
+            return None
+        tasks = self._acceptor.tasks
         if get_ident() != tasks.thread and tasks.remote():  # the store and the client are there
-            return await tasks.call(partial(self.enter, mark))
+            return await self._enter_remotely(mark)
         self._entered = True
-        if self.job is not None:  # a path rule or a replay: accepted before it began
+        if self.run is not None:  # a path rule or a replay: accepted before it began
             if self.seeks:
                 await self._found(mark)
             self._learn_policy(mark)
-            return self._stage is RECORDING
+            plain = not self._recorded or self.run.decided or self.run.job.synchronous
+            return None if plain else self.stopping.inside()
         if self._answered:
             logger.warning("%s was entered after its response began; it is synchronous", mark.name)
-            return False
+            return None
         self.route, self.policy = self._acceptor.route_of(mark)
         asynchronous = self.prefers_async()
         if not (asynchronous or self.named):
-            self._stage = PLAIN
-            return False
-        self._turn = anyio.Event() if self.holds else None
+            self._plain = True
+            return None
         await self.accept()
-        if self.job is not None and not asynchronous:
+        run = self.run
+        if run is not None and not asynchronous:
             self.copy()
-            return False
-        if not self.runs:
-            self._stage = CLOSED
+            return None
+        if run is None or run.waits:
             self._hand_over()
-            if self.job is None or not self.holds:
-                self._released = self.job is not None
+            if run is None or not run.held:
+                self._released = self.made
                 raise Release(self._answer())
-            if not await self._held():
+            if not await run.until_begun():
                 raise Release
         self.record()
-        return True
+        return self.stopping.inside()
+
+    async def _enter_remotely(self, mark: Mark) -> Stopper | None:
+        async def enter() -> bool:
+            block = await self.enter(mark)
+            if block is not None:  # that of another task than the one that asks
+                block.left(None)
+            return block is not None
+
+        runs = await self._acceptor.tasks.call(enter)
+        return self.stopping.inside_remotely() if runs else None
 
     def _answer(self) -> int | None:
         """The status that the client is answered now; None if it has left."""
@@ -235,33 +294,31 @@ class Handoff(Execution):
     def _learn_policy(self, mark: Mark) -> None:
         """A replay in another process may have begun before the endpoint was ever seen there."""
         route, policy = self._acceptor.route_of(mark)
-        if route == self.route and policy is not self.policy and self._recorder is not None:
-            self._come_under(policy)
+        if route == self.route and policy is not self.policy and self._recorded:
+            self.policy = policy
+            assert self.run is not None
+            self.run.come_under(policy)
 
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
-        self.fields = [field for field in self.scope["headers"] if field[0] in _HEARD]
-        self.decision = decide(self.policy, parse(self.fields))
+        fields = self.fields = [field for field in self.scope["headers"] if field[0] in _HEARD]
+        given, meaning = dict(fields), self.policy.idempotency
+        preference = parse(fields) if b"prefer" in given else NO_PREFERENCE
+        self.decision = decide(self.policy, preference)
+        keyed = meaning == "optional" and b"idempotency-key" in given
+        self.named = keyed or meaning == "required"
         self.vary = True
         return self.decision.asynchronous
 
     @property
-    def named(self) -> bool:
-        """Whether an idempotency key means something to it, and it has one or should."""
-        meaning = self.policy.idempotency
-        if meaning == "optional":
-            return any(name == b"idempotency-key" for name, _ in self.fields)
-        return meaning == "required"
-
-    @property
     def in_place(self) -> bool:
         """Whether it has a job, and its client is answered in place all the same."""
-        return self.job is not None and self.job.synchronous
+        return self.run is not None and self.run.job.synchronous
 
     @contextmanager
     def synchronous(self) -> Iterator[None]:
         """The block in which the app runs for a client that waits for it."""
-        self._stage = PLAIN
+        self._plain = True
         token = current_handoff.set(self)
         try:
             yield
@@ -280,10 +337,14 @@ class Handoff(Execution):
         except Refusal as refusal:
             self.refusal = refusal
 
-    def become(self, job: Job, ticket: Ticket | None, *, keyed: bool) -> None:
-        """Be a new job from now on; its client waits for a synchronous one."""
-        self.accepted = None if job.synchronous else job
-        self.job, self.ticket, self.keyed = job, ticket, keyed
+    def become(self, run: Run, *, keyed: bool) -> None:
+        """Have a new job from now on; its client waits for a synchronous one."""
+        self.made, self.run, self.keyed = True, run, keyed
+        self.accepted = None if run.job.synchronous else run.job
+
+    def become_elsewhere(self, job: Job, *, keyed: bool) -> None:
+        """Have a new job that others run."""
+        self.made, self.accepted, self.keyed = True, job, keyed
 
     def join(self, job: Job, *, replayed: bool = False) -> None:
         """Be one with an earlier job."""
@@ -314,12 +375,12 @@ class Handoff(Execution):
     @property
     def runs(self) -> bool:
         """Whether it was accepted with capacity, and goes on where it is."""
-        return self.job is not None and self.job.state is State.RUNNING
+        return self.run is not None and not self.run.waits
 
     @property
     def interrupted(self) -> bool:
         """Whether the server stopped before anything was answered."""
-        return self._stopping.reason is Reason.INTERRUPTED and not self._answered
+        return self.stopping.reason is Reason.INTERRUPTED and not self._answered
 
     @property
     def holds(self) -> bool:
@@ -347,8 +408,10 @@ class Handoff(Execution):
 
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
+        assert self.run is not None
         self.upload.let_go()
-        self._start_recording(self.scope["method"])
+        self.run.record(self.scope["method"])
+        self._recorded = True
         self._hand_over()
 
     def copy(self, inner: Context | None = None) -> None:
@@ -357,9 +420,11 @@ class Handoff(Execution):
         Args:
             inner: the context variables of the app's task, if it has not begun.
         """
+        assert self.run is not None
         self.inner = inner or self.inner
         self.upload.let_go()
-        self._start_copying(self.scope["method"])
+        self.run.copy(self.scope["method"])
+        self._recorded = True
 
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
@@ -376,14 +441,13 @@ class Handoff(Execution):
             patience: seconds until the app is stopped if it has not been entered.
         """
         self.upload = RequestBody.of(request.body)
-        self._stage = CLOSED
         self.seeks = self._released = True
         self._hand_over()
-        self._stopping.after(patience, self._seek_no_longer)
+        self.stopping.after(patience, self._seek_no_longer)
 
     def _seek_no_longer(self) -> None:
         if self.seeks:
-            self.stop(Reason.LOST)
+            self.stopping.stop(Reason.LOST)
 
     async def _found(self, mark: Mark) -> None:
         """Begin, if this is the endpoint that is looked for.
@@ -391,36 +455,25 @@ class Handoff(Execution):
         Raises:
             Release: it is another one; or the job may not begin, or not yet.
         """
-        route, self.policy = self._acceptor.route_of(mark)
-        assert self.job is not None
-        if route != self.route or not self.conductor.waits(self.job.id):
+        route, policy = self._acceptor.route_of(mark)
+        run = self.run
+        assert run is not None
+        if route != self.route or not run.waits:
             raise Release(202)
+        self.policy = policy
+        run.come_under(policy)
         self.seeks = self._released = False
         try:
-            with self._stopping.noted():
-                begun = await self.conductor.begin(self)
+            with self.stopping.noted():
+                begun = await run.begin()
         except NoRoom as full:
             self.full, self._released = full, True
             raise Release(202) from None
         if not begun:
-            self._close()  # there is nothing to record: it has ended, or is somebody else's
-        if not begun or self._stopping.reason is not None:
+            run.give_up()  # there is nothing to record: it has ended, or is somebody else's
+        if not begun or self.stopping.reason is not None:
             raise Release(202)
         self.record()
-
-    def turn(self) -> None:
-        """The turn of a held request has come."""
-        assert self._turn is not None
-        self._turn.set()
-
-    async def _held(self) -> bool:
-        while True:
-            assert self._turn is not None
-            with self._stopping.inside():
-                await self._turn.wait()
-            self._turn = anyio.Event()
-            with suppress(NoRoom):  # its turn comes once more
-                return await self.conductor.begin(self)
 
     def _hand_over(self) -> None:
         self.show_route(self.outer_scope)
@@ -439,63 +492,77 @@ class Handoff(Execution):
     def show_route(self, outer: Scope | None) -> None:
         """Write what routing has found into the scope as it came, if that is there."""
         if outer is not None:
-            for key in _ROUTED & self.scope.keys():
-                outer[key] = self.scope[key]
+            scope = self.scope
+            for key in _ROUTED:
+                if key in scope:
+                    outer[key] = scope[key]
 
     # --- the app's side ------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def conduct(self) -> None:
         """Run the app to its end, in a task of its own.
 
         Raises:
             BaseException: the event loop was thrown away.
         """
         current_handoff.set(self)
+        stopping = self.stopping
         ended: BaseException | None = None
-        stopper = self._stopping.inside()
-        try:
-            if self._stopping.reason is None:  # cancelled while its start was being recorded
-                with stopper:
-                    try:
-                        await self._app(self.scope, self.receive, self.send)
-                    except Exception as error:
-                        await self._let_answer(error)
-                        raise
-        except BaseException as caught:
-            # The task ends here: what it ended with goes to the client's task or to the record.
-            if stopper.orphaned:
-                raise
-            ended = caught
-        self._stopping.end()
-        if ended is not None and self._is_our_doing(ended):
-            ended = None
-        if self.job is None or not self._recorder:
+        if stopping.reason is None:  # else cancelled while its start was being recorded
+            block = stopping.inside()
+            try:
+                await self._app(self.scope, self.receive, self.send)
+            except BaseException as error:  # for the client's task, or for the record
+                ended = await self._ended_by(error, block)
+            else:
+                block.left(None)
+        stopping.end()
+        run = self.run
+        if not self._recorded:
             self.upload.close()
-        if self.job is None or self.job.synchronous:
+        if run is None or run.job.synchronous:
             self.error = ended
             self.show_route(self.outer_scope)
             self.handed_over.open()
-        if self.job is None:
-            pass
-        elif not self._released:
-            await self._finish(ended)
-        elif ended is not None:
-            self._tell_of(ended)
+        if run is not None and not self._released:
+            await run.end(ended)
+        elif ended is not None and self._released:
+            job = self.job or self.accepted
+            assert job is not None
+            tell_of(job, ended)
+
+    async def _ended_by(self, error: BaseException, block: Stopper) -> BaseException | None:
+        """What the app has ended with; None if that is how it was stopped or released."""
+        try:
+            with block:
+                if isinstance(error, Exception):
+                    await self._let_answer(error)
+                raise error
+        except BaseException as ended:
+            if block.orphaned:
+                raise
+            self.stopping.end()
+            return None if self._is_our_doing(ended) else ended
+
+    def _is_our_doing(self, error: BaseException) -> bool:
+        """Whether what has come out of the app is how it was stopped or released."""
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            if self._acceptor.tasks.cancelled():
+                self.stopping.stop(Reason.INTERRUPTED)
+            return self.stopping.reason is not None
+        return is_release(error)
 
     async def _let_answer(self, error: Exception) -> None:
         """Let the app's own handler answer for a crash, as it does for those of other requests."""
-        catchall = Catchall.around(self._around)
-        if catchall is None or self.job is None or self._released or self._stopping.reason:
+        catchall, run = Catchall.around(self._around), self.run
+        if catchall is None or run is None or self._released or self.stopping.reason:
             return
-        if not self.conductor.tasks.here():
+        if not self._acceptor.tasks.here():
             return  # the event loop was thrown away
-        recorder = self._recorder
-        taken = self._stage is RECORDING or self._stage is COPYING
-        begun = not taken or recorder is None or recorder.started
         try:
-            await catchall.answer(error, self.scope, self.receive, self.send, begun=begun)
+            await catchall.answer(error, self.scope, self.receive, self.send, begun=run.started)
         except Exception as raised:
-            logger.error("job %s: the handler for errors raised", self.job.id, exc_info=raised)
+            logger.error("job %s: the handler for errors raised", run.job.id, exc_info=raised)
 
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""
@@ -515,7 +582,7 @@ class Handoff(Execution):
             # The client has gone, but the request was accepted in the meantime (law 10).
         # Nothing more comes. An answer here would end a streaming response: under ASGI 2.3 it
         # watches for one beside its own sending. So this blocks until the app is to stop.
-        await self._stopping.disconnected()
+        await self.stopping.disconnected()
         return {"type": "http.disconnect"}
 
     async def _read(self) -> Message | None:
@@ -541,26 +608,34 @@ class Handoff(Execution):
 
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI `send` for the app."""
-        if self._client_send is None:
-            return self._record(message)
+        client, run = self._client_send, self.run
+        if client is None:
+            if run is not None and self._recorded:
+                return run.take(message)
+            return self._send_nowhere(message)
         if not self._answered:
             self._answered = True
             self.show_route(self.outer_scope)
         if self.vary and message["type"] == "http.response.start":
             message = {**message, "headers": with_vary(message.get("headers", ()))}
-        if self._stage is COPYING:
-            return self._send_and_copy(self._client_send, message)
-        return self._client_send(message)
+        if run is not None and self._recorded and run.copies:
+            return self._send_and_copy(client, run, message)
+        return client(message)
 
-    async def _send_and_copy(self, send: Send, message: Message) -> None:
+    async def _send_nowhere(self, message: Message) -> None:
+        """Take what is for nobody: the request was refused, or its job waits."""
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.stopping.disconnect()
+
+    async def _send_and_copy(self, send: Send, run: Run, message: Message) -> None:
         if self._left is None:
             try:
                 await send(message)
             except OSError as error:  # as servers say that the client has left (ASGI HTTP, 2.4)
                 self._left = error
         # The handler has done its work: whoever sends the key again is given its answer.
-        await self._copy(message)
-        if self._left is not None and not self._complete and self._stage is not COPYING:
+        await run.take_copy(message)
+        if self._left is not None and not run.complete and not run.copies:
             raise self._left  # nobody wants the rest
 
 

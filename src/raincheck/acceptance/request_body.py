@@ -105,7 +105,8 @@ class RequestBody:
         del self._chunks[: self._read]
         self._read = 0
         self._keeps = False
-        self.close()
+        if self._file is not None:
+            self.close()
 
     async def body(self) -> bytes:
         """All of it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
 from typing import NamedTuple
 
 from raincheck.errors import Problem
@@ -18,20 +20,37 @@ class Reply(NamedTuple):
     body: bytes = b""
 
 
-class Urls(NamedTuple):
-    """Where a job is found.
+class Mount(NamedTuple):
+    """Where the status routes stand.
 
     Attributes:
-        result: the status URL, which becomes the response.
-        monitor: the document, finished or not.
-        cancel: where a POST cancels.
-        absolute: whether these URLs carry scheme and host.
+        url: their URL, without a slash at its end: `/jobs`, or `https://api.example.org/jobs`.
+        absolute: whether it has scheme and host.
     """
 
-    result: str
-    monitor: str
-    cancel: str
+    url: str
     absolute: bool
+
+
+class Action(Enum):
+    """What a request to a job's routes asks for."""
+
+    RESULT = "the poll: how the job stands, until that becomes its response"
+    MONITOR = "how the job stands, finished or not"
+    CANCEL = "that it stops"
+    DELETE = "that it is forgotten"
+
+
+class Place(NamedTuple):
+    """What stands at a path below the mount.
+
+    Attributes:
+        id: the job's that is meant, if there is such a job.
+        actions: what each method does there.
+    """
+
+    id: str
+    actions: Mapping[str, Action]
 
 
 class Outlook(NamedTuple):
@@ -49,32 +68,39 @@ class Outlook(NamedTuple):
 
 
 class Dialect(ABC):
-    """Writes replies. Pure: values in, a `Reply` out; no I/O, no clock."""
+    """Has the routes of jobs, their words and their URLs.
+
+    Pure: values in, a `Reply` out; no I/O, no clock.
+    """
 
     unasked: bool = True
     """Whether it may answer 202 to a request without `Prefer: respond-async`."""
 
     @abstractmethod
-    def accepted(self, job: Job, urls: Urls, outlook: Outlook, applied: bytes | None) -> Reply:
+    def place(self, path: str) -> Place | None:
+        """What stands at a path below the mount, which begins with a slash; None for nothing."""
+
+    @abstractmethod
+    def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
         """The answer to the request that was accepted.
 
         Args:
             job: the job.
-            urls: where it is found.
+            mount: where the status routes stand.
             outlook: what is expected of it.
             applied: the value of `Preference-Applied` (RFC 7240 §3), or None.
         """
 
     @abstractmethod
-    def navigated(self, urls: Urls) -> Reply:
+    def navigated(self, job: Job, mount: Mount) -> Reply:
         """The same for a browser that navigates."""
 
     @abstractmethod
-    def pending(self, job: Job, urls: Urls, outlook: Outlook) -> Reply:
+    def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
         """The status URL of a job that is not finished."""
 
     @abstractmethod
-    def monitor(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
+    def monitor(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         """The monitor; no outlook once the job is finished."""
 
     @abstractmethod
@@ -82,16 +108,16 @@ class Dialect(ABC):
         """Status and header fields under which a finished job's response is served."""
 
     @abstractmethod
-    def cancelled(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
+    def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         """The answer to a cancel; no outlook once the job has stopped."""
 
     @abstractmethod
-    def deleted(self, job: Job, urls: Urls, outlook: Outlook | None, *, finished: bool) -> Reply:
+    def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
         """The answer to a delete.
 
         Args:
             job: the job just before it was forgotten.
-            urls: where it was found.
+            mount: where the status routes stand.
             outlook: what is expected of it, unless it has stopped.
             finished: whether it had finished by itself before the delete.
         """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
+from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply
 from raincheck.errors import Problem
 from raincheck.job import TRANSITIONS, Job, State
 from raincheck.messages import RawHeaders
@@ -45,36 +45,49 @@ _FINAL = {
 }
 
 
+_ACTIONS: Mapping[str, Mapping[str, Action]] = {
+    "": {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE},
+    "/status": {"GET": Action.MONITOR, "HEAD": Action.MONITOR},
+    "/cancel": {"POST": Action.CANCEL},
+}
+"""What each method does at what stands behind a job's id."""
+
+
 class PlainDialect(Dialect):
     """HTTP with JSON, understood by whatever follows a 202's `Location`."""
 
-    def accepted(self, job: Job, urls: Urls, outlook: Outlook, applied: bytes | None) -> Reply:
-        location = urls.result.encode()
+    def place(self, path: str) -> Place | None:
+        id, slash, route = path[1:].partition("/")
+        actions = _ACTIONS.get(slash + route)
+        return None if actions is None or not id else Place(id, actions)
+
+    def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
+        location = f"{mount.url}/{job.id}".encode()
         headers = [(b"location", location)]
-        if urls.absolute:  # Azure's clients hand it to the transport as it is
-            headers.append((b"operation-location", urls.monitor.encode()))
+        if mount.absolute:  # Azure's clients hand it to the transport as it is
+            headers.append((b"operation-location", location + b"/status"))
         finished = job.finished  # an earlier request's job, which a key has named
         if not finished:
             headers.append((b"content-location", location))
-        headers.append((b"link", f'<{urls.monitor}>; rel="monitor"'.encode()))
+        headers.append((b"link", b'<%b/status>; rel="monitor"' % location))
         if applied:
             headers.append((b"preference-applied", applied))
         if finished:
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        return _document(202, job, urls, None if finished else outlook, headers)
+        return _document(202, job, mount, None if finished else outlook, headers)
 
-    def navigated(self, urls: Urls) -> Reply:
-        location = (b"location", urls.result.encode())
+    def navigated(self, job: Job, mount: Mount) -> Reply:
+        location = (b"location", f"{mount.url}/{job.id}".encode())
         return Reply(303, [location, _NO_STORE, _NO_REFERRER, (b"content-length", b"0")])
 
-    def pending(self, job: Job, urls: Urls, outlook: Outlook) -> Reply:
+    def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
         # Both again: clients that poll take one or the other from every 202 anew.
-        location = urls.result.encode()
+        location = f"{mount.url}/{job.id}".encode()
         headers = [(b"location", location), (b"content-location", location)]
-        return _document(202, job, urls, outlook, headers)
+        return _document(202, job, mount, outlook, headers)
 
-    def monitor(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
-        return _document(200, job, urls, outlook, _final(job))
+    def monitor(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
+        return _document(200, job, mount, outlook, _final(job))
 
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
@@ -94,12 +107,12 @@ class PlainDialect(Dialect):
             status, headers = 200, (*headers, (b"job-response-status", b"202"))
         return status, headers
 
-    def cancelled(self, job: Job, urls: Urls, outlook: Outlook | None) -> Reply:
+    def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
-        return _document(status, job, urls, outlook, _final(job))
+        return _document(status, job, mount, outlook, _final(job))
 
-    def deleted(self, job: Job, urls: Urls, outlook: Outlook | None, *, finished: bool) -> Reply:
-        return Reply(204, [_NO_STORE]) if finished else _document(202, job, urls, outlook, [])
+    def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
+        return Reply(204, [_NO_STORE]) if finished else _document(202, job, mount, outlook, [])
 
     def problem(
         self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
@@ -134,13 +147,13 @@ def _final(job: Job) -> list[tuple[bytes, bytes]]:
 
 
 def _document(
-    status: int, job: Job, urls: Urls, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
+    status: int, job: Job, mount: Mount, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
 ) -> Reply:
     if outlook is None:
-        body = _encode(_finished(job, urls)).encode()
+        body = _encode(_finished(job, f"{mount.url}/{job.id}")).encode()
     else:
         headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        body = _unfinished(job, urls, outlook)
+        body = _unfinished(job, mount, outlook)
     headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
 
@@ -150,30 +163,31 @@ def _document(
 _UNFINISHED = (
     '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
     '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
-    '"links": {"self": %s, "result": %s, "cancel": %s}}'
+    '"links": {"self": "%s/status", "result": "%s", "cancel": "%s/cancel"}}'
 )
 
 
-def _unfinished(job: Job, urls: Urls, outlook: Outlook) -> bytes:
+def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
     progress, position, completion = job.progress, outlook.queue_position, outlook.completion
+    url = _quote(f"{mount.url}/{job.id}")[1:-1]
     document = _UNFINISHED % (
         job.id,
         WORDS[job.state],
-        timestamp(job.created_at),
+        _spell_second(int(job.created_at)),
         "null" if progress is None or progress.fraction is None else progress.fraction,
         "null" if progress is None or progress.message is None else _quote(progress.message),
         "null" if position is None else position,
-        "null" if completion is None else f'"{timestamp(completion)}"',
+        "null" if completion is None else f'"{_spell_second(int(completion))}"',
         outlook.retry_after,
         job.runs,
-        _quote(urls.monitor),
-        _quote(urls.result),
-        _quote(urls.cancel),
+        url,
+        url,
+        url,
     )
     return document.encode()
 
 
-def _finished(job: Job, urls: Urls) -> dict[str, Any]:
+def _finished(job: Job, url: str) -> dict[str, Any]:
     progress = job.progress
     return {
         "job_id": job.id,
@@ -184,12 +198,12 @@ def _finished(job: Job, urls: Urls) -> dict[str, Any]:
         "finished_at": timestamp(job.finished_at),
         "expires_at": timestamp(job.expires_at),
         "runs": job.runs,
-        **_outcome(job, urls),
-        "links": {"self": urls.monitor, "result": urls.result, "cancel": urls.cancel},
+        **_outcome(job, url),
+        "links": {"self": url + "/status", "result": url, "cancel": url + "/cancel"},
     }
 
 
-def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
+def _outcome(job: Job, url: str) -> dict[str, Any]:
     problem, response = job.error, job.response
     if problem is not None:
         return {"error": {"code": problem.name, "message": problem.detail, **problem.document()}}
@@ -202,7 +216,7 @@ def _outcome(job: Job, urls: Urls) -> dict[str, Any]:
             "content_type": None if content_type is None else content_type.decode("latin-1"),
             "size": response.size,
         },
-        "resourceLocation": urls.result,
+        "resourceLocation": url,
     }
     if job.state is State.FAILED:
         message = f"The response has status {response.status}."

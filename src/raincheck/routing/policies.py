@@ -101,6 +101,11 @@ class RoutePolicies:
         # The names of path rules have a slash, and no others: all of them are known.
         return False if "/" in route or self._complete() else None
 
+    def unbounded(self) -> list[str]:
+        """The known routes of which any number of jobs may run."""
+        policies = self.by_route.items()
+        return [route for route, policy in policies if bounds(policy, State.RUNNING) is None]
+
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""
         return self.by_route[job.route]

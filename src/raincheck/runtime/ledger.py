@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 
@@ -20,15 +20,32 @@ from raincheck.errors import (
 )
 from raincheck.idempotency import unheard
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import RawHeaders, named_in_vary
+from raincheck.messages import CapturedRequest, Head, RawHeaders, named_in_vary
 from raincheck.stores.availability import Availability
-from raincheck.stores.base import Store
+from raincheck.stores.base import Claim, Store
 
 logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 
 _Change = Callable[[Job], Job]
+
+
+class Transition(NamedTuple):
+    """A job has come to another state, in the store as well.
+
+    Attributes:
+        job: the version that it has come to; `gone` if it was deleted.
+        before: the state before that; None for a job that is new.
+    """
+
+    job: Job
+    before: State | None
+
+
+Observer = Callable[[Transition], None]
+"""Is told of each transition, once that is made. What it raises is logged, and changes nothing."""
+
 
 # Seconds that an outcome waits for room: a response that is larger may be failing meanwhile.
 _FULL = 5.0
@@ -38,7 +55,7 @@ _LATEST = 60.0
 
 
 class Ledger:
-    """Changes jobs in a store.
+    """Writes jobs into a store, and tells of what becomes of them: nobody else does.
 
     What only the newest run of a job may change is fenced: once the job has another fence than
     the one known here, `LeaseLost` is raised and nothing changes.
@@ -50,6 +67,7 @@ class Ledger:
         availability: of the store.
         holder: the name of this process.
         lease: seconds that a job which starts is this process's own; None for always.
+        observers: told of each transition that is made here, in order.
     """
 
     def __init__(
@@ -61,8 +79,10 @@ class Ledger:
         availability: Availability,
         holder: str | None = None,
         lease: float | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._store = store
+        self._observers = observers
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
         # What this process has told the store of what each route's responses vary by.
@@ -70,6 +90,24 @@ class Ledger:
         self._availability = availability
         self._holder = holder
         self._lease = lease
+
+    async def create(
+        self,
+        job: Job,
+        request: CapturedRequest | None,
+        *,
+        keys: Collection[Key] = (),
+        bounds: Bounds | None = None,
+    ) -> Job:
+        """Insert a new job, which is this process's own. As `Store.create`, and raises as it does.
+
+        Whoever is told of an error does not know whether it is there.
+        """
+        lease = self._lease
+        there = await self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
+        if self._observers and there.id == job.id:
+            self._tell_of(there, None)
+        return there
 
     async def start(self, job: Job, bounds: Bounds | None = None) -> Job:
         """Record that it runs, here.
@@ -82,12 +120,29 @@ class Ledger:
 
         def start(job: Job) -> Job:
             if job.state is State.RUNNING and (job.started_at, job.holder) == (now, self._holder):
+                self._tell_of(job, State.QUEUED)
                 return job  # our own write, whose acknowledgement was lost
             return job.start(now, self._holder)
 
         return await self.patiently(
             partial(self._advance, job, start, lease=self._lease, bounds=bounds)
         )
+
+    async def claim(self, id: str, routes: Collection[str]) -> Claim | None:
+        """Begin a job that waits, here, if it is of one of these routes: see `Store.claim`.
+
+        Raises:
+            UnreadableRecord: it, or its captured request.
+        """
+        holder, now = self._holder, self._clock()
+        assert holder is not None
+        claim = partial(
+            self._store.claim, id, routes=routes, holder=holder, now=now, lease=self._lease
+        )
+        claimed = await self.patiently(claim)
+        if claimed is not None and claimed.begun:
+            self._tell_of(claimed.job, State.QUEUED)
+        return claimed
 
     async def hold(self, job: Job) -> Job:
         """Let it wait here.
@@ -152,14 +207,14 @@ class Ledger:
             await self.patiently(partial(self._store.learn, route, names))
         self._told[route] = told | names
 
-    async def append(self, job: Job, offset: int, chunk: bytes) -> None:
-        """Keep a chunk of its response body.
+    async def append(self, job: Job, offset: int, chunk: bytes, head: Head | None) -> None:
+        """Keep a chunk of its response body, and with the first what is known of the response.
 
         Raises:
             LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
             StoreFull: there is no room for it.
         """
-        kept = partial(self._store.append_body, job.id, job.fence, offset, chunk)
+        kept = partial(self._store.append_body, job.id, job.fence, offset, chunk, head=head)
         if not await self.patiently(kept, StoreFull):
             raise LeaseLost("the job has changed hands")
 
@@ -212,7 +267,11 @@ class Ledger:
         Returns:
             Whether it is; if not, it has changed in the meantime.
         """
-        return await self._store.replace(self._finished(job, State.CANCELLED, self._clock(), ttl))
+        withdrawn = self._finished(job, State.CANCELLED, self._clock(), ttl)
+        if not await self._store.replace(withdrawn):
+            return False
+        self._tell_of(withdrawn, job.state)
+        return True
 
     async def finish(
         self,
@@ -237,13 +296,17 @@ class Ledger:
         """
         now = self._clock()
         try:
-            done = self._finished(job, state, now, ttl, **outcome)
+            done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
         except IllegalTransition:
             return job
+        if done.response is None:
+            done = _without_body(done)
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):
                 if done.error is not None:
-                    _tell(done, done.error, why)
+                    _log(done, done.error, why)
+                if self._observers:
+                    self._tell_of(done, job.state)
                 return done
         except Exception as error:
             self._availability.failed(error)
@@ -258,8 +321,10 @@ class Ledger:
             given = {**outcome, "response": None, "error": NOT_KEPT}
             unkept = partial(end, state=State.FAILED, **given)
         ended = await self._end_patiently(job, partial(end, **outcome), unkept, tail)
-        if ended.error is not None and ended.finished_at in tried:  # else somebody else ended it
-            _tell(ended, ended.error, why)
+        if ended.finished_at in tried:  # else somebody else ended it
+            if ended.error is not None:
+                _log(ended, ended.error, why)
+            self._tell_of(ended, job.state)
         return ended
 
     async def _end_patiently(
@@ -338,6 +403,7 @@ class Ledger:
                     return True  # there is no room for the other one, either
             elif newest.gone or newest.confirmed:
                 return newest.gone
+        self._tell_of(tombstone, job.state)
         return True
 
     async def patiently(self, ask: Callable[[], Awaitable[T]], *further: type[Exception]) -> T:
@@ -358,11 +424,16 @@ class Ledger:
             self._availability.answered()
         return answer
 
+    def _tell_of(self, job: Job, before: State | None) -> None:
+        for observer in self._observers:
+            try:
+                observer(Transition(job, before))
+            except Exception:  # whatever it is, the job is what it is (law 5)
+                logger.exception("an observer of jobs raised")
+
     def _finished(self, job: Job, state: State, now: float, ttl: float, **outcome: Any) -> Job:
         done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
-        if done.response is None:  # what there is of a body goes with its fence
-            done = done._replace(fence=done.fence + 1)
-        return done
+        return _without_body(done) if done.response is None else done
 
     async def _advance(
         self,
@@ -385,7 +456,11 @@ class Ledger:
         fence = job.fence
         while True:
             changed = change(job)
-            if changed is job or await self._store.replace(changed, lease=lease, bounds=bounds):
+            if changed is job:
+                return job
+            if await self._store.replace(changed, lease=lease, bounds=bounds):
+                if changed.state is not job.state or changed.gone:
+                    self._tell_of(changed, job.state)
                 return changed
             newest = await self._newest(job)
             if newest is None:
@@ -403,7 +478,12 @@ class Ledger:
         return None if newest is None or newest.gone else newest
 
 
-def _tell(job: Job, error: Problem, why: str | None) -> None:
+def _without_body(job: Job) -> Job:
+    """The same version; what there is of a body goes with its fence."""
+    return job._replace(fence=job.fence + 1)
+
+
+def _log(job: Job, error: Problem, why: str | None) -> None:
     if error.name != CRASHED:
         logger.warning(
             "job %s (%s) has failed: %s",

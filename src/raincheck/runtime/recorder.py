@@ -1,11 +1,11 @@
-"""Recording: what a handler sends goes to the store."""
+"""Recording: what a handler sends, message by message, becomes the response that is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from raincheck.messages import CapturedResponse, end_to_end, unsendable
+from raincheck.messages import CapturedResponse, Head, end_to_end, unsendable
 
 # Bytes that come together before the store is asked to keep them: a response of many small
 # messages is not as many calls. What is left at the end goes with the outcome. Joined, they leave
@@ -22,42 +22,46 @@ class TooLarge(Exception):
 
 
 class Recorder:
-    """Takes the messages of one response in order, and has its body kept.
+    """Takes the messages of one response in order.
 
     Args:
-        keep: keeps a piece of the body that begins at an offset.
         method: the request's method; a response to HEAD may announce more than it sends.
         max_size: bytes of body.
+
+    Attributes:
+        max_size: as given.
+        piece: a piece of the body that has come together, and where it begins: whoever records has
+            it kept, and says so by `kept()`, before the next message is taken.
     """
 
     __slots__ = (
         "_gathered",
         "_headers",
-        "_keep",
-        "_kept",
         "_method",
-        "_piece",
+        "_passed_on",
         "_size",
         "_status",
         "max_size",
+        "piece",
     )
 
-    def __init__(
-        self, keep: Callable[[int, bytes], Awaitable[None]], method: str, max_size: int
-    ) -> None:
+    def __init__(self, method: str, max_size: int) -> None:
         self.max_size = max_size
-        self._keep = keep
+        self.piece: tuple[int, bytes] | None = None
         self._method = method
         self._status: int | None = None
         self._headers: Any = ()
         self._size = 0
-        self._kept = 0
+        self._passed_on = 0
         self._gathered: list[bytes] = []
-        self._piece: tuple[int, bytes] | None = None
 
     def allow(self, max_size: int) -> None:
         """Let the body have so many bytes from now on."""
         self.max_size = max_size
+
+    def kept(self) -> None:
+        """The piece is kept."""
+        self.piece = None
 
     @property
     def started(self) -> bool:
@@ -65,11 +69,16 @@ class Recorder:
         return self._status is not None
 
     @property
+    def head(self) -> Head | None:
+        """Status and headers, if they are here."""
+        return None if self._status is None else Head(self._status, self._headers)
+
+    @property
     def tail(self) -> bytes:
         """The end of the body, which nobody was asked to keep so far."""
         return b"".join(self._gathered)
 
-    async def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
+    def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
         """Take one message.
 
         Returns:
@@ -81,12 +90,13 @@ class Recorder:
         """
         kind = message["type"]
         if kind != "http.response.body":
-            self._take_other(kind, message)
-            return None
+            if kind == "http.response.start":
+                self._start(message)
+            elif not kind.startswith("http.response."):
+                raise ProtocolError(f"the handler sent {kind!r}")
+            return None  # others belong to extensions that the scope does not offer
         if self._status is None:
             raise ProtocolError("the handler sent a body before the start of its response")
-        if self._piece is not None:  # the handler was cancelled while it was being kept
-            await self._keep_piece(self._piece)
         chunk = message.get("body", b"")
         self._size += len(chunk)
         if self._size > self.max_size:
@@ -94,36 +104,27 @@ class Recorder:
         if chunk:
             self._gathered.append(bytes(chunk))
         if message.get("more_body", False):
-            if self._size - self._kept >= PIECE:
-                self._piece = (self._kept, self.tail)
-                self._kept = self._size
+            if self._size - self._passed_on >= PIECE:
+                self.piece = (self._passed_on, self.tail)
+                self._passed_on = self._size
                 self._gathered.clear()
-                await self._keep_piece(self._piece)
             return None
         response = CapturedResponse(self._status, self._headers, self._size)
         if reason := unsendable(response, self._method):
             raise _cannot_be_sent(reason)
         return response
 
-    async def _keep_piece(self, piece: tuple[int, bytes]) -> None:
-        await self._keep(*piece)
-        self._piece = None
-
-    def _take_other(self, kind: str, message: Mapping[str, Any]) -> None:
-        if kind == "http.response.start":
-            if self._status is not None:
-                raise ProtocolError("the handler started its response twice")
-            status = message.get("status")
-            if not isinstance(status, int) or not 200 <= status <= 599:
-                raise _cannot_be_sent("its status is none of 200 to 599")
-            try:
-                self._headers = end_to_end(message.get("headers", ()))
-            except ValueError as error:
-                raise _cannot_be_sent(error) from error
-            self._status = int(status)
-        elif not kind.startswith("http.response."):
-            raise ProtocolError(f"the handler sent {kind!r}")
-        # Others belong to extensions that the scope does not offer.
+    def _start(self, message: Mapping[str, Any]) -> None:
+        if self._status is not None:
+            raise ProtocolError("the handler started its response twice")
+        status = message.get("status")
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise _cannot_be_sent("its status is none of 200 to 599")
+        try:
+            self._headers = end_to_end(message.get("headers", ()))
+        except ValueError as error:
+            raise _cannot_be_sent(error) from error
+        self._status = int(status)
 
 
 def _cannot_be_sent(reason: object) -> ProtocolError:

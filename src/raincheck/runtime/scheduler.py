@@ -77,6 +77,12 @@ class _Route:
         self.blocked_owners: set[str | None] = set()
 
     @property
+    def unbounded(self) -> bool:
+        policy = self.policies[self.name]
+        bounded = policy.max_running is not None or policy.max_running_per_owner is not None
+        return not (bounded or self.blocked or self.blocked_owners)
+
+    @property
     def free(self) -> bool:
         bound = self.policies[self.name].max_running
         return not self.blocked and (bound is None or self.running < bound)
@@ -144,10 +150,6 @@ class _Route:
         return sum(_place(queue, number) for queue in self.waiting.values())
 
 
-def _bounds_running(policy: Policy) -> bool:
-    return policy.max_running is not None or policy.max_running_per_owner is not None
-
-
 def _place(queue: list[Ticket], number: int) -> int:
     return bisect_left(queue, number, key=lambda ticket: ticket.number)
 
@@ -199,10 +201,13 @@ class Scheduler:
             OverQuota: no capacity, and as many requests of this owner wait as may.
             QueueFull: no capacity, and no room to wait.
         """
-        route = self._route(name)
-        free = self._running < self._limits.max_running and route.free and route.free_for(owner)
+        route = self._routes.get(name) or self._route(name)
         # Whoever waits on this route goes first, even if capacity has just become free.
-        runs = free and (not route.waits or route.head() is None)
+        runs = (
+            self._running < self._limits.max_running
+            and (route.unbounded or (route.free and route.free_for(owner)))
+            and (not route.waits or route.head() is None)
+        )
         if not runs:
             if not accepted:
                 self._check_room(route, owner)
@@ -219,10 +224,38 @@ class Scheduler:
             route.wait(ticket)
         return ticket
 
+    def take_any(self) -> Ticket | None:
+        """A place to run for a request of a route that is not known yet, if nobody waits for it."""
+        if self._waiting or self._running >= self._limits.max_running:
+            return None
+        self._numbers += 1
+        self._running += 1
+        ticket = Ticket(self._numbers, self._route(""), None, running=False)
+        ticket.route.begin(ticket)
+        return ticket
+
+    def move(self, ticket: Ticket, name: str, owner: str | None) -> Ticket:
+        """Give a place that runs to a request of this route, whatever its bounds.
+
+        Args:
+            ticket: one that runs.
+            name: the route.
+            owner: whose request it is.
+
+        Returns:
+            Its ticket; the other one has none any more.
+        """
+        route = self._routes.get(name) or self._route(name)
+        ticket.route.end(ticket)
+        moved = Ticket(ticket.number, route, owner, running=True)
+        route.begin(moved)
+        return moved
+
     def check(self, name: str, owner: str | None) -> None:
         """Raise what `admit()` would raise now. Takes no place, and nobody gets one by it."""
-        full = self._waiting or self._running >= self._limits.max_running
-        if full or _bounds_running(self._policies[name]):
+        policy = self._policies[name]
+        bounded = policy.max_running is not None or policy.max_running_per_owner is not None
+        if bounded or self._waiting or self._running >= self._limits.max_running:
             self.leave(self.admit(name, owner))
 
     def block(self, ticket: Ticket, *, owner: bool) -> None:

@@ -66,6 +66,10 @@ class Stopping:
         """The block that is stopped: the innermost one that the app stands in."""
         return self._tasks.stopper(self._stoppers)
 
+    def inside_remotely(self) -> Stopper:
+        """The same, of a task on the event loop of another thread."""
+        return self._tasks.remote_stopper(self._stoppers)
+
     def after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back after `delay` seconds from now, unless the app has ended by then."""
         if self._timers is None:

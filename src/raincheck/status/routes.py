@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from urllib.parse import quote
 
 from cachetools import LRUCache
 from starlette.types import Message, Receive, Scope, Send
 
-from raincheck.dialects.base import Dialect, Outlook, Reply, Urls
+from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply
 from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, UnreadableRecord
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
-from raincheck.messages import CapturedResponse, servable
-from raincheck.owners import OwnerError, Owners, same
+from raincheck.messages import RawHeaders, servable
+from raincheck.owners import Owners
 from raincheck.preferences import parse
-from raincheck.serialization import dump, load
+from raincheck.status.access import Access
+from raincheck.status.results import send_reply, send_stored
 
 logger = logging.getLogger("raincheck")
+
+_NOWHERE = Place("", {})
 
 UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.")
 EXPIRED = Problem("expired", 410, "The job is gone", "The job has expired, or was deleted.")
@@ -49,83 +52,59 @@ MISPLACED = Problem(
 LONGEST_POLL = 25.0
 _AT_LEAST = 1.0
 
-# What is done with a job that is there is done with this one where there is none.
-_DECOY = Job(
-    id="x" * 30,
-    route="app.endpoints.report",
-    state=State.SUCCEEDED,
-    created_at=1.7e9,
-    version=2,
-    fence=1,
-    runs=1,
-    started_at=1.7e9,
-    finished_at=1.7e9,
-    expires_at=1.7e12,
-    purge_at=1.7e12,
-    response=CapturedResponse(
-        200, ((b"content-length", b"1000"), (b"content-type", b"application/json")), 1000
-    ),
-    owner="x" * 30,
-)
-_DECOY_RECORD = dump(_DECOY)
 
-
-class Places:
-    """Where jobs are found.
+class Mounts:
+    """Where the status routes stand: at a path that each request may have a prefix of its own to.
 
     Args:
-        path: the mount path, e.g. `/jobs`.
         base_url: scheme, host and whatever else goes in front of all paths; None for relative URLs.
     """
 
-    def __init__(self, path: str, base_url: str | None) -> None:
-        self.path = path
-        self._base_url = base_url
-
-    def urls(self, prefix: str, id: str) -> Urls:
-        """The URLs of a job whose status routes stand below `prefix`.
-
-        They name no other host, whatever path a client has brought: a URL that begins with two
-        slashes would (RFC 3986 §4.2).
-        """
-        result = f"{self._base_url or ''}{_quoted(prefix)}/{id}"
-        return Urls(result, f"{result}/status", f"{result}/cancel", self._base_url is not None)
+    def __init__(self, base_url: str | None) -> None:
+        self.at = lru_cache(maxsize=1024)(partial(_mount, base_url))
+        """Gives the mount whose path is this prefix."""
 
 
-@lru_cache(maxsize=1024)
-def _quoted(prefix: str) -> str:
-    """A path as it stands in a URL (RFC 3986 §3.3): parts of it may come from the client.
+def _mount(base_url: str | None, prefix: str) -> Mount:
+    """Where URLs begin that name no other host, whatever path a client has brought.
 
-    It begins with one slash; to browsers a backslash is another.
+    One that begins with two slashes would (RFC 3986 §4.2), and to browsers a backslash is another.
+    As it stands in a URL (§3.3): parts of it may come from the client.
     """
     path = "/" + prefix.lstrip("/\\")
-    return quote(path, safe="/-._~!$&'()*+,;=:@", errors="surrogatepass")
+    quoted = quote(path, safe="/-._~!$&'()*+,;=:@", errors="surrogatepass")
+    return Mount(f"{base_url or ''}{quoted}", base_url is not None)
 
 
 class StatusRoutes:
-    """Serves `{id}`, `{id}/status` and `{id}/cancel` below wherever it is mounted.
+    """Serves what the dialect has below wherever it is mounted.
 
     Args:
         jobs: the jobs.
         dialect: how they are spelt.
-        places: where they are found.
+        mounts: where they are found.
         owners: whose a request is.
         max_wait: the longest long poll, in seconds; more than 25 are 25.
+
+    Attributes:
+        jobs, dialect: as given.
+        access: finds a job for whoever asks.
+        max_wait: as given, and at most 25.
     """
 
     def __init__(
         self,
         jobs: Jobs,
         dialect: Dialect,
-        places: Places,
+        mounts: Mounts,
         *,
         owners: Owners,
         max_wait: float,
     ) -> None:
-        self.owners = owners
+        self.access = Access(jobs, owners)
         self.jobs = jobs
         self.dialect = dialect
-        self.places = places
+        self._mounts = mounts
         self.max_wait = min(max_wait, LONGEST_POLL)
         self._warned = False
         self._unreadable = LRUCache[str, bool](maxsize=1024)  # those that the log has told of
@@ -147,18 +126,19 @@ class StatusRoutes:
         """
         if not self.jobs.ready:
             await self.jobs.open()
-        id, slash, route = tail[1:].partition("/")
-        exchange = _Exchange(self, id, prefix, scope, send)
+        place = self.dialect.place(tail) or _NOWHERE
+        exchange = _Exchange(self, place.id, self._mounts.at(prefix), scope, send)
         try:
-            if id and not slash and scope["method"] == "GET":
-                await exchange.result()  # the poll, which is most of all requests
+            action = place.actions.get(scope["method"])
+            if action is Action.RESULT:  # the poll, which is most of all requests
+                await exchange.result()
             else:
-                await self._serve(route if slash else None, exchange, scope["method"])
+                await self._serve(place, action, exchange)
         except Exception as error:
             if exchange.started:
                 raise
             if isinstance(error, UnreadableRecord):
-                self._tell_unreadable(id, error)
+                self._tell_unreadable(place.id, error)
             elif isinstance(error, StoreError | OSError):
                 self.jobs.availability.failed(error)
             else:  # ours, the dialect's or the owner's
@@ -171,14 +151,16 @@ class StatusRoutes:
             self._unreadable[id] = True
             logger.warning("job %s was asked for, and cannot be read: %s", id, error)
 
-    async def _serve(self, route: str | None, exchange: _Exchange, name: str) -> None:
-        allowed = exchange.methods(route)
-        method = allowed.get(name)
-        if method is not None:
-            await method()
-        elif allowed:
+    async def _serve(self, place: Place, action: Action | None, exchange: _Exchange) -> None:
+        if action is Action.MONITOR:
+            await exchange.monitor()
+        elif action is Action.CANCEL:
+            await exchange.cancel()
+        elif action is Action.DELETE:
+            await exchange.delete()
+        elif place.actions:
             reply = self.dialect.problem(NOT_ALLOWED)
-            reply.headers.append((b"allow", ", ".join(sorted(allowed)).encode()))
+            reply.headers.append((b"allow", ", ".join(sorted(place.actions)).encode()))
             await exchange.reply(reply)
         else:
             await exchange.reply(self.dialect.problem(UNKNOWN))
@@ -207,29 +189,17 @@ def _finished(job: Job) -> bool:
 class _Exchange:
     """One request to a status route."""
 
-    __slots__ = ("_prefix", "_routes", "_scope", "_send", "id", "started")
+    __slots__ = ("_mount", "_routes", "_scope", "_send", "id", "started")
 
     def __init__(
-        self, routes: StatusRoutes, id: str, prefix: str, scope: Scope, send: Send
+        self, routes: StatusRoutes, id: str, mount: Mount, scope: Scope, send: Send
     ) -> None:
         self._routes = routes
         self.id = id
         self.started = False
-        self._prefix = prefix
+        self._mount = mount
         self._scope = scope
         self._send = send
-
-    def methods(self, route: str | None) -> dict[str, Callable[[], Awaitable[None]]]:
-        """What each method does on a route; empty if there is no such route."""
-        if not self.id:
-            return {}
-        if route is None:
-            return {"GET": self.result, "HEAD": self.result, "DELETE": self._delete}
-        if route == "status":
-            return {"GET": self._monitor, "HEAD": self._monitor}
-        if route == "cancel":
-            return {"POST": self._cancel}
-        return {}
 
     async def reply(self, reply: Reply) -> None:
         """Send what a dialect has written."""
@@ -243,18 +213,23 @@ class _Exchange:
             waits: how it may be waited for, if it may.
             here: the job as it is known without asking the store, if that is enough.
         """
-        job = await self._own(here)
-        if waits is not None and job is not None and not job.gone and not job.finished:
-            wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
-            if wait:
-                job = await waits(job, wait)
+        job = await self._routes.access.job(self.id, self._scope, here=here)
+        if waits is not None and job is not None and not (job.gone or job.finished):
+            job = await self._waited(job, waits)
+        return job if await self._is_there(job) else None
+
+    async def _waited(self, job: Job, waits: _Wait) -> Job | None:
+        """The job, after as long as the asker would wait."""
+        wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
+        return await waits(job, wait) if wait else job
+
+    async def _is_there(self, job: Job | None) -> bool:
+        """Whether there is a job to show; if not, the answer has been given."""
         if job is None:
             await self.reply(self._routes.absent(self.id))
         elif job.gone:
-            await self.reply(self._dialect.problem(EXPIRED))
-        else:
-            return job
-        return None
+            await self.reply(self._routes.dialect.problem(EXPIRED))
+        return job is not None and not job.gone
 
     async def _end(self, job: Job, wait: float) -> Job | None:
         """The job when it has finished, or after this time."""
@@ -272,54 +247,47 @@ class _Exchange:
 
         return await self._routes.jobs.until(newest, changed, wait - _AT_LEAST)
 
-    async def _own(self, here: Job | None = None) -> Job | None:
-        """The job, if it is the asker's; a foreign one is like one that is not there (law 7)."""
-        asking, owners = None, self._routes.owners
-        if not owners.nobody(self._scope):
-            try:
-                asking = await owners.of(self._scope)
-            except OwnerError:
-                return None
-        if here is not None and same(here.owner, asking):
-            return here
-        jobs = self._routes.jobs
-        job = await jobs.get(self.id)
-        if job is None:  # so that an unknown id takes as long as a foreign one
-            if jobs.store.shared:
-                load(_DECOY_RECORD)
-            _DECOY.expired(jobs.clock())
-        theirs = same("nobody" if job is None else job.owner, asking)
-        return job if theirs else None
-
     async def result(self) -> None:
         """Answer a poll: the document, or what it has become."""
-        job = await self._find(self._end)
-        if job is None:
+        routes = self._routes
+        found = await routes.access.answer(self.id, self._scope)
+        job, body = found if found is not None else (None, None)
+        if job is not None and not (job.gone or job.finished):
+            job = await self._waited(job, self._end)
+        if not await self._is_there(job):
             return
+        assert job is not None
         if not job.finished:
-            await self.reply(self._dialect.pending(job, self._urls(job), self._outlook(job)))
+            await self.reply(routes.dialect.pending(job, self._mount, self._outlook(job)))
         elif job.response is not None:
-            status, headers = self._dialect.result(job)
+            status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
-            body = self._routes.jobs.store.read_body(job.id)
-            size = job.response.size
-            try:
-                await send_stored(status, headers, body, size, self._scope, self._begun)
-            except BodyLost:
-                if self.started or await self._find():
-                    raise
+            if body is not None:
+                await self.reply(Reply(status, [*headers], body))
+            else:
+                await self._send_stored(job, job.response.size, status, headers)
         else:
-            await self.reply(self._dialect.problem(job.error or CANCELLED, job=job))
+            await self.reply(routes.dialect.problem(job.error or CANCELLED, job=job))
+
+    async def _send_stored(self, job: Job, size: int, status: int, headers: RawHeaders) -> None:
+        body = self._routes.jobs.store.read_body(job.id)
+        try:
+            await send_stored(status, headers, body, size, self._scope, self._begun)
+        except BodyLost:
+            if self.started or await self._find():
+                raise
 
     async def _begun(self, message: Message) -> None:
         self.started = True
         await self._send(message)
 
-    async def _monitor(self) -> None:
+    async def monitor(self) -> None:
+        """Answer how it stands."""
         if job := await self._find(self._news):
-            await self.reply(self._dialect.monitor(job, self._urls(job), self._expected(job)))
+            await self.reply(self._dialect.monitor(job, self._mount, self._expected(job)))
 
-    async def _cancel(self) -> None:
+    async def cancel(self) -> None:
+        """Stop it, unless others share it, and answer how it stands."""
         if not await self._find(here=self._routes.jobs.alone(self.id)):
             return
         job = await self._routes.jobs.leave(self.id)
@@ -328,9 +296,10 @@ class _Exchange:
         elif job.finished and job.state is not State.CANCELLED:
             await self.reply(self._dialect.problem(FINISHED, job=job))
         else:
-            await self.reply(self._dialect.cancelled(job, self._urls(job), self._expected(job)))
+            await self.reply(self._dialect.cancelled(job, self._mount, self._expected(job)))
 
-    async def _delete(self) -> None:
+    async def delete(self) -> None:
+        """Forget it, once it has stopped, and answer that."""
         found = await self._find(here=self._routes.jobs.alone(self.id))
         if found is None:
             return
@@ -343,7 +312,7 @@ class _Exchange:
             await self._find()
             return
         reply = self._dialect.deleted(
-            job, self._urls(job), self._expected(job), finished=found.finished
+            job, self._mount, self._expected(job), finished=found.finished
         )
         await self.reply(reply)
 
@@ -351,60 +320,8 @@ class _Exchange:
     def _dialect(self) -> Dialect:
         return self._routes.dialect
 
-    def _urls(self, job: Job) -> Urls:
-        return self._routes.places.urls(self._prefix, job.id)
-
     def _outlook(self, job: Job) -> Outlook:
         return self._routes.jobs.outlook(job)
 
     def _expected(self, job: Job) -> Outlook | None:
         return None if job.finished else self._outlook(job)
-
-
-async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
-    """Send what a dialect has written; no body to a HEAD."""
-    start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
-    await send(start)
-    body = b"" if scope["method"] == "HEAD" else reply.body
-    await send({"type": "http.response.body", "body": body})
-
-
-async def send_stored(
-    status: int,
-    headers: Iterable[tuple[bytes, bytes]],
-    body: AsyncIterator[bytes],
-    size: int,
-    scope: Scope,
-    send: Send,
-) -> None:
-    """Send a stored response chunk by chunk; no body to a HEAD.
-
-    Args:
-        status: its status.
-        headers: its header fields.
-        body: its body.
-        size: bytes that the body has to have.
-        scope: the request.
-        send: where it goes.
-
-    Raises:
-        BodyLost: the body is not whole any more. If the response has begun, the server has to break
-            it off: to end it would make what is there look whole.
-    """
-    left = 0 if scope["method"] == "HEAD" else size
-    last = b""
-    if left and not (last := await anext(body, b"")):  # before the start: it can still be told
-        raise _lost(left)
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
-    if last:
-        async for chunk in body:
-            left -= len(last)
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-            last = chunk
-    if len(last) != left:
-        raise _lost(left - len(last))
-    await send({"type": "http.response.body", "body": last})
-
-
-def _lost(missing: int) -> BodyLost:
-    return BodyLost(f"a stored response is {missing} bytes shorter than it was: its job went")

@@ -1,0 +1,99 @@
+"""What is fixed: a middleware's store, runner and limits, whatever event loop they are used on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import anyio
+
+from raincheck.errors import ConfigurationError
+from raincheck.job import Bounds, Job, State
+from raincheck.policy import Limits, Policy, seconds
+from raincheck.routing.policies import RoutePolicies, bounds
+from raincheck.runners.base import Runner
+from raincheck.runtime.ledger import Ledger
+from raincheck.stores.availability import Availability
+from raincheck.stores.base import Store
+from raincheck.stores.bounded import BoundedStore
+
+
+class Environment:
+    """The store, the runner and the limits of one middleware, and what follows from them.
+
+    Args:
+        store: where jobs are kept.
+        runner: where they run.
+        limits: what all routes together keep to.
+        clock: seconds since the epoch.
+
+    Attributes:
+        store: the store; calls to one that processes share are bounded in time.
+        availability, engine: whether the store answers, and the runner's engine.
+        runner, limits, clock: as given.
+        in_place: whether accepted handlers go on where they are.
+        cancel_grace: seconds that cleanup code has before it is cancelled again.
+        name: of this process, as the holder of its jobs.
+        lease: seconds that a job is its own without renewal; None where no other could take it.
+        ledger: how jobs change.
+        policies: of the routes.
+
+    Raises:
+        ConfigurationError: the runner's workers could not see the jobs of this store.
+    """
+
+    def __init__(
+        self, store: Store, runner: Runner, limits: Limits, clock: Callable[[], float]
+    ) -> None:
+        if not store.shared and not runner.in_place:
+            raise ConfigurationError(
+                "runner=...: it runs jobs in other processes, which cannot see those of "
+                f"{type(store).__name__}; give store=... one that they share"
+            )
+        self.availability = Availability("the store")
+        self.engine = Availability("the engine that runs jobs")
+        self._timeout = seconds(limits.store_timeout)
+        bounded = store.shared
+        self.store = BoundedStore(store, self._timeout, self.availability) if bounded else store
+        self.runner = runner
+        self.in_place = runner.in_place
+        self.limits = limits
+        self.clock = clock
+        self.cancel_grace = seconds(limits.cancel_grace)
+        self.name = secrets.token_urlsafe(9)
+        # Where no other process sees them nobody could take jobs over, and leases are spared.
+        self.lease = seconds(limits.lease) if store.shared else None
+        self.ledger = Ledger(
+            self.store,
+            clock,
+            seconds(limits.tombstone_ttl),
+            availability=self.availability,
+            holder=self.name,
+            lease=self.lease,
+        )
+        self.policies = RoutePolicies(runner, store)
+
+    def know_nothing(self) -> None:
+        """Forget whether store and engine answered: that was on another event loop, if ever."""
+        self.availability.reset()
+        self.engine.reset()
+
+    def bounds(self, policy: Policy, state: State) -> Bounds | None:
+        """What the store is to count; a process that is alone with it counts for itself."""
+        return None if self.lease is None else bounds(policy, state)
+
+    async def bring(self, job: Job) -> None:
+        """Tell the engine of a job, in time. Raises whatever it raises."""
+        with anyio.fail_after(self._timeout):
+            await self.runner.submit(job.id, job.queue)
+        if self.engine.away:
+            self.engine.answered()
+
+    async def bring_again(self, job: Job) -> bool:
+        """Tell the engine of a job once more, in time; if that fails, it is found abandoned."""
+        try:
+            await self.bring(job)
+        except Exception as error:
+            self.engine.failed(error)
+            return False
+        return True

@@ -1,0 +1,642 @@
+"""One run of a job in this process: it waits for its turn, is recorded, and ends once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import anyio
+from starlette.types import Message, Scope
+
+from raincheck.errors import (
+    ANSWER_NOT_KEPT,
+    CRASHED,
+    INTERRUPTED,
+    NOT_KEPT,
+    IllegalTransition,
+    LeaseLost,
+    NoRoom,
+    Problem,
+    Release,
+    StoreFull,
+    UnreadableRecord,
+    crashed,
+    invalid_response,
+    response_too_large,
+    timed_out,
+)
+from raincheck.job import Job, Progress, State
+from raincheck.messages import CapturedRequest, CapturedResponse
+from raincheck.policy import Policy, Seconds, seconds
+from raincheck.runtime.environment import Environment
+from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
+from raincheck.runtime.scheduler import Scheduler, Ticket
+from raincheck.runtime.stopping import Reason, Stopping
+from raincheck.tasks import Gate, Tasks
+
+logger = logging.getLogger("raincheck")
+
+# Seconds between writes of one job's progress.
+_PROGRESS_INTERVAL = 0.1
+
+
+class Origin(NamedTuple):
+    """Where a request that waits came from: what its replay has besides what is in the store.
+
+    Attributes:
+        outer: what goes into its scope.
+        context: the context variables that it is replayed in.
+    """
+
+    outer: Scope
+    context: Context
+
+
+class Home(Protocol):
+    """What a run needs of the one who has all of them.
+
+    Attributes:
+        environment: what is fixed.
+        tasks: those of the event loop.
+        scheduler: gives them their places.
+    """
+
+    environment: Environment
+    tasks: Tasks
+    scheduler: Scheduler
+
+    def block(self, ticket: Ticket, full: NoRoom) -> None:
+        """So many run in other processes that one which has its turn here has to wait on."""
+
+    def keep_leases(self) -> None:
+        """A run may need its lease renewed."""
+
+    def leave(self, job: Job) -> None:
+        """The last word on a job is on its way into the store."""
+
+    def left(self, job: Job) -> None:
+        """It is there."""
+
+    def ended(self, run: Run) -> None:
+        """Nothing of it runs any more."""
+
+
+class Run:
+    """A job in this process, from its acceptance, or from when it was taken over, to its end here.
+
+    While it waits there is nothing but this, unless its live request waits with it. From its start
+    on what the app sends is recorded. It ends by its response, by itself without one, by its
+    timeout or by being stopped: whatever comes first is the outcome. Nobody else changes its job.
+
+    Args:
+        home: who has it.
+        job: the job as it was accepted, or is waiting.
+        policy: the policy that it runs under.
+        ticket: its place; a synchronous request has none.
+        stopping: stops its app, if that is here already.
+        held: whether its live request waits with it.
+        origin: where its request came from, if the app is to be given it again.
+
+    Attributes:
+        job: the newest version known here.
+        policy, ticket, stopping, held, origin: as given; another policy once its endpoint is known.
+        waits: whether it still waits here: it has neither begun nor been cancelled or taken over.
+        progress: the handler's newest report.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_decided",
+        "_flushing",
+        "_home",
+        "_method",
+        "_recorder",
+        "_settling",
+        "_timed_out",
+        "_turn",
+        "held",
+        "job",
+        "origin",
+        "policy",
+        "progress",
+        "stopping",
+        "ticket",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        home: Home,
+        job: Job,
+        policy: Policy,
+        ticket: Ticket | None,
+        *,
+        stopping: Stopping | None = None,
+        held: bool = False,
+        origin: Origin | None = None,
+    ) -> None:
+        self.job = job
+        self.policy = policy
+        self.ticket = ticket
+        self.held = held
+        self.origin = origin
+        self.waits = job.state is State.QUEUED
+        self.progress: Progress | None = None
+        self._home = home
+        self.stopping = stopping
+        self._turn = anyio.Event() if held else None
+        self._method: str | None = None  # of the request, once what the app sends is kept
+        self._recorder: Recorder | None = None  # since the first message
+        self._complete = False  # the response is recorded to its end
+        self._decided = False  # the outcome is on its way into the store
+        self._flushing = False
+        self._settling: Gate | None = None  # opens when the outcome is in the store
+        self._timed_out: Gate | None = None  # opens when its timeout is recorded
+
+    @property
+    def decided(self) -> bool:
+        """Whether the outcome is on its way into the store, or nobody's business here."""
+        return self._decided
+
+    @property
+    def known(self) -> Job:
+        """The job, `cancelling` as soon as its handler is asked to stop because of that."""
+        job, stopping = self.job, self.stopping
+        if stopping is None or job.state is not State.RUNNING:
+            return job
+        cancelled = stopping.reason is Reason.CANCELLED
+        return job._replace(state=State.CANCELLING) if cancelled else job
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """The turn of one that is held has come."""
+        assert self._turn is not None
+        self._turn.set()
+
+    async def until_begun(self) -> bool:
+        """Wait, together with the live request, for its turn; whether it has begun then."""
+        assert self.stopping is not None
+        while True:
+            assert self._turn is not None
+            with self.stopping.inside():
+                await self._turn.wait()
+            self._turn = anyio.Event()
+            with suppress(NoRoom):  # its turn comes once more
+                return await self.begin()
+
+    async def begin(self) -> bool:
+        """Record that it runs now; False if it was cancelled meanwhile, or is somebody else's.
+
+        Raises:
+            NoRoom: it waits on, since so many run in other processes.
+        """
+        if not self.waits:
+            return False
+        environment, ticket = self._home.environment, self.ticket
+        assert ticket is not None
+        self.waits = False
+        within = environment.bounds(self.policy, State.RUNNING)
+        try:
+            begun = await environment.ledger.start(self.job, within)
+        except NoRoom as full:
+            self.waits = True
+            self._home.block(ticket, full)
+            raise
+        except IllegalTransition:
+            return False
+        self._became(begun)
+        self._home.keep_leases()
+        return begun.state is State.RUNNING
+
+    async def claim(self) -> CapturedRequest | None:
+        """Begin, and take the captured request, in one step; None if that is not to be had so.
+
+        Then nothing has changed, and `begin` says why. The bounds on its route are not looked at.
+
+        Raises:
+            UnreadableRecord: it, or its captured request.
+        """
+        self.waits = False
+        try:
+            claimed = await self._home.environment.ledger.claim(self.job.id, (self.job.route,))
+        except UnreadableRecord:
+            self.waits = True
+            raise
+        if claimed is None or not claimed.begun:
+            self.waits = True
+            return None
+        self._became(claimed.job)
+        self._home.keep_leases()
+        return claimed.request
+
+    def drop(self) -> None:
+        """It does not wait here any more, and nobody begins it here."""
+        self.waits = False
+
+    async def hold(self) -> None:
+        """Record that one which nobody held waits here.
+
+        Raises:
+            IllegalTransition: it does not wait any more, or somebody else was faster.
+            StoreError: whatever the store raises.
+        """
+        self._became(await self._home.environment.ledger.hold(self.job))
+
+    # --- what others make of the job -------------------------------------------------------------
+
+    async def cancelling(self) -> None:
+        """Record that it was asked to stop. Raises as the ledger does."""
+        self._became(await self._home.environment.ledger.cancelling(self.job))
+
+    async def leave(self) -> Job:
+        """Record that one of its clients wants no more of it. Raises as the ledger does."""
+        self._became(await self._home.environment.ledger.leave(self.job))
+        return self.job
+
+    async def confirm(self) -> None:
+        """Record that it is accepted, if nothing else says so. Raises as the ledger does."""
+        self._became(await self._home.environment.ledger.confirm(self.job))
+
+    def _became(self, job: Job) -> None:
+        if job.version > self.job.version:  # answers may overtake each other
+            self.job = job
+
+    # --- recording -----------------------------------------------------------------------------
+
+    def attend(self, stopping: Stopping, policy: Policy) -> None:
+        """Its app is here, under this policy, and this stops it."""
+        self.stopping, self.policy = stopping, policy
+
+    def record(self, method: str) -> None:
+        """From now on what the app sends is kept, and its time is running."""
+        self._method = method
+        if self.policy.timeout is not None:
+            self._watch_time(self.policy.timeout)
+
+    def copy(self, method: str) -> None:
+        """From now on what its client is sent is kept as well; nothing bounds its time."""
+        self._method = method
+
+    def come_under(self, policy: Policy) -> None:
+        """Run under another policy than it began under: its endpoint was not known before."""
+        earlier, self.policy = self.policy, policy
+        if self._recorder is not None:
+            self._recorder.allow(policy.max_response_size)
+        timed = self._method is not None and not self.job.synchronous
+        if timed and earlier.timeout is None and policy.timeout is not None:
+            self._watch_time(policy.timeout)
+
+    @property
+    def started(self) -> bool:
+        """Whether a response has begun, or what the app sends goes nowhere anyway."""
+        if self._method is None or self._decided:
+            return True
+        return self._recorder is not None and self._recorder.started
+
+    @property
+    def copies(self) -> bool:
+        """Whether what the client is sent is still kept."""
+        return self._method is not None and not self._decided
+
+    async def take(self, message: Message) -> None:
+        """Take what the app sends, while it is recorded and after that."""
+        stopping = self.stopping
+        assert stopping is not None
+        if self._decided or self._method is None:
+            if self._complete:
+                raise RuntimeError("the handler sent something after its response was complete")
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                stopping.disconnect()
+            return
+        recorder = self._recorder
+        if recorder is None:
+            recorder = Recorder(self._method, self.policy.max_response_size)
+            self._recorder = recorder
+        try:
+            if recorder.piece is not None:  # the handler was cancelled while it was being kept
+                await self._keep(recorder, *recorder.piece)
+            response = recorder.take(message)
+            if recorder.piece is not None:
+                await self._keep(recorder, *recorder.piece)
+        except TooLarge:
+            problem = response_too_large(self.policy.max_response_size)
+            await self._decide(State.FAILED, error=problem)
+            raise Release from None  # unwinds the handler, which has nothing left to say
+        except StoreFull:
+            await self._decide(State.FAILED, error=NOT_KEPT)
+            raise Release from None
+        except LeaseLost:
+            self.lose()
+            raise Release from None
+        except ProtocolError as error:
+            await self._decide(State.FAILED, error=invalid_response(_sentence(error)))
+            raise
+        if response is None:
+            return
+        self._complete = True
+        if stopping.reason is not None:
+            stopping.spare()
+        if response.status < 400:
+            await self._decide(State.SUCCEEDED, response)
+        elif stopping.reason is None:
+            await self._decide(State.FAILED, response)
+        else:  # what an error handler made of the stop is no outcome of its own
+            await self._decide_stopped(stopping.reason)
+        # As servers do. Litestar's streams end when they hear of it, and not before.
+        stopping.disconnect()
+
+    async def take_copy(self, message: Message) -> None:
+        """Take what the client has been sent; it has its answer, whatever becomes of the copy."""
+        stopping = self.stopping
+        if self._decided or self._method is None:
+            return
+        assert stopping is not None
+        recorder = self._recorder
+        if recorder is None:
+            recorder = Recorder(self._method, self.policy.max_response_size)
+            self._recorder = recorder
+        try:
+            if recorder.piece is not None:
+                await self._keep_once(recorder, *recorder.piece)
+            response = recorder.take(message)
+            if recorder.piece is not None:
+                await self._keep_once(recorder, *recorder.piece)
+        except TooLarge:
+            too_large = response_too_large(self.policy.max_response_size)
+            self._decide_aside(State.FAILED, error=too_large)
+        except LeaseLost:
+            self.lose()
+        except ProtocolError as error:
+            self._decide_aside(State.FAILED, error=invalid_response(_sentence(error)))
+        except Exception:  # the store's, which has been told of
+            self._decide_aside(State.FAILED, error=ANSWER_NOT_KEPT)
+        else:
+            if response is not None:
+                self._complete = True
+                stopping.spare()
+                state = State.SUCCEEDED if response.status < 400 else State.FAILED
+                self._decide_aside(state, response)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response is here to its end."""
+        return self._complete
+
+    async def _keep(self, recorder: Recorder, offset: int, piece: bytes) -> None:
+        """Have a piece of the body kept. Raises LeaseLost, or StoreFull."""
+        head = None if offset else recorder.head
+        await self._home.environment.ledger.append(self.job, offset, piece, head)
+        recorder.kept()
+
+    async def _keep_once(self, recorder: Recorder, offset: int, piece: bytes) -> None:
+        """The same, asking the store only once: somebody waits for what comes after that.
+
+        Raises:
+            LeaseLost: nobody wants it any more.
+            StoreError: whatever the store raises.
+        """
+        environment, job = self._home.environment, self.job
+        try:
+            store, head = environment.store, None if offset else recorder.head
+            kept = await store.append_body(job.id, job.fence, offset, piece, head=head)
+        except Exception as error:
+            environment.availability.failed(error)
+            raise
+        if not kept:
+            raise LeaseLost("the job has changed hands")
+        recorder.kept()
+
+    # --- the outcome ---------------------------------------------------------------------------
+
+    async def _decide(
+        self, state: State, response: CapturedResponse | None = None, error: Problem | None = None
+    ) -> None:
+        """Record the outcome; what the app sends from here on goes nowhere."""
+        if not self._decided:
+            self._decided = True
+            tail = b"" if response is None or self._recorder is None else self._recorder.tail
+            await self._write(state, response, error, tail)
+
+    def _decide_aside(
+        self, state: State, response: CapturedResponse | None = None, error: Problem | None = None
+    ) -> None:
+        """Record the outcome while the client is answered: it does not wait for the store."""
+        self._decided = True
+        job = self.job
+        tail = b"" if response is None or self._recorder is None else self._recorder.tail
+        self._home.leave(job)
+
+        async def write() -> None:
+            try:
+                await self._write(state, response, error, tail)
+            finally:
+                self._home.left(job)
+
+        self._home.tasks.spawn(write, Context())
+
+    async def _write(
+        self, state: State, response: CapturedResponse | None, error: Problem | None, tail: bytes
+    ) -> None:
+        """Write the outcome into the store. Never raises an Exception."""
+        home, job = self._home, self.job
+        environment = home.environment
+        if response is not None and self.ticket is not None and job.started_at is not None:
+            home.scheduler.learn(self.ticket, environment.clock() - job.started_at)
+        finish = partial(
+            environment.ledger.finish,
+            job,
+            state,
+            ttl=seconds(self.policy.ttl),
+            tail=tail,
+            response=response,
+            error=error,
+            progress=self.progress,
+        )
+        if response is not None and self.policy.coalesce is True:
+            finish = partial(self._learn_first, response, finish)
+        if environment.store.immediate:
+            self._became(await finish())
+        else:
+            await self._settle(finish)
+
+    async def _learn_first(
+        self, response: CapturedResponse, finish: Callable[[], Awaitable[Job]]
+    ) -> Job:
+        await self._home.environment.ledger.learn(self.job.route, response.headers)
+        return await finish()
+
+    async def _settle(self, write: Callable[[], Awaitable[Job]]) -> None:
+        """Write an outcome in a task of its own: one that is cancelled would leave it unknown."""
+        home, job = self._home, self.job
+        gate = self._settling = home.tasks.gate()
+        home.leave(job)
+
+        async def settle() -> None:
+            try:
+                self._became(await write())
+            except LeaseLost:
+                logger.warning(
+                    "job %s (%s) was taken over; its outcome here is dropped", job.id, job.route
+                )
+            finally:
+                home.left(job)
+                gate.open()
+
+        home.tasks.spawn(settle, Context())
+        await gate.wait()
+
+    async def end(self, error: BaseException | None) -> None:
+        """The app has ended: by this error, or by returning."""
+        stopping = self.stopping
+        assert stopping is not None
+        told = self.job.synchronous or isinstance(error, ProtocolError)  # by the server, or already
+        if error is not None and not told:
+            tell_of(self.job, error)
+        if stopping.reason is not None:
+            await stopping.stopped()
+        if not self._decided:
+            await self._decide_unanswered(raised=error is not None)
+        for writing in (self._timed_out, self._settling):
+            if writing is not None:
+                await writing.wait()
+        self._method = self._recorder = None
+        self._home.ended(self)
+
+    async def _decide_unanswered(self, *, raised: bool) -> None:
+        """The app has ended, and its response is not complete."""
+        assert self.stopping is not None
+        if self.stopping.reason is not None:
+            await self._decide_stopped(self.stopping.reason)
+        elif raised:
+            await self._decide(State.FAILED, error=crashed())
+        else:
+            started = self._recorder is not None and self._recorder.started
+            reason = "returned before its response was complete" if started else "sent no response"
+            await self._decide(State.FAILED, error=invalid_response(f"The handler {reason}."))
+
+    async def _decide_stopped(self, reason: Reason) -> None:
+        if reason is Reason.INTERRUPTED:
+            await self.interrupt()
+        elif reason is Reason.LOST:
+            self._decided = True
+        else:
+            await self._decide(State.CANCELLED)
+
+    # --- stopping ------------------------------------------------------------------------------
+
+    def stop(self, reason: Reason) -> None:
+        """Ask the app to stop, if there is one. If it succeeds all the same, it finished first."""
+        if self.stopping is not None:
+            self.stopping.stop(reason)
+
+    def give_up(self) -> None:
+        """There is nothing to record: the job has ended, or is somebody else's."""
+        self._decided = True
+
+    async def interrupt(self) -> None:
+        """Record that the server stopped: the job runs again elsewhere if it may, or has failed."""
+        if not self._decided:
+            self._decided = True
+            await self._settle(self._interrupted)
+
+    async def _interrupted(self) -> Job:
+        environment, job = self._home.environment, self.job
+        if job.replayable:
+            with suppress(IllegalTransition):
+                job = await environment.ledger.requeue(job, 0.0)
+                if not environment.in_place:
+                    await environment.bring_again(job)
+                return job
+        ttl = seconds(self.policy.ttl)
+        return await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+
+    def lose(self, *, deleted: bool = False) -> None:
+        """Another process runs the job now, or nobody: stop, and record nothing.
+
+        Args:
+            deleted: whether its client has deleted it, for certain.
+        """
+        if self._decided:
+            return
+        job = self.job
+        # Of a synchronous one the client is answered here all the same.
+        what = "its answer is not kept" if job.synchronous else "it stops here"
+        logger.log(
+            logging.INFO if deleted else logging.WARNING,
+            "job %s (%s) was taken over by another process, or deleted; %s",
+            job.id,
+            job.route,
+            what,
+        )
+        self._decided = True
+        if not job.synchronous:
+            self.stop(Reason.LOST)
+
+    def _watch_time(self, timeout: Seconds) -> None:
+        assert self.stopping is not None
+        self.stopping.after(seconds(timeout), self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        """Stop it at once, however long the store takes to hear of it."""
+        if not self._decided:
+            self._decided = True
+            self._timed_out = self._home.tasks.gate()
+            self._home.tasks.spawn(partial(self._time_out, self._timed_out), Context())
+        self.stop(Reason.TIMEOUT)
+
+    async def _time_out(self, recorded: Gate) -> None:
+        assert self.policy.timeout is not None
+        problem = timed_out(seconds(self.policy.timeout))
+        try:
+            await self._write(State.FAILED, None, problem, b"")
+        finally:
+            recorded.open()
+
+    # --- progress ------------------------------------------------------------------------------
+
+    def report(self, progress: Progress) -> None:
+        """Note how far the handler is. Never blocks; from any thread."""
+        self.progress = progress.after(self.progress)
+        if not self._flushing and self.copies:
+            self._flushing = True
+            self._home.tasks.call_soon(self._start_flushing)
+
+    def _start_flushing(self) -> None:
+        self._home.tasks.spawn(self._flush, Context())
+
+    async def _flush(self) -> None:
+        """Write the newest report, at most once an interval, until there is nothing new."""
+        written = None
+        while self.copies and self.progress is not written:
+            written = self.progress
+            await self._write_progress()
+            await anyio.sleep(_PROGRESS_INTERVAL)
+        self._flushing = False
+
+    async def _write_progress(self) -> None:
+        """Record the newest report. A store that fails here is told again with the next one."""
+        environment = self._home.environment
+        assert self.progress is not None
+        try:
+            self._became(await environment.ledger.progress(self.job, self.progress))
+        except LeaseLost:
+            self.lose()
+        except Exception as error:
+            environment.availability.failed(error)
+
+
+def tell_of(job: Job, error: BaseException) -> None:
+    """Leave what a job's app raised in the log."""
+    told = {"job": job.id, "route": job.route, "reason": CRASHED}
+    logger.error("job %s on %s raised", job.id, job.route, exc_info=error, extra=told)
+
+
+def _sentence(error: Exception) -> str:
+    """What raincheck itself says of a response, for its client."""
+    said = str(error)
+    return f"{said[0].upper()}{said[1:]}."

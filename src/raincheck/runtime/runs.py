@@ -1,0 +1,287 @@
+"""The jobs of this process: who runs here, who waits here, and who is on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+
+import anyio
+from starlette.types import Scope
+
+from raincheck.dialects.base import Outlook
+from raincheck.errors import (
+    INTERRUPTED,
+    IllegalTransition,
+    LeaseLost,
+    NoRoom,
+    Problem,
+    UnreadableRecord,
+)
+from raincheck.job import Job, State
+from raincheck.runtime.environment import Environment
+from raincheck.runtime.leases import Leases
+from raincheck.runtime.run import Origin, Run
+from raincheck.runtime.scheduler import Scheduler, Ticket
+from raincheck.runtime.stopping import Reason
+from raincheck.tasks import Tasks
+
+# Seconds between tries to begin a job of a route of which so many run elsewhere as may.
+_UNBLOCK_INTERVAL = 0.5
+
+
+class Runs:
+    """The jobs that this process has on one event loop.
+
+    Args:
+        environment: what is fixed.
+        tasks: those of the event loop.
+        lifespan: what the lifespan's scope has that requests are to have as well: those that are
+            replayed here and came in elsewhere.
+
+    Attributes:
+        environment, tasks: as given.
+        scheduler: gives them their places.
+        limiter: the threads for synchronous handlers.
+    """
+
+    def __init__(self, environment: Environment, tasks: Tasks, lifespan: Scope) -> None:
+        self.environment = environment
+        self.tasks = tasks
+        self.scheduler = Scheduler(environment.limits, environment.policies.by_route)
+        self.limiter = anyio.CapacityLimiter(environment.limits.max_running)
+        self._lifespan = lifespan
+        self._here: dict[str, Run] = {}  # those that run and those that wait
+        # Those of which the store has not heard the last word from here yet, each with its fence.
+        # That they end, wait elsewhere or were refused is decided.
+        self._leaving: dict[str, int] = {}
+        self._idle: anyio.Event | None = None
+        self._unblocking = False
+        self._leases: Leases | None = None
+        if environment.lease is not None:
+            self._leases = Leases(
+                environment.store,
+                environment.availability,
+                environment.lease,
+                held=self._fences,
+                lost=self._lost,
+                cancelled=self.stop,
+            )
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._here or id in self._leaving
+
+    def get(self, id: str) -> Run | None:
+        """The run of a job that was accepted here, or begun here, and has not ended."""
+        return self._here.get(id)
+
+    def running(self) -> list[Run]:
+        """Those that run."""
+        return [run for run in self._here.values() if not run.waits]
+
+    def waiting(self) -> list[Run]:
+        """Those that wait for their turn."""
+        return [run for run in self._here.values() if run.waits]
+
+    def ids(self) -> list[str]:
+        """The ids of both."""
+        return [*self._here]
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits here, or is on its way into the store."""
+        return bool(self._here or self._leaving)
+
+    # --- coming --------------------------------------------------------------------------------
+
+    def add(self, run: Run) -> None:
+        """A job runs here from now on, or is about to wait."""
+        self._here[run.job.id] = run
+        if self._leases is not None:
+            self._leases.keep(self.tasks)
+
+    def wait(self, run: Run) -> None:
+        """Let a job wait here for its turn, which may have come already."""
+        assert run.ticket is not None
+        self.add(run)
+        turn: Callable[[], None] = run.turn if run.held else partial(self._turn, run.job.id)
+        run.ticket.wait(turn)
+        if run.ticket.running:
+            turn()
+
+    def _turn(self, id: str) -> None:
+        self.tasks.spawn(partial(self.environment.runner.submit, id), Context())
+
+    def place(self, job: Job, ticket: Ticket | None = None) -> Run:
+        """A place for a job that was accepted elsewhere, or before a restart.
+
+        Args:
+            job: the job.
+            ticket: its place, if it has one.
+
+        Raises:
+            Refusal: there is no room to wait.
+        """
+        if ticket is None:
+            ticket = self.scheduler.admit(job.route, job.owner, accepted=True)
+        outer = dict(self._lifespan)
+        if "state" in outer:
+            outer["state"] = dict(outer["state"])  # as servers do for every request
+        policy = self.environment.policies.of(job)
+        return Run(self, job, policy, ticket, origin=Origin(outer, Context()))
+
+    def outlook(self, job: Job) -> Outlook:
+        """What to expect of an unfinished job."""
+        run = self._here.get(job.id)
+        ticket = None if run is None else run.ticket
+        return self.scheduler.outlook(job, ticket, self.environment.clock())
+
+    # --- waiting on ----------------------------------------------------------------------------
+
+    def block(self, ticket: Ticket, full: NoRoom) -> None:
+        """So many run in other processes that one which has its turn here has to wait on."""
+        self.scheduler.block(ticket, owner=full.owner)
+        if not self._unblocking:
+            self._unblocking = True
+            self.tasks.spawn(self._unblock, Context())
+
+    async def _unblock(self) -> None:
+        """Let those who are blocked try again from time to time: nobody tells when they may."""
+        while self.scheduler.blocked:
+            await anyio.sleep(_UNBLOCK_INTERVAL)
+            self.scheduler.unblock()
+        self._unblocking = False
+
+    # --- going ---------------------------------------------------------------------------------
+
+    def drop(self, run: Run) -> None:
+        """A job does not wait here any more. From now on nobody begins it here."""
+        ticket = run.ticket
+        assert ticket is not None
+        run.drop()
+        del self._here[run.job.id]
+        self._tell_idle()
+        if run.held:  # it gives its place back when it has unwound
+            run.stop(Reason.CANCELLED)
+        else:
+            self.scheduler.leave(ticket)
+        if not self.environment.in_place and ticket.turn is not None:
+            ticket.turn()  # the engine's task need not wait for it any more
+
+    async def withdraw(
+        self, run: Run, state: State, error: Problem | None, why: str | None = None
+    ) -> Job:
+        """End a job that has not begun.
+
+        Args:
+            run: the job's.
+            state: how it ends.
+            error: what its client is told of a failure.
+            why: what the log has of it, if that is more.
+        """
+        if run.held:
+            run.stop(Reason.INTERRUPTED if state is State.FAILED else Reason.CANCELLED)
+        self.drop(run)
+        job, environment = run.job, self.environment
+        self.leave(job)
+        try:
+            ttl = environment.policies.ttl(job)
+            return await environment.ledger.finish(job, state, ttl=ttl, error=error, why=why)
+        except LeaseLost:
+            return job
+        finally:
+            self.left(job)
+
+    async def interrupt_waiting(self, run: Run) -> None:
+        """The server stops: leave a job that has not begun to others, or end it."""
+        environment = self.environment
+        if environment.lease is None or run.held:
+            await self.withdraw(run, State.FAILED, INTERRUPTED)
+            return
+        self.drop(run)
+        if environment.in_place:
+            with suppress(IllegalTransition):
+                await environment.ledger.let_go(run.job)
+        else:
+            await environment.bring_again(run.job)
+
+    def stop(self, id: str) -> None:
+        """Ask a job to stop because it was cancelled, if it runs here."""
+        run = self._here.get(id)
+        if run is not None and not run.waits:
+            run.stop(Reason.CANCELLED)
+
+    def ended(self, run: Run) -> None:
+        """A handler has ended, or will not begin: its place is free."""
+        if self._here.get(run.job.id) is run:
+            del self._here[run.job.id]
+        if self._idle is not None:
+            self._tell_idle()
+        if run.ticket is not None:  # a synchronous request has none
+            self.scheduler.leave(run.ticket)
+
+    def leave(self, job: Job) -> None:
+        """The last word on a job is on its way into the store. Until then nobody else has it."""
+        self._leaving[job.id] = job.fence
+
+    def left(self, job: Job) -> None:
+        """It is there."""
+        self._leaving.pop(job.id, None)
+        self._tell_idle()
+
+    async def until_idle(self) -> None:
+        """Return when nothing runs or waits here, and the store knows of all that."""
+        while self.busy:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self.busy:
+            self._idle.set()
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def keep_leases(self) -> None:
+        """Renew leases as long as there is anything to hold."""
+        if self._leases is not None:
+            self._leases.keep(self.tasks)
+
+    def hold_on(self, job: Job) -> None:
+        """Renew the lease of a job that is neither accepted nor refused, or refused in vain."""
+        self.leave(job)
+        self.keep_leases()
+
+    def _fences(self) -> dict[str, int]:
+        """The jobs whose leases are to be renewed, by id, each with its fence.
+
+        What waits for an engine is nobody's: it is brought again if that forgets it.
+        """
+        waiting = self.environment.in_place
+        found = {
+            id: run.job.fence
+            for id, run in self._here.items()
+            if (waiting if run.waits else not run.decided)
+        }
+        return found | self._leaving
+
+    async def _lost(self, id: str) -> None:
+        """A job seems not to be this process's any more: see whether that is so."""
+        run = self._here.get(id)
+        if run is None:
+            return  # it is on its way out, or out
+        waited, deleted = run.waits, False
+        try:
+            job = await self.environment.store.get(id)
+            deleted = job is None or job.gone
+        except UnreadableRecord:  # a process of a newer version has it now, or nobody
+            job = None
+        mine = job is not None and job.holder == self.environment.name
+        if job is not None and mine and not (job.finished or job.gone):
+            return  # it has begun in the meantime
+        if self._here.get(id) is not run or run.waits is not waited:
+            return
+        if waited:
+            self.drop(run)
+        else:
+            run.lose(deleted=deleted)

@@ -1,0 +1,123 @@
+"""A session: what there is of a middleware while an event loop runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+from starlette.types import ASGIApp, Scope
+
+from raincheck.acceptance.decision import Acceptance
+from raincheck.ids import Ids
+from raincheck.owners import Owners
+from raincheck.policy import seconds
+from raincheck.runners.base import Run
+from raincheck.runtime.environment import Environment
+from raincheck.runtime.expiry import Sweeper
+from raincheck.runtime.recovery import Recovery
+from raincheck.runtime.replay import Replays
+from raincheck.runtime.runs import Runs
+from raincheck.runtime.stopping import Reason
+from raincheck.shutdown import Waits
+from raincheck.tasks import open_tasks
+
+logger = logging.getLogger("raincheck")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The middleware that some jobs belong to.
+
+    Attributes:
+        app: the app that requests are fed to.
+        status: the status routes.
+        owners: says whose requests are.
+        ids: mints the ids of jobs.
+        mounted: says whether the status routes are mounted by hand, inside the app.
+    """
+
+    app: ASGIApp
+    status: ASGIApp
+    owners: Owners
+    ids: Ids
+    mounted: Callable[[], bool]
+
+
+class Session:
+    """What exists only while an event loop runs; made on it, whole, and thrown away with it.
+
+    Args:
+        environment: what is fixed.
+        bound: the middleware.
+        lifespan: what the lifespan's scope has that requests are to have as well.
+
+    Attributes:
+        tasks: those that apps run in.
+        runs: the jobs that are here.
+        acceptance: makes jobs of requests.
+        waits: what waits here for the sake of clients.
+    """
+
+    def __init__(self, environment: Environment, bound: Bound, lifespan: Scope) -> None:
+        self.tasks = open_tasks()
+        self.runs = Runs(environment, self.tasks, lifespan)
+        self.waits = Waits(self.tasks)
+        self._environment = environment
+        self._sweeper = Sweeper(environment, self.tasks)
+        self.acceptance = Acceptance(
+            environment,
+            self.runs,
+            self._sweeper,
+            owners=bound.owners,
+            ids=bound.ids,
+            mounted=bound.mounted,
+        )
+        self._recovery = Recovery(environment, self.runs)
+        self._replays = Replays(environment, self.runs, self.acceptance, self._recovery, bound.app)
+
+    def begin(self) -> None:
+        """Look for what nobody holds, and for what is due, on a store that processes share."""
+        if self._environment.lease is not None:
+            self.tasks.spawn(self._recovery.watch, Context())
+            self._sweeper.keep_sweeping()
+
+    async def run(self, id: str) -> None:
+        """Run a job to its end: see `runners.base.Run`."""
+        await self._replays.run(id)
+
+    def spawn(self, run: Run, id: str) -> None:
+        """Start `run(id)` as a task of ours, in the context that the job is replayed in."""
+        self.tasks.spawn(partial(run, id), self._replays.context_of(id))
+
+    async def close(self) -> None:
+        """Drain: accept nothing new, wait for `drain_timeout`, and interrupt what is left."""
+        environment, runs, grace = self._environment, self.runs, self._environment.cancel_grace
+        self.acceptance.close()
+        self._replays.close()
+        self._recovery.close()
+        self.waits.end()
+        drain = seconds(environment.limits.drain_timeout)
+        if runs.busy:
+            logger.warning(
+                "the server stops when its jobs have ended, in %g seconds at most: %d run, %d wait",
+                *(drain, len(runs.running()), len(runs.waiting())),
+            )
+        with anyio.move_on_after(drain):
+            await runs.until_idle()
+        with anyio.move_on_after(grace):
+            for run in runs.waiting():
+                if run.waits:  # its turn has not come meanwhile
+                    await runs.interrupt_waiting(run)
+        for run in runs.running():
+            run.stop(Reason.INTERRUPTED)
+        with anyio.move_on_after(grace):
+            await runs.until_idle()
+        with anyio.move_on_after(grace):
+            for run in runs.running():
+                await run.interrupt()
+        with anyio.move_on_after(grace):
+            await self.tasks.aclose()

@@ -1,0 +1,82 @@
+"""Who may see a job: its owner, and nobody else learns that it is there."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+from raincheck.job import Job, State
+from raincheck.jobs import Jobs
+from raincheck.messages import CapturedResponse
+from raincheck.owners import OwnerError, Owners, same
+from raincheck.serialization import dump, load
+from raincheck.stores.base import Fetched
+
+# What is done with a job that is there is done with this one where there is none.
+_DECOY = Job(
+    id="x" * 30,
+    route="app.endpoints.report",
+    state=State.SUCCEEDED,
+    created_at=1.7e9,
+    version=2,
+    fence=1,
+    runs=1,
+    started_at=1.7e9,
+    finished_at=1.7e9,
+    expires_at=1.7e12,
+    purge_at=1.7e12,
+    response=CapturedResponse(
+        200, ((b"content-length", b"1000"), (b"content-type", b"application/json")), 1000
+    ),
+    owner="x" * 30,
+)
+_DECOY_RECORD = dump(_DECOY)
+
+
+class Access:
+    """Finds jobs for those who may see them.
+
+    Args:
+        jobs: the jobs.
+        owners: says whose a request is.
+    """
+
+    def __init__(self, jobs: Jobs, owners: Owners) -> None:
+        self._jobs = jobs
+        self._owners = owners
+
+    async def job(self, id: str, scope: Scope, *, here: Job | None = None) -> Job | None:
+        """A job, if it is the asker's; a foreign one is like one that is not there (law 7).
+
+        Args:
+            id: the job's.
+            scope: the request.
+            here: the job as it is known without asking the store, if that is enough.
+        """
+        asking: str | None = None
+        if not self._owners.nobody(scope):
+            try:
+                asking = await self._owners.of(scope)
+            except OwnerError:
+                return None
+        if here is not None and same(here.owner, asking):
+            return here
+        job = await self._jobs.get(id)
+        return job if self._opens(job, asking) else None
+
+    async def answer(self, id: str, scope: Scope) -> Fetched | None:
+        """The same, with the body of its response if that is small: for the poll."""
+        asking: str | None = None
+        if not self._owners.nobody(scope):
+            try:
+                asking = await self._owners.of(scope)
+            except OwnerError:
+                return None
+        found = await self._jobs.fetch(id)
+        return found if self._opens(None if found is None else found.job, asking) else None
+
+    def _opens(self, job: Job | None, asking: str | None) -> bool:
+        if job is None:  # so that an unknown id takes as long as a foreign one
+            if self._jobs.store.shared:
+                load(_DECOY_RECORD)
+            _DECOY.expired(self._jobs.clock())
+        return same("nobody" if job is None else job.owner, asking)

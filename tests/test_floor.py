@@ -1,0 +1,58 @@
+"""The floor that `benchmarks/floor.py` measures: with whatever duties, it does its job."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import MutableMapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def floor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return import_module("peers.floor_app")
+
+
+async def ask(app: Any, method: str, path: str) -> tuple[int, dict[bytes, bytes], bytes]:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"lines": [1, 2]}', "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"x"), (b"accept", b"*/*")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    await app({**scope, "query_string": b"", "root_path": ""}, receive, send)
+    start, body = sent
+    return start["status"], dict(start["headers"]), body["body"]
+
+
+async def does_its_job(app: Any) -> None:
+    for _ in range(3):
+        status, headers, _ = await ask(app, "POST", "/orders")
+        assert status == 202
+        for _ in range(10):
+            await asyncio.sleep(0)
+        done = await ask(app, "GET", headers[b"location"].decode())
+        assert done[0] == 200
+        assert done[2] == b'{"lines":2}'
+
+
+def test_it_does_its_job_at_every_step(floor: Any) -> None:
+    for duties in range(len(floor.DUTIES) + 1):
+        asyncio.run(does_its_job(floor.build(duties)))
+
+
+def test_every_line_belongs_to_a_duty_that_there_is(floor: Any) -> None:
+    ends = re.findall(r"  # ([+-].*)$", (BENCHMARKS / "peers/floor_app.py").read_text(), re.M)
+    assert {mark[1:] for end in ends for mark in end.split()} == floor.DUTIES.keys()
