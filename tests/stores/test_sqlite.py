@@ -390,6 +390,14 @@ async def test_what_an_older_version_has_left_is_listed_in_small_steps(
     assert commits == [1, 1, 1]
 
 
+async def test_a_sweep_lists_what_an_older_version_has_left(path: Path, store: SQLiteStore) -> None:
+    await store.open()
+    older_creates(path, job())
+    await store.sweep(0.0)
+    assert look(path, BEHIND) == []
+    assert [*(await store.list()).jobs] == [job()]
+
+
 async def test_the_file_of_an_older_version_is_listed(tmp_path: Path) -> None:
     fixture = Path(__file__).with_name("fixtures") / "0.1.0.sqlite"
     store = SQLiteStore(shutil.copyfile(fixture, tmp_path / "jobs.db"))

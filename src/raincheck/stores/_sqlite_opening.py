@@ -52,8 +52,8 @@ PRAGMA application_id = {APPLICATION_ID};
 
 # What jobs are listed and counted by: `state` of those that are neither tombstones nor synchronous,
 # `seconds` that those that have ended have run. They are up to date if `as_of` is the version: what
-# a process of an older version writes is `behind`, until somebody asks for a list. Newest first in
-# the index, as in a list.
+# a process of an older version writes is `behind`, until the next sweep or list. In the index the
+# newest come first, as in a list.
 _LISTED = """
 ALTER TABLE jobs ADD created_at REAL;
 ALTER TABLE jobs ADD state TEXT;

@@ -278,6 +278,7 @@ class SQLiteStore(Store):
         return await self._here().write(lambda changes: changes.discard(id))
 
     async def sweep(self, now: float) -> bool:
+        await self._catch_up()  # so that the first list need not, of many
         more = True
         while more:
             more, unread = await self._here().write(functools.partial(Changes.sweep, now=now))
@@ -306,7 +307,7 @@ class SQLiteStore(Store):
         return self._use
 
     async def _catch_up(self) -> None:
-        """See that what a process of an older version has written is listed and counted."""
+        """See that what an older version of raincheck has written is listed and counted."""
         while await self._read(BEHIND):
             await self._here().write(Changes.catch_up)
 
