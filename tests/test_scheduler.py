@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raincheck import Limits, Policy
 from raincheck.errors import QueueFull
 from raincheck.job import Job, State
 from raincheck.routing.policies import ByRoute
+from raincheck.runtime import scheduler
 from raincheck.runtime.scheduler import Occupancy, Scheduler, Ticket
 
 NOW = 1000.0
@@ -428,3 +436,185 @@ def test_a_route_is_as_its_policy_says_whenever_that_is_known() -> None:
     with pytest.raises(QueueFull, match=r"^1 requests wait for this route already"):
         places.admit("a")
     assert "1 requests wait" in str(places.full("a", owner=False))
+
+
+# --- owners ------------------------------------------------------------------------------------
+
+Each = tuple[int, str, str | None]
+"""A ticket: its number, its route, its owner."""
+
+
+class Book:
+    """Who runs and who waits by the book: everything is looked through each time."""
+
+    def __init__(self, max_running: int, policies: dict[str, Policy]) -> None:
+        self.max_running = max_running
+        self.policies = policies
+        self.running: list[Each] = []
+        self.waiting: dict[str, dict[str | None, list[Each]]] = {name: {} for name in policies}
+        self.blocked: set[str | tuple[str, str | None]] = set()
+
+    def head(self, name: str) -> Each | None:
+        policy = self.policies[name]
+        here = [owner for _, route, owner in self.running if route == name]
+        full = policy.max_running is not None and len(here) >= policy.max_running
+        most = policy.max_running_per_owner
+        for owner, queue in self.waiting[name].items():
+            held = owner is not None and most is not None and here.count(owner) >= most
+            if not (full or held or name in self.blocked or (name, owner) in self.blocked):
+                return queue[0]
+        return None
+
+    def wait(self, ticket: Each) -> None:
+        queue = self.waiting[ticket[1]].setdefault(ticket[2], [])
+        queue.append(ticket)
+        queue.sort()
+
+    def call_next(self) -> None:
+        while len(self.running) < self.max_running:
+            heads = [head for name in self.policies if (head := self.head(name))]
+            if not heads:
+                return
+            self.begin(min(heads))
+
+    def begin(self, ticket: Each) -> None:
+        owners = self.waiting[ticket[1]]
+        if rest := owners.pop(ticket[2])[1:]:
+            owners[ticket[2]] = rest
+        self.running.append(ticket)
+
+    def admit(self, ticket: Each) -> None:
+        self.wait(ticket)
+        if len(self.running) < self.max_running and self.head(ticket[1]) == ticket:
+            self.begin(ticket)
+
+    def leave(self, ticket: Each) -> None:
+        _, name, owner = ticket
+        if ticket in self.running:
+            self.running.remove(ticket)
+            self.blocked = {each for each in self.blocked if each != name and each[0] != name}
+            self.call_next()
+        elif ticket in self.waiting[name].get(owner, ()):
+            self.waiting[name][owner].remove(ticket)
+            if not self.waiting[name][owner]:
+                del self.waiting[name][owner]
+
+    def block(self, ticket: Each, *, owner: bool) -> None:
+        self.blocked.add(ticket[1:] if owner else ticket[1])
+        self.running.remove(ticket)
+        self.wait(ticket)
+        self.call_next()
+
+    def unblock(self) -> None:
+        self.blocked.clear()
+        self.call_next()
+
+    def position(self, ticket: Each) -> int:
+        number, name, _ = ticket
+        queues = self.waiting[name].values()
+        rounds = range(max(map(len, queues)))
+        turns = [each for nth in rounds for queue in queues for each in queue[nth : nth + 1]]
+        others = [
+            each
+            for other in self.policies
+            if other != name and self.head(other)
+            for queue in self.waiting[other].values()
+            for each in queue
+        ]
+        return turns.index(ticket) + sum(each[0] < number for each in others) + 1
+
+
+BOUNDS = st.builds(
+    Policy,
+    max_running=st.sampled_from([None, 1, 2, 5]),
+    max_running_per_owner=st.sampled_from([None, 1, 2]),
+)
+STEPS = st.tuples(
+    st.sampled_from(["admit", "admit", "end", "leave", "block", "block one", "unblock", "bound"]),
+    st.sampled_from("ab"),
+    st.sampled_from(["ann", "bob", "cid", None]),
+    st.integers(0, 99),
+    BOUNDS,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), BOUNDS, BOUNDS, st.lists(STEPS, min_size=30, max_size=60))
+def test_everybody_has_the_place_that_the_book_gives(
+    max_running: int, a: Policy, b: Policy, steps: list[tuple[str, str, str | None, int, Policy]]
+) -> None:
+    places, book = places_for(max_running), Book(max_running, {"a": a, "b": b})
+    places.known.update(book.policies)
+    tickets: dict[Each, Ticket] = {}
+    for step, name, owner, which, policy in steps:
+        running = [each for each, ticket in tickets.items() if ticket.running]
+        if step == "admit":
+            for _ in range(which % 7):  # several, so that some wait for a late round
+                ticket = places.admit(name, owner)
+                tickets[ticket.number, name, owner] = ticket
+                book.admit((ticket.number, name, owner))
+        elif step == "bound":
+            places.known[name] = book.policies[name] = policy
+        elif step == "unblock":
+            places.unblock()
+            book.unblock()
+        elif step == "leave" and tickets:
+            each = [*tickets][which % len(tickets)]
+            places.leave(tickets[each])
+            book.leave(each)
+        elif running:
+            each = running[which % len(running)]
+            if step == "end":
+                places.leave(tickets[each])
+                book.leave(each)
+            else:
+                places.block(tickets[each], owner=step == "block one")
+                book.block(each, owner=step == "block one")
+        assert [each for each, t in tickets.items() if t.running] == sorted(book.running)
+        waiting = [e for name in "ab" for queue in book.waiting[name].values() for e in queue]
+        assert places.occupancy == Occupancy(len(book.running), len(waiting))
+        for each in waiting:
+            assert position(places, tickets[each], each[1]) == book.position(each)
+
+
+def lines_of(work: Callable[[], object]) -> int:
+    """How many lines of the scheduler are gone through."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace if frame.f_code.co_filename == scheduler.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(FREE, id="all wait for one"),
+        pytest.param(Policy(max_running_per_owner=1), id="each for its own"),
+    ],
+)
+def test_nobody_walks_past_all_owners(policy: Policy) -> None:
+    """However many wait: a poll, a request that waits, one that ends and the turn that comes."""
+
+    def walk(owners: int) -> list[int]:
+        places = places_for(owners if policy.max_running_per_owner else 1, 10**6)
+        tickets = [places.take("a", policy, str(n % owners)) for n in range(2 * owners)]
+        places.leave(tickets.pop(0))  # whoever may not go first has been asked by now
+        ends = next(ticket for ticket in tickets if ticket.running)
+        return [
+            lines_of(lambda: position(places, tickets[-2])),
+            lines_of(lambda: position(places, places.take("a", policy, "0"))),
+            lines_of(lambda: places.leave(ends)),
+        ]
+
+    few, many = walk(4), walk(400)
+    assert all(more <= less + 20 for less, more in zip(few, many, strict=True)), (few, many)

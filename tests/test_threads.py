@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -34,6 +36,7 @@ from raincheck import (
     State,
     current_job,
     long_running,
+    threads,
 )
 from raincheck.stores.sqlite import SQLiteStore
 from raincheck.testing import follow
@@ -601,6 +604,35 @@ async def test_a_task_on_the_event_loop_of_another_thread_is_told_and_waited_for
         other.call_soon_threadsafe(other.stop)
         thread.join()
         other.close()
+
+
+@asyncio_only
+@pytest.mark.parametrize(
+    ("thing", "most"),
+    [pytest.param("text", 300, id="plain"), pytest.param(object(), 1300, id="not")],
+)
+async def test_what_coroutines_hand_down_to_each_other_is_looked_into_once(
+    thing: object, most: int
+) -> None:
+    async def middleware(number: int, scope: dict[int, object]) -> None:
+        await (middleware(number - 1, scope) if number else asyncio.sleep(60))
+
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename == threads.__file__
+
+    task = asyncio.ensure_future(middleware(20, dict.fromkeys(range(1000), thing)))
+    await asyncio.sleep(0)
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        assert threads.threads_of(task) == []
+    finally:
+        sys.setprofile(before)
+        task.cancel()
+    assert calls <= most
 
 
 # --- apps that listen ---------------------------------------------------------------------------

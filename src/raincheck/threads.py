@@ -23,7 +23,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future as ConcurrentFuture
-from types import CellType, CodeType, FunctionType, GeneratorType, MethodType
+from types import (
+    CellType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    NoneType,
+)
 from typing import Any, NamedTuple
 
 import anyio
@@ -38,6 +47,11 @@ _RUN_SYNC = anyio.to_thread.run_sync.__code__
 _TURNS = 20
 
 _CONTAINERS = (list, tuple, set, frozenset, deque)
+
+_WRAPPERS = (CellType, MethodType)
+
+# What is no future, has none in it, and is what coroutines refer to for the most part.
+_PLAIN = frozenset({CodeType, CoroutineType, FrameType, FunctionType, NoneType, bytes, int, str})
 
 
 class Thread(NamedTuple):
@@ -169,17 +183,20 @@ def _in_task(task: Any, way: _Way, found: list[Thread]) -> Iterator[tuple[Any, _
     """What a task depends on; a thread that it stands at directly is `found`."""
     resumes = getattr(task, "_fut_waiter", None)
     way = way._replace(resumes=resumes, follows=False)
+    natively, looked = way.natively(), dict[tuple[int, bool], Any]()
     for coroutine in _chain(task.get_coro()):
         code = _code(coroutine)
         if code is _RUN_SYNC and (thread := _anyio_thread(coroutine, way)) is not None:
             found.append(thread)
             return
         if code is not None and (children := _bridged(coroutine, code)):
-            yield from ((child, way.natively()) for child in children)
+            yield from ((child, natively) for child in children)
             return
-        yield from _referred(coroutine, task, way)
+        own = _of_asyncio(code)
+        things = _referents(coroutine, looked, own=own)
+        yield from _referred(things, task, natively, own=own)
     if resumes is not None:
-        yield resumes, way.natively()
+        yield resumes, natively
 
 
 def _anyio_thread(coroutine: Any, way: _Way) -> Thread | None:
@@ -201,31 +218,50 @@ def _bridged(coroutine: Any, code: CodeType) -> list[Any]:
     return [*coroutine.cr_frame.f_locals.get("task_context", ())]
 
 
-def _referred(coroutine: Any, task: Any, way: _Way) -> Iterator[tuple[Any, _Way]]:
-    """The futures and tasks that a suspended coroutine of a task refers to.
+def _referents(coroutine: Any, looked: dict[tuple[int, bool], Any], *, own: bool) -> list[Any]:
+    """What a suspended coroutine refers to and no other of its task has: it is looked into once.
+
+    Frameworks hand much the same from coroutine to coroutine, such as the scope.
+
+    Args:
+        coroutine: which.
+        looked: what was found so far, each by its id and `own`; kept, as what is `seen` is.
+        own: whether the coroutine is one of asyncio's.
+    """
+    new = []
+    for referent in gc.get_referents(coroutine):
+        thing = _unwrapped(referent) if type(referent) in _WRAPPERS else referent
+        if type(thing) not in _PLAIN and (id(thing), own) not in looked:
+            looked[id(thing), own] = thing
+            new.append(thing)
+    return new
+
+
+def _referred(
+    things: list[Any], task: Any, natively: _Way, *, own: bool
+) -> Iterator[tuple[Any, _Way]]:
+    """The futures and tasks that are, or are in, what a suspended coroutine of a task refers to.
 
     asyncio's own coroutines refer to what they wait for. Others may refer to what is meant to
     outlive them, and only what is in their groups is theirs for certain.
     """
-    natively, scoped = way.natively(), way._replace(scoped=True)
-    own = _of_asyncio(_code(coroutine))
-    for referent in gc.get_referents(coroutine):
-        thing = _unwrapped(referent)
+    for thing in things:
         kind = type(thing)  # asked instead of the thing itself: it may be a proxy that raises
         if issubclass(kind, asyncio.TaskGroup):
             if getattr(thing, "_parent_task", task) is task:
                 yield from ((child, natively) for child in tuple(getattr(thing, "_tasks", ())))
         elif issubclass(kind, anyio.abc.TaskGroup):
             if getattr(thing.cancel_scope, "_host_task", task) is task:
+                scoped = natively._replace(scoped=True)
                 yield from ((child, scoped) for child in tuple(getattr(thing, "_tasks", ())))
         elif kind.__name__ == "_AsCompletedIterator":  # as_completed(), since Python 3.13
             yield from ((future, natively) for future in _futures(getattr(thing, "_todo", ())))
         elif kind is GeneratorType and _of_asyncio(thing.gi_code):  # and before
             inner = map(_unwrapped, gc.get_referents(thing))
             yield from ((future, natively) for each in inner for future in _futures(each))
-        elif own or way.waited:
-            further = natively if own else _Way(waited=False)
-            yield from ((future, further) for future in _futures(thing))
+        elif own or natively.waited:
+            for future in _futures(thing):
+                yield future, natively if own else _Way(waited=False)
 
 
 def _unwrapped(thing: Any) -> Any:
@@ -241,11 +277,10 @@ def _unwrapped(thing: Any) -> Any:
 def _futures(thing: Any) -> list[Any]:
     """The futures that the value of a local variable is, or contains."""
     kind = type(thing)
-    if kind is dict:
-        return [each for each in tuple(thing.values()) if _is_future(each)]
-    if kind in _CONTAINERS:
-        return [each for each in tuple(thing) if _is_future(each)]
-    return [thing] if _is_future(thing) else []
+    if kind is not dict and kind not in _CONTAINERS:
+        return [thing] if _is_future(thing) else []
+    things = tuple(thing.values() if kind is dict else thing)
+    return [each for each in things if type(each) not in _PLAIN and _is_future(each)]
 
 
 def _executes(node: Any) -> bool:

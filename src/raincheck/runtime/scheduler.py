@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from raincheck.dialects.base import Outlook
 from raincheck.errors import OverQuota, QueueFull, Refusal
@@ -18,6 +19,10 @@ _NEWEST = 0.2
 # Bounds of an estimated Retry-After, in seconds: never 0, which some clients read as 30, and never
 # so long that a job which ends early goes unnoticed.
 _SHORTEST, _LONGEST = 1, 30
+
+# Rounds of the owners' turns that are kept as requests come and go. What is ahead in later ones is
+# counted when it is asked for, over the owners with as many that wait: an eighth of these at most.
+_ROUNDS = 8
 
 
 class Ticket:
@@ -45,24 +50,167 @@ class Ticket:
         self.turn = turn
 
 
-class _Route:
-    """What is known of one route: who runs, and who waits, owner by owner.
+class _Backlog(NamedTuple):
+    """What waits of one owner.
 
-    Owners take turns, so that the backlog of one does not starve another's first request. The
-    order of the dict is that of their turns. While it is `blocked`, or an owner is, so many run in
-    other processes that no more may begin.
+    Attributes:
+        owner: whose it is, or None.
+        turn: the owner's place among the others: the lowest has the next turn.
+        numbers: those of the tickets, in order.
+    """
+
+    owner: str | None
+    turn: int
+    numbers: list[int]
+
+
+class _Queue:
+    """Who waits on one route, owner by owner.
+
+    Owners take turns, so that the backlog of one does not starve another's first request. Nothing
+    here looks through all owners, however many wait: what is asked for stands in sorted lists.
+
+    Attributes:
+        numbers: those of all tickets that wait, in order.
+        aside: the owners who were passed over in `first()`, until they are brought back.
     """
 
     __slots__ = (
+        "_backlogs",
+        "_ready",
+        "_rounds",
+        "_taken",
+        "_tickets",
+        "_turns",
+        "aside",
+        "numbers",
+    )
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.aside: set[str | None] = set()
+        self._tickets: dict[int, Ticket] = {}
+        self._backlogs: dict[str | None, _Backlog] = {}
+        self._turns: dict[int, _Backlog] = {}
+        self._ready: list[int] = []  # turns, in order, of all but those who are set aside
+        # By k, the turns of those with more than k tickets, in order: who is called in round k.
+        self._rounds: list[list[int]] = [[] for _ in range(_ROUNDS)]
+        self._taken = 0
+
+    def add(self, ticket: Ticket) -> None:
+        """Let one wait, in the order of the tickets' numbers."""
+        backlog = self._backlogs.get(ticket.owner) or self._line_up(ticket.owner, [])
+        numbers = backlog.numbers
+        if len(numbers) < _ROUNDS:
+            insort(self._rounds[len(numbers)], backlog.turn)
+        insort(numbers, ticket.number)
+        insort(self.numbers, ticket.number)
+        self._tickets[ticket.number] = ticket
+
+    def remove(self, ticket: Ticket, *, next_turn: bool) -> bool:
+        """Let one go, if it waits.
+
+        Args:
+            ticket: which.
+            next_turn: whether its owner has had a turn by it: the next one comes after all others'.
+
+        Returns:
+            Whether it has waited.
+        """
+        if self._tickets.pop(ticket.number, None) is None:
+            return False
+        backlog = self._backlogs[ticket.owner]
+        numbers = backlog.numbers
+        _take(self.numbers, ticket.number)
+        _take(numbers, ticket.number)
+        if len(numbers) < _ROUNDS:
+            _take(self._rounds[len(numbers)], backlog.turn)
+        others = len(self._backlogs) > 1
+        if not numbers or (next_turn and others):
+            self._forget(backlog)
+            if numbers:
+                self._line_up(ticket.owner, numbers)
+        return True
+
+    def _line_up(self, owner: str | None, numbers: list[int]) -> _Backlog:
+        """Give an owner the last turn."""
+        turn = self._taken = self._taken + 1
+        backlog = self._backlogs[owner] = self._turns[turn] = _Backlog(owner, turn, numbers)
+        for turns in (self._ready, *self._rounds[: len(numbers)]):
+            turns.append(turn)
+        return backlog
+
+    def _forget(self, backlog: _Backlog) -> None:
+        del self._backlogs[backlog.owner], self._turns[backlog.turn]
+        for turns in self._rounds[: len(backlog.numbers)]:
+            _take(turns, backlog.turn)
+        if backlog.owner in self.aside:
+            self.aside.remove(backlog.owner)
+        else:
+            _take(self._ready, backlog.turn)
+
+    def first(self, may: Callable[[str | None], bool]) -> Ticket | None:
+        """The next whose owner may have a turn; those before who may not are set aside."""
+        for place, turn in enumerate(self._ready):
+            backlog = self._turns[turn]
+            if may(backlog.owner):
+                del self._ready[:place]
+                return self._tickets[backlog.numbers[0]]
+            self.aside.add(backlog.owner)
+        self._ready.clear()
+        return None
+
+    def bring_back(self, owners: Iterable[str | None]) -> None:
+        """Have `first()` ask again whether these owners may have a turn."""
+        for owner in [*owners]:
+            if owner in self.aside:
+                self.aside.remove(owner)
+                insort(self._ready, self._backlogs[owner].turn)
+
+    def of(self, owner: str | None) -> int:
+        """How many wait of an owner."""
+        backlog = self._backlogs.get(owner)
+        return 0 if backlog is None else len(backlog.numbers)
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many have their turn before one that waits."""
+        backlog = self._backlogs[ticket.owner]
+        nth = bisect_left(backlog.numbers, ticket.number)  # it is called in this round
+        if nth < _ROUNDS:
+            earlier = bisect_left(self._rounds[nth], backlog.turn)
+            return sum(map(len, self._rounds[:nth])) + earlier
+        ahead = len(self.numbers)
+        for turn in self._rounds[-1]:  # all that waits of others has its turn before
+            after = len(self._turns[turn].numbers) - nth - (turn < backlog.turn)
+            ahead -= max(0, after)
+        return ahead
+
+    def came_before(self, number: int) -> int:
+        """How many wait that came before this number."""
+        return bisect_left(self.numbers, number)
+
+
+def _take(numbers: list[int], number: int) -> None:
+    """Delete a number from a sorted list of which it is one."""
+    del numbers[bisect_left(numbers, number)]
+
+
+class _Route:
+    """What is known of one route: who runs, and who waits.
+
+    While it is `blocked`, or an owner is, so many run in other processes that no more may begin.
+    """
+
+    __slots__ = (
+        "_owners_bound",
         "blocked",
         "blocked_owners",
         "duration",
         "name",
         "policies",
+        "queue",
         "running",
         "running_by_owner",
-        "waiting",
-        "waits",
     )
 
     def __init__(self, name: str, policies: Mapping[str, Policy]) -> None:
@@ -70,11 +218,11 @@ class _Route:
         self.policies = policies  # asked each time: a route's own may be known later than its jobs
         self.running = 0
         self.running_by_owner: dict[str, int] = {}
-        self.waits = 0
-        self.waiting: dict[str | None, list[Ticket]] = {}
+        self.queue = _Queue()
         self.duration: float | None = None
         self.blocked = False
         self.blocked_owners: set[str | None] = set()
+        self._owners_bound: int | None = None  # when some were set aside
 
     @property
     def unbounded(self) -> bool:
@@ -107,51 +255,23 @@ class _Route:
             self.running_by_owner[ticket.owner] -= 1
             if not self.running_by_owner[ticket.owner]:
                 del self.running_by_owner[ticket.owner]
+            if ticket.owner in self.queue.aside:
+                self.queue.bring_back((ticket.owner,))
 
-    def wait(self, ticket: Ticket) -> None:
-        queue = self.waiting.setdefault(ticket.owner, [])
-        queue.insert(_place(queue, ticket.number), ticket)
-        self.waits += 1
-
-    def remove(self, ticket: Ticket, *, next_turn: bool) -> bool:
-        queue = self.waiting.get(ticket.owner, [])
-        place = _place(queue, ticket.number)
-        if place == len(queue) or queue[place] is not ticket:
-            return False
-        del queue[place]
-        self.waits -= 1
-        if next_turn or not queue:
-            del self.waiting[ticket.owner]
-        if next_turn and queue:
-            self.waiting[ticket.owner] = queue
-        return True
+    def unblock(self) -> None:
+        self.queue.bring_back(self.blocked_owners)
+        self.blocked = False
+        self.blocked_owners.clear()
 
     def head(self) -> Ticket | None:
         """Whose turn it is, if there is capacity for anybody who waits."""
-        if self.free:
-            for owner, queue in self.waiting.items():
-                if self.free_for(owner):
-                    return queue[0]
-        return None
-
-    def ahead(self, ticket: Ticket) -> int:
-        """How many have their turn before a ticket that waits here."""
-        rounds = _place(self.waiting[ticket.owner], ticket.number)
-        ahead, earlier = rounds, True
-        for owner, queue in self.waiting.items():
-            if owner == ticket.owner:
-                earlier = False
-            else:
-                ahead += min(len(queue), rounds + earlier)
-        return ahead
-
-    def came_before(self, number: int) -> int:
-        """How many wait here that came before this number."""
-        return sum(_place(queue, number) for queue in self.waiting.values())
-
-
-def _place(queue: list[Ticket], number: int) -> int:
-    return bisect_left(queue, number, key=lambda ticket: ticket.number)
+        if not self.free:
+            return None
+        bound = self.policies[self.name].max_running_per_owner
+        if bound != self._owners_bound:
+            self._owners_bound = bound
+            self.queue.bring_back(self.queue.aside)
+        return self.queue.first(self.free_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +326,7 @@ class Scheduler:
         runs = (
             self._running < self._limits.max_running
             and (route.unbounded or (route.free and route.free_for(owner)))
-            and (not route.waits or route.head() is None)
+            and (not route.queue.numbers or route.head() is None)
         )
         if not runs:
             if not accepted:
@@ -221,7 +341,7 @@ class Scheduler:
             route.begin(ticket)
         else:
             self._waiting += 1
-            route.wait(ticket)
+            route.queue.add(ticket)
         return ticket
 
     def take_any(self) -> Ticket | None:
@@ -275,7 +395,7 @@ class Scheduler:
         self._blocked.add(route)
         route.end(ticket)
         self._running -= 1
-        route.wait(ticket)
+        route.queue.add(ticket)
         self._waiting += 1
         self._call_next()
 
@@ -292,8 +412,7 @@ class Scheduler:
 
     def _unblock(self, route: _Route) -> None:
         self._blocked.discard(route)
-        route.blocked = False
-        route.blocked_owners.clear()
+        route.unblock()
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, running or waiting; those whose turn comes by it are called."""
@@ -304,7 +423,7 @@ class Scheduler:
             self._running -= 1
             if self._waiting:
                 self._call_next()
-        elif ticket.route.remove(ticket, next_turn=False):
+        elif ticket.route.queue.remove(ticket, next_turn=False):
             self._waiting -= 1
 
     def learn(self, ticket: Ticket, seconds: float) -> None:
@@ -348,9 +467,9 @@ class Scheduler:
     def _check_room(self, route: _Route, owner: str | None) -> None:
         policy = self._policies[route.name]
         quota = policy.max_queued_per_owner if owner is not None else None
-        if quota is not None and len(route.waiting.get(owner, ())) >= quota:
+        if quota is not None and route.queue.of(owner) >= quota:
             raise self._full(route, owner=True)
-        if policy.max_queued is not None and route.waits >= policy.max_queued:
+        if policy.max_queued is not None and len(route.queue.numbers) >= policy.max_queued:
             raise self._full(route, owner=False)
 
     def full(self, name: str, *, owner: bool) -> Refusal:
@@ -382,19 +501,19 @@ class Scheduler:
         Ahead are the earlier requests of its route, and those of every other route whose own bound
         does not hold them back.
         """
-        ahead = ticket.route.ahead(ticket)
+        ahead = ticket.route.queue.ahead(ticket)
         for route in self._routes.values():
-            if route is not ticket.route and route.waits and route.head() is not None:
-                ahead += route.came_before(ticket.number)
+            if route is not ticket.route and route.queue.numbers and route.head() is not None:
+                ahead += route.queue.came_before(ticket.number)
         return ahead + 1
 
     def _call_next(self) -> None:
         while self._waiting and self._running < self._limits.max_running:
-            heads = [head for r in self._routes.values() if r.waits and (head := r.head())]
+            heads = [head for r in self._routes.values() if r.queue.numbers and (head := r.head())]
             if not heads:
                 return
             ticket = min(heads, key=lambda head: head.number)
-            ticket.route.remove(ticket, next_turn=True)
+            ticket.route.queue.remove(ticket, next_turn=True)
             self._waiting -= 1
             ticket.route.begin(ticket)
             self._running += 1
