@@ -57,7 +57,7 @@ class Trace:
         code = frame.f_code
         if code.co_filename.startswith(HOUSE):
             self.files.append(code.co_filename[len(HOUSE) + 1 :])
-            self.gets += code.co_name == "get" and code.co_filename.endswith("memory.py")
+            self.gets += code.co_name in ("get", "fetch") and code.co_filename.endswith("memory.py")
 
 
 @dataclass(frozen=True, slots=True)

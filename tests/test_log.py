@@ -90,7 +90,7 @@ async def test_a_store_that_comes_and_goes_is_told_once_a_minute_unless_it_stays
 
 
 async def test_a_store_that_is_wrong_shows_where(caplog: pytest.LogCaptureFixture) -> None:
-    store = TrickyStore(failing("get", error=KeyError("a")), shared=True)
+    store = TrickyStore(failing("fetch", error=KeyError("a")), shared=True)
     app = app_of(gated(gate := Gate()), jobs=virtual_jobs(store=store))
     async with running(app) as client:
         response = await client.get((await client.post("/slow")).headers["location"])

@@ -278,10 +278,10 @@ class Jobs:
             The job afterwards: `cancelled`, `cancelling`, or as it ended before; None if there is
             no such job.
         """
-        environment = self._environment
-        if (job := self.here(id)) is not None:
+        environment, run = self._environment, self._here(id)
+        if run is not None and run.known_to_run:
             self._stop(id)  # first: the store may take its time
-            return await self._record_cancel(job)
+            return await self._record_cancel(run.job, run)
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
@@ -292,29 +292,32 @@ class Jobs:
             if not await environment.ledger.withdraw(job, self.policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
-        return await self._record_cancel(job)
+        return await self._record_cancel(job, run)
 
-    async def _record_cancel(self, job: Job) -> Job | None:
-        run = self._here(job.id)
-        with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
-            await (self._environment.ledger.cancelling(job) if run is None else run.cancelling())
-        await self._environment.runner.cancel(job.id)
-        return await self.get(job.id)
+    async def _record_cancel(self, job: Job, run: JobRun | None) -> Job | None:
+        environment = self._environment
+        try:
+            if run is None:
+                await environment.ledger.cancelling(job)
+            else:
+                await run.cancelling()
+        except IllegalTransition:  # it ended or was cancelled meanwhile
+            run = None
+        if run is None or not run.known_to_run:
+            await environment.runner.cancel(job.id)
+            return await self.get(job.id)
+        return run.job
 
     def _here(self, id: str) -> JobRun | None:
         return None if self.session is None else self.session.runs.get(id)
 
-    def here(self, id: str) -> Job | None:
-        """A job whose handler runs in this process, as last recorded: it need not be looked up."""
-        run = self._here(id)
-        if run is None or run.decided or run.job.state is State.QUEUED:
-            return None
-        return run.job
-
     def alone(self, id: str) -> Job | None:
-        """The same, if it is certain that nobody shares it."""
-        job = self.here(id)
-        return None if job is None or self.policies.of(job).coalesce else job
+        """A job whose handler runs in this process, as last recorded, and that nobody shares.
+
+        It need not be looked up.
+        """
+        run = self._here(id)
+        return None if run is None or not run.known_to_run or run.policy.coalesce else run.job
 
     async def leave(self, id: str) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.

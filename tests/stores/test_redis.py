@@ -324,7 +324,7 @@ async def test_those_who_fetch_one_job_at_once_ask_for_it_once(serve: Serve) -> 
 def waiting_in(store: RedisStore) -> int:
     """Tasks that have looked and wait now."""
     assert store._opened is not None
-    watches = store._opened.feed.waiting._watches.values()
+    watches = store._opened.feed.waiting.watched.values()
     return sum(watch.event.statistics().tasks_waiting for watch in watches)
 
 

@@ -163,6 +163,11 @@ class Run:
         return self._decided
 
     @property
+    def known_to_run(self) -> bool:
+        """Whether its handler runs, and has not come to its end."""
+        return not self._decided and self.job.state is not State.QUEUED
+
+    @property
     def known(self) -> Job:
         """The job, `cancelling` as soon as its handler is asked to stop because of that."""
         job, stopping = self.job, self.stopping

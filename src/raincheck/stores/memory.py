@@ -222,7 +222,7 @@ class MemoryStore(Store):
                 self._bytes += _size(head.headers)
             if chunk:
                 self._append(id, chunk)
-            if self._waiting:
+            if self._waiting.watched:
                 self._waiting.wake((id,))
         return True
 
@@ -414,7 +414,7 @@ class MemoryStore(Store):
             self._bytes -= _size(old.response.headers)
         if (due := job.due_at) is not None:
             self._newly_due[id] = due
-        if self._waiting:
+        if self._waiting.watched:
             self._waiting.wake((id,))
 
     def _give(self, id: str, keys: Collection[Key]) -> None:

@@ -9,13 +9,17 @@ import anyio
 
 
 class Watchers:
-    """The tasks of one event loop that wait for newer versions of jobs. True if there are any."""
+    """The tasks of one event loop that wait for newer versions of jobs. True if there are any.
+
+    Attributes:
+        watched: who waits for each job, by its id.
+    """
 
     def __init__(self) -> None:
-        self._watches: dict[str, _Watch] = {}
+        self.watched: dict[str, _Watch] = {}
 
     def __len__(self) -> int:
-        return len(self._watches)
+        return len(self.watched)
 
     @contextmanager
     def newer(self, id: str, version: int, size: int | None = None) -> Iterator[anyio.Event]:
@@ -26,32 +30,32 @@ class Watchers:
             version: the version that is known.
             size: how much is known of its response, for whoever waits for more of that, too.
         """
-        watch = self._watches.get(id)
+        watch = self.watched.get(id)
         if watch is None:
-            watch = self._watches[id] = _Watch(version)
+            watch = self.watched[id] = _Watch(version)
         watch.enter(version, size)
         try:
             yield watch.event
         finally:
-            if not watch.leave() and self._watches.get(id) is watch:
-                del self._watches[id]
+            if not watch.leave() and self.watched.get(id) is watch:
+                del self.watched[id]
 
     def wake(self, ids: Iterable[str]) -> None:
         """Let those who wait for these jobs look again."""
         for id in ids:
-            if watch := self._watches.pop(id, None):
+            if watch := self.watched.pop(id, None):
                 watch.event.set()
 
     def wake_all(self) -> None:
         """Let all look again."""
-        self.wake([*self._watches])
+        self.wake([*self.watched])
 
     def known(self) -> dict[str, tuple[int, int | None]]:
         """The jobs that are waited for, and the least that is known of each: a version, and a size.
 
         Any thread may ask: the copy is one step, which no other thread comes into.
         """
-        return {id: (watch.version, watch.size) for id, watch in dict(self._watches).items()}
+        return {id: (watch.version, watch.size) for id, watch in dict(self.watched).items()}
 
 
 class _Watch:
