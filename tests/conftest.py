@@ -34,10 +34,11 @@ class AutojumpLoop(asyncio.SelectorEventLoop):
         return super().time() + self._skipped
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined] # asyncio's own
-        due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
-        if not ready and due is not None:
-            self._skipped += max(0.0, due - self.time())
+        if not self._ready:  # type: ignore[attr-defined] # asyncio's own
+            timers = self._scheduled  # type: ignore[attr-defined] # too
+            due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
+            if due is not None:
+                self._skipped += max(0.0, due - self.time())
         super()._run_once()  # type: ignore[misc] # asyncio's own
 
 
