@@ -25,6 +25,14 @@ if not os.environ.get("RAINCHECK_CI"):
     PHASES += [Phase.target, Phase.shrink, Phase.explain]
 
 
+def long(tests: str) -> bool:
+    """Whether these tests are to try all that they can, which takes minutes.
+
+    Asked for by an environment variable: `RAINCHECK_FAULTS=long pytest tests/test_faults.py`.
+    """
+    return os.environ.get(f"RAINCHECK_{tests}") == "long"
+
+
 class AutojumpLoop(asyncio.SelectorEventLoop):
     """An asyncio loop that jumps to the next timer when nothing else is left to do."""
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,11 +51,11 @@ from raincheck.runtime.leases import BEAT, LOOKS
 from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import Abandoned
 from raincheck.testing import lifespan
-from tests.conftest import virtual_jobs
+from tests.conftest import long, virtual_jobs
 from tests.doubles.stores import DamagedStore, TrickyStore
 from tests.support import RawRequest, settled, slow_route, unfinished
 
-LONG = os.environ.get("RAINCHECK_FAULTS") == "long"
+LONG = long("FAULTS")
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200 if LONG else 120)]
 

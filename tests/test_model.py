@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
@@ -56,10 +55,10 @@ from raincheck.job import TRANSITIONS
 from raincheck.runtime.expiry import SWEEP_INTERVAL
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import lifespan
-from tests.conftest import PHASES, AutojumpLoop
+from tests.conftest import PHASES, AutojumpLoop, long
 from tests.support import Numbers, RawRequest, unfinished
 
-LONG = os.environ.get("RAINCHECK_MODEL") == "long"
+LONG = long("MODEL")
 
 pytestmark = pytest.mark.timeout(7200 if LONG else 120)
 
@@ -1184,9 +1183,9 @@ class SharedOnTrio(Conversation):
     shared = True
 
 
-def modelled(*, default: int, long: int) -> settings:
+def modelled(*, default: int, most: int) -> settings:
     return settings(
-        max_examples=long if LONG else default,
+        max_examples=most if LONG else default,
         stateful_step_count=80 if LONG else 40,
         derandomize=not LONG,
         deadline=None,
@@ -1198,10 +1197,10 @@ def modelled(*, default: int, long: int) -> settings:
 
 
 TestOnAsyncio = OnAsyncio.TestCase
-TestOnAsyncio.settings = modelled(default=120, long=2000)
+TestOnAsyncio.settings = modelled(default=30, most=2000)
 TestOnTrio = OnTrio.TestCase
-TestOnTrio.settings = modelled(default=20, long=200)
+TestOnTrio.settings = modelled(default=8, most=200)
 TestSharedOnAsyncio = SharedOnAsyncio.TestCase
-TestSharedOnAsyncio.settings = modelled(default=60, long=1000)
+TestSharedOnAsyncio.settings = modelled(default=15, most=1000)
 TestSharedOnTrio = SharedOnTrio.TestCase
-TestSharedOnTrio.settings = modelled(default=10, long=100)
+TestSharedOnTrio.settings = modelled(default=4, most=100)
