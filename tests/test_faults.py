@@ -561,8 +561,7 @@ async def check_nothing_is_left(house: House, store: MemoryStore, keep: float = 
     assert (now.running, now.queued) == (0, 0)
     assert len(store) == 0
     assert store.size == 0
-    assert (store._requests, store._bodies, store._leases) == ({}, {}, {})
-    assert (store._keys, store._names) == ({}, {})
+    assert [each async for each in store.abandoned()] == []
     answers = [await ask(house.app, "/last", "POST") for _ in range(3)]
     assert [answer.status for answer in answers] == [202, 202, 503]
     await emptied(store, 3.5 * keep)  # they have run and expired, and are forgotten

@@ -54,6 +54,7 @@ from raincheck.dialects.plain import WORDS
 from raincheck.job import TRANSITIONS
 from raincheck.runtime.expiry import SWEEP_INTERVAL
 from raincheck.runtime.recorder import PIECE
+from raincheck.stores.base import Abandoned
 from raincheck.testing import lifespan
 from tests.conftest import PHASES, AutojumpLoop, long
 from tests.support import Numbers, RawRequest, unfinished
@@ -451,18 +452,29 @@ class Watched(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.created: list[str] = []
+        self.leased: set[str] = set()
         self.wrong: list[str] = []
 
-    async def create(self, job: Job, *more: Any, **settings: Any) -> Job:
-        there = await super().create(job, *more, **settings)
+    async def create(
+        self, job: Job, *more: Any, lease: float | None = None, **settings: Any
+    ) -> Job:
+        there = await super().create(job, *more, lease=lease, **settings)
         if there is job:
             self.created.append(job.id)
+            self._note(job, lease)
         return there
 
-    async def replace(self, job: Job, **settings: Any) -> bool:
+    def _note(self, job: Job, lease: float | None) -> None:
+        if lease is not None:
+            self.leased.add(job.id)
+        if job.finished or job.gone:
+            self.leased.discard(job.id)
+
+    async def replace(self, job: Job, *, lease: float | None = None, **settings: Any) -> bool:
         old = await self.get(job.id)
-        replaced = await super().replace(job, **settings)
+        replaced = await super().replace(job, lease=lease, **settings)
         if replaced and old is not None:
+            self._note(job, lease)
             moves = job.state is not old.state and not job.gone
             if moves and job.state not in TRANSITIONS[old.state]:
                 self.wrong.append(f"{old.state} became {job.state}")
@@ -956,19 +968,24 @@ class Conversation(RuleBasedStateMachine):
         assert statistics.queued <= LIMITS.max_queued
         assert server.stage.inside == {job.id for job in world.active}
         waits = {job.id for job in (*world.queue, *world.left) if job.path != HELD}
-        assert set(server.store._requests) == waits
+        assert server.call(self.replayable) == waits
         leased = {job.id for job in world.jobs if not (job.finished or job.gone)}
-        assert set(server.store._leases) == (leased if self.shared else set())
+        assert server.store.leased == (leased if self.shared else set())
         ran = [job.id for job in world.jobs if job.began is not None]
         assert sorted(server.stage.entered) == sorted(ran)  # each of them once
 
     @invariant()
     def leases_are_renewed_in_time(self) -> None:
-        if not self.world.left:
-            assert self.server.call(self.shortest_lease) > 0
+        if self.shared and not self.world.left:
+            assert self.server.call(self.abandoned) == []
 
-    async def shortest_lease(self) -> float:
-        return min(self.server.store._leases.values(), default=math.inf) - anyio.current_time()
+    async def replayable(self) -> set[str]:
+        """Those jobs of all there ever were whose requests are kept."""
+        store = self.server.store
+        return {id for id in store.created if await store.request(id) is not None}
+
+    async def abandoned(self) -> list[Abandoned]:
+        return [each async for each in self.server.store.abandoned()]
 
     @invariant()
     def the_store_saw_nothing_wrong(self) -> None:
