@@ -25,6 +25,14 @@ if not os.environ.get("RAINCHECK_CI"):
     PHASES += [Phase.target, Phase.shrink, Phase.explain]
 
 
+def long(tests: str) -> bool:
+    """Whether these tests are to try all that they can, which takes minutes.
+
+    Asked for by an environment variable: `RAINCHECK_FAULTS=long pytest tests/test_faults.py`.
+    """
+    return os.environ.get(f"RAINCHECK_{tests}") == "long"
+
+
 class AutojumpLoop(asyncio.SelectorEventLoop):
     """An asyncio loop that jumps to the next timer when nothing else is left to do."""
 
@@ -34,10 +42,11 @@ class AutojumpLoop(asyncio.SelectorEventLoop):
         return super().time() + self._skipped
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined] # asyncio's own
-        due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
-        if not ready and due is not None:
-            self._skipped += max(0.0, due - self.time())
+        if not self._ready:  # type: ignore[attr-defined] # asyncio's own
+            timers = self._scheduled  # type: ignore[attr-defined] # too
+            due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
+            if due is not None:
+                self._skipped += max(0.0, due - self.time())
         super()._run_once()  # type: ignore[misc] # asyncio's own
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,10 +31,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Jobs, LongRunningMiddleware, Policy, current_job
 from raincheck.testing import lifespan
-from tests.conftest import PHASES, virtual_jobs
+from tests.conftest import PHASES, long, virtual_jobs
 from tests.support import Gate, Numbers, RawRequest, gated, settled, slow_route
 
-LONG = os.environ.get("RAINCHECK_FUZZ") == "long"
+LONG = long("FUZZ")
 
 REQUESTS = 4
 """Requests in one example."""
@@ -43,10 +42,10 @@ REQUESTS = 4
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600 if LONG else 120)]
 
 
-def fuzzed(*, default: int, long: int) -> settings:
+def fuzzed(*, default: int, most: int) -> settings:
     """How many examples a test has on each event loop; each stands for `REQUESTS` inputs."""
     return settings(
-        max_examples=long if LONG else default,
+        max_examples=most if LONG else default,
         derandomize=not LONG,
         deadline=None,
         database=None,
@@ -509,7 +508,7 @@ def check_status_answer(answer: Answer, method: str, unknown: Answer) -> None:
 
 
 @given(sequence=st.lists(status_requests(), min_size=REQUESTS, max_size=REQUESTS))
-@fuzzed(default=70, long=1500)
+@fuzzed(default=25, most=1500)
 async def test_status_routes_answer_whatever_they_are_asked(
     sequence: list[tuple[Wild, Id, str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -591,7 +590,7 @@ paths = mostly(st.sampled_from(PATHS), st.builds("{}{}".format, st.sampled_from(
         max_size=REQUESTS,
     )
 )
-@fuzzed(default=60, long=1200)
+@fuzzed(default=40, most=1200)
 async def test_submissions_are_answered_and_what_is_accepted_ends(
     sequence: list[tuple[Wild, str]], caplog: pytest.LogCaptureFixture
 ) -> None:

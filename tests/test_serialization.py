@@ -1,4 +1,9 @@
-"""Records: every job and captured request comes back as it was, and the format stays what it is."""
+"""Records: every job and captured request comes back as it was, and the format stays what it is.
+
+With more of them, which takes minutes:
+
+    RAINCHECK_SERIALIZATION=long pytest tests/test_serialization.py
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,7 @@ from raincheck.serialization import (
     started,
 )
 from raincheck.testing import finished
+from tests.conftest import long
 from tests.stores import left
 
 
@@ -97,7 +103,9 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
     "app_root_path": st.none() | texts,
 }
 
-often = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+EXAMPLES = 3000 if long("SERIALIZATION") else 100
+
+often = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 
 
 def same(one: Any, other: Any) -> bool:
