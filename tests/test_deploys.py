@@ -386,7 +386,8 @@ async def test_the_handler_sees_its_job_running() -> None:
 
 async def slow_to_start(call: str, /, *arguments: Any, **more: Any) -> None:
     """A store takes ten seconds for it."""
-    if call == "replace" and arguments[0].state is State.RUNNING:
+    starts = call == "replace" and arguments[0].state is State.RUNNING
+    if starts or call == "claim":
         await anyio.sleep(10)
 
 
