@@ -7,6 +7,7 @@ tests are marked `real` and run on the plain event loops.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from typing import Any
@@ -23,6 +24,11 @@ PHASES = [Phase.explicit, Phase.generate]
 continuous integration, where the run as a whole is bounded; `print_blob` brings it back."""
 if not os.environ.get("RAINCHECK_CI"):
     PHASES += [Phase.target, Phase.shrink, Phase.explain]
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection of a test look at all that was imported and collected before."""
+    gc.freeze()
 
 
 def long(tests: str) -> bool:

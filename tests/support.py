@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck import Job, Jobs, LongRunningMiddleware, MemoryStore, long_running
+from raincheck import Job, Jobs, LongRunningMiddleware, State, long_running
+from raincheck.job import TRANSITIONS
 from raincheck.stores.base import Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
@@ -98,10 +99,11 @@ def gated(gate: Gate, path: str = "/slow", **settings: Any) -> Route:
     return slow_route(answer, path, **settings)
 
 
-def unfinished(store: Store) -> list[Job]:
-    """The jobs in memory that have not ended, whoever holds them."""
-    assert isinstance(store, MemoryStore)
-    return [*store._live.values()]
+async def unfinished(store: Store) -> list[Job]:
+    """The jobs that have not ended, whoever holds them; newest first."""
+    page = await store.list(states=[state for state in State if TRANSITIONS[state]])
+    assert page.after is None  # it is the only one
+    return [*page.jobs]
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

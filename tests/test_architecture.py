@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -127,6 +128,12 @@ def rooms() -> dict[str, str]:
     }
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a module, which nobody changes."""
+    return ast.parse(source)
+
+
 def imports(source: str) -> Iterator[tuple[str, bool]]:
     """Each imported module, and whether the import stands inside a function."""
 
@@ -139,7 +146,7 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, inside)
 
-    yield from visit(ast.parse(source), False)
+    yield from visit(parsed(source), False)
 
 
 def adapter(room: str) -> str:
@@ -232,7 +239,7 @@ FOREIGN = {
 
 def foreign(source: str) -> Iterator[str]:
     """What is assigned or deleted of another object than `self`."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if (
             isinstance(node, ast.Attribute)
             and not isinstance(node.ctx, ast.Load)
@@ -284,25 +291,27 @@ others; why."""
 
 def stand_ins(modules: dict[str, str]) -> set[str]:
     """The classes that are a store or a runner, or derive from one that is."""
+    classes = [
+        (f"{module}.{node.name}", {ast.unparse(base).rpartition(".")[2] for base in node.bases})
+        for module, source in modules.items()
+        for node in ast.walk(parsed(source))
+        if isinstance(node, ast.ClassDef)
+    ]
     found: set[str] = set()
     kinds = {"Store", "Runner"}
     before = -1
     while before != len(found):
         before = len(found)
-        for module, source in modules.items():
-            for node in ast.walk(ast.parse(source)):
-                if not isinstance(node, ast.ClassDef):
-                    continue
-                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-                if bases & kinds or any(base.endswith(("Store", "Runner")) for base in bases):
-                    found.add(f"{module}.{node.name}")
-                    kinds.add(node.name)
+        for name, bases in classes:
+            if bases & kinds or any(base.endswith(("Store", "Runner")) for base in bases):
+                found.add(name)
+                kinds.add(name.rpartition(".")[2])
     return found
 
 
 def test_no_test_module_imports_another() -> None:
     for module, source in MODULES.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parsed(source)):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported = ast.unparse(node)
                 assert not re.search(r"\btests[. ].*\btest_", imported), f"{module}: {imported}"

@@ -283,7 +283,7 @@ async def test_a_request_cancelled_during_acceptance_leaves_no_place_taken() -> 
         assert scope.cancelled_caught
         await anyio.sleep(10)
         assert (gate.entered, jobs.statistics().running) == (0, 0)
-        assert unfinished(jobs.store) == []
+        assert await unfinished(jobs.store) == []
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,7 @@ async def test_a_job_that_is_cancelled_while_its_client_waits_shows_nothing_outs
 
         async def cancel() -> None:
             await anyio.sleep(1)
-            (job,) = unfinished(jobs.store)
+            (job,) = await unfinished(jobs.store)
             await jobs.cancel(job.id)
 
         group.start_soon(cancel)

@@ -855,7 +855,7 @@ async def test_a_request_may_be_cancelled_at_every_step_of_its_acceptance(
             if request.status == 202:
                 url = dict(request.sent[0]["headers"])[b"location"].decode()
                 check_end(await ask(app, url))
-            assert unfinished(store) == []
+            assert await unfinished(store) == []
             seen.add(len(store) - queued)
             await emptied(store, 200)
             await check_nothing_is_left(house, store)

@@ -402,7 +402,7 @@ async def test_law_15_what_is_refused_does_not_run_later(path: str, away: float)
         refused = await both.a.post(path)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert both.line.cuts > 0
-        assert len(unfinished(both.store)) == before + 1  # it is there
+        assert len(await unfinished(both.store)) == before + 1  # it is there
         if away > LEASE:  # else others could not know that this process lives
             both.lines["b"].cut()
         await anyio.sleep(away)
@@ -411,7 +411,7 @@ async def test_law_15_what_is_refused_does_not_run_later(path: str, away: float)
             both.gates[name].open()
         await anyio.sleep(3 * LEASE)
         assert both.runs == ["a"] * before
-        assert unfinished(both.store) == []
+        assert await unfinished(both.store) == []
 
 
 async def test_law_15_its_lease_is_renewed_until_it_is_taken_back() -> None:
@@ -432,10 +432,10 @@ async def test_law_15_its_lease_is_renewed_until_it_is_taken_back() -> None:
         both.gates["b"].open()
         await anyio.sleep(3 * LEASE)
         assert refused_changes > 5
-        assert len(unfinished(both.store)) == 1
+        assert len(await unfinished(both.store)) == 1
         both.line.replace = replace  # type: ignore[method-assign]
         await anyio.sleep(3 * LEASE)
-        assert (both.runs, unfinished(both.store)) == ([], [])
+        assert (both.runs, await unfinished(both.store)) == ([], [])
 
 
 async def test_law_15_nor_does_what_comes_to_the_store_when_its_request_was_refused() -> None:
@@ -492,7 +492,7 @@ async def test_law_15_a_key_that_was_refused_is_free(path: str, away: float, aga
         both.line.lose_next_create()
         refused = await both.a.post(path, headers={"idempotency-key": "k"})
         assert refused.status_code == 503
-        (left,) = unfinished(both.store)
+        (left,) = await unfinished(both.store)
         assert both.line.cuts > 0
         group.start_soon(mend_after, both.line, away)
         with anyio.fail_after(away + 10):
@@ -505,7 +505,7 @@ async def test_law_15_a_key_that_was_refused_is_free(path: str, away: float, aga
         assert (await follow(both.b, accepted)).status_code == 200
         await anyio.sleep(3 * LEASE)
         assert both.runs == [again]
-        assert unfinished(both.store) == []
+        assert await unfinished(both.store) == []
 
 
 async def mend_after(line: Line, seconds: float) -> None:
@@ -520,7 +520,7 @@ async def test_law_15_a_server_that_stops_takes_back_what_it_has_refused_first()
         group.start_soon(mend_after, both.line, SURVIVED)
         both.gates["b"].open()
         await both.stop("a")
-        assert unfinished(both.store) == []
+        assert await unfinished(both.store) == []
         await anyio.sleep(3 * LEASE)
         assert both.runs == []
 
@@ -529,7 +529,7 @@ async def test_law_15_but_if_its_process_dies_law_1_wins() -> None:
     async with two() as both:
         both.line.lose_next_create()
         assert (await both.a.post("/rerun", headers={"idempotency-key": "k"})).status_code == 503
-        (left,) = unfinished(both.store)
+        (left,) = await unfinished(both.store)
         both.gates["b"].open()
         with anyio.fail_after(2 * LEASE):
             accepted = await key_until_accepted(both.b, "/rerun")

@@ -1169,7 +1169,7 @@ class Conversation(RuleBasedStateMachine):
             self.the_server_runs_as_long_as_it_should()
             self.whoever_waits_is_answered_in_time()
             assert self.pending == []
-            left = {job.id for job in unfinished(self.server.store)}
+            left = {job.id for job in self.server.call(partial(unfinished, self.server.store))}
             assert left == {job.id for job in self.world.left}
         finally:
             self.server.leave()

@@ -100,7 +100,7 @@ async def test_a_full_queue_is_refused_before_anything_is_stored() -> None:
     app = app_of(gated(gate := Gate(), max_running=1, max_queued=1), jobs=jobs)
     async with running(app) as client:
         assert [(await client.post("/slow")).status_code for _ in range(3)] == [202, 202, 503]
-        assert len(unfinished(jobs.store)) == 2
+        assert len(await unfinished(jobs.store)) == 2
         gate.open()
 
 

@@ -420,15 +420,17 @@ async def look_out(store: Store, found: list[Abandoned]) -> None:
         await anyio.sleep(0.05)
 
 
+def is_for(backend: str, number: int) -> bool:
+    """Whether what has that number is tried on this event loop."""
+    return LONG or number % 2 == ("asyncio", "trio").index(backend)
+
+
 @pytest.mark.parametrize("how", FATES)
 async def test_law_1_an_outage_shorter_than_the_lease_changes_no_outcome(
     how: str, anyio_backend_name: str
 ) -> None:
     """Whenever it begins, and whenever within it or after it the handlers end."""
-    own = ("asyncio", "trio").index(anyio_backend_name)
-    for n in range(36):
-        if not LONG and n // 4 % 2 != own:
-            continue  # each is tried on one of the event loops
+    for n in filter(lambda n: is_for(anyio_backend_name, n // 4), range(36)):
         away = (SURVIVED, SURVIVED, LEASE / 2, BEAT + 0.1)[n % 4]
         # Right after or before a renewal; the others look for abandoned jobs at another pace.
         begin = (3 + n) * BEAT + (BEAT - 0.01 if n % 2 else 0.01)
@@ -443,9 +445,11 @@ async def test_law_1_an_outage_shorter_than_the_lease_changes_no_outcome(
 
 
 @pytest.mark.parametrize("how", FATES)
-async def test_when_nobody_could_renew_a_lease_those_who_live_do_so_first(how: str) -> None:
+async def test_when_nobody_could_renew_a_lease_those_who_live_do_so_first(
+    how: str, anyio_backend_name: str
+) -> None:
     """As after the restart of a store: for however long it was away, and whoever asks it first."""
-    for n in range(12):
+    for n in filter(lambda n: is_for(anyio_backend_name, n // 2), range(12)):
         away = 3 * LEASE + n * LEASE / 3 / 12
         async with two() as both:
             end = away - 0.01 if n % 2 else away + LEASE

@@ -463,7 +463,7 @@ async def test_a_cancelled_request_that_was_not_accepted_stops_as_it_always_did(
             await request.run(app)
         assert scope.cancelled_caught
         assert stopped == [True]
-        store_size.append(len(unfinished(jobs.store)))
+        store_size.append(len(await unfinished(jobs.store)))
     assert store_size == [0]
 
 
@@ -476,7 +476,7 @@ async def test_a_cancelled_request_that_was_accepted_runs_on() -> None:
         with anyio.move_on_after(1) as scope:
             await request.run(app)
         assert scope.cancelled_caught
-        (job,) = unfinished(jobs.store)
+        (job,) = await unfinished(jobs.store)
         gate.open()
         await settled()
         newest = await jobs.get(job.id)
@@ -504,7 +504,7 @@ async def test_a_handler_that_cancels_itself() -> None:
     jobs = virtual_jobs()
 
     async def answer(request: Request) -> None:
-        (job,) = unfinished(jobs.store)
+        (job,) = await unfinished(jobs.store)
         await jobs.cancel(job.id)
         await anyio.sleep_forever()
 
