@@ -164,27 +164,35 @@ class Job(NamedTuple):
         """
         # By the order of its fields, as in `finish`: this is done for every job as well.
         state, started = (State.RUNNING, 1) if runs else (State.QUEUED, 0)
-        return cls(
-            id,
-            route,
-            state,
-            now,
-            1,  # version
-            1,  # fence
-            started,
-            max_runs,
-            replayable,
-            holder,
-            queue,
-            now if runs else None,
-            None,  # finished_at
-            None,  # expires_at
-            None,  # purge_at
-            None,  # progress
-            None,  # response
-            None,  # error
-            False,  # gone
-            owner,
+        return tuple.__new__(
+            cls,
+            (
+                id,
+                route,
+                state,
+                now,
+                1,  # version
+                1,  # fence
+                started,
+                max_runs,
+                replayable,
+                holder,
+                queue,
+                now if runs else None,
+                None,  # finished_at
+                None,  # expires_at
+                None,  # purge_at
+                None,  # progress
+                None,  # response
+                None,  # error
+                False,  # gone
+                owner,
+                1,  # clients
+                None,  # orphaned_at
+                False,  # synchronous
+                None,  # not_before
+                None,  # extra
+            ),
         )
 
     @property
@@ -348,10 +356,12 @@ class Job(NamedTuple):
         """
         if TRANSITIONS[state]:
             raise IllegalTransition(f"{state} is not how a job finishes")
-        self._check(state)
+        if state not in TRANSITIONS[self.state]:
+            self._check(state)
         expires_at = now + ttl
         # Every job finishes once: spelt by its fields' order, which takes a third of the time.
-        return Job._make(
+        return tuple.__new__(
+            Job,
             (
                 self.id,
                 self.route,
@@ -378,7 +388,7 @@ class Job(NamedTuple):
                 self.synchronous,
                 None,  # not_before
                 self.extra,
-            )
+            ),
         )
 
     def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:

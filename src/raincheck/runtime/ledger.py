@@ -20,7 +20,13 @@ from raincheck.errors import (
 )
 from raincheck.idempotency import unheard
 from raincheck.job import Bounds, Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, Head, RawHeaders, named_in_vary
+from raincheck.messages import (
+    CapturedRequest,
+    CapturedResponse,
+    Head,
+    RawHeaders,
+    named_in_vary,
+)
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Claim, Store
 
@@ -131,15 +137,23 @@ class Ledger:
     async def claim(self, id: str, routes: Collection[str]) -> Claim | None:
         """Begin a job that waits, here, if it is of one of these routes: see `Store.claim`.
 
+        One that has begun, and whose captured request cannot be read, comes without that.
+
         Raises:
-            UnreadableRecord: it, or its captured request.
+            UnreadableRecord: it cannot be read.
         """
         holder, now = self._holder, self._clock()
         assert holder is not None
         claim = partial(
             self._store.claim, id, routes=routes, holder=holder, now=now, lease=self._lease
         )
-        claimed = await self.patiently(claim)
+        try:
+            claimed = await self.patiently(claim)
+        except UnreadableRecord:
+            job = await self.patiently(partial(self._store.get, id))
+            if job is None or not job.begun_by(holder, now):
+                raise
+            claimed = Claim(job, None, begun=True)
         if claimed is not None and claimed.begun:
             self._tell_of(claimed.job, State.QUEUED)
         return claimed
@@ -281,7 +295,9 @@ class Ledger:
         ttl: float,
         tail: bytes = b"",
         why: str | None = None,
-        **outcome: Any,
+        response: CapturedResponse | None = None,
+        error: Problem | None = None,
+        progress: Progress | None = None,
     ) -> Job:
         """Record its outcome. A job that is terminal already stays what it is (law 5).
 
@@ -296,7 +312,15 @@ class Ledger:
         """
         now = self._clock()
         try:
-            done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
+            done = job.finish(
+                state,
+                now,
+                ttl=ttl,
+                tombstone_ttl=self._tombstone_ttl,
+                response=response,
+                error=error,
+                progress=progress,
+            )
         except IllegalTransition:
             return job
         if done.response is None:
@@ -308,11 +332,30 @@ class Ledger:
                 if self._observers:
                     self._tell_of(done, job.state)
                 return done
-        except Exception as error:
-            self._availability.failed(error)
-        tried = {now}
+        except Exception as failure:
+            self._availability.failed(failure)
+        return await self._finish_late(job, done, ttl, tail, why)
 
-        def end(job: Job, state: State = state, **outcome: Any) -> Job:
+    async def _finish_late(
+        self, job: Job, done: Job, ttl: float, tail: bytes, why: str | None
+    ) -> Job:
+        """Go on with what `finish` has tried once.
+
+        Args:
+            job: the version known here.
+            done: the last one, as it was tried.
+            ttl: seconds until it expires.
+            tail: as in `Store.replace`.
+            why: what the log has of a failure, if that is more.
+        """
+        tried = {done.finished_at}
+        outcome: dict[str, Any] = {
+            "response": done.response,
+            "error": done.error,
+            "progress": done.progress,
+        }
+
+        def end(job: Job, state: State = done.state, **outcome: Any) -> Job:
             tried.add(now := self._clock())  # what comes late is kept as long as anything else
             return self._finished(job, state, now, ttl, **outcome)
 

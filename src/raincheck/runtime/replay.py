@@ -92,6 +92,7 @@ class Replays:
                 request = await run.claim()
                 if request is not None:
                     await self._replay_begun(run, request)
+                if not run.waits:
                     return
         error = INTERRUPTED  # no request: another process has cancelled it or taken it over
         request = why = None
@@ -213,14 +214,17 @@ class Replays:
             if isinstance(error, UnreadableRecord):
                 return False  # perhaps only its request, of which its client has to be told
             raise
-        if claimed is None or claimed.request is None or not claimed.begun:
+        if claimed is None or not claimed.begun:
             scheduler.leave(free)
             return False
         job = claimed.job
         run = self._runs.place(job, scheduler.move(free, job.route, job.owner))
         run.attend(Stopping(self._runs.tasks, environment.cancel_grace), run.policy)
         self._runs.add(run)
-        await self._replay_begun(run, claimed.request)
+        if claimed.request is None:
+            await run.fail_unread()
+        else:
+            await self._replay_begun(run, claimed.request)
         return True
 
     async def _turn_of(self, run: Run) -> Run | None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 from starlette.types import Message, Scope
@@ -17,6 +17,7 @@ from raincheck.errors import (
     CRASHED,
     INTERRUPTED,
     NOT_KEPT,
+    UNREADABLE,
     IllegalTransition,
     LeaseLost,
     NoRoom,
@@ -221,7 +222,8 @@ class Run:
     async def claim(self) -> CapturedRequest | None:
         """Begin, and take the captured request, in one step; None if that is not to be had so.
 
-        Then nothing has changed, and `begin` says why. The bounds on its route are not looked at.
+        Then it waits still, and `begin` says why; or its request cannot be read, and it has failed.
+        The bounds on its route are not looked at.
 
         Raises:
             UnreadableRecord: it, or its captured request.
@@ -237,7 +239,14 @@ class Run:
             return None
         self._became(claimed.job)
         self._home.keep_leases()
+        if claimed.request is None:
+            await self.fail_unread()
         return claimed.request
+
+    async def fail_unread(self) -> None:
+        """End one that has begun, and whose captured request cannot be read."""
+        await self._decide(State.FAILED, error=UNREADABLE)
+        self._home.ended(self)
 
     def drop(self) -> None:
         """It does not wait here any more, and nobody begins it here."""
@@ -452,17 +461,20 @@ class Run:
         environment = home.environment
         if response is not None and self.ticket is not None and job.started_at is not None:
             home.scheduler.learn(self.ticket, environment.clock() - job.started_at)
-        finish = partial(
-            environment.ledger.finish,
-            job,
-            state,
-            ttl=seconds(self.policy.ttl),
-            tail=tail,
-            response=response,
-            error=error,
-            progress=self.progress,
-        )
-        if response is not None and self.policy.coalesce is True:
+        outcome: dict[str, Any] = {
+            "ttl": seconds(self.policy.ttl),
+            "tail": tail,
+            "response": response,
+            "error": error,
+            "progress": self.progress,
+        }
+        learns = response is not None and self.policy.coalesce is True
+        if environment.store.immediate and not learns:
+            self._became(await environment.ledger.finish(job, state, **outcome))
+            return
+        finish = partial(environment.ledger.finish, job, state, **outcome)
+        if learns:
+            assert response is not None
             finish = partial(self._learn_first, response, finish)
         if environment.store.immediate:
             self._became(await finish())
