@@ -581,6 +581,16 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(
     assert first not in postgres.ask(pids)
 
 
+async def test_no_statement_is_planned_for_each_call(open_store: Open) -> None:
+    store = open_store(connections=1)
+    for number in range(8):
+        await store.create(job(str(number)))
+        await store.renew({str(number): 1}, 60.0)
+        await store.partial(str(number))
+    planned = "SELECT sum(custom_plans)::integer FROM pg_prepared_statements"
+    assert await store._value(planned) == 0
+
+
 async def test_closing_leaves_nothing_open(postgres: Postgres, open_store: Open) -> None:
     name = uuid4().hex
     store = open_store(f"{postgres.url}?application_name={name}")

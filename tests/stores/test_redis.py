@@ -31,7 +31,7 @@ from raincheck.serialization import dump
 from raincheck.stores._redis_rights import COMMANDS
 from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Partial, Store, Total
-from raincheck.stores.redis import BATCH, PAGE, RedisStore
+from raincheck.stores.redis import BATCH, LISTED, PAGE, RedisStore
 from raincheck.testing import (
     body_of,
     claim,
@@ -239,7 +239,7 @@ async def test_every_call_is_one_command(serve: Serve) -> None:
         partial(store.learn, "r", ["x-tenant", "x-plan"]),
         partial(store.learned, "r"),
         partial(store.request, "a"),
-        partial(store.list, states=[State.RUNNING], owner="ann", limit=BATCH),
+        partial(store.list, states=[State.RUNNING], owner="ann", limit=LISTED),
         store.totals,
         partial(store.append_body, "a", 1, 0, b"one", head=Head(200, ())),
         partial(store.partial, "a"),
@@ -1002,11 +1002,11 @@ async def test_a_long_page_is_asked_for_in_batches(serve: Serve) -> None:
     server = serve()
     store = RedisStore(server.url, deployment="shop")
     async with anyio.create_task_group() as group:
-        for number in range(2 * BATCH + 2):
+        for number in range(2 * LISTED + 2):
             group.start_soon(store.create, job(str(number), created_at=float(number)))
     server.ask("CONFIG", "RESETSTAT")
-    page = await store.list(limit=2 * BATCH + 1)
-    assert [found.created_at for found in page.jobs] == list(range(2 * BATCH + 1, 0, -1))
+    page = await store.list(limit=2 * LISTED + 1)
+    assert [found.created_at for found in page.jobs] == list(range(2 * LISTED + 1, 0, -1))
     assert statistics(server, "commandstats")["cmdstat_evalsha"]["calls"] == 3
     assert [found.id for found in (await store.list(after=page.after)).jobs] == ["0"]
     await store.aclose()

@@ -49,9 +49,11 @@ _NAMES = re.compile(r"raincheck\.|'deployment'")
 
 # For each connection. A prepared statement keeps its plan, and while tables are new and small that
 # is to read them as a whole: a thousand jobs later it would be slow, until the server analyzes them
-# again. And what nobody waits for any more ends, lest it keeps its locks and its connection.
+# again. For an array of ids it would have a new plan each time, which takes longer than the rest.
+# And what nobody waits for any more ends, lest it keeps its locks and its connection.
 _SETTINGS = """
-SET enable_seqscan = off; SET jit = off; SET default_transaction_isolation = 'read committed';
+SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off;
+SET default_transaction_isolation = 'read committed';
 SET statement_timeout = {0}; SET idle_in_transaction_session_timeout = {0}
 """
 

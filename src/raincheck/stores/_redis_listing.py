@@ -67,8 +67,12 @@ for _, of in ipairs(routes(listed)) do
   end
 end
 
--- The next of each set, of which some are read at once.
+-- The next of each set, of which some are read at once, in order: the last of them is the first.
 local heads, step = {}, math.ceil((count + 1) / #sets)
+local function earlier(one, other)
+  if one.score ~= other.score then return one.score < other.score end
+  return less(one.id, other.id)
+end
 local function advance(head)
   if head.i > #head.found then
     head.found = call('ZRANGE', head.set, head.at, head.at + step - 1, 'REV', 'WITHSCORES')
@@ -76,25 +80,23 @@ local function advance(head)
   end
   head.id, head.score = head.found[head.i], tonumber(head.found[head.i + 1])
   head.i = head.i + 2
-  return head.id and head.score >= since
+  if not head.id or head.score < since then return end
+  local low, high = 1, #heads + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if earlier(heads[middle], head) then low = middle + 1 else high = middle end
+  end
+  table.insert(heads, low, head)
 end
 for _, set in ipairs(sets) do
-  local head = {set = set, at = skipped(set), found = {}, i = 1}
-  if advance(head) then heads[#heads + 1] = head end
+  advance({set = set, at = skipped(set), found = {}, i = 1})
 end
 
 local page = {}
 while #page < count and #heads > 0 do
-  local first = 1
-  for i = 2, #heads do
-    local one, other = heads[i], heads[first]
-    if one.score > other.score or one.score == other.score and less(other.id, one.id) then
-      first = i
-    end
-  end
-  local head = heads[first]
+  local head = table.remove(heads)
   page[#page + 1] = {head.id, head.found[head.i - 1], record_of(jobs .. head.id)}
-  if not advance(head) then table.remove(heads, first) end
+  advance(head)
 end
 return {#heads, page}
 """,

@@ -6,6 +6,7 @@ The keys are listed in `stores/redis.py`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from hashlib import sha1
 
@@ -100,12 +101,22 @@ class Script:
 
     def __init__(self, flags: str | None, text: str, *, repeatable: bool = True) -> None:
         self.repeatable = repeatable
+        # What it does not need would cost each of its runs as much as a command.
+        for piece in reversed(_COMMON.split("\n\n")):
+            if (name := _NAME.search(piece)) and re.search(rf"\b{name[1]}\b", text):
+                text = f"{piece}\n{text}"
         first = "" if flags is None else f"#!lua {flags}".rstrip() + "\n"
-        self.text = f"{first}local WINDOW = {WINDOW}\n{_COMMON}{text}"
+        self.text = first + text
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-_COMMON = """
+_NAME = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
+
+# What scripts share: pieces, each of which needs only earlier ones.
+_COMMON = (
+    f"local WINDOW = {WINDOW}"
+    + """
+
 local call = redis.call
 
 -- Keys under names of ours may be another application's.
@@ -256,6 +267,7 @@ local function relist(listed, id, group, owner, created, took)
   end
 end
 """
+)
 
 # Without allow-oom: the one that a full server refuses.
 CREATE = Script(

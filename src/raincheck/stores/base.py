@@ -188,7 +188,7 @@ class Store(ABC):
         """The newest version of a job or of its tombstone; None if there is neither."""
 
     async def fetch(self, id: str) -> Fetched | None:
-        """The newest version of a job, with its response body if that is `SMALL` and whole.
+        """The newest version of a job, with its response body if that is whole and `SMALL` at most.
 
         A body that is not what the job says of it is left to `read_body`, which finds out. Default:
         so is every other.

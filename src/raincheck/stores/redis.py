@@ -98,6 +98,9 @@ T = TypeVar("T")
 BATCH = 500
 """Jobs that one call renews or sweeps, so that the server is never busy for long."""
 
+LISTED = 100
+"""Jobs of a list that one call asks for."""
+
 OWN = (
     *(("zset", name) for name in ("due", "leases", "busy")),
     *(("hash", name) for name in ("listed", "listed:totals")),
@@ -335,7 +338,7 @@ class RedisStore(Store):
         jobs: list[Job] = []
         more = True
         while more and limit > 0:
-            words = (self._key("job:"), *of, start, time, id, min(limit, BATCH))
+            words = (self._key("job:"), *of, start, time, id, min(limit, LISTED))
             more, page = await self._run(LIST, [self._key("listed")], *words, *states)
             for name, score, record in page:
                 time, id = float(score), name.decode("utf-8", "surrogatepass")
