@@ -264,7 +264,7 @@ async def report(request: Request) -> Response:
 
 async def test_a_passing_503_is_told_from_a_final_one() -> None:
     async with running(
-        app_of(jobs=virtual_jobs(store=TrickyStore(failing("get", error=StoreError("away")))))
+        app_of(jobs=virtual_jobs(store=TrickyStore(failing("fetch", error=StoreError("away")))))
     ) as client:
         passing = await client.get("/jobs/a")
     store = await store_of(FINISHED["interrupted"])

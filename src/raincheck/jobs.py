@@ -281,7 +281,7 @@ class Jobs:
         environment, run = self._environment, self._here(id)
         if run is not None and run.known_to_run:
             self._stop(id)  # first: the store may take its time
-            return await self._record_cancel(run.job, run)
+            return await self._record_cancel(run.job, run, stopped=True)
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
@@ -294,7 +294,10 @@ class Jobs:
             return await self.get(id)
         return await self._record_cancel(job, run)
 
-    async def _record_cancel(self, job: Job, run: JobRun | None) -> Job | None:
+    async def _record_cancel(
+        self, job: Job, run: JobRun | None, *, stopped: bool = False
+    ) -> Job | None:
+        """Record that a job was asked to stop, and ask it unless that is done."""
         environment = self._environment
         try:
             if run is None:
@@ -303,10 +306,10 @@ class Jobs:
                 await run.cancelling()
         except IllegalTransition:  # it ended or was cancelled meanwhile
             run = None
-        if run is None or not run.known_to_run:
-            await environment.runner.cancel(job.id)
-            return await self.get(job.id)
-        return run.job
+        if stopped and run is not None and run.known_to_run:
+            return run.job
+        await environment.runner.cancel(job.id)
+        return await self.get(job.id)
 
     def _here(self, id: str) -> JobRun | None:
         return None if self.session is None else self.session.runs.get(id)
