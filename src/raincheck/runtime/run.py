@@ -317,6 +317,10 @@ class Run:
         """Whether what the client is sent is still kept."""
         return self._method is not None and not self._decided
 
+    def _begin_recording(self, method: str) -> Recorder:
+        self._recorder = Recorder(method, self.policy.max_response_size)
+        return self._recorder
+
     async def take(self, message: Message) -> None:
         """Take what the app sends, while it is recorded and after that."""
         stopping = self.stopping
@@ -327,10 +331,7 @@ class Run:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 stopping.disconnect()
             return
-        recorder = self._recorder
-        if recorder is None:
-            recorder = Recorder(self._method, self.policy.max_response_size)
-            self._recorder = recorder
+        recorder = self._recorder or self._begin_recording(self._method)
         try:
             if recorder.piece is not None:  # the handler was cancelled while it was being kept
                 await self._keep(recorder, *recorder.piece)
@@ -370,10 +371,7 @@ class Run:
         if self._decided or self._method is None:
             return
         assert stopping is not None
-        recorder = self._recorder
-        if recorder is None:
-            recorder = Recorder(self._method, self.policy.max_response_size)
-            self._recorder = recorder
+        recorder = self._recorder or self._begin_recording(self._method)
         try:
             if recorder.piece is not None:
                 await self._keep_once(recorder, *recorder.piece)
