@@ -182,7 +182,7 @@ class LongRunningMiddleware:
             await self._accept_at_once(session, handoff, inner)
         if rule is None or handoff.in_place:
             # The app goes as far as the handler's entry, or to its end if it never enters one.
-            session.tasks.spawn(handoff.conduct, inner)
+            session.tasks.spawn(handoff.conduct, inner, handoff)
             try:
                 await handoff.handed_over.wait()
             except BaseException:  # the server cancels the request: so does everything below it
@@ -205,7 +205,7 @@ class LongRunningMiddleware:
             handoff.copy(inner)
         elif handoff.runs:
             handoff.record()
-            session.tasks.spawn(handoff.conduct, inner)
+            session.tasks.spawn(handoff.conduct, inner, handoff)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_vary(message: Message) -> None:

@@ -144,7 +144,7 @@ class Tasks(ABC):
         """Whether the running event loop is the one that these tasks belong to."""
 
     @abstractmethod
-    def spawn(self, run: Run, context: Context) -> None:
+    def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
         """Start a task. `run` must not raise.
 
         Args:
@@ -152,7 +152,12 @@ class Tasks(ABC):
             context: the context variables that it runs in, and nobody else meanwhile: a request's,
                 or `Context()` for what raincheck does for itself. Whoever happens to start it is
                 mostly somebody else.
+            keeper: what the task is kept by until that is told to `release`, at its end; None: it
+                looks after itself, which takes another turn of the loop.
         """
+
+    def release(self, keeper: object) -> None:  # noqa: B027 - trio keeps all tasks
+        """The task that is kept by this ends now."""
 
     @abstractmethod
     def remote_stopper(self, stack: list[Stopper]) -> Stopper:
@@ -207,6 +212,7 @@ class AsyncioTasks(Tasks):
         self.gate = partial(_AsyncioGate, self._loop)
         self.stopper = _AsyncioStopper
         self._tasks: set[asyncio.Task[None]] = set()
+        self._kept: dict[object, asyncio.Task[None]] = {}
 
     def here(self) -> bool:
         try:
@@ -216,20 +222,27 @@ class AsyncioTasks(Tasks):
 
     if sys.version_info >= (3, 12):
 
-        def spawn(self, run: Run, context: Context) -> None:
+        def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
             # Most requests come to their acceptance or their end without having to wait: they are
             # spared a turn of the loop, in which as many others as there are would pile up.
             task = asyncio.Task(run(), loop=self._loop, context=context, eager_start=True)
             if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(task, keeper)
 
     else:
 
-        def spawn(self, run: Run, context: Context) -> None:
-            task = self._loop.create_task(run(), context=context)
+        def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
+            self._keep(self._loop.create_task(run(), context=context), keeper)
+
+    def _keep(self, task: asyncio.Task[None], keeper: object) -> None:
+        if keeper is not None:
+            self._kept[keeper] = task
+        else:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def release(self, keeper: object) -> None:
+        self._kept.pop(keeper, None)
 
     def remote_stopper(self, stack: list[Stopper]) -> Stopper:
         return _RemoteStopper(stack)
@@ -249,7 +262,8 @@ class AsyncioTasks(Tasks):
         return task is not None and task.cancelling() > 0
 
     async def aclose(self) -> None:
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        every = (*self._tasks, *self._kept.values())
+        tasks = [task for task in every if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -377,7 +391,7 @@ class TrioTasks(Tasks):
     def here(self) -> bool:
         return self._trio.in_trio_run() and self._trio.current_trio_token() is self._token
 
-    def spawn(self, run: Run, context: Context) -> None:
+    def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
         self._start(run, context)
 
     def _start(self, run: Run, context: Context) -> anyio.CancelScope:

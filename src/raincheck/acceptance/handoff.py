@@ -530,6 +530,7 @@ class Handoff:
             job = self.job or self.accepted
             assert job is not None
             tell_of(job, ended)
+        self._acceptor.tasks.release(self)
 
     async def _ended_by(self, error: BaseException, block: Stopper) -> BaseException | None:
         """What the app has ended with; None if that is how it was stopped or released."""
