@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raincheck.idempotency import SHARED_RUN, coalesce_key, fingerprint, host_of, scoped, unheard
 from raincheck.messages import CapturedRequest
-from raincheck.testing import request
+from raincheck.testing.samples import request
 
 FORM = b"multipart/form-data"
 

@@ -33,7 +33,7 @@ from raincheck.serialization import (
     load_request,
     started,
 )
-from raincheck.testing import finished
+from raincheck.testing.samples import finished
 from tests.conftest import long
 from tests.stores import left
 

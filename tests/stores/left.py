@@ -12,7 +12,7 @@ from raincheck.errors import Problem
 from raincheck.job import Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.stores.base import Store
-from raincheck.testing import body_of
+from raincheck.testing.samples import body_of
 
 DEPLOYMENT = SCHEMA = "fixture"
 

@@ -49,18 +49,8 @@ from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import Head
 from raincheck.serialization import FORMAT, dump
 from raincheck.stores.base import Claim, Fetched, Partial, Store, Total
-from raincheck.testing import (
-    StoreContract,
-    body_of,
-    claim,
-    finished,
-    fits,
-    job,
-    lifespan,
-    pages,
-    request,
-    waiting,
-)
+from raincheck.testing import StoreContract, lifespan
+from raincheck.testing.samples import body_of, claim, finished, fits, job, pages, request, waiting
 from tests.stores.relay import Relay
 from tests.support import client_of
 

@@ -11,7 +11,8 @@ from raincheck import Job, MemoryStore
 from raincheck.job import Progress
 from raincheck.messages import Head
 from raincheck.stores.base import Claim, Fetched, Partial, Store
-from raincheck.testing import StoreContract, claim, finished, job, request, waiting, with_body
+from raincheck.testing import StoreContract
+from raincheck.testing.samples import claim, finished, job, request, waiting, with_body
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,8 @@ from raincheck.job import Bounds, Key
 from raincheck.messages import CapturedRequest, Head
 from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Partial, Store, Total
 from raincheck.stores.bounded import BoundedStore
-from raincheck.testing import StoreContract, job, request
+from raincheck.testing import StoreContract
+from raincheck.testing.samples import job, request
 
 pytestmark = pytest.mark.anyio
 

@@ -17,16 +17,8 @@ from raincheck.messages import CapturedResponse, Head
 from raincheck.stores import _memory_bodies
 from raincheck.stores._memory_bodies import BLOCK, Body
 from raincheck.stores.memory import RECORD_COST
-from raincheck.testing import (
-    StoreContract,
-    body_of,
-    claim,
-    finished,
-    job,
-    pages,
-    request,
-    waiting,
-)
+from raincheck.testing import StoreContract
+from raincheck.testing.samples import body_of, claim, finished, job, pages, request, waiting
 
 
 @pytest.mark.anyio

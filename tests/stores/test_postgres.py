@@ -28,7 +28,7 @@ from raincheck.stores._postgres_schema import MIGRATIONS
 from raincheck.stores._postgres_statements import PIECE, digest
 from raincheck.stores.base import Claim, Fetched, Page, Partial, Store, Total
 from raincheck.stores.postgres import PAGE, PostgresStore
-from raincheck.testing import (
+from raincheck.testing.samples import (
     body_of,
     claim,
     finished,

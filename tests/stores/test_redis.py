@@ -32,13 +32,13 @@ from raincheck.stores._redis_rights import COMMANDS
 from raincheck.stores._redis_scripts import DAY, WINDOW, place
 from raincheck.stores.base import Partial, Store, Total
 from raincheck.stores.redis import BATCH, LISTED, PAGE, RedisStore
-from raincheck.testing import (
+from raincheck.testing import lifespan
+from raincheck.testing.samples import (
     body_of,
     claim,
     finished,
     fits,
     job,
-    lifespan,
     request,
     waiting,
     with_body,

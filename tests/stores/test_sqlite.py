@@ -35,7 +35,7 @@ from raincheck.stores._sqlite_queries import BEHIND, TOTALS, listing
 from raincheck.stores.base import Fetched, Partial, Store, Total
 from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
-from raincheck.testing import body_of, finished, fits, job, request, with_body
+from raincheck.testing.samples import body_of, finished, fits, job, request, with_body
 from tests.stores import left
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
