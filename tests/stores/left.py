@@ -10,8 +10,8 @@ from uuid import UUID
 
 from raincheck.errors import Problem
 from raincheck.job import Job, Key, Progress, State
-from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.stores.base import Store
+from raincheck.messages import CapturedRequest, CapturedResponse, Head
+from raincheck.stores.base import Claim, Partial, Store
 from raincheck.testing.samples import body_of
 
 DEPLOYMENT = SCHEMA = "fixture"
@@ -78,6 +78,8 @@ EXPIRED = RUNNING._replace(id="gone", owner="bob").finish(
     State.CANCELLED, 1700000002.5, ttl=60.0, tombstone_ttl=LONG
 )
 EXPIRED_AT = 1700000062.5
+CLAIMED = QUEUED._replace(id="claimed").start(1700000003.5, "here")
+HEAD = Head(201, ((b"x-a", b"\xe9"),))
 LASTING = Key("lasting", "fingerprint")
 SHARED = Key("shared", None, lasting=False)
 
@@ -85,10 +87,15 @@ SHARED = Key("shared", None, lasting=False)
 async def leave(store: Store) -> None:
     """Put it into an empty store."""
     await store.create(QUEUED, REQUEST, keys=(LASTING, SHARED), lease=0.0)
+    await store.create(QUEUED._replace(id="claimed"), REQUEST, lease=0.0)
+    claimed = await store.claim(
+        "claimed", routes=(QUEUED.route,), holder="here", now=1700000003.5, lease=0.0
+    )
+    assert claimed == Claim(CLAIMED, REQUEST, begun=True)
     for ended in (RUNNING, DONE, FAILED, EXPIRED):
         began = RUNNING._replace(id=ended.id, owner=ended.owner, synchronous=ended.synchronous)
         await store.create(began, lease=0.0, keys=(Key("key of " + ended.id, "f"),))
-        await store.append_body(ended.id, 1, 0, BODY[:10_000])
+        await store.append_body(ended.id, 1, 0, BODY[:10_000], head=HEAD)
         if ended is not RUNNING:
             assert await store.replace(ended, tail=BODY[10_000:] if ended is DONE else b"")
     await store.sweep(EXPIRED_AT)
@@ -97,9 +104,13 @@ async def leave(store: Store) -> None:
 
 async def find(store: Store) -> None:
     """See that all of it is there, and goes on."""
-    for job in (QUEUED, RUNNING, DONE, FAILED, EXPIRED.tombstone(EXPIRED_AT)):
+    for job in (QUEUED, CLAIMED, RUNNING, DONE, FAILED, EXPIRED.tombstone(EXPIRED_AT)):
         assert await store.get(job.id) == job
     assert await store.request("queued") == REQUEST
+    assert await store.partial("running") == Partial(RUNNING, HEAD, 10_000)
+    listed = {each.id for each in (await store.list()).jobs}
+    assert listed == {"queued", "claimed", "running", "done"}
+    assert (await store.totals())["r", State.SUCCEEDED].count == 1
     assert await body_of(store, "running") == BODY[:10_000]
     assert await body_of(store, "done") == BODY
     assert await body_of(store, "failed") == b""
@@ -110,6 +121,7 @@ async def find(store: Store) -> None:
     assert await store.learned("r") == {"x-tenant", "cookie"}
     assert {each.id: each.job async for each in store.abandoned()} == {
         "queued": QUEUED,
+        "claimed": CLAIMED,
         "running": RUNNING,
     }
     ending: dict[str, Any] = {"ttl": 60.0, "tombstone_ttl": 60.0}
