@@ -232,6 +232,21 @@ class Ledger:
         if not await self.patiently(kept, StoreFull):
             raise LeaseLost("the job has changed hands")
 
+    async def append_once(self, job: Job, offset: int, chunk: bytes, head: Head | None) -> None:
+        """The same, for those who wait for no second try.
+
+        Raises:
+            LeaseLost: nobody wants it any more.
+            StoreError: whatever the store raises.
+        """
+        try:
+            kept = await self._store.append_body(job.id, job.fence, offset, chunk, head=head)
+        except Exception as error:
+            self._availability.failed(error)
+            raise
+        if not kept:
+            raise LeaseLost("the job has changed hands")
+
     async def progress(self, job: Job, progress: Progress) -> Job:
         """Record a report. Raises what the store raises: the next report is as good."""
         return await self._advance(

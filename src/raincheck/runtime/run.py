@@ -412,15 +412,8 @@ class Run:
             LeaseLost: nobody wants it any more.
             StoreError: whatever the store raises.
         """
-        environment, job = self._home.environment, self.job
-        try:
-            store, head = environment.store, None if offset else recorder.head
-            kept = await store.append_body(job.id, job.fence, offset, piece, head=head)
-        except Exception as error:
-            environment.availability.failed(error)
-            raise
-        if not kept:
-            raise LeaseLost("the job has changed hands")
+        head = None if offset else recorder.head
+        await self._home.environment.ledger.append_once(self.job, offset, piece, head)
         recorder.kept()
 
     # --- the outcome ---------------------------------------------------------------------------
