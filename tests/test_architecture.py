@@ -334,6 +334,26 @@ def test_stores_and_runners_that_stand_in_for_others_are_in_one_place() -> None:
     assert found == STAND_INS.keys()
 
 
+WRITES = {"append_body", "claim", "create", "learn", "replace"}
+"""What changes a record, or what belongs to one."""
+
+
+def written(source: str) -> Iterator[str]:
+    """Which of these are called on something that is called a store."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in WRITES:
+            of = ast.unparse(node.value).rpartition(".")[2]
+            if of.strip("_") == "store":
+                yield node.attr
+
+
+@pytest.mark.parametrize(
+    "room", [room for room in rooms() if not room.startswith(("stores.", "testing."))]
+)
+def test_only_the_ledger_writes_records(room: str) -> None:
+    assert set(written(rooms()[room])) == (WRITES if room == "runtime.ledger" else set())
+
+
 # --- the rules themselves ----------------------------------------------------------------------
 
 
