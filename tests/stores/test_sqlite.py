@@ -399,7 +399,7 @@ async def test_a_sweep_lists_what_an_older_version_has_left(path: Path, store: S
 
 
 async def test_the_file_of_an_older_version_is_listed(tmp_path: Path) -> None:
-    fixture = Path(__file__).with_name("fixtures") / "0.1.0.sqlite"
+    fixture = Path(__file__).with_name("before_lists.sqlite")
     store = SQLiteStore(shutil.copyfile(fixture, tmp_path / "jobs.db"))
     (tmp_path / "jobs.db").chmod(0o600)
     assert [*(await store.list()).jobs] == [left.RUNNING, left.QUEUED, left.DONE]
@@ -1449,7 +1449,7 @@ def test_one_store_on_several_kinds_of_event_loop(path: Path) -> None:
 SCRIPT = """
 import anyio, os, sys
 from raincheck.stores.sqlite import SQLiteStore
-from raincheck.testing import job
+from raincheck.testing.samples import job
 
 store = SQLiteStore(sys.argv[1])
 """
