@@ -27,6 +27,7 @@ LAYERS = {
     "idempotency": 0,
     "policy": 0,
     "preferences": 0,
+    "ranges": 0,
     "serialization": 0,
     "dialects.base": 1,
     "lifespan": 1,

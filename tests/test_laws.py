@@ -654,7 +654,7 @@ async def whole_body(request: Request) -> Response:
         yield BODY[:150]
         yield BODY[150:]
 
-    return StreamingResponse(chunks())
+    return StreamingResponse(chunks(), headers={"accept-ranges": "bytes"})
 
 
 @pytest.mark.parametrize("pieces", NO_LONGER_WHOLE)
@@ -677,11 +677,30 @@ async def test_law_14_a_body_that_is_no_longer_whole_is_broken_off(
         assert all(message.get("more_body") for message in request.sent[1:])
 
 
+@pytest.mark.parametrize("asks", ["bytes=0-249", "bytes=0-99,150-299"])
+@pytest.mark.parametrize("end", [[], [StoreError("it was dropped")]])
+async def test_law_14_a_part_that_is_no_longer_whole_is_broken_off(
+    asks: str, end: list[bytes | Exception]
+) -> None:
+    pieces = [BODY[:60], BODY[60:120], *end]
+    app = app_of(slow_route(whole_body), jobs=virtual_jobs(store=Fading(pieces, nothing)))
+    async with running(app) as client:
+        request = RawRequest((await client.post("/slow")).headers["location"], "GET", range=asks)
+        await settled()
+        request.feed()
+        with pytest.raises(StoreError):
+            await request.run(app)
+        assert request.status == 206
+        assert len(request.sent) > 1
+        assert all(message.get("more_body") for message in request.sent[1:])
+
+
+@pytest.mark.parametrize("asks", ["", "bytes=5-9", "bytes=5-9,20-29"])
 @pytest.mark.parametrize(
     ("gone", "status"), [("deleted", 410), ("forgotten", 404), ("kept", 503), ("in time", 202)]
 )
 async def test_law_14_a_body_that_is_gone_before_its_first_byte_is_no_empty_one(
-    gone: str, status: int
+    gone: str, status: int, asks: str
 ) -> None:
     async def meanwhile(id: str) -> None:
         job = await store.get(id)
@@ -697,7 +716,8 @@ async def test_law_14_a_body_that_is_gone_before_its_first_byte_is_no_empty_one(
         response = await client.post("/slow", headers=prefer)
         if gone != "in time":
             await settled()
-            response = await client.get(response.headers["location"])
+            fields = {"range": asks} if asks else {}
+            response = await client.get(response.headers["location"], headers=fields)
         assert response.status_code == status
         assert response.headers["content-type"] in ("application/json", "application/problem+json")
 

@@ -16,7 +16,7 @@ BOUNDS = {
     "the same, queued": (111, 22, 40, 0),
     "its turn comes: a replay, while two jobs end": (200, 22, 115, 0),
     "a poll, pending": (32, 14, 12, 1),
-    "a poll, finished": (27, 12, 9, 1),
+    "a poll, finished": (30, 13, 10, 1),
     "a cancel": (312, 17, 33, 0),
     "the handler stops: its outcome": (41, 12, 12, 0),
     "an unmarked request": (2, 2, 0, 0),

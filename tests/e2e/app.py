@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from raincheck import Limits, LongRunningMiddleware, long_running, report
 from raincheck.stores.sqlite import SQLiteStore
@@ -68,16 +70,25 @@ async def large(request: Request) -> Response:
     return StreamingResponse(chunks())
 
 
-app = LongRunningMiddleware(
+@long_running
+async def table(request: Request) -> Response:
+    rows = "".join(f"{number},{number * number}\n" for number in range(300_000))
+    return PlainTextResponse(rows, media_type="text/csv")
+
+
+app: ASGIApp = LongRunningMiddleware(
     Starlette(
         routes=[
             Route("/slow", slow, methods=["POST"]),
             Route("/stream", stream, methods=["POST"]),
             Route("/in-thread", in_thread, methods=["POST"]),
             Route("/large", large, methods=["POST"]),
+            Route("/table", table, methods=["POST"]),
             Route("/plain", plain),
         ]
     ),
     store=SQLiteStore(FILE) if FILE is not None else None,
     limits=Limits(drain_timeout=float(os.environ.get("RAINCHECK_TEST_DRAIN", "10"))),
 )
+if "RAINCHECK_TEST_GZIP" in os.environ:
+    app = GZipMiddleware(app)

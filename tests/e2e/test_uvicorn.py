@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import socket
 import time
@@ -70,6 +71,31 @@ def test_law_14_a_body_that_goes_while_it_is_sent_does_not_look_whole(
     assert 0 < len(body) < size  # the fault has happened, and shows
     assert "BodyLost" in server.output.read_text()
     assert server.client.get(location).status_code == 410
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_a_download_below_compression_is_cut_and_resumed(serve: Serve, http: str) -> None:
+    server = serve(f"--http={http}", RAINCHECK_TEST_GZIP="1")
+    accepted = server.client.post("/table")
+    whole = server.follow(accepted)
+    location, size = accepted.headers["location"], int(whole.headers["content-length"])
+    asks = {"accept-encoding": "gzip"}
+    digest, got = hashlib.sha256(), 0
+    with server.client.stream("GET", location, headers=asks) as first:
+        for chunk in first.iter_raw(65_536):
+            digest.update(chunk)
+            got += len(chunk)
+            if got > size // 3:
+                break  # whereupon the connection is closed
+    asks |= {"range": f"bytes={got}-", "if-range": first.headers["etag"]}
+    with server.client.stream("GET", location, headers=asks) as rest:
+        assert rest.status_code == 206
+        assert rest.headers["content-range"] == f"bytes {got}-{size - 1}/{size}"
+        for chunk in rest.iter_raw():
+            digest.update(chunk)
+    assert digest.digest() == hashlib.sha256(whole.content).digest()
+    known = server.client.get(location, headers={"if-none-match": first.headers["etag"]})
+    assert (known.status_code, known.content) == (304, b"")
 
 
 def test_a_streaming_handler(server: Server) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
 from starlette.types import Scope, Send
 
 from raincheck.dialects.base import Reply
 from raincheck.errors import BodyLost
+from raincheck.job import Job
+from raincheck.messages import RawHeaders
+from raincheck.ranges import Framed, Span, Wanted, framed, offered, wanted
 
 
 async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
@@ -16,6 +20,60 @@ async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
     await send(start)
     body = b"" if scope["method"] == "HEAD" else reply.body
     await send({"type": "http.response.body", "body": body})
+
+
+def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders, Wanted]:
+    """The fields of a finished 200 response, and what of it a request wants.
+
+    Its ETag is of one run and one version: a job that ran again never lends it to another body.
+    """
+    assert job.response is not None
+    size = job.response.size
+    tag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, job.version)
+    headers, etag, ranges = offered(headers, size, tag)
+    return headers, wanted(scope["headers"], size, etag, ranges, scope["method"])
+
+
+def cut(spans: tuple[Span, ...], headers: RawHeaders, size: int) -> Framed:
+    """How spans of a body of this size are sent; whoever wrote it cannot know the boundary."""
+    return framed(spans, headers, size, secrets.token_hex(16).encode())
+
+
+async def spans_of(
+    read: Callable[[int], AsyncIterator[bytes]], spans: tuple[Span, ...], frame: Framed
+) -> AsyncGenerator[bytes, None]:
+    """The content of a 206, chunk by chunk; the first has bytes of the body.
+
+    Args:
+        read: gives the body from a byte on.
+        spans: the spans.
+        frame: what stands between them.
+
+    Raises:
+        BodyLost: as of the whole.
+    """
+    for head, (start, stop) in zip(frame.heads, spans, strict=True):
+        left, before = stop - start, head
+        body = read(start)
+        try:
+            async for chunk in body:
+                yield before + chunk[:left]
+                left, before = left - len(chunk), b""
+                if left <= 0:
+                    break
+        finally:
+            close: Callable[[], Awaitable[None]] | None = getattr(body, "aclose", None)
+            if close is not None:
+                await close()
+        if left > 0:
+            raise _lost(left)
+    if frame.end:
+        yield frame.end
+
+
+async def rest(body: bytes, offset: int) -> AsyncIterator[bytes]:
+    """A body that is here as a store reads it."""
+    yield body[offset:]
 
 
 async def send_stored(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import lru_cache, partial
 from urllib.parse import quote
 
@@ -18,8 +19,9 @@ from raincheck.jobs import Jobs
 from raincheck.messages import RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.preferences import parse
+from raincheck.ranges import WHOLE, Wanted, unmodified, unsatisfied
 from raincheck.status.access import Access
-from raincheck.status.results import send_reply, send_stored
+from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
 
 logger = logging.getLogger("raincheck")
 
@@ -31,6 +33,12 @@ CANCELLED = Problem("cancelled", 410, "The job was cancelled", "The job will hav
 FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
 NOT_ALLOWED = Problem(
     "method-not-allowed", 405, "The method is not allowed", "Allow names the methods of this URL."
+)
+PRECONDITION = Problem(
+    "precondition-failed", 412, "The precondition failed", "If-Match names another response."
+)
+UNSATISFIABLE = Problem(
+    "range-not-satisfiable", 416, "There is no such range", "The response ends before this range."
 )
 NO_STORE = Problem(
     StoreUnavailable.name,
@@ -262,15 +270,41 @@ class _Exchange:
         elif job.response is not None:
             status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
-            if body is not None:
+            asked = WHOLE
+            if status == job.response.status == 200:
+                headers, asked = negotiated(job, headers, self._scope)
+            if asked is not WHOLE:
+                await self._less(job, body, headers, asked)
+            elif body is not None:
                 await self.reply(Reply(status, [*headers], body))
             else:
-                await self._send_stored(job, job.response.size, status, headers)
+                chunks = routes.jobs.store.read_body(job.id)
+                await self._send_stored(status, headers, chunks, job.response.size)
         else:
             await self.reply(routes.dialect.problem(job.error or CANCELLED, job=job))
 
-    async def _send_stored(self, job: Job, size: int, status: int, headers: RawHeaders) -> None:
-        body = self._routes.jobs.store.read_body(job.id)
+    async def _less(self, job: Job, body: bytes | None, headers: RawHeaders, asked: Wanted) -> None:
+        """Send what is wanted of a response, which is not all of it."""
+        assert job.response is not None
+        status, spans = asked
+        size = job.response.size
+        if status == 206:
+            read = partial(self._routes.jobs.store.read_body, job.id)
+            frame = cut(spans, headers, size)
+            chunks = spans_of(read if body is None else partial(rest, body), spans, frame)
+            async with aclosing(chunks):  # at once, also if the client goes
+                await self._send_stored(status, frame.headers, chunks, frame.size)
+        elif status == 304:
+            await self.reply(Reply(status, [*unmodified(headers)]))
+        else:
+            reply = self._dialect.problem(PRECONDITION if status == 412 else UNSATISFIABLE, job=job)
+            if status == 416:
+                reply.headers.append((b"content-range", unsatisfied(size)))
+            await self.reply(reply)
+
+    async def _send_stored(
+        self, status: int, headers: RawHeaders, body: AsyncIterator[bytes], size: int
+    ) -> None:
         try:
             await send_stored(status, headers, body, size, self._scope, self._begun)
         except BodyLost:
