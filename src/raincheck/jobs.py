@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck.dialects.base import Outlook
-from raincheck.errors import INTERRUPTED, ConfigurationError, IllegalTransition
+from raincheck.errors import INTERRUPTED, BodyLost, ConfigurationError, IllegalTransition
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
+from raincheck.messages import RawHeaders
 from raincheck.owners import Owners
 from raincheck.policy import Limits, Policy, require_kind
 from raincheck.routing.policies import RoutePolicies
@@ -22,10 +23,12 @@ from raincheck.runners.local import LocalRunner
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.run import Run as JobRun
 from raincheck.session import Bound, Session
-from raincheck.stores.base import Fetched, Store
+from raincheck.stores.base import Fetched, Page, Store, Total
 from raincheck.stores.memory import MemoryStore
 
 logger = logging.getLogger("raincheck")
+
+_MOST_LISTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,35 @@ class Statistics:
 
     running: int
     queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """The response of a job that has finished with one.
+
+    Attributes:
+        status: the handler's status code.
+        headers: the handler's header fields in order, without the hop-by-hop ones.
+        size: bytes of body.
+        body: the body, in non-empty chunks; to be read once.
+    """
+
+    status: int
+    headers: RawHeaders
+    size: int
+    body: AsyncIterator[bytes]
+
+    async def read(self) -> bytes:
+        """All of the body.
+
+        Raises:
+            BodyLost: it is not whole any more: the job went meanwhile.
+            StoreError: whatever the store raises.
+        """
+        content = b"".join([chunk async for chunk in self.body])
+        if len(content) != self.size:
+            raise BodyLost(f"of {self.size} bytes of a stored response {len(content)} are there")
+        return content
 
 
 class Jobs:
@@ -235,8 +267,72 @@ class Jobs:
         """A job, or the tombstone of one; None if there is neither."""
         return self._aged(await self.store.get(id))
 
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        route: str | None = None,
+        owner: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Jobs of the whole deployment, those that were accepted last first.
+
+        Args:
+            states: any of these; none: any.
+            route: of this route, by its name; None: of any.
+            owner: of this owner; None: of any, or none.
+            since: accepted then or later, in seconds since the epoch.
+            until: accepted before, in seconds since the epoch.
+            after: where the page before ended (`Page.after`); None: the first page.
+            limit: how many at most, 1 to 1000.
+
+        Raises:
+            MalformedCursor: no page says this of its end.
+            ValueError: `limit` is out of its bounds.
+            StoreError: the store does not answer.
+        """
+        if not isinstance(limit, int) or not 1 <= limit <= _MOST_LISTED:
+            raise ValueError(f"limit={limit!r}: a page has 1 to {_MOST_LISTED} jobs")
+        page = await self.store.list(
+            states=states,
+            route=route,
+            owner=owner,
+            since=since,
+            until=until,
+            after=after,
+            limit=limit,
+        )
+        now = self.clock()  # what has expired may not have been swept yet
+        return Page([job for job in page.jobs if not job.expired(now)], page.after)
+
+    async def totals(self) -> dict[tuple[str, State], Total]:
+        """How many jobs there are in the whole deployment, by route and state.
+
+        Those that have finished count until they expire.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return await self.store.totals()
+
+    async def response(self, id: str) -> StoredResponse | None:
+        """What a job has come to; None if it has no response, or not yet, or is not there.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        found = await self.fetch(id)
+        if found is None or found.job.response is None:
+            return None
+        response = found.job.response
+        body = self.store.read_body(id) if found.body is None else _once(found.body)
+        return StoredResponse(response.status, response.headers, response.size, body)
+
     async def fetch(self, id: str) -> Fetched | None:
-        """The same, with the body of its response if that is small."""
+        """A job as `get` has it, with the body of its response if that is small."""
         found = await self.store.fetch(id)
         if found is None or not found.job.expired(now := self.clock()):
             return found
@@ -370,3 +466,8 @@ class Jobs:
             return Statistics(running=0, queued=0)
         occupancy = self.session.runs.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
