@@ -8,6 +8,7 @@ from contextvars import Context
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 from starlette.types import Scope
 
 from raincheck.dialects.base import Outlook
@@ -111,7 +112,13 @@ class Runs:
             turn()
 
     def _turn(self, id: str) -> None:
-        self.tasks.spawn(partial(self.environment.runner.submit, id), Context())
+        self.tasks.spawn(partial(self._submit, id), Context())
+
+    async def _submit(self, id: str) -> None:
+        # A task may begin within the call that starts it: here within that of whoever has given
+        # the place back. A queue of quick handlers would go as deep as it is long.
+        await anyio.lowlevel.checkpoint()
+        await self.environment.runner.submit(id)
 
     def place(self, job: Job, ticket: Ticket | None = None) -> Run:
         """A place for a job that was accepted elsewhere, or before a restart.
