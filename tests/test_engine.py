@@ -6,6 +6,8 @@ engines, brokers and processes are in `tests/e2e/test_distributed.py` and `bench
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import httpx
 import pytest
@@ -175,6 +177,48 @@ async def test_law_4_a_job_that_is_brought_again_and_again_runs_once() -> None:
         await anyio.sleep(1)
         assert one.runs == [by]
         assert (await one.web.get(accepted.headers["location"])).content == response.content
+
+
+async def test_a_job_that_waits_in_a_worker_and_is_brought_again_waits_on() -> None:
+    async with fleet("a") as one:
+        both = [await one.web.post("/one") for _ in range(2)]
+        await anyio.sleep(1)
+        for _ in range(2):
+            one.broker.ids.append(both[1].json()["job_id"])
+        await anyio.sleep(1)
+        assert one.occupied("a") == (1, 1)
+        one.gates["a"].open()
+        for accepted in both:
+            assert (await follow(one.web, accepted)).status_code == 200
+        await anyio.sleep(1)
+        assert one.occupied("a") == (0, 0)
+        assert one.runs == ["a", "a"]
+
+
+@pytest.mark.parametrize("max_running", [1, 2])
+async def test_a_place_is_free_again_when_the_engine_gives_up_what_has_not_begun(
+    max_running: int,
+) -> None:
+    """While it waits for its turn, and while the store is asked to begin it."""
+
+    async def begin(*job: Any, **settings: Any) -> bool:
+        await anyio.sleep_forever()
+        return False
+
+    async with fleet("a", slots=1, max_running=max_running) as one:
+        first = await one.web.post("/fail")
+        await anyio.sleep(1)
+        second = await one.web.post("/one")
+        line = one.lines["a"]
+        original, line.replace = line.replace, begin  # type: ignore[method-assign] # for a second
+        with anyio.move_on_after(1):
+            await one.bring("a", one.broker.ids.pop())
+        line.replace = original  # type: ignore[method-assign]
+        assert one.occupied("a") == (1, 0)
+        one.gates["a"].open()
+        for accepted in (first, second):
+            assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a", "a"]
 
 
 async def test_a_job_nobody_knows_is_nothing() -> None:

@@ -245,8 +245,10 @@ class Run:
 
     async def fail_unread(self) -> None:
         """End one that has begun, and whose captured request cannot be read."""
-        await self._decide(State.FAILED, error=UNREADABLE)
-        self._home.ended(self)
+        try:
+            await self._decide(State.FAILED, error=UNREADABLE)
+        finally:
+            self._home.ended(self)
 
     def drop(self) -> None:
         """It does not wait here any more, and nobody begins it here."""

@@ -176,6 +176,14 @@ class Runs:
         if not self.environment.in_place and ticket.turn is not None:
             ticket.turn()  # the engine's task need not wait for it any more
 
+    def give_up(self, run: Run) -> None:
+        """The engine's task that was to begin a job is cancelled: it is brought again, or found."""
+        if run.waits:
+            self.drop(run)
+        elif run.job.state is State.QUEUED:  # it may have begun, as the store knows alone
+            run.give_up()
+            self.ended(run)
+
     async def withdraw(
         self, run: Run, state: State, error: Problem | None, why: str | None = None
     ) -> Job:
