@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 
+from raincheck import State
 from raincheck.testing import follow
 from tests.doubles.processes import LEASE, fleet
 from tests.support import settled
@@ -286,6 +287,24 @@ async def test_a_cancel_reaches_a_job_that_waits_in_a_worker() -> None:
         one.gates["a"].open()
         await anyio.sleep(1)
         assert one.runs == ["a"]
+
+
+async def test_a_cancel_asked_where_a_job_waits_reaches_the_worker_that_runs_it() -> None:
+    async with fleet("a", slots=2, max_running=1) as one:  # none is left to take it again
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(1)
+        assert one.broker.ids == []
+        await one.start("b")
+        await anyio.sleep(2 * LEASE)
+        assert (one.runs, one.occupied("a")) == (["a", "b"], (1, 1))
+        job = await one.apps["a"].jobs.cancel(waiting.json()["job_id"])
+        assert job is not None
+        assert job.state is State.CANCELLING
+        await anyio.sleep(1)
+        assert await one.state(waiting) == "canceled"
+        assert one.gates["b"].cleaned_up == 1
 
 
 async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:

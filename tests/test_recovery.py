@@ -255,6 +255,23 @@ async def test_law_4_nor_write_into_the_newer_body() -> None:
         assert (await follow(both.b, accepted)).content == b"b" * 600_000
 
 
+async def test_law_4_a_cancel_asked_of_the_paused_process_is_the_newer_runs_to_record() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/rerun")
+        await settled()
+        both.line.cut(REFUSED)
+        await anyio.sleep(2 * LEASE)
+        assert both.runs == ["a", "b"]
+        both.line.mend()
+        await both.apps["a"].jobs.cancel(id_of(accepted))
+        await settled()
+        assert (both.gates["a"].cleaned_up, both.gates["b"].cleaned_up) == (1, 0)
+        assert await both.status(accepted) == "canceling"
+        await anyio.sleep(1)
+        assert await both.status(accepted) == "canceled"
+        assert both.gates["b"].cleaned_up == 1
+
+
 async def test_the_paused_process_stops_its_handler_when_it_hears() -> None:
     async with two() as both:
         await both.a.post("/rerun")

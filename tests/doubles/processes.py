@@ -267,9 +267,11 @@ async def fleet(*workers: str, slots: int = 5, **limits: Any) -> AsyncIterator[F
         one.web = await one.start("web")
         for name in workers:
             await one.start(name)
-        yield one
-        for line in one.lines.values():
-            line.mend()
-        for gate in one.gates.values():
-            gate.open()
+        try:
+            yield one
+        finally:  # a test that has failed is to end, too
+            for line in one.lines.values():
+                line.mend()
+            for gate in one.gates.values():
+                gate.open()
         await anyio.sleep(1)
