@@ -772,3 +772,16 @@ async def test_a_job_that_a_newer_version_has_changed_is_left_to_it() -> None:
         both.store.unreadable.clear()
         await anyio.sleep(2 * LEASE)
         assert await both.status(unread) == "canceled"
+
+
+async def test_one_that_a_newer_version_has_changed_as_soon_as_it_was_there_is_too() -> None:
+    async with two() as both:
+        keyed = await both.a.post("/fail", headers={"idempotency-key": "k"})
+        job = await both.store.get(id_of(keyed))
+        assert job is not None
+        assert await both.store.replace(job.confirm())
+        both.store.unreadable.add(id_of(keyed))
+        await anyio.sleep(1)  # here it is confirmed, too, in a task that must not raise
+        both.store.unreadable.clear()
+        both.gates["a"].open()
+        assert (await follow(both.a, keyed)).status_code == 200
