@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from raincheck import State
+from raincheck.runtime.leases import BEAT
 from raincheck.testing import follow
 from tests.doubles.processes import LEASE, fleet
 from tests.support import settled
@@ -362,6 +363,26 @@ async def test_a_job_that_may_run_once_fails_with_its_worker() -> None:
         response = await follow(one.web, accepted)
         assert response.json()["type"] == "urn:raincheck:problem:lost-worker"
         assert one.runs == ["a"]
+
+
+async def test_a_job_that_was_brought_again_while_it_waited_may_take_its_time_to_begin() -> None:
+    async with fleet("a", max_running=1) as one:
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(2 * LEASE)
+        assert one.broker.brought.count(waiting.json()["job_id"]) > 1
+        line = one.lines["a"]
+        claim = line.claim
+
+        async def slow(*job: Any, **settings: Any) -> Any:
+            await anyio.sleep(3 * BEAT)
+            return await claim(*job, **settings)
+
+        line.claim = slow  # type: ignore[method-assign]
+        one.gates["a"].open()
+        assert (await follow(one.web, waiting)).status_code == 200
+        assert one.runs == ["a", "a"]
 
 
 async def test_a_job_that_waits_in_a_worker_that_hangs_runs_elsewhere() -> None:

@@ -270,13 +270,14 @@ class Runs:
     def _fences(self) -> dict[str, int]:
         """The jobs whose leases are to be renewed, by id, each with its fence.
 
-        What waits for an engine is nobody's: it is brought again if that forgets it.
+        What waits for an engine is nobody's, until it has begun: it is brought again if that
+        forgets it, and changes hands by that.
         """
         waiting = self.environment.in_place
         found = {
             id: run.job.fence
             for id, run in self._here.items()
-            if (waiting if run.waits else not run.decided)
+            if not run.decided and (waiting or run.job.state is not State.QUEUED)
         }
         return found | self._leaving
 
