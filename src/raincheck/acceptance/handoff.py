@@ -237,7 +237,7 @@ class Handoff:
 
     def report(self, progress: Progress) -> None:
         """See `decorator.Entrance.report`."""
-        if self.run is not None:
+        if self.run is not None and not self._released:
             self.run.report(progress)
 
     # --- acceptance ----------------------------------------------------------------------------
