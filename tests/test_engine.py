@@ -6,10 +6,14 @@ engines, brokers and processes are in `tests/e2e/test_distributed.py` and `bench
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import httpx
 import pytest
 
+from raincheck import State
+from raincheck.runtime.leases import BEAT
 from raincheck.testing import follow
 from tests.doubles.processes import LEASE, fleet
 from tests.support import settled
@@ -177,6 +181,48 @@ async def test_law_4_a_job_that_is_brought_again_and_again_runs_once() -> None:
         assert (await one.web.get(accepted.headers["location"])).content == response.content
 
 
+async def test_a_job_that_waits_in_a_worker_and_is_brought_again_waits_on() -> None:
+    async with fleet("a") as one:
+        both = [await one.web.post("/one") for _ in range(2)]
+        await anyio.sleep(1)
+        for _ in range(2):
+            one.broker.ids.append(both[1].json()["job_id"])
+        await anyio.sleep(1)
+        assert one.occupied("a") == (1, 1)
+        one.gates["a"].open()
+        for accepted in both:
+            assert (await follow(one.web, accepted)).status_code == 200
+        await anyio.sleep(1)
+        assert one.occupied("a") == (0, 0)
+        assert one.runs == ["a", "a"]
+
+
+@pytest.mark.parametrize("max_running", [1, 2])
+async def test_a_place_is_free_again_when_the_engine_gives_up_what_has_not_begun(
+    max_running: int,
+) -> None:
+    """While it waits for its turn, and while the store is asked to begin it."""
+
+    async def begin(*job: Any, **settings: Any) -> bool:
+        await anyio.sleep_forever()
+        return False
+
+    async with fleet("a", slots=1, max_running=max_running) as one:
+        first = await one.web.post("/fail")
+        await anyio.sleep(1)
+        second = await one.web.post("/one")
+        line = one.lines["a"]
+        original, line.replace = line.replace, begin  # type: ignore[method-assign] # for a second
+        with anyio.move_on_after(1):
+            await one.bring("a", one.broker.ids.pop())
+        line.replace = original  # type: ignore[method-assign]
+        assert one.occupied("a") == (1, 0)
+        one.gates["a"].open()
+        for accepted in (first, second):
+            assert (await follow(one.web, accepted)).status_code == 200
+        assert one.runs == ["a", "a"]
+
+
 async def test_a_job_nobody_knows_is_nothing() -> None:
     async with fleet("a") as one:
         one.broker.ids.append("unknown")
@@ -244,6 +290,24 @@ async def test_a_cancel_reaches_a_job_that_waits_in_a_worker() -> None:
         assert one.runs == ["a"]
 
 
+async def test_a_cancel_asked_where_a_job_waits_reaches_the_worker_that_runs_it() -> None:
+    async with fleet("a", slots=2, max_running=1) as one:  # none is left to take it again
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(1)
+        assert one.broker.ids == []
+        await one.start("b")
+        await anyio.sleep(2 * LEASE)
+        assert (one.runs, one.occupied("a")) == (["a", "b"], (1, 1))
+        job = await one.apps["a"].jobs.cancel(waiting.json()["job_id"])
+        assert job is not None
+        assert job.state is State.CANCELLING
+        await anyio.sleep(1)
+        assert await one.state(waiting) == "canceled"
+        assert one.gates["b"].cleaned_up == 1
+
+
 async def test_a_cancel_reaches_a_running_job_within_a_second() -> None:
     async with fleet("a") as one:
         accepted = await one.web.post("/fail")
@@ -299,6 +363,26 @@ async def test_a_job_that_may_run_once_fails_with_its_worker() -> None:
         response = await follow(one.web, accepted)
         assert response.json()["type"] == "urn:raincheck:problem:lost-worker"
         assert one.runs == ["a"]
+
+
+async def test_a_job_that_was_brought_again_while_it_waited_may_take_its_time_to_begin() -> None:
+    async with fleet("a", max_running=1) as one:
+        await one.web.post("/fail")
+        await anyio.sleep(1)
+        waiting = await one.web.post("/fail")
+        await anyio.sleep(2 * LEASE)
+        assert one.broker.brought.count(waiting.json()["job_id"]) > 1
+        line = one.lines["a"]
+        claim = line.claim
+
+        async def slow(*job: Any, **settings: Any) -> Any:
+            await anyio.sleep(3 * BEAT)
+            return await claim(*job, **settings)
+
+        line.claim = slow  # type: ignore[method-assign]
+        one.gates["a"].open()
+        assert (await follow(one.web, waiting)).status_code == 200
+        assert one.runs == ["a", "a"]
 
 
 async def test_a_job_that_waits_in_a_worker_that_hangs_runs_elsewhere() -> None:

@@ -1,5 +1,6 @@
 """FastAPI: validation and dependencies answer synchronously, and stay alive for the handler."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
@@ -7,6 +8,7 @@ import pytest
 from fastapi import (
     APIRouter,
     BackgroundTasks,
+    Body,
     Depends,
     FastAPI,
     Header,
@@ -271,3 +273,22 @@ async def test_the_root_path_may_be_set_after_the_app_was_made() -> None:
     async with client_of(around) as client:  # without a lifespan
         accepted = await client.post("/slow")
         assert accepted.headers["location"].startswith("/api/jobs/")
+
+
+async def test_a_body_that_was_read_before_the_entry_is_no_larger_than_it_may_be() -> None:
+    app = FastAPI()
+
+    @app.post("/slow")
+    @long_running(max_request_size=100)
+    async def slow(text: Annotated[str, Body()]) -> str:
+        return text
+
+    async def sent_in_chunks(size: int) -> AsyncIterator[bytes]:  # their number is not said before
+        yield b'"' + b"x" * size
+        yield b'"'
+
+    async with running(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        json = {"content-type": "application/json"}
+        for size, status in ((98, 202), (99, 413)):
+            response = await client.post("/slow", content=sent_in_chunks(size), headers=json)
+            assert response.status_code == status

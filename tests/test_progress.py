@@ -9,9 +9,11 @@ from typing import Any
 import anyio
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import (
     Jobs,
@@ -21,6 +23,7 @@ from raincheck import (
     long_running,
     report,
 )
+from raincheck.runtime.replay import REPLAY
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore
@@ -281,3 +284,31 @@ async def test_a_report_after_the_end_is_forgotten() -> None:
         await settled()
         document = (await client.get(accepted.json()["links"]["self"])).json()
         assert document["progress"] is None
+
+
+async def test_what_cleans_up_after_a_first_pass_says_nothing_of_the_replay() -> None:
+    async def answer(request: Request) -> str:
+        await anyio.sleep(1)
+        report(0.5, "by the handler")
+        await anyio.sleep(9)
+        return "done"
+
+    def cleaning(app: ASGIApp) -> ASGIApp:
+        async def cleaned(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            finally:
+                if scope.get("query_string") == b"second" and REPLAY not in scope:
+                    await anyio.sleep(15)
+                    report(0.1, "by the first pass")
+
+        return cleaned
+
+    app = Starlette(routes=[slow_route(answer, max_running=1)], middleware=[Middleware(cleaning)])
+    async with running(LongRunningMiddleware(app, jobs=virtual_jobs())) as client:
+        await client.post("/slow")
+        second = await client.post("/slow?second")
+        await anyio.sleep(16)
+        document = (await client.get(second.headers["location"])).json()
+        assert (document["status"], document["message"]) == ("running", "by the handler")
+        assert (await follow(client, second)).status_code == 200

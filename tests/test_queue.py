@@ -329,6 +329,26 @@ async def test_many_submissions_over_5_connections_and_3_handlers_all_succeed() 
         assert results == {number: number for number in range(many)}
 
 
+async def test_a_long_queue_of_handlers_that_never_wait_comes_to_its_end() -> None:
+    """Since Python 3.12 each could begin within the end of the one before."""
+    first = Gate()
+
+    async def answer(request: Request) -> str:
+        if not first.entered:
+            await first.wait()
+        return "done"
+
+    jobs = virtual_jobs(limits=Limits(max_running=1))
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        accepted = [await client.post("/slow") for _ in range(200)]
+        await settled()
+        first.open()
+        await settled()
+        assert await unfinished(jobs.store) == []
+        assert {(await follow(client, each)).status_code for each in accepted} == {200}
+        assert jobs.statistics().running == 0
+
+
 @pytest.mark.real
 async def test_200_blocked_sync_jobs_do_not_starve_an_unmarked_def_route() -> None:
     release = threading.Event()

@@ -57,6 +57,34 @@ async def test_a_cancel_at_any_moment_of_a_start_ends_the_job_and_frees_its_plac
         assert (await client.post("/slow")).status_code == 202
 
 
+async def test_a_job_whose_turn_comes_while_it_is_recorded_runs_once() -> None:
+    """Since Python 3.12 its replay begins within the call that starts it, before the 202."""
+    gate, runs = Gate(), list[str]()
+
+    async def answer(request: Request) -> str:
+        runs.append(request.headers["x-name"])
+        await (gate.wait() if runs == ["first"] else anyio.sleep(1))
+        return runs[-1]
+
+    store = TrickyStore(taking(create=1), immediate=False)
+    jobs, second = virtual_jobs(store=store, limits=Limits(max_running=1)), list[httpx.Response]()
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+
+        async def ask() -> None:
+            second.append(await client.post("/slow", headers={"x-name": "second"}))
+
+        await client.post("/slow", headers={"x-name": "first"})
+        await settled()
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await anyio.sleep(0.5)
+            gate.open()
+        assert (await follow(client, second[0])).json() == "second"
+        await settled()
+        assert runs == ["first", "second"]
+        assert jobs.statistics().running == 0
+
+
 AWAY = failing("get", "request", "replace", "sweep")
 
 

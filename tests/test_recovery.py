@@ -255,6 +255,23 @@ async def test_law_4_nor_write_into_the_newer_body() -> None:
         assert (await follow(both.b, accepted)).content == b"b" * 600_000
 
 
+async def test_law_4_a_cancel_asked_of_the_paused_process_is_the_newer_runs_to_record() -> None:
+    async with two() as both:
+        accepted = await both.a.post("/rerun")
+        await settled()
+        both.line.cut(REFUSED)
+        await anyio.sleep(2 * LEASE)
+        assert both.runs == ["a", "b"]
+        both.line.mend()
+        await both.apps["a"].jobs.cancel(id_of(accepted))
+        await settled()
+        assert (both.gates["a"].cleaned_up, both.gates["b"].cleaned_up) == (1, 0)
+        assert await both.status(accepted) == "canceling"
+        await anyio.sleep(1)
+        assert await both.status(accepted) == "canceled"
+        assert both.gates["b"].cleaned_up == 1
+
+
 async def test_the_paused_process_stops_its_handler_when_it_hears() -> None:
     async with two() as both:
         await both.a.post("/rerun")
@@ -755,3 +772,16 @@ async def test_a_job_that_a_newer_version_has_changed_is_left_to_it() -> None:
         both.store.unreadable.clear()
         await anyio.sleep(2 * LEASE)
         assert await both.status(unread) == "canceled"
+
+
+async def test_one_that_a_newer_version_has_changed_as_soon_as_it_was_there_is_too() -> None:
+    async with two() as both:
+        keyed = await both.a.post("/fail", headers={"idempotency-key": "k"})
+        job = await both.store.get(id_of(keyed))
+        assert job is not None
+        assert await both.store.replace(job.confirm())
+        both.store.unreadable.add(id_of(keyed))
+        await anyio.sleep(1)  # here it is confirmed, too, in a task that must not raise
+        both.store.unreadable.clear()
+        both.gates["a"].open()
+        assert (await follow(both.a, keyed)).status_code == 200

@@ -394,16 +394,16 @@ class Jobs:
         self, job: Job, run: JobRun | None, *, stopped: bool = False
     ) -> Job | None:
         """Record that a job was asked to stop, and ask it unless that is done."""
-        environment = self._environment
+        environment, recorded = self._environment, None
         try:
             if run is None:
                 await environment.ledger.cancelling(job)
             else:
-                await run.cancelling()
+                recorded = await run.cancelling(job)
         except IllegalTransition:  # it ended or was cancelled meanwhile
             run = None
         if stopped and run is not None and run.known_to_run:
-            return run.job
+            return recorded
         await environment.runner.cancel(job.id)
         return await self.get(job.id)
 

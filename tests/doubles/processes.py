@@ -183,10 +183,13 @@ class Engine(Runner):
     async def cancel(self, id: str) -> None:
         self._stop(id)
 
+    async def bring(self, id: str) -> None:
+        await self._run(id)
+
     async def _work(self, _: str) -> None:
         while not self.stopping:
             if self._broker.ids:
-                await self._run(self._broker.ids.pop(0))
+                await self.bring(self._broker.ids.pop(0))
             else:
                 await anyio.sleep(self._pause)
 
@@ -242,6 +245,15 @@ class Fleet:
         self._engines[name].stopping = True  # as engines do before their workers drain
         await self._open[name].aclose()
 
+    async def bring(self, name: str, id: str) -> None:
+        """Have a worker run a job in the task that asks: whoever cancels that gives it up."""
+        await self._engines[name].bring(id)
+
+    def occupied(self, name: str) -> tuple[int, int]:
+        """How many run and wait in a process."""
+        statistics = self.apps[name].jobs.statistics()
+        return statistics.running, statistics.queued
+
     async def state(self, response: httpx.Response) -> str:
         document = await self.web.get(response.headers["location"] + "/status")
         state: str = document.json()["status"]
@@ -255,9 +267,11 @@ async def fleet(*workers: str, slots: int = 5, **limits: Any) -> AsyncIterator[F
         one.web = await one.start("web")
         for name in workers:
             await one.start(name)
-        yield one
-        for line in one.lines.values():
-            line.mend()
-        for gate in one.gates.values():
-            gate.open()
+        try:
+            yield one
+        finally:  # a test that has failed is to end, too
+            for line in one.lines.values():
+                line.mend()
+            for gate in one.gates.values():
+                gate.open()
         await anyio.sleep(1)

@@ -7,7 +7,7 @@ from functools import partial
 
 import anyio
 
-from raincheck.errors import UnreadableRecord
+from raincheck.errors import LeaseLost, UnreadableRecord
 from raincheck.job import Job
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.expiry import Sweeper
@@ -55,7 +55,7 @@ class Confirmation:
                 await run.confirm()
             elif not self._environment.in_place:  # else it has ended
                 await self._environment.ledger.confirm(job)
-        except UnreadableRecord:
+        except (LeaseLost, UnreadableRecord):
             pass  # a process of another version has it
         finally:
             self._confirming.discard(job.id)

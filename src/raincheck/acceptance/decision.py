@@ -103,9 +103,10 @@ class Acceptance:
                 return
         synchronous = not handoff.decision.asynchronous  # no bounds hold for it, nor an engine
         scheduler, placed = self._runs.scheduler, environment.in_place and not synchronous
-        if not handoff.upload.whole:
-            if placed:
-                scheduler.check(handoff.route, owner)  # before more is read of what is refused
+        upload = handoff.upload
+        if placed and not upload.whole:
+            scheduler.check(handoff.route, owner)  # before more is read of what is refused
+        if not upload.whole or upload.size > policy.max_request_size:
             await handoff.drain()
         ticket = scheduler.admit(handoff.route, owner) if placed else None
         try:

@@ -109,6 +109,8 @@ class Handoff:
         vary: as given; true as well once it has met a marked route.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
         made: whether that is a new one, and its own.
+        runs: whether it was accepted with capacity, and goes on where it is; a replay may have
+            begun its job since.
         replayed: whether its idempotency key named a job that was there.
         keyed: whether others can come to its job by a key.
         refusal: why it was refused.
@@ -149,6 +151,7 @@ class Handoff:
         "replayed",
         "route",
         "run",
+        "runs",
         "scope",
         "seeks",
         "state",
@@ -191,6 +194,7 @@ class Handoff:
         self.vary = vary
         self.accepted: Job | None = None
         self.made = False
+        self.runs = False
         self.named = False
         self.replayed = False
         self.keyed = False
@@ -233,7 +237,7 @@ class Handoff:
 
     def report(self, progress: Progress) -> None:
         """See `decorator.Entrance.report`."""
-        if self.run is not None:
+        if self.run is not None and not self._released:
             self.run.report(progress)
 
     # --- acceptance ----------------------------------------------------------------------------
@@ -265,7 +269,7 @@ class Handoff:
         if run is not None and not asynchronous:
             self.copy()
             return None
-        if run is None or run.waits:
+        if not self.runs:
             self._hand_over()
             if run is None or not run.held:
                 self._released = self.made
@@ -339,7 +343,7 @@ class Handoff:
 
     def become(self, run: Run, *, keyed: bool) -> None:
         """Have a new job from now on; its client waits for a synchronous one."""
-        self.made, self.run, self.keyed = True, run, keyed
+        self.made, self.run, self.keyed, self.runs = True, run, keyed, not run.waits
         self.accepted = None if run.job.synchronous else run.job
 
     def become_elsewhere(self, job: Job, *, keyed: bool) -> None:
@@ -371,11 +375,6 @@ class Handoff:
     def _too_large(self) -> RequestTooLarge:
         limit = self.policy.max_request_size
         return RequestTooLarge(f"The request body may have {limit} bytes.")
-
-    @property
-    def runs(self) -> bool:
-        """Whether it was accepted with capacity, and goes on where it is."""
-        return self.run is not None and not self.run.waits
 
     @property
     def interrupted(self) -> bool:

@@ -53,7 +53,7 @@ class Replays:
         self._recovery = recovery
         self._app = app
         self._closing = False
-        self._taking: set[str] = set()
+        self._brought: set[str] = set()  # what engines bring twice is run, or waits, once
 
     def close(self) -> None:
         """Begin nothing new that an engine brings."""
@@ -61,21 +61,21 @@ class Replays:
 
     async def run(self, id: str) -> None:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
-        run = self._runs.get(id)
-        if run is None and not self._environment.in_place and id not in self._taking:
-            self._taking.add(id)  # or it might be taken in twice
+        if self._environment.in_place:
+            run = self._runs.get(id)
+            if run is not None and run.waits:  # else it was cancelled, deleted or is another's
+                with suppress(NoRoom):  # its turn comes once more
+                    await self._replay(run)
+        elif id not in self._brought:
+            self._brought.add(id)
             try:
-                run = await self._take_in(id)
+                await self._run_brought(id)
+            except BaseException:  # the engine gives it up
+                if (run := self._runs.get(id)) is not None:
+                    self._runs.give_up(run)
+                raise
             finally:
-                self._taking.discard(id)
-        while run is not None and run.waits:  # else it was cancelled, deleted or is somebody else's
-            try:
-                await self._replay(run)
-            except NoRoom:
-                if not self._environment.in_place:
-                    run = await self._turn_of(run)
-                    continue
-            return
+                self._brought.discard(id)
 
     async def _replay(self, run: Run) -> None:
         """Run a job that waits here to its end.
@@ -164,6 +164,16 @@ class Replays:
             raise
 
     # --- what an engine brings -----------------------------------------------------------------
+
+    async def _run_brought(self, id: str) -> None:
+        run = await self._take_in(id)
+        while run is not None and run.waits:  # else it was cancelled, deleted or is another's
+            try:
+                await self._replay(run)
+            except NoRoom:
+                run = await self._turn_of(run)
+            else:
+                return
 
     async def _take_in(self, id: str) -> Run | None:
         """Take a place for a job that an engine has brought, and wait for its turn.

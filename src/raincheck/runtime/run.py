@@ -245,8 +245,10 @@ class Run:
 
     async def fail_unread(self) -> None:
         """End one that has begun, and whose captured request cannot be read."""
-        await self._decide(State.FAILED, error=UNREADABLE)
-        self._home.ended(self)
+        try:
+            await self._decide(State.FAILED, error=UNREADABLE)
+        finally:
+            self._home.ended(self)
 
     def drop(self) -> None:
         """It does not wait here any more, and nobody begins it here."""
@@ -263,18 +265,27 @@ class Run:
 
     # --- what others make of the job -------------------------------------------------------------
 
-    async def cancelling(self) -> None:
-        """Record that it was asked to stop. Raises as the ledger does."""
-        self._became(await self._home.environment.ledger.cancelling(self.job))
+    async def cancelling(self, known: Job) -> Job:
+        """Record that it was asked to stop. Raises as the ledger does.
+
+        Args:
+            known: the job, as it was read last: it may have begun, here or elsewhere.
+        """
+        newest = known if known.version > self.job.version else self.job
+        return self._heard(await self._home.environment.ledger.cancelling(newest))
 
     async def leave(self) -> Job:
         """Record that one of its clients wants no more of it. Raises as the ledger does."""
-        self._became(await self._home.environment.ledger.leave(self.job))
-        return self.job
+        return self._heard(await self._home.environment.ledger.leave(self.job))
 
     async def confirm(self) -> None:
         """Record that it is accepted, if nothing else says so. Raises as the ledger does."""
-        self._became(await self._home.environment.ledger.confirm(self.job))
+        self._heard(await self._home.environment.ledger.confirm(self.job))
+
+    def _heard(self, job: Job) -> Job:
+        if job.fence == self.job.fence:  # else others run it, and write by that one
+            self._became(job)
+        return job
 
     def _became(self, job: Job) -> None:
         if job.version > self.job.version:  # answers may overtake each other

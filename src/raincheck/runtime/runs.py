@@ -8,6 +8,7 @@ from contextvars import Context
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 from starlette.types import Scope
 
 from raincheck.dialects.base import Outlook
@@ -111,7 +112,13 @@ class Runs:
             turn()
 
     def _turn(self, id: str) -> None:
-        self.tasks.spawn(partial(self.environment.runner.submit, id), Context())
+        self.tasks.spawn(partial(self._submit, id), Context())
+
+    async def _submit(self, id: str) -> None:
+        # A task may begin within the call that starts it: here within that of whoever has given
+        # the place back. A queue of quick handlers would go as deep as it is long.
+        await anyio.lowlevel.checkpoint()
+        await self.environment.runner.submit(id)
 
     def place(self, job: Job, ticket: Ticket | None = None) -> Run:
         """A place for a job that was accepted elsewhere, or before a restart.
@@ -168,6 +175,14 @@ class Runs:
             self.scheduler.leave(ticket)
         if not self.environment.in_place and ticket.turn is not None:
             ticket.turn()  # the engine's task need not wait for it any more
+
+    def give_up(self, run: Run) -> None:
+        """The engine's task that was to begin a job is cancelled: it is brought again, or found."""
+        if run.waits:
+            self.drop(run)
+        elif run.job.state is State.QUEUED:  # it may have begun, as the store knows alone
+            run.give_up()
+            self.ended(run)
 
     async def withdraw(
         self, run: Run, state: State, error: Problem | None, why: str | None = None
@@ -255,13 +270,14 @@ class Runs:
     def _fences(self) -> dict[str, int]:
         """The jobs whose leases are to be renewed, by id, each with its fence.
 
-        What waits for an engine is nobody's: it is brought again if that forgets it.
+        What waits for an engine is nobody's, until it has begun: it is brought again if that
+        forgets it, and changes hands by that.
         """
         waiting = self.environment.in_place
         found = {
             id: run.job.fence
             for id, run in self._here.items()
-            if (waiting if run.waits else not run.decided)
+            if not run.decided and (waiting or run.job.state is not State.QUEUED)
         }
         return found | self._leaving
 
