@@ -9,8 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from raincheck import Jobs, State
+from raincheck import Jobs, Limits, State
 from raincheck.errors import BodyLost, MalformedCursor
+from raincheck.jobs import Statistics
 from raincheck.stores.base import Total
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
@@ -129,3 +130,17 @@ async def test_what_has_no_response_has_none() -> None:
         for id in (pending, done, "unknown"):
             assert await jobs.response(id) is None
         gate.open()
+
+
+async def test_what_is_asked_after_the_end_is_answered() -> None:
+    """A server may still answer when the lifespan has ended."""
+    jobs = virtual_jobs(limits=Limits(drain_timeout=0))
+    async with running(house(jobs, Gate())) as client:
+        id = id_of(await client.post("/slow"))
+        job = await jobs.get(id)
+        assert job is not None
+    assert jobs.outlook(job).retry_after >= 1
+    newest = await jobs.until(job, lambda job: job.finished, 1.0)
+    assert newest is not None
+    assert newest.state is State.FAILED
+    assert jobs.statistics() == Statistics(running=0, queued=0)

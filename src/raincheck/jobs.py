@@ -127,7 +127,7 @@ class Jobs:
             environment.runner.belong(store.deployment)
         self._bound: Bound | None = None
         self.session: Session | None = None
-        self._orphaned: list[str] = []  # what was left when a session was closed
+        self._latest: Session | None = None  # the same, also when it is closed
 
     # --- the middleware's side -----------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Jobs:
         environment = self._environment
         assert self._bound is not None
         # Of an event loop that has ended, and what ran on it with it.
-        orphaned = self._orphaned if self.session is None else self.session.runs.ids()
+        orphaned = [] if self._latest is None else self._latest.runs.ids()
         if lifespan is None:
             logger.warning(
                 "no lifespan reached raincheck: at shutdown nothing will wait for running jobs"
@@ -184,7 +184,7 @@ class Jobs:
         # What an app finds in every request, and so in those that outlived their process.
         scope = lifespan or {}
         found = {key: scope[key] for key in ("app", "state") if key in scope}
-        session = self.session = Session(environment, self._bound, found)
+        session = self.session = self._latest = Session(environment, self._bound, found)
         await environment.runner.open()
         session.begin()
         if environment.lease is None:
@@ -221,20 +221,19 @@ class Jobs:
             await session.close()
             await self._environment.runner.aclose()
             await self.store.aclose()
-            self._orphaned = session.runs.ids()
             self.session = None
 
     def _opened(self) -> Session:
-        if self.session is None:
-            raise RuntimeError("the jobs are not open: the lifespan has not begun, or is over")
-        return self.session
+        if self._latest is None:
+            raise RuntimeError("the jobs are not open: no lifespan has begun, and no request came")
+        return self._latest
 
     async def _run(self, id: str) -> None:
         await self._opened().run(id)
 
     def _stop(self, id: str) -> None:
-        if self.session is not None:
-            self.session.runs.stop(id)
+        if self._latest is not None:
+            self._latest.runs.stop(id)
 
     def _spawn(self, run: Run, id: str) -> None:
         self._opened().spawn(run, id)
@@ -408,7 +407,7 @@ class Jobs:
         return await self.get(job.id)
 
     def _here(self, id: str) -> JobRun | None:
-        return None if self.session is None else self.session.runs.get(id)
+        return None if self._latest is None else self._latest.runs.get(id)
 
     def alone(self, id: str) -> Job | None:
         """A job whose handler runs in this process, as last recorded, and that nobody shares.
@@ -462,9 +461,9 @@ class Jobs:
 
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
-        if self.session is None:
+        if self._latest is None:
             return Statistics(running=0, queued=0)
-        occupancy = self.session.runs.scheduler.occupancy
+        occupancy = self._latest.runs.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
 
 
