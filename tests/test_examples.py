@@ -34,7 +34,7 @@ PRINTED = {
         rf"> GET /jobs/{ID} HTTP/1\.1\n",
         r"< HTTP/1\.1 202 Accepted\n",
         r'"progress": 0\.[2468], "message": "[1234] of 5 sent"',
-        r"< HTTP/1\.1 200 OK\n(< .+\n)*< job-status: succeeded\n<\n",
+        r"< HTTP/1\.1 200 OK\n(< .+\n)*< job-status: succeeded\n(< .+\n)*<\n",
         r'{"sent":5,"template":"welcome"}\n',
         rf"> GET /jobs/{ID}/status HTTP/1\.1\n",
         r'"status": "succeeded".+"progress": 1\.0, "message": "5 of 5 sent"',
