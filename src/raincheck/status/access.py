@@ -52,12 +52,9 @@ class Access:
             scope: the request.
             here: the job as it is known without asking the store, if that is enough.
         """
-        asking: str | None = None
-        if not self._owners.nobody(scope):
-            try:
-                asking = await self._owners.of(scope)
-            except OwnerError:
-                return None
+        asking = None if self._owners.nobody(scope) else await self._asker(scope)
+        if isinstance(asking, OwnerError):
+            return None
         if here is not None and same(here.owner, asking):
             return here
         job = await self._jobs.get(id)
@@ -65,14 +62,18 @@ class Access:
 
     async def answer(self, id: str, scope: Scope) -> Fetched | None:
         """The same, with the body of its response if that is small: for the poll."""
-        asking: str | None = None
-        if not self._owners.nobody(scope):
-            try:
-                asking = await self._owners.of(scope)
-            except OwnerError:
-                return None
+        asking = None if self._owners.nobody(scope) else await self._asker(scope)
+        if isinstance(asking, OwnerError):
+            return None
         found = await self._jobs.fetch(id)
         return found if self._opens(None if found is None else found.job, asking) else None
+
+    async def _asker(self, scope: Scope) -> str | OwnerError | None:
+        """Whose a request is, or why nobody knows: then the answer is no."""
+        try:
+            return await self._owners.of(scope)
+        except OwnerError as error:
+            return error
 
     def _opens(self, job: Job | None, asking: str | None) -> bool:
         if job is None:  # so that an unknown id takes as long as a foreign one
