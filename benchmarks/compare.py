@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.absolutes import crowd, knowledge, memory, raincheck, stream, trips
+from harness.engines import FLOOR as ENGINE_FLOOR
 from harness.engines import Start, engine_jobs, trips_before
 from harness.environments import Environments, folder
 from harness.figures import Figure, Once, Owners, Ratio, walked
@@ -75,6 +76,11 @@ TASKIQ = Side(
 )
 FLOOR = Side("the floor", "peers.floor_app:build", {"duties": 0})
 LADEN = Side("the floor, with all duties", "peers.floor_app:build", {})
+IDLE = Side(
+    "a middleware that does nothing",
+    "peers.routed_app:starlette",
+    {"routes": 1, "raincheck": False, "idle": True},
+)
 ON_FASTAPI = Side("raincheck on FastAPI", "peers.raincheck_fastapi_app:app")
 
 STORES = ("memory", "sqlite", "redis", "postgres")
@@ -114,13 +120,23 @@ def _jobs(
     )
 
 
-def _polls(measure: str, title: str, peer: Side, goal: float | None) -> Comparison:
+def floor(store: str) -> Side:
+    """The floor over the least of a store."""
+    service = "" if store == "sqlite" else store
+    return Side(
+        f"the floor, {store}", "peers.floor_stores:build", {"store": store}, service=service
+    )
+
+
+def _polls(
+    measure: str, title: str, peer: Side, goal: float | None, ours: Side | None = None
+) -> Comparison:
     """A job asked for again and again."""
     finished = measure.startswith("finished")
     return Comparison(
         measure,
         f"polls, {title}, against {peer.name}",
-        raincheck(),
+        ours or raincheck(),
         peer,
         None if goal is None else Goal(goal),
         status=200 if finished else 202,
@@ -165,21 +181,41 @@ def comparisons(stores: list[str]) -> list[Comparison]:
         _jobs("flow.hand", flow, ours, HANDWRITTEN, 1.2, follow=True),
         _jobs("flow.duties", flow, ours, HANDFULL, 1.3, follow=True),
         _jobs("flow.taskiq", flow, ours, TASKIQ, follow=True),
+        _jobs("flow.floor", f"{flow}, {LADEN.name}", LADEN, HANDWRITTEN, follow=True),
         _polls("pending.hand", "pending", HANDWRITTEN, 1.3),
         _polls("pending.duties", "pending", HANDFULL, None),
         _polls("pending.constant", "pending", CONSTANT, 0.75),
+        _polls("pending.floor", f"pending, {LADEN.name}", HANDWRITTEN, None, LADEN),
+        _polls("pending.both", f"pending, {LADEN.name}", CONSTANT, None, LADEN),
         _polls("finished.hand", "finished, 1 KB", HANDWRITTEN, 2.0),
         _polls("finished.duties", "finished, 1 KB", HANDFULL, None),
+        _polls("finished.floor", f"finished, 1 KB, {LADEN.name}", HANDWRITTEN, None, LADEN),
         _unmarked("Starlette", 0.98, routes=1),
         _unmarked("FastAPI", 0.98, routes=1),
         *(_unmarked(name, 0.95) for name in ("Litestar", "Quart", "Django", "Falcon")),
-        _jobs("sqlite", title, *sqlite, 0.6, clients=64),
+        Comparison(
+            "unmarked.idle",
+            f"unmarked route, Starlette, {IDLE.name}",
+            IDLE,
+            Side("(f) without", IDLE.app, {"routes": 1, "raincheck": False}),
+            path="/hello",
+        ),
+        _jobs("sqlite.accept", title, *sqlite, 0.6, clients=64),
+        _jobs("sqlite.floor", f"{title}: the floor", floor("sqlite"), LADEN, clients=64),
     ]
     found += [
         _jobs(f"{store}.accept", f"accepted jobs, {store}", raincheck(store), TASKIQ, goals[store])
         for store in ("redis", "postgres")
     ]
+    found += [
+        _jobs(f"{store}.floor", f"{accepted}, the floor on {store}", floor(store), TASKIQ)
+        for store in ("redis", "postgres")
+    ]
     found.append(engine_jobs("engine.flow", f"engine: {flow}", 0.8, follow=True))
+    least = engine_jobs(
+        "engine.floor", f"engine: {flow}, the floor", None, ENGINE_FLOOR, follow=True
+    )
+    found.append(least)
     return [each for each in found if each.ours.service in ("", *stores)]
 
 
@@ -194,6 +230,7 @@ def table(bench: Bench, stores: list[str]) -> dict[str, Figure]:
     found["cancel.gets"] = Once(partial(cancels, "a cancel: gets of the store", 2))
     found["engine.trips"] = Once(partial(trips_before, bench))
     found["engine.start"] = Start(bench)
+    found["engine.least"] = Start(bench, ENGINE_FLOOR)
     found["owners"] = Owners(bench)
     return found
 
@@ -202,14 +239,10 @@ def table(bench: Bench, stores: list[str]) -> dict[str, Figure]:
 
 
 def routes(bench: Bench) -> Rows:
-    """Unmarked routes of larger apps, and what a middleware costs that does nothing."""
+    """Unmarked routes of larger apps."""
     for framework in ("Starlette", "FastAPI"):
         for count in (50, 500):
             yield from bench.compare(_unmarked(framework, 0.98, routes=count))
-    app, plain = "peers.routed_app:starlette", {"routes": 1, "raincheck": False}
-    sides = Side("idle", app, {**plain, "idle": True}), Side("(f) without", app, plain)
-    title = "for comparison: a middleware that does nothing, Starlette"
-    yield from bench.compare(Comparison("routes", title, *sides, path="/hello"))
 
 
 def peers(bench: Bench) -> Rows:

@@ -504,7 +504,7 @@ class Floor:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"].startswith("/jobs/"):
-            await poll(scope["path"][6:], send)
+            await poll(scope, send)
         elif (scope["method"], scope["path"]) in self.marked:
             await self.conduct(scope, receive, send)
         else:
@@ -549,16 +549,11 @@ class Floor:
 
 async def answer(handoff: Handoff, scope: Scope, send: Send) -> None:
     """The 202."""
-    id, after, ends = handoff.id, 1, "null"
+    id, known, accepted_at = handoff.id, None, 0.0
+    accepted_at = handoff.created_at  # +times
     known = durations.get("order")  # +estimate -policy
     known = durations.get(handoff.route)  # +estimate +policy
-    if known is not None:  # +estimate
-        remaining = known - (time.time() - handoff.created_at)  # +estimate
-        after = min(30, max(1, round(remaining)))  # +estimate
-        ends = f'"{spell(int(handoff.created_at + known))}"'  # +estimate
-    created = "2026-11-28T22:12:14Z"  # -times
-    created = spell(int(handoff.created_at))  # +times
-    body = (DOCUMENT % (id, created, ends, after, id, id, id)).encode()
+    body, after = document(id, accepted_at, known)
     location = f"/jobs/{id}".encode()
     headers = [
         (b"location", location),
@@ -573,21 +568,59 @@ async def answer(handoff: Handoff, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def poll(id: str, send: Send) -> None:
+async def poll(scope: Scope, send: Send) -> None:
+    """The document of a job that runs, or the response that it has ended with."""
+    id = scope["path"][6:]
     job = jobs.get(id)
     ended = job is not None
     ended = job is not None and job[2] != "running"  # +record
-    if not ended:
-        await send({"type": "http.response.start", "status": 202, "headers": [ENDS]})
-        await send({"type": "http.response.body", "body": b"{}"})
+    if "user" in scope or (job is not None and job[19] is not None):  # +owner +record
+        raise NotImplementedError  # +owner +record
+    if ended:
+        await serve(job, scope, send)
         return
-    status, headers, body = *job[1:3], job[3]  # -record
-    status, headers, body = *job[16][:2], bodies[id]  # +record
-    await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+    for name, _ in scope["headers"]:  # +prefer
+        if name == b"prefer":  # +prefer
+            raise NotImplementedError  # +prefer
+    known, at = None, time.time()  # -estimate
+    known, at = durations.get("order"), time.time()  # +estimate -policy
+    known, at = durations.get(job[1]), time.time()  # +estimate +policy
+    body, after = document(id, job[3] if isinstance(job, Job) else at, known)
+    location = b"/jobs/%b" % id.encode()
+    headers = [(b"location", location), (b"content-location", location)]
+    headers += ((b"retry-after", b"%d" % after), *FIELDS, (b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-ENDS = (b"content-length", b"2")
+async def serve(job: Any, scope: Scope, send: Send) -> None:
+    """The response that a job has ended with."""
+    id = scope["path"][6:]
+    for name, _ in scope["headers"]:  # +checks
+        if name in ASKING:  # +checks
+            raise NotImplementedError  # +checks
+    status, headers, body = *job[1:3], job[3]  # -record
+    status, headers, body = *job[16][:2], bodies[id]  # +record
+    fields = [*headers, *SERVED]
+    fields.append((b"etag", b'"%b-%d"' % (id.encode(), job[4])))  # +record
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+def document(id: str, created_at: float, known: float | None) -> tuple[bytes, int]:
+    """What is said of a job that runs, and the seconds until it is worth asking again."""
+    after, ends = 1, "null"
+    if known is not None:  # +estimate
+        remaining = known - (time.time() - created_at)  # +estimate
+        after = min(30, max(1, round(remaining)))  # +estimate
+        ends = f'"{spell(int(created_at + known))}"'  # +estimate
+    created = "2026-11-28T22:12:14Z"  # -times
+    created = spell(int(created_at))  # +times
+    return (DOCUMENT % (id, created, ends, after, id, id, id)).encode(), after
+
+
+ASKING = frozenset({b"if-match", b"if-none-match", b"if-range", b"range"})
+SERVED = (FIELDS[0], FIELDS[1], (b"job-status", b"succeeded"))
 
 
 def marked(name: str, endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -624,16 +657,16 @@ async def never(request: Request) -> Response:
     return JSONResponse(None)
 
 
-def make() -> Starlette:
+def make(lifespan: Any = None) -> Starlette:
     """The app of the lines that are here."""
     ways = {"order": order, "report": report, "never": never}
     paths = {"order": "/orders", "report": "/reports", "never": "/never"}
     routes = [Route(paths[n], marked(n, way), methods=["POST"]) for n, way in ways.items()]
-    return Starlette(routes=routes, middleware=[Middleware(Floor)])
+    return Starlette(routes=routes, middleware=[Middleware(Floor)], lifespan=lifespan)
 
 
-def build(duties: int | None = None) -> Starlette:
-    """The app with the first so many duties; None: with all."""
+def module(duties: int | None = None) -> dict[str, Any]:
+    """The names of this file with the first so many duties; None: with all."""
     there = set([*DUTIES][:duties])
     lines = []
     for line in Path(__file__).read_text().splitlines():
@@ -643,5 +676,10 @@ def build(duties: int | None = None) -> Starlette:
         lines.append(line if fits else "")
     names: dict[str, Any] = {"__name__": f"{__name__}_{duties}", "__file__": __file__}
     exec(compile("\n".join(lines), __file__, "exec"), names)
-    made: Starlette = names["make"]()
+    return names
+
+
+def build(duties: int | None = None) -> Starlette:
+    """The app with the first so many duties; None: with all."""
+    made: Starlette = module(duties)["make"]()
     return made
