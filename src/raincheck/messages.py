@@ -240,6 +240,7 @@ def _malformed(name: bytes, fault: str) -> ValueError:
     return ValueError(f"the header field {name.decode('latin-1')!r} {fault}")
 
 
+@lru_cache(maxsize=256)
 def servable(response: CapturedResponse, headers: RawHeaders, method: str) -> RawHeaders:
     """The fields under which the body that was kept can be served: they say how long it is.
 

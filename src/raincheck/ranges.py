@@ -108,8 +108,9 @@ class Framed(NamedTuple):
     end: bytes
 
 
-def offered(headers: Fields, size: int, etag: bytes) -> tuple[Fields, bytes, bool]:
-    """What a 200 response is sent with so that it can be asked for in part.
+@lru_cache(maxsize=256)
+def offered(headers: Fields, size: int) -> tuple[Fields, bytes | None, bool]:
+    """What a 200 response is sent with so that it can be asked for in part, but for an ETag.
 
     What carries `Accept-Ranges` has a `Content-Encoding`, be it `identity`: compression outside
     would make another body of it, under the same ETag, which a resumed download would mix.
@@ -117,20 +118,15 @@ def offered(headers: Fields, size: int, etag: bytes) -> tuple[Fields, bytes, boo
     Args:
         headers: its own fields.
         size: bytes of body.
-        etag: its validator, if it brings none.
 
     Returns:
-        Its fields, its validator, and whether ranges are offered.
+        Its fields, its own validator if it brings one, and whether ranges are offered.
     """
     own: dict[bytes, bytes] = {}
     for name, value in headers:
         lower = name.lower()
         if lower in _TELLING:
             own.setdefault(lower, value)
-    if b"etag" in own:
-        etag = own[b"etag"]
-    else:
-        headers = (*headers, (b"etag", etag))
     if b"accept-ranges" in own:
         ranges = b"bytes" in own[b"accept-ranges"].lower().replace(b",", b" ").split()
     else:
@@ -139,7 +135,7 @@ def offered(headers: Fields, size: int, etag: bytes) -> tuple[Fields, bytes, boo
             headers = (*headers, (b"accept-ranges", b"bytes"))
     if ranges and b"content-encoding" not in own:
         headers = (*headers, (b"content-encoding", b"identity"))
-    return headers, etag, ranges
+    return headers, own.get(b"etag"), ranges
 
 
 @lru_cache(maxsize=256)

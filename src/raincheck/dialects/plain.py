@@ -92,20 +92,7 @@ class PlainDialect(Dialect):
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
         assert response is not None
-        status, headers = response.status, response.headers
-        names = {name.lower() for name, _ in headers}
-        if _JOB_STATUS in names:  # ours is the one that counts
-            headers = tuple(field for field in headers if field[0].lower() != _JOB_STATUS)
-        if b"cache-control" not in names:
-            headers = (*headers, _NO_STORE)
-        elif job.owner is not None:
-            headers = _for_one(headers)
-        if b"referrer-policy" not in names:
-            headers = (*headers, _NO_REFERRER)
-        headers = (*headers, _FINAL[job.state])
-        if status == 202:  # every client would go on polling for ever
-            status, headers = 200, (*headers, (b"job-response-status", b"202"))
-        return status, headers
+        return _served(response.status, response.headers, job.state, job.owner is not None)
 
     def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
@@ -124,6 +111,24 @@ class PlainDialect(Dialect):
         if retry_after is not None:
             headers.append((b"retry-after", b"%d" % retry_after))
         return Reply(problem.status, headers, body)
+
+
+@lru_cache(maxsize=256)
+def _served(status: int, headers: RawHeaders, state: State, owned: bool) -> tuple[int, RawHeaders]:
+    """A stored response as it is served; those of one route have mostly the same fields."""
+    names = {name.lower() for name, _ in headers}
+    if _JOB_STATUS in names:  # ours is the one that counts
+        headers = tuple(field for field in headers if field[0].lower() != _JOB_STATUS)
+    if b"cache-control" not in names:
+        headers = (*headers, _NO_STORE)
+    elif owned:
+        headers = _for_one(headers)
+    if b"referrer-policy" not in names:
+        headers = (*headers, _NO_REFERRER)
+    headers = (*headers, _FINAL[state])
+    if status == 202:  # every client would go on polling for ever
+        status, headers = 200, (*headers, (b"job-response-status", b"202"))
+    return status, headers
 
 
 def _for_one(headers: RawHeaders) -> RawHeaders:

@@ -29,8 +29,10 @@ def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders,
     """
     assert job.response is not None
     size = job.response.size
-    tag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, job.version)
-    headers, etag, ranges = offered(headers, size, tag)
+    headers, etag, ranges = offered(headers, size)
+    if etag is None:
+        etag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, job.version)
+        headers = (*headers, (b"etag", etag))
     return headers, wanted(scope["headers"], size, etag, ranges, scope["method"])
 
 

@@ -209,10 +209,10 @@ class _Exchange:
         self._scope = scope
         self._send = send
 
-    async def reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply) -> Awaitable[None]:
         """Send what a dialect has written."""
         self.started = True
-        await send_reply(reply, self._scope, self._send)
+        return send_reply(reply, self._scope, self._send)
 
     async def _find(self, waits: _Wait | None = None, *, here: Job | None = None) -> Job | None:
         """The job; if there is none to show, the answer has been given.
