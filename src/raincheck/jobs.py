@@ -212,7 +212,8 @@ class Jobs:
     @property
     def ready(self) -> bool:
         """Whether `open()` has nothing to do."""
-        return self.session is not None and self.session.tasks.here()
+        session = self.session
+        return session is not None and session.tasks.here()
 
     async def close(self) -> None:
         """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left."""
@@ -453,7 +454,8 @@ class Jobs:
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
-        return self._opened().runs.outlook(job)
+        session = self._latest or self._opened()
+        return session.runs.outlook(job)
 
     def origin(self, id: str) -> Origin:
         """Who minted an id, to go by its marker."""

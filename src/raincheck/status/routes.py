@@ -222,22 +222,23 @@ class _Exchange:
             here: the job as it is known without asking the store, if that is enough.
         """
         job = await self._routes.access.job(self.id, self._scope, here=here)
-        if waits is not None and job is not None and not (job.gone or job.finished):
-            job = await self._waited(job, waits)
-        return job if await self._is_there(job) else None
+        pending = job is not None and not (job.gone or job.finished)
+        if waits is not None and job is not None and pending and (wait := self._patience()):
+            job = await waits(job, wait)
+        if job is None or job.gone:
+            await self._miss(job)
+            return None
+        return job
 
-    async def _waited(self, job: Job, waits: _Wait) -> Job | None:
-        """The job, after as long as the asker would wait."""
-        wait = min(parse(self._scope["headers"]).wait or 0.0, self._routes.max_wait)
-        return await waits(job, wait) if wait else job
+    def _patience(self) -> float:
+        """How long the asker would wait, in seconds."""
+        wait = parse(self._scope["headers"]).wait
+        return 0.0 if wait is None else min(wait, self._routes.max_wait)
 
-    async def _is_there(self, job: Job | None) -> bool:
-        """Whether there is a job to show; if not, the answer has been given."""
-        if job is None:
-            await self.reply(self._routes.absent(self.id))
-        elif job.gone:
-            await self.reply(self._routes.dialect.problem(EXPIRED))
-        return job is not None and not job.gone
+    def _miss(self, job: Job | None) -> Awaitable[None]:
+        """Answer that there is no job to show, or only what is left of one."""
+        gone = self._routes.absent(self.id) if job is None else self._dialect.problem(EXPIRED)
+        return self.reply(gone)
 
     async def _end(self, job: Job, wait: float) -> Job | None:
         """The job when it has finished, or after this time."""
@@ -261,12 +262,14 @@ class _Exchange:
         found = await routes.access.answer(self.id, self._scope)
         job, body = found if found is not None else (None, None)
         if job is not None and not (job.gone or job.finished):
-            job = await self._waited(job, self._end)
-        if not await self._is_there(job):
-            return
-        assert job is not None
-        if not job.finished:
-            await self.reply(routes.dialect.pending(job, self._mount, self._outlook(job)))
+            if wait := self._patience():
+                job = await self._end(job, wait)
+            if job is not None and not (job.gone or job.finished):
+                outlook = routes.jobs.outlook(job)
+                await self.reply(routes.dialect.pending(job, self._mount, outlook))
+                return
+        if job is None or job.gone:
+            await self._miss(job)
         elif job.response is not None:
             status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
@@ -354,8 +357,5 @@ class _Exchange:
     def _dialect(self) -> Dialect:
         return self._routes.dialect
 
-    def _outlook(self, job: Job) -> Outlook:
-        return self._routes.jobs.outlook(job)
-
     def _expected(self, job: Job) -> Outlook | None:
-        return None if job.finished else self._outlook(job)
+        return None if job.finished else self._routes.jobs.outlook(job)
