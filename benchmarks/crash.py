@@ -131,7 +131,8 @@ class InSQLite:
             "leases": "SELECT count(*) FROM jobs WHERE lease_until IS NOT NULL",
             "requests": "SELECT count(*) FROM requests",
             "keys": "SELECT count(*) FROM keys WHERE job NOT IN (SELECT number FROM jobs)",
-            "bodies": "SELECT count(*) FROM bodies WHERE (job, fence) NOT IN "
+            # A head has the complement of its body's fence.
+            "bodies": "SELECT count(*) FROM bodies WHERE (job, max(fence, ~fence)) NOT IN "
             "(SELECT number, fence FROM jobs)",
         }.items():
             if left := self._ask(statement):
