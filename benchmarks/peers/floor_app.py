@@ -525,7 +525,7 @@ class Floor:
             handoff.task = asyncio.Task(handoff.run(self.app), **options)
         else:
             handoff.task = loop.create_task(handoff.run(self.app), context=context)
-        if not handoff.id:
+        if handoff.client_send is not None:
             handoff.waiter = loop.create_future()
             try:  # +stop
                 await handoff.waiter  # +stop
