@@ -77,11 +77,13 @@ LAYERS = {
     "stores.sqlite": 3,
     "runtime.ledger": 4,
     "runtime.environment": 4,
+    "runtime.estimates": 4,
     "runtime.scheduler": 4,
     "runtime.recorder": 4,
     "runtime.stopping": 4,
     "runtime.run": 4,
     "runtime.leases": 4,
+    "runtime.fleet": 4,
     "runtime.runs": 4,
     "runtime.expiry": 4,
     "runtime.recovery": 4,
@@ -242,7 +244,7 @@ FOREIGN = {
     "stores._postgres_changes": {"failure.__cause__"},  # as `raise ... from` does, for a future
     "stores._sqlite_file": {"timer.daemon"},  # `threading.Timer` takes no such argument
     # A ticket and what is known of a route are the scheduler's own values, in its own module.
-    "runtime.scheduler": {"ticket.running", "route.blocked", "route.duration"},
+    "runtime.scheduler": {"ticket.running", "route.blocked", "route.durations"},
 }
 """Who may assign to another object, and what."""
 

@@ -412,6 +412,8 @@ async def test_retry_after_is_estimated_from_what_jobs_took_before() -> None:
         first = await client.post("/slow")
         assert first.json()["estimated_completion"] is None
         await follow(client, first)
+        for _ in range(7):
+            await follow(client, await client.post("/slow"))
         second, third = [await client.post("/slow") for _ in range(2)]
         assert second.headers["retry-after"] == "12"
         assert second.json()["estimated_completion"] is not None

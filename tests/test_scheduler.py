@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raincheck import Limits, Policy
+from raincheck.dialects.base import Outlook
 from raincheck.errors import QueueFull
 from raincheck.job import Job, State
 from raincheck.routing.policies import ByRoute
 from raincheck.runtime import scheduler
+from raincheck.runtime.estimates import FEW, WINDOW
 from raincheck.runtime.scheduler import Occupancy, Scheduler, Ticket
 
 NOW = 1000.0
@@ -267,10 +269,11 @@ def test_only_a_queued_job_has_a_position(state: State) -> None:
 
 
 def taught(seconds: float, *, max_running: int = 1, waiting: int = 0) -> tuple[Places, Ticket]:
-    """A place on route a, the last of those that wait, where jobs took so many seconds."""
+    """A place on route a, the last of those that wait, where all jobs took so many seconds."""
     places = places_for(max_running)
     tickets = queue(places, [], *["a"] * (max_running + waiting))
-    places.learn(tickets[0], seconds)
+    for _ in range(FEW):
+        places.learn(tickets[0], seconds)
     return places, tickets[-1]
 
 
@@ -317,10 +320,99 @@ def test_a_queued_job_is_expected_after_those_ahead(
     assert outlook.retry_after == min(30, 5 * turns)
 
 
-def test_durations_are_averaged_and_the_newest_counts_a_fifth() -> None:
+def test_the_next_looks_come_when_one_in_so_many_has_ended() -> None:
     places, ticket = taught(10.0)
-    places.learn(ticket, 20.0)
-    assert places.outlook(job(), ticket, NOW).completion == pytest.approx(NOW + 12.0)
+    for seconds in range(1, WINDOW + 1):
+        places.learn(ticket, seconds)
+    asked = [places.outlook(job(age=age), ticket, NOW).retry_after for age in (0.0, 4.0, 32.0)]
+    assert asked == [4, 2, 6]  # one in 20 has ended; at most 35 % more; one in 6 of the other 32
+
+
+@pytest.mark.parametrize(
+    ("timeout", "age", "retry_after"),
+    [(25.0, 0.0, 20), (25.0, 21.0, 4), (25.0, 24.5, 1), (20.5, 20.0, 1), (25.0, 26.0, 13)],
+)
+def test_a_job_is_looked_at_when_its_time_is_over(
+    timeout: float, age: float, retry_after: int
+) -> None:
+    places, ticket = taught(20.0)
+    places.known["a"] = Policy(timeout=timeout)
+    assert places.outlook(job(age=age), ticket, NOW).retry_after == retry_after
+
+
+def test_a_job_that_is_cancelled_is_looked_at_soon() -> None:
+    places, ticket = taught(600.0)
+    outlook = places.outlook(job(state=State.CANCELLING, age=60.0), ticket, NOW)
+    assert (outlook.retry_after, outlook.completion) == (5, None)
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
+def test_what_has_ended_is_there_to_be_asked_for(state: State) -> None:
+    places, _ = taught(600.0)
+    assert places.outlook(job(state=state, age=60.0), None, NOW) == Outlook(1)
+
+
+# --- on a fleet --------------------------------------------------------------------------------
+
+
+def test_what_others_ran_counts_as_long_as_few_ran_here() -> None:
+    places, ticket = places_for(), None
+    places.hear("a", 0, [10.0] * FEW)
+    assert not places.knows("a")
+    assert places.outlook(job(), ticket, NOW) == Outlook(10, None, NOW + 10.0)
+    ticket = places.take("a", FREE)
+    for _ in range(FEW):
+        places.learn(ticket, 20.0)
+    assert places.knows("a")
+    places.hear("a", 0, [10.0] * WINDOW)
+    for _ in range(WINDOW):
+        places.learn(ticket, 20.0)
+    assert places.outlook(job(), ticket, NOW).completion == NOW + 20.0
+
+
+def test_a_position_counts_those_who_wait_elsewhere() -> None:
+    """Of 12 that wait for two places 4 do here: three of each four turns are others'."""
+    places = places_for(9)
+    tickets = queue(places, [], *["a"] * 6, policy=TWO)
+    for _ in range(FEW):
+        places.learn(tickets[0], 5.0)
+    here = [position(places, ticket) for ticket in tickets[2:]]
+    places.hear("a", 12, ())
+    assert here == [1, 2, 3, 4]
+    assert [position(places, ticket) for ticket in tickets[2:]] == [2, 5, 8, 11]
+    last = places.outlook(job(state=State.QUEUED), tickets[-1], NOW)
+    assert last.completion == pytest.approx(NOW + 11 / 2 * 5.0 + 5.0)
+    places.hear("a", 0, ())
+    assert [position(places, ticket) for ticket in tickets[2:]] == here
+
+
+def test_those_who_wait_elsewhere_do_not_count_where_each_process_has_its_own_capacity() -> None:
+    places = places_for(1)
+    _, waits = queue(places, [], "a0", "a1")
+    places.hear("a", 100, ())
+    assert position(places, waits) == 1
+
+
+@pytest.mark.parametrize(
+    ("queued", "policy", "age", "completion"),
+    [
+        pytest.param(0, FREE, 3.0, 5.0, id="nobody else waits"),
+        pytest.param(1, FREE, 3.0, 5.0, id="it is the one who waits"),
+        pytest.param(9, FREE, 3.0, None, id="nobody says how many run"),
+        pytest.param(9, TWO, 0.0, 25.0, id="it came last"),
+        pytest.param(9, TWO, 10.0, 15.0, id="and has waited half of its time"),
+        pytest.param(9, TWO, 99.0, 5.0, id="it is overdue"),
+    ],
+)
+def test_a_job_that_waits_elsewhere_has_waited_since_as_many_did_as_do_now(
+    queued: int, policy: Policy, age: float, completion: float | None
+) -> None:
+    places = places_for(9)
+    places.known["a"] = policy
+    places.hear("a", queued, [5.0] * FEW)
+    outlook = places.outlook(job(state=State.QUEUED, age=age), None, NOW)
+    assert outlook.queue_position is None
+    assert outlook.completion == (None if completion is None else pytest.approx(NOW + completion))
 
 
 def test_each_route_learns_for_itself() -> None:

@@ -14,10 +14,10 @@ from benchmarks.walks import WALKS, walk
 BOUNDS = {
     "a request to its 202": (80, 20, 30, 0),
     "the same, queued": (111, 22, 40, 0),
-    "its turn comes: a replay, while two jobs end": (202, 22, 118, 0),
+    "its turn comes: a replay, while two jobs end": (209, 23, 118, 0),
     "a poll, pending": (32, 14, 12, 1),
     "a poll, finished": (30, 13, 10, 1),
-    "a cancel": (312, 17, 33, 0),
+    "a cancel": (312, 18, 33, 0),
     "the handler stops: its outcome": (41, 12, 12, 0),
     "an unmarked request": (2, 2, 0, 0),
 }

@@ -461,7 +461,8 @@ class Run:
         """Write the outcome into the store. Never raises an Exception."""
         home, job = self._home, self.job
         environment = home.environment
-        if response is not None and self.ticket is not None and job.started_at is not None:
+        ran = state is not State.CANCELLED and self.stopping is not None
+        if ran and self.ticket is not None and job.started_at is not None:
             home.scheduler.learn(self.ticket, environment.clock() - job.started_at)
         outcome: dict[str, Any] = {
             "ttl": seconds(self.policy.ttl),

@@ -22,6 +22,7 @@ from raincheck.errors import (
 )
 from raincheck.job import Job, State
 from raincheck.runtime.environment import Environment
+from raincheck.runtime.fleet import Fleet
 from raincheck.runtime.leases import Leases
 from raincheck.runtime.run import Origin, Run
 from raincheck.runtime.scheduler import Scheduler, Ticket
@@ -60,7 +61,9 @@ class Runs:
         self._idle: anyio.Event | None = None
         self._unblocking = False
         self._leases: Leases | None = None
+        self._fleet: Fleet | None = None
         if environment.lease is not None:
+            self._fleet = Fleet(environment, self.scheduler, tasks)
             self._leases = Leases(
                 environment.store,
                 environment.availability,
@@ -142,6 +145,8 @@ class Runs:
         """What to expect of an unfinished job."""
         run = self._here.get(job.id)
         ticket = None if run is None else run.ticket
+        if self._fleet is not None:
+            self._fleet.concern(job)
         return self.scheduler.outlook(job, ticket, self.environment.clock())
 
     # --- waiting on ----------------------------------------------------------------------------

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from raincheck.dialects.base import Outlook
 from raincheck.errors import OverQuota, QueueFull, Refusal
 from raincheck.job import Job, State
-from raincheck.policy import Limits, Policy
-
-# Weight of the newest job in the running average of a route's durations: about the last ten count.
-_NEWEST = 0.2
+from raincheck.policy import Limits, Policy, seconds
+from raincheck.runtime.estimates import UNKNOWN, Durations, by_progress
 
 # Bounds of an estimated Retry-After, in seconds: never 0, which some clients read as 30, and never
 # so long that a job which ends early goes unnoticed.
@@ -205,7 +203,8 @@ class _Route:
         "_owners_bound",
         "blocked",
         "blocked_owners",
-        "duration",
+        "durations",
+        "elsewhere",
         "name",
         "policies",
         "queue",
@@ -219,7 +218,8 @@ class _Route:
         self.running = 0
         self.running_by_owner: dict[str, int] = {}
         self.queue = _Queue()
-        self.duration: float | None = None
+        self.durations: Durations | None = None  # once any are known
+        self.elsewhere = 0  # how many wait in other processes, as far as that is known
         self.blocked = False
         self.blocked_owners: set[str | None] = set()
         self._owners_bound: int | None = None  # when some were set aside
@@ -257,6 +257,10 @@ class _Route:
                 del self.running_by_owner[ticket.owner]
             if ticket.owner in self.queue.aside:
                 self.queue.bring_back((ticket.owner,))
+
+    def hear(self, queued: int) -> None:
+        """So many wait in all processes together."""
+        self.elsewhere = max(0, queued - len(self.queue.numbers))
 
     def unblock(self) -> None:
         self.queue.bring_back(self.blocked_owners)
@@ -427,36 +431,92 @@ class Scheduler:
             self._waiting -= 1
 
     def learn(self, ticket: Ticket, seconds: float) -> None:
-        """Count a handler's duration into its route's average."""
+        """A handler took so long: what the next ones of its route may take goes by that."""
         route = ticket.route
-        known = route.duration
-        route.duration = seconds if known is None else known + _NEWEST * (seconds - known)
+        if route.durations is None:
+            route.durations = Durations()
+        route.durations.learn(seconds)
+
+    def knows(self, name: str) -> bool:
+        """Whether enough jobs of a route have run here to say how long they take."""
+        route = self._routes.get(name)
+        durations = None if route is None else route.durations
+        return durations is not None and not durations.few
+
+    def hear(self, name: str, queued: int, durations: Sequence[float]) -> None:
+        """Take what the store says of a route.
+
+        Args:
+            name: the route.
+            queued: how many of its jobs wait, in all processes together.
+            durations: seconds that the newest ones took, the newest last; they count as long as
+                few have run here.
+        """
+        route = self._route(name)
+        route.hear(queued)
+        if durations:
+            if route.durations is None:
+                route.durations = Durations()
+            route.durations.suppose(durations)
 
     def outlook(self, job: Job, ticket: Ticket | None, now: float) -> Outlook:
-        """What to expect of an unfinished job.
+        """What to expect of a job.
 
         Args:
             job: the job.
             ticket: its place, if it has one in this process.
             now: seconds since the epoch.
         """
-        route = self._routes.get(job.route) if ticket is None else ticket.route
-        policy = self._policies[job.route]
-        position = None
-        if ticket is not None and not ticket.running and job.state is State.QUEUED:
-            position = self._position(ticket)
-        # With nothing to go by, a poll after as long again as the job has been there.
-        likely, completion = (now - job.created_at) / 2, None
-        if route is not None and route.duration is not None:
-            remaining = route.duration - (now - (job.started_at or now))
-            if position is not None:
-                remaining += route.duration * (position // self._width(policy))
-            if remaining > 0:  # else it takes longer than ever before: nothing is known any more
-                likely, completion = remaining, now + remaining
+        name, position, completion = job.route, None, None
+        policy = self._policies[name]
+        route = ticket.route if ticket else self._routes.get(name) or self._route(name)
+        durations = route.durations
+        elapsed, remaining = now - (job.started_at or job.created_at), None
+        likely = UNKNOWN * elapsed
+        if job.state is State.QUEUED:
+            turns = self._turns(route, ticket, elapsed)
+            if durations is not None:
+                width = self._width(policy, route)
+                likely, remaining = durations.queued(turns, width, elapsed)
+            if ticket is not None and turns:
+                position = round(turns)
+        elif job.state is State.RUNNING or job.state is State.CANCELLING:
+            if durations is not None:
+                likely, remaining = durations.running(elapsed)
+            if job.progress is not None and job.progress.fraction:
+                likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
+            if job.state is State.CANCELLING:  # it was told to stop, and soon is once more
+                likely, remaining = min(likely, seconds(self._limits.cancel_grace)), None
+            if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
+                likely = min(likely, most - elapsed)
+        else:  # it has ended
+            likely = 0.0
+        if remaining is not None:
+            completion = now + remaining
         retry_after = policy.retry_after
-        return Outlook(
-            _bounded(likely) if retry_after is None else retry_after, position, completion
-        )
+        if retry_after is None:
+            retry_after = _SHORTEST if likely <= _SHORTEST else _bounded(likely)
+        return Outlook(retry_after, position, completion)
+
+    def _turns(self, route: _Route, ticket: Ticket | None, age: float) -> float | None:
+        """How many turns until that of a job that waits, 1 for the next; None if nobody knows.
+
+        Where the route's own bound holds it back, the turns are those of all processes.
+        """
+        bound, durations = self._policies[route.name].max_running, route.durations
+        if ticket is None:  # it waits elsewhere, most likely since when as many did as do now
+            ahead = max(0, route.elsewhere - 1)
+            if ahead and bound is not None and durations is not None and durations.mean:
+                return max(0.0, ahead - age * bound / durations.mean)
+            return None if ahead else 0.0
+        if ticket.running:  # it is about to begin
+            return 0.0
+        position = self._position(ticket)
+        if bound is None or not route.elsewhere:
+            return position
+        # Each process has a queue of its own, and between them there is no order.
+        share = 1 + route.elsewhere / len(route.queue.numbers)
+        return (position - 0.5) * share + 0.5
 
     def _route(self, name: str) -> _Route:
         route = self._routes.get(name)
@@ -490,10 +550,13 @@ class Scheduler:
         return QueueFull(detail, retry_after=retry_after)
 
     def _retry_after(self, route: _Route) -> int:
-        return _bounded((route.duration or 1.0) / self._width(self._policies[route.name]))
+        mean = None if route.durations is None else route.durations.mean
+        return _bounded((mean or 1.0) / self._width(self._policies[route.name], route))
 
-    def _width(self, policy: Policy) -> int:
-        return min(self._limits.max_running, policy.max_running or self._limits.max_running)
+    def _width(self, policy: Policy, route: _Route) -> int:
+        """How many jobs of a route may run at once, here or where its queue is."""
+        bound, here = policy.max_running, self._limits.max_running
+        return here if bound is None else bound if route.elsewhere else min(here, bound)
 
     def _position(self, ticket: Ticket) -> int:
         """How many turns until this one, 1 for the next.
