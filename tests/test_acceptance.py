@@ -92,6 +92,7 @@ async def test_the_202_carries_what_the_contract_says() -> None:
         assert document["links"] == {
             "self": f"/jobs/{id}/status",
             "result": f"/jobs/{id}",
+            "events": f"/jobs/{id}/events",
             "cancel": f"/jobs/{id}/cancel",
         }
         gate.open()

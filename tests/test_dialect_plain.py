@@ -89,6 +89,7 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
         "links": {
             "self": "/jobs/4Xn/status",
             "result": "/jobs/4Xn",
+            "events": "/jobs/4Xn/events",
             "cancel": "/jobs/4Xn/cancel",
         },
     }
@@ -193,7 +194,12 @@ def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
     shown = finished(state) if state is State.SUCCEEDED else job(state)
     read = document(DIALECT.monitor(shown, mount, OUTLOOK if state is State.RUNNING else None))
     url = f"{mount.url}/{shown.id}"
-    assert read["links"] == {"self": f"{url}/status", "result": url, "cancel": f"{url}/cancel"}
+    assert read["links"] == {
+        "self": f"{url}/status",
+        "result": url,
+        "events": f"{url}/events",
+        "cancel": f"{url}/cancel",
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,6 +207,7 @@ def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
     [
         ("/4Xn", {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE}),
         ("/4Xn/status", {"GET": Action.MONITOR, "HEAD": Action.MONITOR}),
+        ("/4Xn/events", {"GET": Action.EVENTS, "HEAD": Action.EVENTS}),
         ("/4Xn/cancel", {"POST": Action.CANCEL}),
     ],
 )

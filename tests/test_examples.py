@@ -67,6 +67,15 @@ PRINTED = {
             r"  succeeded 100% resized 3 of 3\n",
         )
     ],
+    "events.py": [
+        r"POST /resize: 202\n",
+        r"  event 1: running\n",
+        r"  event 2: running 33% resized 1 of 3\n",
+        r"  event 3: running 67% resized 2 of 3\n",
+        r"  event 4: running 100% resized 3 of 3\n",
+        r"  event 5: succeeded 100% resized 3 of 3\n",
+        r"Last-Event-ID: 5: 204\n",
+    ],
     "hybrid.py": [
         r"GET /search\?seconds=0: 200 slept 0\.0 s\n",
         rf"GET /search\?seconds=1: 202 /jobs/{ID} 200 slept 1\.0 s\n",

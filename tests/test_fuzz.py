@@ -245,7 +245,7 @@ def changes(draw: st.DrawFn) -> Callable[[str], str]:
 TAILS = ["", "/status", "/cancel", "/events", "/stream", "/", "/status/", "//status", "/../x", "/x"]
 
 tails = mostly(
-    st.sampled_from(["", "", "/status", "/cancel"]),
+    st.sampled_from(["", "", "/status", "/cancel", "/events"]),
     st.sampled_from(TAILS) | any_text.map("/".__add__),
 )
 
@@ -265,6 +265,8 @@ OF_A_JOB = {
     504: ("timeout",),
 }
 """The 5xx problems that a job without a response has for its result (WIRE, "Status URL")."""
+
+EVENT_STREAM = (b"content-type", b"text/event-stream")
 
 REFUSED = ("queue-full", "store-unavailable", "shutting-down", "another-process")
 """The 503s of refusals."""
@@ -518,6 +520,9 @@ async def test_status_routes_answer_whatever_they_are_asked(
         for wild, id, tail, root_path in sequence:
             request = wild.at(f"{root_path}/jobs/{id.of(ids)}{tail}", root_path)
             await request.run(app)
+            if wild.leaves is not None and EVENT_STREAM in request.sent[0]["headers"]:
+                event("left")
+                continue  # the client left before the stream's end
             answer = Answer.to(request)
             event(f"{answer.status}")
             if not answer.foreign:

@@ -71,6 +71,7 @@ async def every_route(client: httpx.AsyncClient, url: str, **headers: str) -> li
         await client.get(url, headers=headers),
         await client.head(url, headers=headers),
         await client.get(url + "/status", headers=headers),
+        await client.head(url + "/events", headers=headers),
         await client.post(url + "/cancel", headers=headers),
         await client.delete(url, headers=headers),
     ]
@@ -187,12 +188,12 @@ async def test_a_foreign_job_costs_what_an_unknown_one_costs(finished: bool) -> 
             start = anyio.current_time()
             answers = await every_route(client, url, prefer="wait=30", **user("bob"))
             waited = anyio.current_time() - start
-            assert [response.status_code for response in answers] == [404] * 5
+            assert [response.status_code for response in answers] == [404] * 6
             content = [(response.content, response.headers.raw) for response in answers]
             seen.append((list(asked), extracted, waited < 1, content))
         assert seen[0] == seen[1]
-        calls = ["fetch", "fetch", "get", "get", "get"]  # the polls, and the others
-        assert seen[0][:3] == (calls, 5, True)
+        calls = ["fetch", "fetch", "get", "get", "get", "get"]  # the polls, and the others
+        assert seen[0][:3] == (calls, 6, True)
         gate.open()
 
 

@@ -13,19 +13,10 @@ from starlette.requests import Request
 from raincheck import Limits
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.servers import Uvicorn
 from tests.support import Gate, app_of, client_of, gated, running, slow_route
 
 pytestmark = pytest.mark.anyio
-
-
-class Uvicorn:
-    """What raincheck knows of it."""
-
-    def __init__(self) -> None:
-        self.should_exit = False
-
-    def handle_exit(self, number: int, frame: object) -> None:
-        self.should_exit = True
 
 
 @pytest.fixture

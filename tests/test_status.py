@@ -183,6 +183,7 @@ async def test_head_is_get_without_the_body() -> None:
         ("", "POST", "DELETE, GET, HEAD"),
         ("", "OPTIONS", "DELETE, GET, HEAD"),
         ("/status", "DELETE", "GET, HEAD"),
+        ("/events", "POST", "GET, HEAD"),
         ("/cancel", "GET", "POST"),
     ],
 )
@@ -203,6 +204,7 @@ async def test_what_is_not_there_is_one_and_the_same_404() -> None:
                 "/jobs/",
                 "/jobs/unknown",
                 "/jobs/unknown/status",
+                "/jobs/unknown/events",
                 "/jobs/" + "x" * 30,
                 "/jobs/" + "x" * 5000,
                 "/jobs/%00",

@@ -58,6 +58,7 @@ async def routes_of(client: httpx.AsyncClient, url: str, headers: Any) -> list[h
         await client.get(url, headers=headers),
         await client.head(url, headers=headers),
         await client.get(url + "/status", headers=headers),
+        await client.head(url + "/events", headers=headers),
         await client.post(url + "/cancel", headers=headers),
         await client.delete(url, headers=headers),
     ]
@@ -131,7 +132,7 @@ async def test_law_7_a_foreign_job_is_like_one_that_is_not_there(kind: str) -> N
         for stranger in (user("bob"), {}):
             foreign = await routes_of(client, url, stranger)
             missing = await routes_of(client, unknown, stranger)
-            assert [r.status_code for r in foreign] == [404] * 5
+            assert [r.status_code for r in foreign] == [404] * 6
             assert [(r.content, r.headers) for r in foreign] == [
                 (r.content, r.headers) for r in missing
             ]

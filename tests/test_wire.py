@@ -222,7 +222,7 @@ async def test_a_job_that_is_not_finished_is_cancelled_and_forgotten() -> None:
 async def gone(client: httpx.AsyncClient, links: dict[str, str]) -> None:
     """Every route says 410, and tells nothing of the job."""
     for method, url in [
-        *(("GET", links["result"]), ("GET", links["self"])),
+        *(("GET", links["result"]), ("GET", links["self"]), ("GET", links["events"])),
         *(("POST", links["cancel"]), ("DELETE", links["result"])),
     ]:
         answer = await client.request(method, url)
@@ -246,7 +246,8 @@ async def test_unknown_foreign_and_malformed_ids_are_one_and_the_same_404() -> N
         assert (await client.delete(deleted, headers={"x-user": "ann"})).status_code == 204
         answers = set()
         for url in (*urls, deleted, "/jobs/" + "x" * 30, "/jobs/x", "/jobs/%00"):
-            for method, route in (("GET", ""), ("GET", "/status"), ("POST", "/cancel")):
+            routes = (("GET", ""), ("GET", "/status"), ("GET", "/events"), ("POST", "/cancel"))
+            for method, route in routes:
                 answer = await client.request(method, url + route, headers={"x-user": "bob"})
                 answers.add((answer.status_code, answer.content, str(answer.headers)))
             answer = await client.delete(url, headers={"x-user": "bob"})

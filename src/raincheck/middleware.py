@@ -137,7 +137,7 @@ class LongRunningMiddleware:
                 self._routing.hides and self._routing.is_apps(path, scope["method"])
             ):
                 prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
-                await self._status.serve(path[len(self._path) :], prefix, scope, send)
+                await self._status.serve(path[len(self._path) :], prefix, scope, receive, send)
             elif (candidate := self._routing.find(path, scope["method"])) is not None:
                 await self._conduct(candidate, scope, receive, send)
             else:

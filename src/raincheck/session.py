@@ -18,6 +18,7 @@ from raincheck.policy import seconds
 from raincheck.runners.base import Run
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.expiry import Sweeper
+from raincheck.runtime.feeds import Feeds
 from raincheck.runtime.recovery import Recovery
 from raincheck.runtime.replay import Replays
 from raincheck.runtime.runs import Runs
@@ -60,12 +61,14 @@ class Session:
         runs: the jobs that are here.
         acceptance: makes jobs of requests.
         waits: what waits here for the sake of clients.
+        feeds: what becomes of the jobs that somebody follows here.
     """
 
     def __init__(self, environment: Environment, bound: Bound, lifespan: Scope) -> None:
         self.tasks = open_tasks()
         self.runs = Runs(environment, self.tasks, lifespan)
         self.waits = Waits(self.tasks)
+        self.feeds = Feeds(environment, self.tasks)
         self._environment = environment
         self._sweeper = Sweeper(environment, self.tasks)
         self.acceptance = Acceptance(

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, long_running
+from raincheck import Limits, LongRunningMiddleware, long_running, report
 from raincheck.stores.base import Store
 
 NOTES = os.open(os.environ["RAINCHECK_TEST_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -84,6 +84,26 @@ async def stream(request: Request) -> Response:
     return StreamingResponse(pieces(), media_type="text/plain")
 
 
+GO = asyncio.Event()
+"""What handlers wait for that go step by step."""
+
+
+@long_running(on_interrupt="rerun", max_runs=100)
+async def steps(request: Request) -> Response:
+    """As many steps as the order says, `seconds` apart; each reports when it was."""
+    order = await request.json()
+    await GO.wait()
+    for step in range(1, order["steps"] + 1):
+        report(step / order["steps"], repr(time.time()))
+        await asyncio.sleep(order["seconds"])
+    return PlainTextResponse("done")
+
+
+async def go(request: Request) -> Response:
+    GO.set()
+    return PlainTextResponse("go")
+
+
 async def plain(request: Request) -> Response:
     return PlainTextResponse("plain")
 
@@ -127,6 +147,8 @@ app = Signed(
                 Route("/narrow", narrow, methods=["POST"]),
                 Route("/once", once, methods=["POST"]),
                 Route("/stream", stream, methods=["POST"]),
+                Route("/steps", steps, methods=["POST"]),
+                Route("/go", go, methods=["POST"]),
                 Route("/plain", plain),
             ]
         ),

@@ -10,10 +10,12 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
+from tests.event_stream import Reader
 from tests.matrix.conftest import Cell, Server
 
 pytestmark = [pytest.mark.matrix, pytest.mark.real]
@@ -53,6 +55,7 @@ def test_cell(cell: Cell, serve: Serve) -> None:
         what_fastapi_adds(server)
     if cell.framework == "bare":
         every_poll_can_be_answered(server)
+    events_come_while_it_goes_on(server)
     cancel_reaches_the_handler(server)
     a_client_that_leaves_after_the_202_stops_nothing(server)
     if cell.framework != "bare":  # whose impossible answers are in the log
@@ -236,6 +239,26 @@ def every_poll_can_be_answered(server: Server) -> None:
 
 def odd(status: object, headers: list[tuple[str, str]], body: str) -> dict[str, object]:
     return {"status": status, "headers": headers, "body": body}
+
+
+def events_come_while_it_goes_on(server: Server) -> None:
+    links = server.client.post("/slow?name=events&seconds=2").json()["links"]
+    times, statuses = [], []
+    for _ in range(2):  # the first of whom leaves in the middle
+        reader = Reader()
+        with server.client.stream("GET", links["events"]) as stream:
+            assert stream.headers["content-type"] == "text/event-stream"
+            for event in (event for chunk in stream.iter_raw() for event in reader.feed(chunk)):
+                times.append(time.monotonic())
+                statuses.append(event.document["status"])
+                if len(times) == 3:
+                    break
+    assert statuses[-1] == "succeeded"
+    assert len(times) > 6
+    assert times[-1] - times[0] > 1
+    last = server.client.get(links["events"], headers={"last-event-id": reader.id})
+    assert (last.status_code, last.content) == (204, b"")
+    assert server.client.head(links["events"]).content == b""
 
 
 def cancel_reaches_the_handler(server: Server) -> None:

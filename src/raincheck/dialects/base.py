@@ -37,6 +37,7 @@ class Action(Enum):
 
     RESULT = "the poll: how the job stands, until that becomes its response"
     MONITOR = "how the job stands, finished or not"
+    EVENTS = "the same, and again whenever it changes"
     CANCEL = "that it stops"
     DELETE = "that it is forgotten"
 

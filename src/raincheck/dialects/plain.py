@@ -48,6 +48,7 @@ _FINAL = {
 _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "": {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE},
     "/status": {"GET": Action.MONITOR, "HEAD": Action.MONITOR},
+    "/events": {"GET": Action.EVENTS, "HEAD": Action.EVENTS},
     "/cancel": {"POST": Action.CANCEL},
 }
 """What each method does at what stands behind a job's id."""
@@ -168,7 +169,7 @@ def _document(
 _UNFINISHED = (
     '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
     '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
-    '"links": {"self": "%s/status", "result": "%s", "cancel": "%s/cancel"}}'
+    '"links": {"self": "%s/status", "result": "%s", "events": "%s/events", "cancel": "%s/cancel"}}'
 )
 
 
@@ -188,6 +189,7 @@ def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
         url,
         url,
         url,
+        url,
     )
     return document.encode()
 
@@ -204,7 +206,12 @@ def _finished(job: Job, url: str) -> dict[str, Any]:
         "expires_at": timestamp(job.expires_at),
         "runs": job.runs,
         **_outcome(job, url),
-        "links": {"self": url + "/status", "result": url, "cancel": url + "/cancel"},
+        "links": {
+            "self": url + "/status",
+            "result": url,
+            "events": url + "/events",
+            "cancel": url + "/cancel",
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""The status routes: poll, long poll, result, cancel, delete."""
+"""The status routes: poll, long poll, events, result, cancel, delete."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from raincheck.owners import Owners
 from raincheck.preferences import parse
 from raincheck.ranges import WHOLE, Wanted, unmodified, unsatisfied
 from raincheck.status.access import Access
+from raincheck.status.events import Stream
 from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
 
 logger = logging.getLogger("raincheck")
@@ -121,15 +122,18 @@ class StatusRoutes:
         """Serve as an app mounted by hand: the scope's `root_path` ends with the mount path."""
         if scope["type"] == "http":
             prefix: str = scope.get("root_path", "")
-            await self.serve(scope["path"].removeprefix(prefix), prefix, scope, send)
+            await self.serve(scope["path"].removeprefix(prefix), prefix, scope, receive, send)
 
-    async def serve(self, tail: str, prefix: str, scope: Scope, send: Send) -> None:
+    async def serve(
+        self, tail: str, prefix: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serve one request.
 
         Args:
             tail: the path below the mount path, with its leading slash.
             prefix: everything above, for the links.
             scope: the request.
+            receive: tells when its client leaves.
             send: where the answer goes.
         """
         if not self.jobs.ready:
@@ -140,6 +144,8 @@ class StatusRoutes:
             action = place.actions.get(scope["method"])
             if action is Action.RESULT:  # the poll, which is most of all requests
                 await exchange.result()
+            elif action is Action.EVENTS:
+                await exchange.events(receive)
             else:
                 await self._serve(place, action, exchange)
         except Exception as error:
@@ -321,7 +327,16 @@ class _Exchange:
     async def monitor(self) -> None:
         """Answer how it stands."""
         if job := await self._find(self._news):
-            await self.reply(self._dialect.monitor(job, self._mount, self._expected(job)))
+            await self.reply(self._stands(job))
+
+    async def events(self, receive: Receive) -> None:
+        """Tell how it stands, and what becomes of it."""
+        if job := await self._find():
+            session = await self._routes.jobs.open()
+            await Stream(session, self._stands, self._scope, receive, self._begun).run(job)
+
+    def _stands(self, job: Job) -> Reply:
+        return self._dialect.monitor(job, self._mount, self._expected(job))
 
     async def cancel(self) -> None:
         """Stop it, unless others share it, and answer how it stands."""
