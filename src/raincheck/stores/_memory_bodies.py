@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -27,17 +28,18 @@ class Body:
     all pieces are kept as they come, and so is one for which the system has no block left.
     """
 
-    __slots__ = ("_parts", "size")
+    __slots__ = ("_parts", "_starts", "size")
 
     def __init__(self, first: bytes) -> None:
         self.size = len(first)
         self._parts: list[bytes | mmap.mmap] = [first]
+        self._starts = [0]  # where each part begins: of a live response there are many
 
     def append(self, piece: bytes) -> None:
         """Add a piece at the end."""
-        self.size += len(piece)
+        start, self.size = self.size, self.size + len(piece)
         if self.size <= BLOCK or not _HUGE_PAGES:
-            self._parts.append(piece)
+            self._add(start, piece)
             return
         rest = memoryview(piece)
         while rest:
@@ -46,21 +48,28 @@ class Body:
                 try:
                     block = _block()
                 except OSError:  # too many mappings, or a limit on the address space
-                    self._parts.append(bytes(rest))
+                    self._add(self.size - len(rest), bytes(rest))
                     return
-                self._parts.append(block)
+                self._add(self.size - len(rest), block)
             taken = rest[: BLOCK - block.tell()]
             block.write(taken)
             rest = rest[len(taken) :]
 
-    def read(self) -> Iterator[bytes]:
-        """What is there now, in order."""
-        for part, size in [(part, _used(part)) for part in self._parts]:
+    def _add(self, start: int, part: bytes | mmap.mmap) -> None:
+        self._parts.append(part)
+        self._starts.append(start)
+
+    def read(self, offset: int = 0) -> Iterator[bytes]:
+        """What is there now from this byte on, in order."""
+        first = bisect_right(self._starts, offset) - 1
+        skip = offset - self._starts[first]
+        for part, size in [(part, _used(part)) for part in self._parts[first:]]:
             if isinstance(part, bytes):
-                yield part
+                yield part[skip:] if skip else part
             else:
-                for start in range(0, size, PIECE):
+                for start in range(skip, size, PIECE):
                     yield part[start : min(start + PIECE, size)]
+            skip = 0
 
 
 def _used(part: bytes | mmap.mmap) -> int:

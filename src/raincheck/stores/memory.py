@@ -228,10 +228,9 @@ class MemoryStore(Store):
 
     async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
         body = self._bodies.get(id, b"")
-        for chunk in body.read() if isinstance(body, Body) else (body,):
-            if offset < len(chunk):
-                yield chunk[offset:] if offset else chunk
-            offset = max(0, offset - len(chunk))
+        for chunk in body.read(offset) if isinstance(body, Body) else (body[offset:],):
+            if chunk:
+                yield chunk
 
     async def partial(self, id: str) -> Partial | None:
         return self._partial(id)
