@@ -90,6 +90,7 @@ def test_an_acceptance_is_the_one_of_the_contract() -> None:
             "self": "/jobs/4Xn/status",
             "result": "/jobs/4Xn",
             "events": "/jobs/4Xn/events",
+            "stream": "/jobs/4Xn/stream",
             "cancel": "/jobs/4Xn/cancel",
         },
     }
@@ -188,16 +189,23 @@ def test_progress_is_in_every_document() -> None:
         assert (read["progress"], read["message"]) == (0.4, "412 of 1000 sent — ✓")
 
 
+def test_where_no_response_will_be_there_is_none_to_follow() -> None:
+    cancelled = finished(State.CANCELLED)
+    assert "stream" not in document(DIALECT.monitor(cancelled, RELATIVE, None))["links"]
+
+
 @pytest.mark.parametrize("mount", [RELATIVE, ABSOLUTE])
 @pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED])
 def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
-    shown = finished(state) if state is State.SUCCEEDED else job(state)
+    response = CapturedResponse(200, ())
+    shown = finished(state, response) if state is State.SUCCEEDED else job(state)
     read = document(DIALECT.monitor(shown, mount, OUTLOOK if state is State.RUNNING else None))
     url = f"{mount.url}/{shown.id}"
     assert read["links"] == {
         "self": f"{url}/status",
         "result": url,
         "events": f"{url}/events",
+        "stream": f"{url}/stream",
         "cancel": f"{url}/cancel",
     }
 
@@ -209,6 +217,7 @@ def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
         ("/4Xn/status", {"GET": Action.MONITOR, "HEAD": Action.MONITOR}),
         ("/4Xn/events", {"GET": Action.EVENTS, "HEAD": Action.EVENTS}),
         ("/4Xn/cancel", {"POST": Action.CANCEL}),
+        ("/4Xn/stream", {"GET": Action.STREAM, "HEAD": Action.STREAM}),
     ],
 )
 def test_what_stands_where(path: str, actions: dict[str, Action]) -> None:

@@ -55,6 +55,7 @@ IMPOSSIBLE = [
     *cases(Policy, "idempotency", "always", "", None, True),
     *cases(Policy, "coalesce", None, 1, "yes"),
     *cases(Policy, "hold", None, 1, "yes"),
+    *cases(Policy, "live", None, 1, "yes"),
     *cases(Policy, "on_interrupt", "retry", "", None, True),
     *cases(Policy, "max_runs", *NO_COUNT, 0, 1.5),
     *cases(Policy, "queue", "", 1, True, b"videos", ["videos"]),
@@ -111,6 +112,7 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Policy, "idempotency", "optional", "required", "off"),
         *cases(Policy, "coalesce", True, False, str),
         *cases(Policy, "hold", True, False),
+        *cases(Policy, "live", True, False),
         *cases(Policy, "on_interrupt", "fail", "rerun"),
         *cases(Policy, "max_runs", None, 1),
         *cases(Policy, "queue", None, "videos"),
@@ -211,6 +213,7 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "max_runs": None,
         "queue": None,
         "drop_headers": frozenset(),
+        "live": False,
     }
     assert dataclasses.asdict(Limits()) == {
         "max_running": 100,

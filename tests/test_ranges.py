@@ -12,6 +12,7 @@ from raincheck.ranges import (
     Span,
     framed,
     offered,
+    resumed,
     unmodified,
     unsatisfied,
     wanted,
@@ -26,10 +27,11 @@ def asked(
     etag: bytes = TAG,
     ranges: bool = True,
     method: str = "GET",
+    grows: bool = False,
 ) -> tuple[int, list[tuple[int, int]]]:
     """Status, and the first and last byte of every span, as the fields count them."""
     headers = [(name.encode(), value.encode("latin-1")) for name, value in fields]
-    status, spans = wanted(headers, size, etag, ranges, method)
+    status, spans = wanted(headers, size, etag, ranges, method, grows=grows)
     return status, [(start, stop - 1) for start, stop in spans]
 
 
@@ -107,6 +109,50 @@ NOWHERE: tuple[int, list[tuple[int, int]]] = (416, [])
 )
 def test_a_range(section: str, range: str, found: tuple[int, list[tuple[int, int]]]) -> None:
     assert asked(("range", range)) == found
+
+
+@pytest.mark.parametrize(
+    ("section", "range", "found"),
+    [
+        # "An origin server MUST ignore" what it does not know, and may ignore the rest.
+        ("14.2", "bytes=500-", (206, [(500, 9999)])),
+        ("14.1", "BYTES = 500- ", (206, [(500, 9999)])),
+        ("14.1.2", "bytes=10000-", (206, [(10_000, 9999)])),  # what comes
+        ("14.1.2", "bytes=10001-", NOWHERE),  # of another run
+        ("14.1.2", "bytes=" + "9" * 5000 + "-", NOWHERE),
+        ("14.2", "bytes=0-", WHOLE),
+        ("14.2", "bytes=000-", WHOLE),
+        ("14.2", "bytes=0-499", WHOLE),
+        ("14.2", "bytes=500-999", WHOLE),
+        ("14.2", "bytes=-500", WHOLE),  # nobody knows where that begins
+        ("14.2", "bytes=500-,600-", WHOLE),
+        ("14.2", "lines=500-", WHOLE),
+        ("14.1.1", "bytes=x-", WHOLE),
+        ("14.1.1", "bytes=", WHOLE),
+        ("14.1.1", "", WHOLE),
+    ],
+)
+def test_a_range_of_what_grows(
+    section: str, range: str, found: tuple[int, list[tuple[int, int]]]
+) -> None:
+    assert asked(("range", range), grows=True) == found
+
+
+def test_what_grows_has_the_same_preconditions() -> None:
+    rest = ("range", "bytes=500-")
+    assert asked(rest, ("if-range", TAG.decode()), grows=True) == (206, [(500, 9999)])
+    assert asked(rest, ("if-range", '"a.1"'), grows=True) == WHOLE
+    assert asked(rest, ("if-match", '"a.1"'), grows=True) == FAILED
+    assert asked(rest, ("if-none-match", TAG.decode()), grows=True) == MODIFIED_NOT
+    assert asked(rest, grows=True, method="HEAD") == WHOLE
+
+
+def test_the_fields_of_a_rest_say_as_much_of_its_end_as_is_known() -> None:
+    fields = ((b"content-length", b"100"), (b"x", b"y"), (b"content-md5", b"z"))
+    unknown = ((b"x", b"y"), (b"content-range", b"bytes 40-*/*"))
+    assert resumed(fields, 40, None) == unknown
+    known = (b"x", b"y"), (b"content-range", b"bytes 40-99/100"), (b"content-length", b"60")
+    assert resumed(fields, 40, 100) == known
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
     │   ├── BodyLost                        what is left of a stored response is not all of it
     │   ├── StoreFull                       no room for another job; nothing was evicted
     │   └── UnreadableRecord                damaged, or of another version; it will not read later
+    ├── BrokenOff                           a response that is followed does not come to its end
     └── Refusal                             the request was not accepted; nothing was stored
         ├── KeyMalformed            400
         ├── KeyMissing              400
@@ -175,6 +176,21 @@ class StoreError(RaincheckError):
 
 class BodyLost(StoreError):
     """The body of a stored response is not whole any more: its job went while it was read."""
+
+
+class BrokenOff(RaincheckError):
+    """A response that is followed while it is produced does not come to its end.
+
+    Raised to the server, which breaks its connection off: to end it would make it look whole. A
+    server that logs what an app raises finds no traceback to log: where it was raised says nothing.
+    """
+
+    @property
+    def __traceback__(self) -> None:
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, traceback: object) -> None: ...
 
 
 class StoreFull(StoreError):

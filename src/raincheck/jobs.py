@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -343,13 +343,20 @@ class Jobs:
             return job.tombstone(now)
         return job
 
+    def at_most(self, wait: float) -> AbstractContextManager[None]:
+        """A block that waits for a client's sake: it is left after so many seconds.
+
+        Or as soon as the server is known to stop.
+        """
+        return self._opened().waits.at_most(wait)
+
     async def until(self, job: Job, done: Callable[[Job], bool], wait: float) -> Job | None:
         """The newest version of a job, as soon as it is `done` or gone.
 
         Not later than after `wait` seconds, or when the server is known to stop.
         """
         newest: Job | None = job
-        with self._opened().waits.at_most(wait):
+        with self.at_most(wait):
             while newest is not None and not (newest.gone or done(newest)):
                 newest = await self.store.changed(newest.id, newest.version)
             return self._aged(newest)
@@ -361,7 +368,7 @@ class Jobs:
         None as well when the server is known to stop.
         """
         newest: Job | None = job
-        with self._opened().waits.at_most(wait):
+        with self.at_most(wait):
             while newest is not None and not (newest.finished or newest.gone):
                 newest = await self.store.changed(newest.id, newest.version)
             return newest

@@ -52,6 +52,7 @@ class PolicySettings(TypedDict, total=False):
     max_runs: int | None
     queue: str | None
     drop_headers: Collection[str]
+    live: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,9 @@ class Policy:
         drop_headers: names of request header fields that are not kept with a captured request,
             such as `"Cookie"`: a replay goes without them. Default: none, since authentication
             runs again in a replay.
+        live: keep the response as it comes, ten times a second at most, so that whoever follows it
+            (`/stream`) sees it in time. Of `text/event-stream` that is always done; of others what
+            comes is kept in pieces of 256 KiB. Default False.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -123,6 +127,7 @@ class Policy:
     max_runs: int | None = None
     queue: str | None = None
     drop_headers: Collection[str] = ()
+    live: bool = False
 
     def __post_init__(self) -> None:
         check = _Check(self)
@@ -156,6 +161,7 @@ class Policy:
         if self.queue is not None and not (isinstance(self.queue, str) and self.queue):
             check.fail("queue", "is a name or None")
         check.names("drop_headers")
+        check.boolean("live")
 
     @property
     def runs(self) -> int:

@@ -60,6 +60,7 @@ _TELLING = frozenset({b"accept-ranges", b"content-encoding", b"content-type", b"
 # that no field makes the match backtrack.
 _TAG = re.compile(rb'(W/)?("[!#-~\x80-\xff]*+")')
 _SPEC = re.compile(rb"([0-9]*+)-([0-9]*+)")
+_REST = re.compile(rb"[ \t]*+bytes[ \t]*+=[ \t]*+([0-9]++)-[ \t]*+", re.IGNORECASE)
 
 # What is said of a whole body is not true of a part (RFC 9530 §2), or has another value there.
 _OF_THE_WHOLE = frozenset({b"content-digest", b"content-length", b"content-md5", b"content-range"})
@@ -148,7 +149,13 @@ def _dense(content_type: bytes) -> bool:
 
 
 def wanted(
-    headers: Iterable[tuple[bytes, bytes]], size: int, etag: bytes, ranges: bool, method: str
+    headers: Iterable[tuple[bytes, bytes]],
+    size: int,
+    etag: bytes,
+    ranges: bool,
+    method: str,
+    *,
+    grows: bool = False,
 ) -> Wanted:
     """What to send to a request for a 200 response, in the order of §13.2.2.
 
@@ -158,6 +165,8 @@ def wanted(
         etag: its validator, as it stands in the field.
         ranges: whether parts of it are offered.
         method: `"GET"` or `"HEAD"`.
+        grows: whether it is still to end. Then one span at most is wanted, and that, which may be
+            of no length, ends where the body does now.
     """
     asked: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -173,7 +182,7 @@ def wanted(
         return WHOLE
     if _IF_RANGE in asked and not _is(asked[_IF_RANGE].strip(), etag):
         return WHOLE
-    spans = _spans(asked[_RANGE], size)
+    spans = (_rest if grows else _spans)(asked[_RANGE], size)
     if spans is None:
         return WHOLE
     return Wanted(206, _merged(spans)) if spans else _UNSATISFIABLE
@@ -212,6 +221,18 @@ def _spans(field: bytes, size: int) -> list[Span] | None:
         if span.start < span.stop:
             found.append(span)
     return found
+
+
+def _rest(field: bytes, size: int) -> list[Span] | None:
+    """The same of a body that grows: `bytes=N-` is all that follows.
+
+    Other ranges are as if absent, as a server may have it (§14.2). So is `bytes=0-`: it is all of
+    it, for which there are words, and clients that always ask so read them strictly.
+    """
+    asked = _REST.fullmatch(field)
+    if asked is None or not (start := _number(asked[1])):
+        return None
+    return [Span(start, size)] if start <= size else []
 
 
 def _span(first: bytes, last: bytes, size: int) -> Span | None:
@@ -274,6 +295,22 @@ def framed(spans: tuple[Span, ...], headers: Fields, size: int, boundary: bytes)
     less = tuple(field for field in less if field[0].lower() != b"content-type")
     media = (b"content-type", b"multipart/byteranges; boundary=" + boundary)
     return Framed((*less, media, _length(total)), total, heads, end)
+
+
+def resumed(headers: Fields, start: int, length: int | None) -> Fields:
+    """The fields of a 206 that goes on from a byte to an end which is still to come.
+
+    Args:
+        headers: the fields of the whole.
+        start: the first byte.
+        length: of the whole; None as long as nobody knows. RFC 9110 has no form for that:
+            `bytes N-*/*` is what clients read that look for no more than its first number.
+    """
+    less = tuple(field for field in headers if field[0].lower() not in _OF_THE_WHOLE)
+    if length is None:
+        return (*less, (b"content-range", b"bytes %d-*/*" % start))
+    added = (b"content-range", _content_range(Span(start, length), length)), _length(length - start)
+    return (*less, *added)
 
 
 def unmodified(headers: Fields) -> Fields:

@@ -52,6 +52,16 @@ async def stream(request: Request) -> Response:
 
 
 @long_running
+async def talk(request: Request) -> Response:
+    async def tokens() -> AsyncIterator[bytes]:
+        for number in range(int(request.query_params.get("count", "60"))):
+            yield b"data: token %d\n\n" % number
+            await asyncio.sleep(0.05)
+
+    return StreamingResponse(tokens(), media_type="text/event-stream")
+
+
+@long_running
 def in_thread(request: Request) -> Response:
     time.sleep(0.2)
     return PlainTextResponse("from a thread")
@@ -81,6 +91,7 @@ app: ASGIApp = LongRunningMiddleware(
         routes=[
             Route("/slow", slow, methods=["POST"]),
             Route("/stream", stream, methods=["POST"]),
+            Route("/talk", talk, methods=["POST"]),
             Route("/in-thread", in_thread, methods=["POST"]),
             Route("/large", large, methods=["POST"]),
             Route("/table", table, methods=["POST"]),

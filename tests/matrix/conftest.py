@@ -34,7 +34,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
 }
 """The module that is run with `python -m`, and its arguments before the app."""
 
-MODULES = {"bare": "", "rest": "rest_framework"}
+MODULES = {"bare": "", "rest": "rest_framework", "tail": "starlette"}
 """The module of a framework that is not called like its app here."""
 
 ASYNCIO_ONLY = ("quart", "django")
@@ -79,6 +79,8 @@ THREADED = [
 """Frameworks with threads of their own."""
 BRIDGED = [cell for cell in THREADED if cell.framework in ("django_threads", "a2wsgi", "asgiref")]
 """Those with an `async def` view for which one of their threads waits."""
+TAILS = [Cell("tail", server) for server in SERVERS]
+"""One whose responses are followed."""
 NAMES: dict[str, Sequence[object]] = {
     "cell": CELLS,
     "impossible": IMPOSSIBLE,
@@ -88,9 +90,10 @@ NAMES: dict[str, Sequence[object]] = {
     "by_views": ["quart"],
     "threaded": THREADED,
     "bridged": BRIDGED,
+    "tail": TAILS,
 }
 """The parameters of tests, and what they are run for."""
-DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn")
+DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn", "tail-uvicorn")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -38,6 +38,7 @@ from raincheck.testing.samples import (
     waiting,
     with_body,
 )
+from tests.stores.live import LiveContract
 from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
 from tests.stores.relay import Relay
 from tests.stores.shared import (
@@ -116,7 +117,7 @@ async def connected(postgres: Postgres, schema: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
-class TestPostgresStore(ServedStoreContract, UnreadableContract):
+class TestPostgresStore(ServedStoreContract, UnreadableContract, LiveContract):
     @pytest.fixture
     def neighbour(self, open_store: Open) -> Store:
         return open_store(deployment="bank")

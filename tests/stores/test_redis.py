@@ -43,6 +43,7 @@ from raincheck.testing.samples import (
     waiting,
     with_body,
 )
+from tests.stores.live import LiveContract
 from tests.stores.relay import Relay
 from tests.stores.shared import (
     PATIENCE,
@@ -91,7 +92,7 @@ def serve(valkey: Valkey, tmp_path: Path) -> Iterator[Serve]:
         server.kill()
 
 
-class TestRedisStore(ServedStoreContract, UnreadableContract):
+class TestRedisStore(ServedStoreContract, UnreadableContract, LiveContract):
     @pytest.fixture
     async def neighbour(self, valkey: Valkey) -> AsyncIterator[Store]:
         neighbour = RedisStore(valkey.url, deployment=uuid4().hex)

@@ -37,6 +37,7 @@ from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
 from raincheck.testing.samples import body_of, finished, fits, job, request, with_body
 from tests.stores import left
+from tests.stores.live import LiveContract
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -84,7 +85,7 @@ def look(path: Path, sql: str, *parameters: object) -> list[Any]:
         return db.execute(sql, parameters).fetchall()
 
 
-class TestSQLiteStore(UnreadableContract):
+class TestSQLiteStore(UnreadableContract, LiveContract):
     @pytest.fixture(autouse=True)
     def _at(self, path: Path) -> None:
         self.path = path

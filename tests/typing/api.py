@@ -65,6 +65,7 @@ async def call(request: Request) -> None:
     max_response_size=1024,
     retry_after=2,
     hold=True,
+    live=True,
 )
 async def with_settings(request: Request) -> Response:
     return Response()

@@ -38,6 +38,7 @@ class Action(Enum):
     RESULT = "the poll: how the job stands, until that becomes its response"
     MONITOR = "how the job stands, finished or not"
     EVENTS = "the same, and again whenever it changes"
+    STREAM = "its response while it is produced"
     CANCEL = "that it stops"
     DELETE = "that it is forgotten"
 
@@ -106,7 +107,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def result(self, job: Job) -> tuple[int, RawHeaders]:
-        """Status and header fields under which a finished job's response is served."""
+        """Status and header fields under which a job's response is served.
+
+        Args:
+            job: the job, with its response; that may be still to end, where the job is.
+        """
 
     @abstractmethod
     def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:

@@ -49,6 +49,7 @@ _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "": {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE},
     "/status": {"GET": Action.MONITOR, "HEAD": Action.MONITOR},
     "/events": {"GET": Action.EVENTS, "HEAD": Action.EVENTS},
+    "/stream": {"GET": Action.STREAM, "HEAD": Action.STREAM},
     "/cancel": {"POST": Action.CANCEL},
 }
 """What each method does at what stands behind a job's id."""
@@ -126,7 +127,8 @@ def _served(status: int, headers: RawHeaders, state: State, owned: bool) -> tupl
         headers = _for_one(headers)
     if b"referrer-policy" not in names:
         headers = (*headers, _NO_REFERRER)
-    headers = (*headers, _FINAL[state])
+    if state in _FINAL:
+        headers = (*headers, _FINAL[state])
     if status == 202:  # every client would go on polling for ever
         status, headers = 200, (*headers, (b"job-response-status", b"202"))
     return status, headers
@@ -169,7 +171,8 @@ def _document(
 _UNFINISHED = (
     '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
     '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
-    '"links": {"self": "%s/status", "result": "%s", "events": "%s/events", "cancel": "%s/cancel"}}'
+    '"links": {"self": "%s/status", "result": "%s", "events": "%s/events", "stream": "%s/stream", '
+    '"cancel": "%s/cancel"}}'
 )
 
 
@@ -186,6 +189,7 @@ def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
         "null" if completion is None else f'"{_spell_second(int(completion))}"',
         outlook.retry_after,
         job.runs,
+        url,
         url,
         url,
         url,
@@ -210,6 +214,7 @@ def _finished(job: Job, url: str) -> dict[str, Any]:
             "self": url + "/status",
             "result": url,
             "events": url + "/events",
+            **({} if job.response is None else {"stream": url + "/stream"}),
             "cancel": url + "/cancel",
         },
     }

@@ -12,6 +12,9 @@ from raincheck.messages import CapturedResponse, Head, end_to_end, unsendable
 # the memory that they came in to the next ones; to touch new memory takes longer than to copy.
 PIECE = 256 * 1024
 
+# Of what comes in these media nobody wants to wait for the end.
+_EVENTS = b"text/event-stream"
+
 
 class ProtocolError(RuntimeError):
     """The handler's messages are not those of one HTTP response (ASGI HTTP, "Response")."""
@@ -27,32 +30,38 @@ class Recorder:
     Args:
         method: the request's method; a response to HEAD may announce more than it sends.
         max_size: bytes of body.
+        live: whether the response is kept as it comes, whatever it is.
 
     Attributes:
         max_size: as given.
+        live: whether it is to be kept as it comes: then `cut` makes pieces as well.
         piece: a piece of the body that has come together, and where it begins: whoever records has
             it kept, and says so by `kept()`, before the next message is taken.
     """
 
     __slots__ = (
         "_gathered",
+        "_headed",
         "_headers",
         "_method",
         "_passed_on",
         "_size",
         "_status",
+        "live",
         "max_size",
         "piece",
     )
 
-    def __init__(self, method: str, max_size: int) -> None:
+    def __init__(self, method: str, max_size: int, *, live: bool = False) -> None:
         self.max_size = max_size
+        self.live = live
         self.piece: tuple[int, bytes] | None = None
         self._method = method
         self._status: int | None = None
         self._headers: Any = ()
         self._size = 0
         self._passed_on = 0
+        self._headed = False  # whether the head has gone with a piece
         self._gathered: list[bytes] = []
 
     def allow(self, max_size: int) -> None:
@@ -77,6 +86,25 @@ class Recorder:
     def tail(self) -> bytes:
         """The end of the body, which nobody was asked to keep so far."""
         return b"".join(self._gathered)
+
+    @property
+    def full(self) -> bool:
+        """Whether as much has come that nobody has kept as one piece holds."""
+        piece = b"" if self.piece is None else self.piece[1]
+        return self._size - self._passed_on + len(piece) >= PIECE
+
+    @property
+    def unkept(self) -> bool:
+        """Whether anything has come that nobody was asked to keep so far, be it the head alone."""
+        return bool(self._gathered) or not self._headed or self.piece is not None
+
+    def cut(self) -> None:
+        """Make what has come together a piece, if there is none that is still to be kept."""
+        if self.piece is None and (self._gathered or not self._headed):
+            self.piece = (self._passed_on, self.tail)
+            self._passed_on = self._size
+            self._headed = True
+            self._gathered.clear()
 
     def take(self, message: Mapping[str, Any]) -> CapturedResponse | None:
         """Take one message.
@@ -105,9 +133,7 @@ class Recorder:
             self._gathered.append(bytes(chunk))
         if message.get("more_body", False):
             if self._size - self._passed_on >= PIECE:
-                self.piece = (self._passed_on, self.tail)
-                self._passed_on = self._size
-                self._gathered.clear()
+                self.cut()
             return None
         response = CapturedResponse(self._status, self._headers, self._size)
         if reason := unsendable(response, self._method):
@@ -125,6 +151,9 @@ class Recorder:
         except ValueError as error:
             raise _cannot_be_sent(error) from error
         self._status = int(status)
+        for name, value in self._headers:
+            if len(name) == 12 and value[: len(_EVENTS)].lower() == _EVENTS:
+                self.live = self.live or name.lower() == b"content-type"
 
 
 def _cannot_be_sent(reason: object) -> ProtocolError:

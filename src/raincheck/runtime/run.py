@@ -34,6 +34,7 @@ from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.policy import Policy, Seconds, seconds
 from raincheck.runtime.environment import Environment
+from raincheck.runtime.flushing import Flusher
 from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason, Stopping
@@ -112,6 +113,7 @@ class Run:
     __slots__ = (
         "_complete",
         "_decided",
+        "_flusher",
         "_flushing",
         "_home",
         "_method",
@@ -152,6 +154,7 @@ class Run:
         self._turn = anyio.Event() if held else None
         self._method: str | None = None  # of the request, once what the app sends is kept
         self._recorder: Recorder | None = None  # since the first message
+        self._flusher: Flusher | None = None  # if the response is kept as it comes
         self._complete = False  # the response is recorded to its end
         self._decided = False  # the outcome is on its way into the store
         self._flushing = False
@@ -329,7 +332,8 @@ class Run:
         return self._method is not None and not self._decided
 
     def _begin_recording(self, method: str) -> Recorder:
-        self._recorder = Recorder(method, self.policy.max_response_size)
+        policy = self.policy
+        self._recorder = Recorder(method, policy.max_response_size, live=policy.live)
         return self._recorder
 
     async def take(self, message: Message) -> None:
@@ -344,10 +348,12 @@ class Run:
             return
         recorder = self._recorder or self._begin_recording(self._method)
         try:
-            if recorder.piece is not None:  # the handler was cancelled while it was being kept
-                await self._keep(recorder, *recorder.piece)
+            if recorder.piece is not None and not recorder.live:
+                await self._keep(recorder, *recorder.piece)  # it was cancelled while it was kept
             response = recorder.take(message)
-            if recorder.piece is not None:
+            if recorder.live:
+                await self._keep_live(recorder, ended=response is not None)
+            elif recorder.piece is not None:
                 await self._keep(recorder, *recorder.piece)
         except TooLarge:
             problem = response_too_large(self.policy.max_response_size)
@@ -415,6 +421,16 @@ class Run:
         head = None if offset else recorder.head
         await self._home.environment.ledger.append(self.job, offset, piece, head)
         recorder.kept()
+
+    async def _keep_live(self, recorder: Recorder, *, ended: bool) -> None:
+        """Have what has come kept in time. Raises LeaseLost, or StoreFull."""
+        if self._flusher is None:
+            keep = partial(self._keep, recorder)
+            self._flusher = Flusher(recorder, keep, self.lose, self._home.tasks)
+        if ended:
+            await self._flusher.close()
+        else:
+            await self._flusher.more()
 
     async def _keep_once(self, recorder: Recorder, offset: int, piece: bytes) -> None:
         """The same, asking the store only once: somebody waits for what comes after that.
@@ -524,7 +540,7 @@ class Run:
         for writing in (self._timed_out, self._settling):
             if writing is not None:
                 await writing.wait()
-        self._method = self._recorder = None
+        self._method = self._recorder = self._flusher = None
         self._home.ended(self)
 
     async def _decide_unanswered(self, *, raised: bool) -> None:

@@ -64,13 +64,18 @@ async def spans_of(
                 if left <= 0:
                     break
         finally:
-            close: Callable[[], Awaitable[None]] | None = getattr(body, "aclose", None)
-            if close is not None:
-                await close()
+            await close(body)
         if left > 0:
             raise _lost(left)
     if frame.end:
         yield frame.end
+
+
+async def close(body: AsyncIterator[bytes]) -> None:
+    """Let a store release at once what it reads a body with."""
+    aclose: Callable[[], Awaitable[None]] | None = getattr(body, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 async def rest(body: bytes, offset: int) -> AsyncIterator[bytes]:

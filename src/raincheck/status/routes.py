@@ -16,13 +16,23 @@ from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, Un
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
-from raincheck.messages import RawHeaders, servable
+from raincheck.messages import CapturedResponse, Head, RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.preferences import parse
-from raincheck.ranges import WHOLE, Wanted, unmodified, unsatisfied
+from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.status.access import Access
 from raincheck.status.events import Stream
 from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
+from raincheck.status.stream import (
+    announced,
+    attended,
+    begun,
+    breaks_off,
+    send_tail,
+    stream_fields,
+    undelayed,
+)
+from raincheck.stores.base import Partial
 
 logger = logging.getLogger("raincheck")
 
@@ -146,9 +156,13 @@ class StatusRoutes:
                 await exchange.result()
             elif action is Action.EVENTS:
                 await exchange.events(receive)
+            elif action is Action.STREAM:
+                await attended(receive, exchange.stream)
             else:
                 await self._serve(place, action, exchange)
         except Exception as error:
+            if exchange.started and breaks_off(error, send):
+                return
             if exchange.started:
                 raise
             if isinstance(error, UnreadableRecord):
@@ -194,6 +208,7 @@ class StatusRoutes:
 
 
 _Wait = Callable[[Job, float], Awaitable[Job | None]]
+_Negotiate = Callable[[Job, RawHeaders, Scope], tuple[RawHeaders, Wanted]]
 
 
 def _finished(job: Job) -> bool:
@@ -262,13 +277,18 @@ class _Exchange:
 
         return await self._routes.jobs.until(newest, changed, wait - _AT_LEAST)
 
-    async def result(self) -> None:
-        """Answer a poll: the document, or what it has become."""
+    async def result(self, negotiate: _Negotiate = negotiated, *, waits: bool = True) -> None:
+        """Answer a poll: the document, or what it has become.
+
+        Args:
+            negotiate: says with which fields a 200 response is served, and what of it is wanted.
+            waits: whether it may be a long one.
+        """
         routes = self._routes
         found = await routes.access.answer(self.id, self._scope)
         job, body = found if found is not None else (None, None)
         if job is not None and not (job.gone or job.finished):
-            if wait := self._patience():
+            if waits and (wait := self._patience()):
                 job = await self._end(job, wait)
             if job is not None and not (job.gone or job.finished):
                 outlook = routes.jobs.outlook(job)
@@ -281,7 +301,7 @@ class _Exchange:
             headers = servable(job.response, headers, self._scope["method"])
             asked = WHOLE
             if status == job.response.status == 200:
-                headers, asked = negotiated(job, headers, self._scope)
+                headers, asked = negotiate(job, headers, self._scope)
             if asked is not WHOLE:
                 await self._less(job, body, headers, asked)
             elif body is not None:
@@ -323,6 +343,40 @@ class _Exchange:
     async def _begun(self, message: Message) -> None:
         self.started = True
         await self._send(message)
+
+    async def stream(self) -> None:
+        """Follow the response; as a poll before it has begun, and once it has ended."""
+        routes, scope = self._routes, self._scope
+        job = await routes.access.job(self.id, scope)
+        if job is not None and not (job.gone or job.finished):
+            wait = parse(scope["headers"]).wait
+            wait = routes.max_wait if wait is None else min(wait, routes.max_wait)
+            there = await begun(routes.jobs, job, wait)
+            if there is not None and there.head is not None and not there.job.finished:
+                await self._follow(there, there.head)
+                return
+        await self.result(stream_fields, waits=False)
+
+    async def _follow(self, there: Partial, head: Head) -> None:
+        """Send a response that is still to end: what there is of it, and then what comes."""
+        job = there.job._replace(response=CapturedResponse(*head, there.size))
+        status, headers = self._dialect.result(job)
+        headers, length = announced(undelayed(headers), there.size)
+        asked, start = WHOLE, 0
+        if status == head.status == 200:
+            headers, asked = stream_fields(job, headers, self._scope)
+        if asked.status == 206:
+            status, start = 206, asked.spans[0].start
+            headers = resumed(headers, start, length)
+        elif asked is not WHOLE:
+            await self._less(job, None, headers, asked)
+            return
+        await self._begun({"type": "http.response.start", "status": status, "headers": [*headers]})
+        if self._scope["method"] == "HEAD":
+            await self._send({"type": "http.response.body"})
+            return
+        left = None if length is None else length - start
+        await send_tail(self._routes.jobs, there, start, left, self._send)
 
     async def monitor(self) -> None:
         """Answer how it stands."""
