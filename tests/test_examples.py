@@ -84,6 +84,11 @@ PRINTED = {
         rf"GET /export\?seconds=1, Prefer: respond-async: 202 /jobs/{ID} 200 slept 1\.0 s\n",
         r"GET /export\?seconds=1, Prefer: respond-async, wait=5: 200 slept 1\.0 s\n",
     ],
+    "resumable_stream.py": [
+        rf"POST /answers: 202, see /jobs/{ID}/stream\n",
+        r"curl, and cut after a second: [123]?\d of 40 tokens\n",
+        r"curl -C -: 40 of 40 tokens, each once\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
