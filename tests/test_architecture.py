@@ -42,6 +42,7 @@ LAYERS = {
     "crashes": 2,
     "decorator": 2,
     "owners": 2,
+    "pages": 2,
     "progress": 2,
     "routing.frameworks": 2,
     "routing.discovery": 2,

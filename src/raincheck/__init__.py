@@ -5,6 +5,7 @@ from raincheck.errors import ConfigurationError, RaincheckError
 from raincheck.job import Job, Progress, State
 from raincheck.jobs import Jobs
 from raincheck.middleware import LongRunningMiddleware
+from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy
 from raincheck.progress import current_job, report
 from raincheck.stores.memory import MemoryStore
@@ -20,6 +21,7 @@ __all__ = [
     "long_running",
     "LongRunningMiddleware",
     "MemoryStore",
+    "Pages",
     "Policy",
     "Progress",
     "RaincheckError",

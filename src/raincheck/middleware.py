@@ -27,6 +27,7 @@ from raincheck.jobs import Jobs
 from raincheck.lifespan import Lifespan
 from raincheck.messages import servable
 from raincheck.owners import OwnerOf, Owners
+from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
 from raincheck.routing.table import Candidate, Routing
@@ -64,6 +65,7 @@ class LongRunningMiddleware:
             there. Default: the user of Starlette's `AuthenticationMiddleware`, if it is outside.
         base_url: put in front of every URL, e.g. `https://api.example.org`; `root_path` and `path`
             follow. Default None: URLs are relative, and right behind any proxy.
+        pages: what a person's browser is shown. Default: `Pages()`.
         jobs: the `Jobs` to use, if you made them yourself; then `limits`, `store` and `runner` are
             theirs.
 
@@ -87,9 +89,11 @@ class LongRunningMiddleware:
         owner: OwnerOf | None = None,
         dialect: Dialect | None = None,
         base_url: str | None = None,
+        pages: Pages | None = None,
         jobs: Jobs | None = None,
     ) -> None:
         _check_kinds(app, routes=routes, policy=policy, owner=owner, dialect=dialect, jobs=jobs)
+        require_kind("pages", pages, Pages, "Pages(own_list=True)")
         if jobs is None:
             jobs = Jobs(store=store, runner=runner, limits=limits)
         elif any(setting is not None for setting in (limits, store, runner)):
@@ -106,7 +110,12 @@ class LongRunningMiddleware:
         self._mounts = Mounts(_checked_base_url(base_url))
         owners = Owners(owner)
         self._status = StatusRoutes(
-            jobs, self._dialect, self._mounts, owners=owners, max_wait=seconds(policy.max_wait)
+            jobs,
+            self._dialect,
+            self._mounts,
+            owners=owners,
+            max_wait=seconds(policy.max_wait),
+            pages=Pages() if pages is None else pages,
         )
         self._routing = Routing(
             app,

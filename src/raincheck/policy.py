@@ -130,7 +130,7 @@ class Policy:
     live: bool = False
 
     def __post_init__(self) -> None:
-        check = _Check(self)
+        check = Check(self)
         if self.respond not in ("always", "preferred"):
             check.fail("respond", "is 'always' or 'preferred'")
         check.seconds("wait", at_least=0)
@@ -210,7 +210,7 @@ class Limits:
     require_owner: bool = False
 
     def __post_init__(self) -> None:
-        check = _Check(self)
+        check = Check(self)
         check.integer("max_running", at_least=1)
         check.integer("max_queued", at_least=0)
         check.seconds("drain_timeout", at_least=0)
@@ -243,7 +243,7 @@ def require_kind(argument: str, value: object, kind: type, example: str) -> None
     )
 
 
-class _Check:
+class Check:
     """Checks the fields of a frozen settings object, and turns time spans into floats."""
 
     def __init__(self, settings: Any) -> None:

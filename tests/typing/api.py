@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
@@ -21,6 +21,7 @@ from raincheck import (
     Limits,
     LongRunningMiddleware,
     MemoryStore,
+    Pages,
     Policy,
     Progress,
     RaincheckError,
@@ -29,6 +30,7 @@ from raincheck import (
     long_running,
     report,
 )
+from raincheck.dialects.base import Urls
 
 # --- long_running: the arguments stay, the result is awaited -----------------------------------
 
@@ -102,6 +104,18 @@ async def call_method(reports: Reports, request: Request) -> None:
     assert_type(await reports.get(request), Response)
 
 
+async def wait_here(job: Job, urls: Urls) -> Response:
+    return Response(f"see {urls.monitor}")
+
+
+def is_staff(connection: HTTPConnection) -> bool:
+    return "staff" in connection.cookies
+
+
+async def is_staff_here(connection: HTTPConnection) -> bool:
+    return False
+
+
 # --- the middleware ----------------------------------------------------------------------------
 
 jobs = Jobs(store=MemoryStore(max_bytes=1024), limits=Limits(max_running=4, drain_timeout=30))
@@ -131,10 +145,14 @@ asgi_app: ASGIApp = LongRunningMiddleware(
     limits=Limits(),
     store=MemoryStore(),
     base_url="https://api.example.org",
+    pages=Pages(waiting=wait_here, operator=is_staff, own_list=True, words={"cancel": "Abbrechen"}),
 )
+LongRunningMiddleware(starlette_app, pages=Pages(waiting=None, operator=is_staff_here))
 
 LongRunningMiddleware(starlette_app, "/jobs")  # type: ignore[call-arg] # keywords only
 Policy("always")  # type: ignore[call-arg] # keywords only
+Pages(own_list="yes")  # type: ignore[arg-type] # True or False
+Pages(waiting=is_staff)  # type: ignore[arg-type] # of a job and its urls
 Policy().ttl = 5  # type: ignore[misc] # frozen
 Limits().max_running = 5  # type: ignore[misc] # frozen
 

@@ -32,6 +32,22 @@ class Mount(NamedTuple):
     absolute: bool
 
 
+class Urls(NamedTuple):
+    """Where a page finds the routes of its job; relative to its own URL, so that any proxy may do.
+
+    Attributes:
+        result: the status URL, where the page itself stands.
+        monitor: says how the job stands, to a GET.
+        events: the same as an event stream; None where there is none.
+        cancel: a POST asks the job to stop; None where a POST cannot.
+    """
+
+    result: str
+    monitor: str
+    events: str | None
+    cancel: str | None
+
+
 class Action(Enum):
     """What a request to a job's routes asks for."""
 

@@ -18,6 +18,7 @@ from raincheck.job import Job, State
 from raincheck.jobs import Jobs
 from raincheck.messages import CapturedResponse, Head, RawHeaders, servable
 from raincheck.owners import Owners
+from raincheck.pages import Pages
 from raincheck.preferences import parse
 from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.status.access import Access
@@ -104,9 +105,10 @@ class StatusRoutes:
         mounts: where they are found.
         owners: whose a request is.
         max_wait: the longest long poll, in seconds; more than 25 are 25.
+        pages: what people are shown.
 
     Attributes:
-        jobs, dialect: as given.
+        jobs, dialect, pages: as given.
         access: finds a job for whoever asks.
         max_wait: as given, and at most 25.
     """
@@ -119,10 +121,12 @@ class StatusRoutes:
         *,
         owners: Owners,
         max_wait: float,
+        pages: Pages,
     ) -> None:
         self.access = Access(jobs, owners)
         self.jobs = jobs
         self.dialect = dialect
+        self.pages = pages
         self._mounts = mounts
         self.max_wait = min(max_wait, LONGEST_POLL)
         self._warned = False
