@@ -29,6 +29,7 @@ LAYERS = {
     "preferences": 0,
     "ranges": 0,
     "serialization": 0,
+    "sites": 0,
     "dialects.base": 1,
     "lifespan": 1,
     "runners.base": 1,
