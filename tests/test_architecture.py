@@ -103,6 +103,7 @@ LAYERS = {
     "status.results": 6,
     "status.events": 6,
     "status.stream": 6,
+    "status.pages": 6,
     "status.routes": 6,
     "middleware": 6,
     "testing.samples": 7,

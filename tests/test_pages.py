@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from raincheck.pages import WORDS
         *[("words", value) for value in (None, 5, "Cancel", [("cancel", "Stop")])],
         *[("words", {"cancel": value}) for value in (None, 5, b"Stop", "Stop {it}")],
         *[("words", {"position": value}) for value in ("Next", "{position} of {position}", "{n}")],
+        *[("words", {"lang": value}) for value in ("german", "", "de_DE", "d")],
         *[("words", {name: "Stop"}) for name in ("cancle", "stop", "", 5)],
     ],
 )
@@ -74,3 +76,8 @@ def test_the_middleware_takes_pages_and_nothing_else() -> None:
         LongRunningMiddleware(Response(), pages={"own_list": True})  # type: ignore[arg-type]
     with pytest.raises(RaincheckError, match=r"^pages=.*: it is the class and no Pages;"):
         LongRunningMiddleware(Response(), pages=Pages)  # type: ignore[arg-type]
+
+
+def test_the_documents_have_every_word() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "pages.md").read_text()
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)) == WORDS

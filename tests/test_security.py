@@ -303,8 +303,8 @@ async def test_get_and_head_change_nothing(suffix: str) -> None:
         gate.open()
 
 
-class SameOrigin:
-    """What an app with cookies needs: nothing unsafe from other sites."""
+class Token:
+    """A check of an app's own: nothing unsafe without a token."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -312,38 +312,56 @@ class SameOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            origin = HTTPConnection(scope).headers.get("origin")
-            app = app if origin in (None, SITE["origin"]) else PlainTextResponse("no", 403)
+            token = HTTPConnection(scope).headers.get("x-csrf-token")
+            app = app if token == "t" else PlainTextResponse("no", 403)
         await app(scope, receive, send)
 
 
 FORM = {"cookie": "session=ann", "content-type": "application/x-www-form-urlencoded"}
+CSRF = {"x-csrf-token": "t"}
 
 
-async def test_a_form_of_another_site_can_cancel_what_only_a_cookie_guards() -> None:
-    app = app_of(gated(Gate()), owner=cookie("session", secret="s"))
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(EVIL, id="Origin"),
+        pytest.param(EVIL | {"sec-fetch-site": "cross-site"}, id="Sec-Fetch-Site"),
+    ],
+)
+async def test_a_form_of_another_site_cannot_cancel_what_only_a_cookie_guards(
+    sent: dict[str, str],
+) -> None:
+    app = app_of(gated(gate := Gate()), owner=cookie("session", secret="s"))
     async with running(app) as client:
         url = (await client.post("/slow", headers=FORM)).headers["location"]
-        response = await client.post(url + "/cancel", content=b"", headers={**FORM, **EVIL})
-        assert response.json()["status"] in ("canceling", "canceled")
+        await settled()
+        for method, route in (("POST", url + "/cancel"), ("DELETE", url)):
+            response = await client.request(method, route, headers={**FORM, **sent})
+            assert response.status_code == 403
+            assert response.json()["type"] == "urn:raincheck:problem:cross-site"
+        assert (await client.get(url, headers=FORM)).json()["status"] == "running"
+        response = await client.post(url + "/cancel", headers={**FORM, "origin": "http://test"})
+        assert response.json()["status"] == "canceling"
+        await settled()
+        assert gate.cleaned_up == 1
 
 
 @pytest.mark.parametrize("outside", [True, False])
-async def test_a_check_of_the_origin_belongs_outside(outside: bool) -> None:
+async def test_a_check_of_the_apps_own_belongs_outside(outside: bool) -> None:
     jobs = virtual_jobs()
     ours = Middleware(LongRunningMiddleware, jobs=jobs, owner=cookie("session", secret="s"))
-    stack = [Middleware(SameOrigin), ours] if outside else [ours, Middleware(SameOrigin)]
+    stack = [Middleware(Token), ours] if outside else [ours, Middleware(Token)]
     app = Starlette(routes=[gated(gate := Gate())], middleware=stack)
     async with running(app) as client:
-        url = (await client.post("/slow", headers={**FORM, **SITE})).headers["location"]
+        url = (await client.post("/slow", headers={**FORM, **CSRF})).headers["location"]
         await settled()
-        cancelled = await client.post(url + "/cancel", headers={**FORM, **EVIL})
-        deleted = await client.delete(url, headers={**FORM, **EVIL})
+        cancelled = await client.post(url + "/cancel", headers=FORM)
+        deleted = await client.delete(url, headers=FORM)
         refused = [response.status_code == 403 for response in (cancelled, deleted)]
         assert refused == [outside] * 2
         if outside:
             assert (await client.get(url, headers=FORM)).status_code == 202
-            assert (await client.delete(url, headers={**FORM, **SITE})).status_code == 202
+            assert (await client.delete(url, headers={**FORM, **CSRF})).status_code == 202
         gate.open()
 
 
@@ -630,6 +648,13 @@ async def test_a_path_rule_accepts_before_authentication_inside_it_runs() -> Non
         assert (await client.post("/slow")).status_code == 401
 
 
+# What a browser adds to a fetch of another origin that CORS has agreed to.
+AGREED = {
+    "sec-fetch-site": "cross-site",
+    "sec-fetch-mode": "cors",
+    "content-type": "application/json",
+}
+
 CORS = Middleware(
     CORSMiddleware,
     allow_origins=[SITE["origin"]],
@@ -668,7 +693,8 @@ async def test_cors_covers_the_status_routes_and_their_preflights_from_outside_o
             answer = await preflight(client, asks, method)
             assert (answer.status_code, shared(answer)) == (200 if outside else 405, outside)
         await settled()
-        for response in await every_route(client, url, **SITE):
+        for response in await every_route(client, url, **SITE, **AGREED):
+            assert response.status_code < 300
             assert shared(response) is outside
         gone = await client.get(url, headers=SITE)
         assert (gone.status_code, shared(gone)) == (410, outside)

@@ -17,7 +17,7 @@ BOUNDS = {
     "its turn comes: a replay, while two jobs end": (209, 23, 118, 0),
     "a poll, pending": (32, 14, 12, 1),
     "a poll, finished": (30, 13, 10, 1),
-    "a cancel": (312, 18, 33, 0),
+    "a cancel": (313, 20, 34, 0),
     "the handler stops: its outcome": (41, 12, 12, 0),
     "an unmarked request": (2, 2, 0, 0),
 }

@@ -18,6 +18,7 @@ from raincheck.errors import (
     BodyLost,
     ConfigurationError,
     KeyInUse,
+    Problem,
     Refusal,
     ShuttingDown,
     StoreUnavailable,
@@ -244,6 +245,7 @@ class LongRunningMiddleware:
         if refusal is not None:
             reply = self._dialect.problem(refusal.problem, retry_after=refusal.retry_after)
             reply.headers.extend(refusal.headers)
+            reply = self._for_people(refusal.problem, reply, handoff)
         elif job is None:
             if handoff.error is not None:
                 raise handoff.error
@@ -258,6 +260,15 @@ class LongRunningMiddleware:
                 outlook = session.runs.outlook(job)
                 reply = self._dialect.accepted(job, mount, outlook, decision.applied)
         await self._reply(reply, handoff, scope, send)
+
+    def _for_people(
+        self, problem: Problem, reply: Reply, handoff: Handoff, *, failed: bool = False
+    ) -> Reply:
+        """What tells of a problem, as a page if it is a person who is told."""
+        screen = self._status.screen
+        if screen.on and is_navigation(handoff.fields):
+            return screen.problem(problem, reply, failed=failed)
+        return reply
 
     async def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> None:
         if handoff.replayed:
@@ -331,7 +342,9 @@ class LongRunningMiddleware:
         elif problem is not None:
             # Who asks again learns whether it is this job that has failed, or the asking.
             told = job if handoff.replayed else None
-            await self._reply(self._dialect.problem(problem, job=told), handoff, scope, send)
+            reply = self._dialect.problem(problem, job=told)
+            reply = self._for_people(problem, reply, handoff, failed=problem is job.error)
+            await self._reply(reply, handoff, scope, send)
         return job.response is not None or problem is not None
 
     async def _open(self, lifespan: Scope) -> None:

@@ -48,6 +48,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
 """What the pages say, in English. `lang` is their language, as HTML has it (BCP 47); what stands in
 braces is put in, and has to stand in a translation as well."""
 
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?")
 _HOLE = re.compile(r"\{\w*\}")
 
 
@@ -95,4 +96,6 @@ class Pages:
             if sorted(_HOLE.findall(word)) != holes:
                 rule = f"with {' and '.join(holes)} in it" if holes else "without braces"
                 check.fail("words", f"needs {name!r} {rule}, like {WORDS[name]!r}")
+        if not _LANGUAGE.fullmatch(self.words.get("lang", "en")):
+            check.fail("words", "needs a language as 'lang', like 'de' or 'pt-BR'")
         object.__setattr__(self, "words", dict(self.words))

@@ -40,8 +40,8 @@ def may_change(
 
     A browser tells the site in `Sec-Fetch-Site` where our URL is a secure one, and in `Origin`. For
     another site's page it sends only a DELETE, and a POST with `Content-Type: application/json` or
-    an `X-Requested-With`, after it has asked us whether it may (Fetch §4.8, the preflight): a form,
-    and a bare `fetch`, it sends at once, with cookies.
+    an `X-Requested-With`, after it has asked us whether it may (the preflight of CORS): a form, and
+    a bare `fetch`, it sends at once, with cookies.
 
     Args:
         method: the request's method.

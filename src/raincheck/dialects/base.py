@@ -33,12 +33,15 @@ class Mount(NamedTuple):
 
 
 class Urls(NamedTuple):
-    """Where a page finds the routes of its job; relative to its own URL, so that any proxy may do.
+    """Where a page finds the routes of its job.
+
+    They are relative to the page's own URL, and so right wherever a proxy shows it.
 
     Attributes:
         result: the status URL, where the page itself stands.
-        monitor: says how the job stands, to a GET.
-        events: the same as an event stream; None where there is none.
+        monitor: says how the job stands, to a GET, in a document that has at least the plain
+            dialect's `status`, `progress`, `message`, `queue_position` and `retry_after`.
+        events: the same document as an event stream; None where there is none.
         cancel: a POST asks the job to stop; None where a POST cannot.
     """
 
@@ -97,6 +100,10 @@ class Dialect(ABC):
     @abstractmethod
     def place(self, path: str) -> Place | None:
         """What stands at a path below the mount, which begins with a slash; None for nothing."""
+
+    def urls(self, job: Job, mount: Mount) -> Urls | None:
+        """Where a page finds the routes of a job; None, the default, if no page could use them."""
+        return None
 
     @abstractmethod
     def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:

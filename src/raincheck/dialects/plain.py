@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply
+from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply, Urls
 from raincheck.errors import Problem
 from raincheck.job import TRANSITIONS, Job, State
 from raincheck.messages import RawHeaders
@@ -62,6 +62,10 @@ class PlainDialect(Dialect):
         id, slash, route = path[1:].partition("/")
         actions = _ACTIONS.get(slash + route)
         return None if actions is None or not id else Place(id, actions)
+
+    def urls(self, job: Job, mount: Mount) -> Urls:
+        url = f"{mount.url}/{job.id}"
+        return Urls(url, url + "/status", url + "/events", url + "/cancel")
 
     def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
         location = f"{mount.url}/{job.id}".encode()

@@ -19,10 +19,12 @@ from raincheck.jobs import Jobs
 from raincheck.messages import CapturedResponse, Head, RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.pages import Pages
-from raincheck.preferences import parse
+from raincheck.preferences import is_navigation, parse
 from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
+from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
 from raincheck.status.events import Stream
+from raincheck.status.pages import Screen
 from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
 from raincheck.status.stream import (
     announced,
@@ -51,6 +53,13 @@ PRECONDITION = Problem(
 )
 UNSATISFIABLE = Problem(
     "range-not-satisfiable", 416, "There is no such range", "The response ends before this range."
+)
+ELSEWHERE = Problem(
+    "cross-site",
+    403,
+    "The request comes from another site",
+    "Pages of other sites may send this by a fetch that the app's CORS policy allows, with "
+    "Content-Type: application/json or an X-Requested-With.",
 )
 NO_STORE = Problem(
     StoreUnavailable.name,
@@ -81,8 +90,15 @@ class Mounts:
     """
 
     def __init__(self, base_url: str | None) -> None:
+        self.origin = None if base_url is None else origin_of(base_url)
+        """An origin that pages of ours are known to have."""
         self.at = lru_cache(maxsize=1024)(partial(_mount, base_url))
         """Gives the mount whose path is this prefix."""
+
+
+def _mount_from(tail: str) -> Mount:
+    """The mount, as a URL relative to that of a path below it (RFC 3986 §4.2)."""
+    return Mount("/".join([".."] * (tail.count("/") - 1)) or ".", absolute=False)
 
 
 def _mount(base_url: str | None, prefix: str) -> Mount:
@@ -110,6 +126,7 @@ class StatusRoutes:
     Attributes:
         jobs, dialect, pages: as given.
         access: finds a job for whoever asks.
+        screen: shows pages to people.
         max_wait: as given, and at most 25.
     """
 
@@ -127,6 +144,7 @@ class StatusRoutes:
         self.jobs = jobs
         self.dialect = dialect
         self.pages = pages
+        self.screen = Screen(pages, jobs.clock)
         self._mounts = mounts
         self.max_wait = min(max_wait, LONGEST_POLL)
         self._warned = False
@@ -153,7 +171,7 @@ class StatusRoutes:
         if not self.jobs.ready:
             await self.jobs.open()
         place = self.dialect.place(tail) or _NOWHERE
-        exchange = _Exchange(self, place.id, self._mounts.at(prefix), scope, send)
+        exchange = _Exchange(self, place.id, self._mounts.at(prefix), tail, scope, send)
         try:
             action = place.actions.get(scope["method"])
             if action is Action.RESULT:  # the poll, which is most of all requests
@@ -163,7 +181,7 @@ class StatusRoutes:
             elif action is Action.STREAM:
                 await attended(receive, exchange.stream)
             else:
-                await self._serve(place, action, exchange)
+                await self._serve(place, action, exchange, scope)
         except Exception as error:
             if exchange.started and breaks_off(error, send):
                 return
@@ -175,7 +193,7 @@ class StatusRoutes:
                 self.jobs.availability.failed(error)
             else:  # ours, the dialect's or the owner's
                 logger.exception("a status route failed")
-            await exchange.reply(self.dialect.problem(NO_STORE, retry_after=5))
+            await exchange.problem(NO_STORE, retry_after=5)
 
     def _tell_unreadable(self, id: str, error: UnreadableRecord) -> None:
         """Say that a job which was asked for cannot be read, once."""
@@ -183,24 +201,29 @@ class StatusRoutes:
             self._unreadable[id] = True
             logger.warning("job %s was asked for, and cannot be read: %s", id, error)
 
-    async def _serve(self, place: Place, action: Action | None, exchange: _Exchange) -> None:
-        if action is Action.MONITOR:
+    async def _serve(
+        self, place: Place, action: Action | None, exchange: _Exchange, scope: Scope
+    ) -> None:
+        if scope["method"] in ("POST", "DELETE") and not may_change(
+            scope["method"], scope["headers"], own=self._mounts.origin
+        ):
+            await exchange.problem(ELSEWHERE)  # before the job is looked up: it says nothing of one
+        elif action is Action.MONITOR:
             await exchange.monitor()
         elif action is Action.CANCEL:
             await exchange.cancel()
         elif action is Action.DELETE:
             await exchange.delete()
         elif place.actions:
-            reply = self.dialect.problem(NOT_ALLOWED)
-            reply.headers.append((b"allow", ", ".join(sorted(place.actions)).encode()))
-            await exchange.reply(reply)
+            allowed = ", ".join(sorted(place.actions)).encode()
+            await exchange.problem(NOT_ALLOWED, fields=((b"allow", allowed),))
         else:
-            await exchange.reply(self.dialect.problem(UNKNOWN))
+            await exchange.problem(UNKNOWN)
 
-    def absent(self, id: str) -> Reply:
-        """The answer for an id that no job here has."""
+    def absent(self, id: str) -> tuple[Problem, int | None]:
+        """What is told of an id that no job here has, and when to ask again."""
         if self.jobs.store.shared or self.jobs.origin(id) is not Origin.ELSEWHERE:
-            return self.dialect.problem(UNKNOWN)
+            return UNKNOWN, None
         if not self._warned:
             self._warned = True
             logger.error(
@@ -208,7 +231,7 @@ class StatusRoutes:
                 "a reload: each has its jobs in its own memory; run a single process, or give all "
                 "of them a shared store"
             )
-        return self.dialect.problem(MISPLACED, retry_after=1)
+        return MISPLACED, 1
 
 
 _Wait = Callable[[Job, float], Awaitable[Job | None]]
@@ -222,15 +245,16 @@ def _finished(job: Job) -> bool:
 class _Exchange:
     """One request to a status route."""
 
-    __slots__ = ("_mount", "_routes", "_scope", "_send", "id", "started")
+    __slots__ = ("_mount", "_routes", "_scope", "_send", "_tail", "id", "started")
 
     def __init__(
-        self, routes: StatusRoutes, id: str, mount: Mount, scope: Scope, send: Send
+        self, routes: StatusRoutes, id: str, mount: Mount, tail: str, scope: Scope, send: Send
     ) -> None:
         self._routes = routes
         self.id = id
         self.started = False
         self._mount = mount
+        self._tail = tail
         self._scope = scope
         self._send = send
 
@@ -238,6 +262,23 @@ class _Exchange:
         """Send what a dialect has written."""
         self.started = True
         return send_reply(reply, self._scope, self._send)
+
+    async def problem(
+        self,
+        problem: Problem,
+        *,
+        job: Job | None = None,
+        retry_after: int | None = None,
+        fields: RawHeaders = (),
+    ) -> None:
+        """Tell of a problem: to a person, if it is one who asks."""
+        reply = self._dialect.problem(problem, job=job, retry_after=retry_after)
+        reply.headers.extend(fields)
+        if self._navigates:
+            again = retry_after if self._scope["method"] == "GET" else None
+            failed = job is not None and problem is job.error
+            reply = self._routes.screen.problem(problem, reply, failed=failed, again=again)
+        await self.reply(reply)
 
     async def _find(self, waits: _Wait | None = None, *, here: Job | None = None) -> Job | None:
         """The job; if there is none to show, the answer has been given.
@@ -262,8 +303,10 @@ class _Exchange:
 
     def _miss(self, job: Job | None) -> Awaitable[None]:
         """Answer that there is no job to show, or only what is left of one."""
-        gone = self._routes.absent(self.id) if job is None else self._dialect.problem(EXPIRED)
-        return self.reply(gone)
+        if job is not None:
+            return self.problem(EXPIRED)
+        problem, retry_after = self._routes.absent(self.id)
+        return self.problem(problem, retry_after=retry_after)
 
     async def _end(self, job: Job, wait: float) -> Job | None:
         """The job when it has finished, or after this time."""
@@ -296,7 +339,11 @@ class _Exchange:
                 job = await self._end(job, wait)
             if job is not None and not (job.gone or job.finished):
                 outlook = routes.jobs.outlook(job)
-                await self.reply(routes.dialect.pending(job, self._mount, outlook))
+                reply = routes.dialect.pending(job, self._mount, outlook)
+                if self._navigates:
+                    await self._wait_here(job, outlook, reply)
+                else:
+                    await self.reply(reply)
                 return
         if job is None or job.gone:
             await self._miss(job)
@@ -314,7 +361,16 @@ class _Exchange:
                 chunks = routes.jobs.store.read_body(job.id)
                 await self._send_stored(status, headers, chunks, job.response.size)
         else:
-            await self.reply(routes.dialect.problem(job.error or CANCELLED, job=job))
+            await self.problem(job.error or CANCELLED, job=job)
+
+    async def _wait_here(self, job: Job, outlook: Outlook, reply: Reply) -> None:
+        """Show the waiting page, if the dialect has one."""
+        urls = self._dialect.urls(job, _mount_from(self._tail))
+        if urls is None:
+            await self.reply(reply)
+        else:
+            screen = self._routes.screen
+            await screen.waiting(job, urls, outlook, reply, self._scope, self._begun)
 
     async def _less(self, job: Job, body: bytes | None, headers: RawHeaders, asked: Wanted) -> None:
         """Send what is wanted of a response, which is not all of it."""
@@ -330,10 +386,9 @@ class _Exchange:
         elif status == 304:
             await self.reply(Reply(status, [*unmodified(headers)]))
         else:
-            reply = self._dialect.problem(PRECONDITION if status == 412 else UNSATISFIABLE, job=job)
-            if status == 416:
-                reply.headers.append((b"content-range", unsatisfied(size)))
-            await self.reply(reply)
+            problem = PRECONDITION if status == 412 else UNSATISFIABLE
+            fields = ((b"content-range", unsatisfied(size)),) if status == 416 else ()
+            await self.problem(problem, job=job, fields=fields)
 
     async def _send_stored(
         self, status: int, headers: RawHeaders, body: AsyncIterator[bytes], size: int
@@ -403,8 +458,10 @@ class _Exchange:
         job = await self._routes.jobs.leave(self.id)
         if job is None or job.gone:
             await self._find()
+        elif self._navigates:  # back to where the button is, or the response, if that was faster
+            await self.reply(self._dialect.navigated(job, _mount_from(self._tail)))
         elif job.finished and job.state is not State.CANCELLED:
-            await self.reply(self._dialect.problem(FINISHED, job=job))
+            await self.problem(FINISHED, job=job)
         else:
             await self.reply(self._dialect.cancelled(job, self._mount, self._expected(job)))
 
@@ -425,6 +482,10 @@ class _Exchange:
             job, self._mount, self._expected(job), finished=found.finished
         )
         await self.reply(reply)
+
+    @property
+    def _navigates(self) -> bool:
+        return self._routes.screen.on and is_navigation(self._scope["headers"])
 
     @property
     def _dialect(self) -> Dialect:
