@@ -54,3 +54,17 @@ def test_every_requirement_of_users_says_what_it_needs_at_least(project: dict[st
 
 def test_ci_installs_the_lowest_versions() -> None:
     assert '-c .ci/lowest.txt -e ".[dev]"' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_installs_a_browser() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "apt-get install -y --no-install-recommends chromium-headless-shell" in ci
+    assert "export RAINCHECK_CI=1" in ci  # without one the tests fail
+
+
+def test_every_picture_that_is_shown_is_there() -> None:
+    """Those of the pages are made by `docs/screenshots.py`."""
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for document in documents:
+        for picture in re.findall(r"[\w./-]+\.(?:png|svg)", document.read_text()):
+            assert (document.parent / picture).is_file(), (document, picture)
