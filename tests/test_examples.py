@@ -89,6 +89,14 @@ PRINTED = {
         r"curl, and cut after a second: [123]?\d of 40 tokens\n",
         r"curl -C -: 40 of 40 tokens, each once\n",
     ],
+    "browser_form.py": [
+        rf"POST /reports: 303, see /jobs/{ID}\n",
+        rf"GET /jobs/{ID}: 202, a page: In progress 33%, wrote page 1 of 3\n",
+        rf"GET /jobs/{ID}: 202, a page: In progress 67%, wrote page 2 of 3\n",
+        rf"GET /jobs/{ID}: 202, a page: In progress 100%, wrote page 3 of 3\n",
+        rf"GET /jobs/{ID}: 200, report\.txt: 3 pages\n",
+        rf"POST /jobs/{ID}/cancel: 303, then 410, a page: It was canceled\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
