@@ -55,6 +55,7 @@ LAYERS = {
     "runners.taskiq": 3,
     "stores._memory_bodies": 3,
     "stores._memory_order": 3,
+    "stores._memory_ended": 3,
     "stores._postgres_server": 3,
     "stores._postgres_schema": 3,
     "stores._postgres_command": 3,

@@ -7,6 +7,7 @@ import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from raincheck.job import Key
 from raincheck.messages import CapturedResponse, Head
 from raincheck.stores import _memory_bodies
 from raincheck.stores._memory_bodies import BLOCK, Body
+from raincheck.stores._memory_order import SLACK
 from raincheck.stores.memory import RECORD_COST
 from raincheck.testing import StoreContract
 from raincheck.testing.samples import body_of, claim, finished, job, pages, request, waiting
@@ -330,3 +332,58 @@ async def test_jobs_at_rest_are_none_of_the_garbage_collectors_business() -> Non
     assert len(gc.get_objects()) - before < 10
     for id in ("500", "501"):
         assert await store.get(id) == at_rest(job(id).with_progress(Progress(0.5, "half")))
+
+
+class Counting(dict[str, Any]):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked += 1
+        return super().get(key, default)
+
+
+@pytest.mark.anyio
+async def test_few_jobs_of_one_state_are_found_among_many_of_others() -> None:
+    store = MemoryStore()
+    for number in range(3000):
+        new = waiting(f"{number:04}", created_at=1000.0 + number, owner="ann")
+        await store.create(new)
+        if number % 1000 == 999:
+            await store.replace(new.finish(State.CANCELLED, 5000.0, ttl=60.0, tombstone_ttl=60.0))
+        elif number % 1000:
+            await store.replace(finished(new))
+    assert len((await store.list(limit=1)).jobs) == 1  # what is new is put in its place
+    await store.totals()
+    counting = store._at_rest = Counting(store._at_rest)
+    for states, ids in (
+        ([State.CANCELLED], ["2999", "1999", "0999"]),
+        ([State.QUEUED], ["2000", "1000", "0000"]),
+        ([State.CANCELLED, State.QUEUED], ["2999", "2000", "1999", "1000", "0999", "0000"]),
+        ([State.SUCCEEDED, State.RUNNING], []),
+    ):
+        narrowed: list[dict[str, Any]] = [{}, {"route": "r"}, {"owner": "ann"}]
+        for of in narrowed:
+            assert [job.id for job in (await store.list(states=states, **of)).jobs] == ids
+    assert {key: total.count for key, total in (await store.totals()).items()} == {
+        ("r", State.QUEUED): 3,
+        ("r", State.CANCELLED): 3,
+        ("r", State.FAILED): 2994,
+    }
+    assert counting.asked < 100
+
+
+@pytest.mark.anyio
+async def test_what_stands_in_order_by_its_state_goes_when_it_is_forgotten() -> None:
+    store = MemoryStore()
+    for number in range(4000):
+        new = job(f"{number}", created_at=1000.0)
+        await store.create(new)
+        await store.replace(finished(new))
+        if number % 100 == 99:
+            await store.sweep(1060.0)
+            await store.sweep(1120.0)
+    order = store._ended.order(State.FAILED)
+    assert len([*order.oldest_first("r")]) <= SLACK + 100
+    assert (len(store), await store.totals()) == (0, {})

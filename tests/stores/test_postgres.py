@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -1700,6 +1701,57 @@ async def test_a_listed_route_and_owner_may_have_any_name(store: PostgresStore) 
     assert await store.totals() == {
         (name or "r", State.RUNNING): Total(1, 1000.0, 0.0) for name in names
     }
+
+
+async def rows_of_ended(store: PostgresStore) -> int:
+    return int(await store._value("SELECT count(*) FROM raincheck.ended"))
+
+
+async def test_what_has_ended_is_counted_when_it_does_and_a_sweep_adds_it_up(
+    store: PostgresStore,
+) -> None:
+    for number in range(12):
+        new = job(str(number), started_at=1000.0, route="rs"[number % 2])
+        await store.create(new)
+        assert await store.replace(finished(new, 1000.0 + number))
+    await store.create(job("runs"))
+    counted = {
+        ("r", State.FAILED): Total(6, 1000.0, 30.0),
+        ("s", State.FAILED): Total(6, 1000.0, 36.0),
+        ("r", State.RUNNING): Total(1, 1000.0, 0.0),
+    }
+    assert (await store.totals(), await rows_of_ended(store)) == (counted, 12)
+    await asyncio.gather(*(store.sweep(1000.0) for _ in range(5)))
+    assert (await store.totals(), await rows_of_ended(store)) == (counted, 2)
+    await store.sweep(1200.0)
+    assert await store.totals() == {("r", State.RUNNING): counted["r", State.RUNNING]}
+    assert await rows_of_ended(store) == 0
+
+
+async def test_what_was_there_before_it_was_counted_is_counted(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store()
+    for number in range(3):
+        new = job(str(number), started_at=1000.0)
+        await store.create(new)
+        assert await store.replace(finished(new, 1000.0 + number))
+    async with connected(postgres, schema) as connection:  # as the version before left it
+        await connection.execute(
+            "DROP TABLE ended; DROP FUNCTION count_ended CASCADE; UPDATE version SET number = 6"
+        )
+    await store.aclose()
+    assert await open_store().totals() == {("r", State.FAILED): Total(3, 1000.0, 3.0)}
+
+
+async def test_a_damaged_job_that_is_dropped_counts_no_more(store: PostgresStore) -> None:
+    for id in "ab":
+        await store.create(job(id))
+        assert await store.replace(finished(job(id)))
+    await store._rows("UPDATE raincheck.jobs SET record = 'damaged' WHERE id = 'a'")
+    await store.sweep(1060.0)
+    assert await store.totals() == {}
+    assert await rows_of_ended(store) == 0
 
 
 # --- sweeping ----------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ from raincheck.stores._sqlite_changes import Changes
 from raincheck.stores._sqlite_file import LOOK_EVERY, SCRUB_EVERY, File
 from raincheck.stores._sqlite_opening import APPLICATION_ID, MIGRATIONS
 from raincheck.stores._sqlite_place import SPARE
-from raincheck.stores._sqlite_queries import BEHIND, TOTALS, listing
+from raincheck.stores._sqlite_queries import BEHIND, ROUTES, TOTALS, listing
 from raincheck.stores.base import Fetched, Partial, Store, Total
 from raincheck.stores.sqlite import ROWS, SQLiteStore
 from raincheck.stores.watchers import Watchers
-from raincheck.testing.samples import body_of, finished, fits, job, request, with_body
+from raincheck.testing.samples import body_of, finished, fits, job, pages, request, with_body
 from tests.stores import left
 from tests.stores.live import LiveContract
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
@@ -412,12 +412,27 @@ async def test_the_file_of_an_older_version_is_listed(tmp_path: Path) -> None:
     await store.aclose()
 
 
+MANY_ROUTES = tuple(f"r{number}" for number in range(600))
+
+
+async def test_jobs_of_more_routes_than_a_query_may_have_parts_are_listed(
+    store: SQLiteStore,
+) -> None:
+    jobs = [job(f"{n:03}", route=route, created_at=n) for n, route in enumerate(MANY_ROUTES)]
+    for each in jobs:
+        await store.create(each)
+    assert await pages(store, 200) == jobs[::-1]
+    assert await pages(store, 200, states=(State.RUNNING, State.QUEUED)) == jobs[::-1]
+    assert await pages(store, 200, states=(State.FAILED,)) == []
+    assert await pages(store, route="r7") == [jobs[7]]
+
+
 @pytest.mark.parametrize(
-    ("states", "route", "owner", "after"),
+    ("states", "routes", "owner", "after"),
     [
         *itertools.product(
             ((), (State.QUEUED,), (State.FAILED, State.SUCCEEDED)),
-            (None, "r"),
+            (("r", "s"), ("r",), MANY_ROUTES),
             (None, "o"),
             (None, "1~a"),
         )
@@ -427,13 +442,14 @@ async def test_a_list_reads_what_it_does_not_show_from_an_index_alone(
     path: Path,
     store: SQLiteStore,
     states: tuple[State, ...],
-    route: str | None,
+    routes: tuple[str, ...],
     owner: str | None,
     after: str | None,
 ) -> None:
     await store.open()
     for sql, parameters in (
-        listing(states, route, owner, 1.0, 2.0, after, 100),
+        listing(states, routes, owner, 1.0, 2.0, after, 100),
+        (ROUTES, []),
         (TOTALS, []),
         (BEHIND, []),
     ):
@@ -1380,7 +1396,7 @@ async def test_a_sweep_takes_small_steps(
 
     monkeypatch.setattr(Changes, "sweep", counted)
     await store.sweep(1060.0)
-    assert swept == [10] * 3 + [0]  # two jobs, each a row and four of its body
+    assert swept == [12] * 3 + [0]  # two jobs: each a row, four of its body, one of the totals
 
 
 # --- threads and processes -------------------------------------------------------------------

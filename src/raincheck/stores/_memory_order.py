@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from raincheck.job import Job
+
 SLACK = 1000
 """Places that may stand empty, besides as many as there are jobs."""
 
@@ -62,6 +64,11 @@ class Order:
             end = min(end, bisect_left(places, before))
         return reversed(places[start:end])
 
+    def oldest_first(self, route: str) -> Iterator[Place]:
+        """The places of a route's jobs; perhaps of some that are gone."""
+        self._take_up()
+        return iter(self._places.get((route, None), ()))
+
     def prune(self, jobs: int, there: Callable[[str], bool]) -> None:
         """Forget those that are not there any more, should they be many.
 
@@ -98,3 +105,22 @@ class Order:
             if (start := bisect_left(places, new[0])) < len(places):
                 new = sorted({*places[start:], *new})
             places[start:] = new
+
+
+def within(
+    job: Job,
+    *,
+    route: str | None,
+    owner: str | None,
+    since: float | None,
+    until: float | None,
+    before: Place | None,
+) -> bool:
+    """Whether a job is one of those that `Order.newest_first` is asked for."""
+    return (
+        (route is None or job.route == route)
+        and (owner is None or job.owner == owner)
+        and (since is None or job.created_at >= since)
+        and (until is None or job.created_at < until)
+        and (before is None or (job.created_at, job.id) < before)
+    )

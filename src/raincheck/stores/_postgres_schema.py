@@ -242,6 +242,54 @@ MIGRATIONS = (
     """
     ALTER TABLE raincheck.chunks ADD head text;    -- of the response, if it may be followed
     """,
+    # Totals: to look at all jobs that have ended takes too long. Each that ends or is forgotten
+    # adds a row, and a sweep makes one of many: nobody who ends a job waits for another one's row.
+    # By a trigger, so that those that processes of an older version end are counted, too.
+    """
+    CREATE TABLE raincheck.ended (
+        deployment text COLLATE "C" NOT NULL,
+        route bytea NOT NULL,
+        status text COLLATE "C" NOT NULL,
+        jobs bigint NOT NULL,               -- how many more, or fewer
+        seconds double precision NOT NULL   -- that these have run
+    );
+    CREATE FUNCTION raincheck.count_ended() RETURNS trigger LANGUAGE plpgsql AS $count_ended$
+    DECLARE
+        was boolean := false;
+        is_now boolean := false;
+    BEGIN
+        IF TG_OP <> 'INSERT' THEN
+            was := OLD.state IS NULL AND NOT OLD.gone AND OLD.created_at IS NOT NULL
+                AND OLD.status IS NOT NULL;
+        END IF;
+        IF TG_OP <> 'DELETE' THEN
+            is_now := NEW.state IS NULL AND NOT NEW.gone AND NEW.created_at IS NOT NULL
+                AND NEW.status IS NOT NULL;
+        END IF;
+        IF was THEN
+            INSERT INTO raincheck.ended
+            VALUES (OLD.deployment, OLD.route, OLD.status, -1, -coalesce(OLD.seconds, 0));
+        END IF;
+        IF is_now THEN
+            INSERT INTO raincheck.ended
+            VALUES (NEW.deployment, NEW.route, NEW.status, 1, coalesce(NEW.seconds, 0));
+        END IF;
+        RETURN NULL;
+    END
+    $count_ended$;
+    CREATE TRIGGER count_begun AFTER INSERT ON raincheck.jobs
+        FOR EACH ROW WHEN (NEW.state IS NULL) EXECUTE FUNCTION raincheck.count_ended();
+    CREATE TRIGGER count_changed AFTER UPDATE ON raincheck.jobs
+        FOR EACH ROW WHEN (NEW.state IS NULL OR OLD.state IS NULL)
+        EXECUTE FUNCTION raincheck.count_ended();
+    CREATE TRIGGER count_dropped AFTER DELETE ON raincheck.jobs
+        FOR EACH ROW WHEN (OLD.state IS NULL AND NOT OLD.gone)
+        EXECUTE FUNCTION raincheck.count_ended();
+    INSERT INTO raincheck.ended
+    SELECT deployment, route, status, count(*), coalesce(sum(seconds), 0) FROM raincheck.jobs
+    WHERE state IS NULL AND NOT gone AND created_at IS NOT NULL AND status IS NOT NULL
+    GROUP BY deployment, route, status;
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 
@@ -252,7 +300,7 @@ WHERE relnamespace = to_regnamespace($1) AND relname = ANY ($2)
     AND NOT has_table_privilege(pg_class.oid, privilege)
 """
 
-TABLES = ("jobs", "keys", "requests", "chunks", "varying")
+TABLES = ("jobs", "keys", "requests", "chunks", "varying", "ended")
 """Those that the store writes to."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('raincheck'), hashtext($1))"

@@ -270,20 +270,51 @@ LIST = {
 }
 """By whether the jobs of one route are asked for, and those of one owner."""
 
+# Those that have ended are counted when they do; the first of each route and state is that of the
+# index.
 TOTALS = r"""
+WITH counted AS (
+    SELECT route, status, sum(jobs)::bigint AS jobs, sum(seconds) AS seconds FROM raincheck.ended
+    WHERE deployment = 'deployment'
+    GROUP BY route, status
+    UNION ALL
+    SELECT route, status, count(*), 0 FROM raincheck.jobs
+    WHERE deployment = 'deployment' AND state IS NOT NULL AND NOT gone
+        AND created_at IS NOT NULL AND status IS NOT NULL
+    GROUP BY route, status
+), total AS (
+    SELECT route, status, sum(jobs)::bigint AS jobs, greatest(sum(seconds), 0) AS seconds
+    FROM counted GROUP BY route, status HAVING sum(jobs) > 0
+)
 SELECT (
     SELECT substring(record FROM '"route":("(?:[^"\\]|\\.)*")') AS name FROM raincheck.jobs
     WHERE deployment = 'deployment' AND NOT gone AND created_at IS NOT NULL
         AND route = total.route AND status = total.status
         AND record LIKE '%"route":"%'
     ORDER BY created_at LIMIT 1
-), status, count, oldest, seconds
-FROM (
-    SELECT route, status, count(*), min(created_at) AS oldest, coalesce(sum(seconds), 0) AS seconds
-    FROM raincheck.jobs
+), status, jobs, (
+    SELECT created_at FROM raincheck.jobs
     WHERE deployment = 'deployment' AND NOT gone AND created_at IS NOT NULL
-    GROUP BY route, status
-) AS total
+        AND route = total.route AND status = total.status
+    ORDER BY created_at LIMIT 1
+) AS oldest, seconds
+FROM total
+"""
+
+# Rows that are added are never changed, so that only those who do the same can have taken them.
+ADD_UP = """
+WITH old AS (
+    DELETE FROM raincheck.ended WHERE ctid = ANY (ARRAY (
+        SELECT ctid FROM raincheck.ended WHERE deployment = 'deployment'
+        LIMIT $1 FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING route, status, jobs, seconds
+), new AS (
+    INSERT INTO raincheck.ended
+    SELECT 'deployment', route, status, sum(jobs), sum(seconds) FROM old
+    GROUP BY route, status HAVING sum(jobs) <> 0 OR sum(seconds) <> 0
+)
+SELECT count(*) FROM old
 """
 
 RENEW = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 
 from raincheck.stores._sqlite_calls import Unusable
 
@@ -64,11 +65,49 @@ CREATE INDEX listed ON jobs (route, state, created_at DESC, id DESC, owner, seco
 CREATE INDEX behind ON jobs (number) WHERE as_of IS NOT version;
 """
 
-MIGRATIONS = {2: _FIRST, 3: _LISTED}
+# How many jobs are listed of each route and state, so that nobody has to count them: whoever writes
+# is alone, and triggers also see what a process of an older version deletes.
+_COUNTED = """
+CREATE TABLE totals (
+    route TEXT NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (route, state)
+) WITHOUT ROWID;
+INSERT INTO totals SELECT route, state, count(*), total(seconds) FROM jobs
+WHERE state IS NOT NULL GROUP BY route, state;
+CREATE TRIGGER count_listed AFTER INSERT ON jobs WHEN new.state IS NOT NULL
+BEGIN
+    INSERT INTO totals VALUES (new.route, new.state, 1, coalesce(new.seconds, 0))
+    ON CONFLICT (route, state)
+    DO UPDATE SET jobs = jobs + 1, seconds = seconds + excluded.seconds;
+END;
+CREATE TRIGGER count_moved AFTER UPDATE OF state ON jobs WHEN old.state IS NOT new.state
+BEGIN
+    UPDATE totals SET
+        jobs = jobs - 1,
+        seconds = CASE jobs WHEN 1 THEN 0 ELSE seconds - coalesce(old.seconds, 0) END
+    WHERE route = old.route AND state = old.state;
+    INSERT INTO totals SELECT new.route, new.state, 1, coalesce(new.seconds, 0)
+    WHERE new.state IS NOT NULL
+    ON CONFLICT (route, state)
+    DO UPDATE SET jobs = jobs + 1, seconds = seconds + excluded.seconds;
+END;
+CREATE TRIGGER count_unlisted AFTER DELETE ON jobs WHEN old.state IS NOT NULL
+BEGIN
+    UPDATE totals SET
+        jobs = jobs - 1,
+        seconds = CASE jobs WHEN 1 THEN 0 ELSE seconds - coalesce(old.seconds, 0) END
+    WHERE route = old.route AND state = old.state;
+END;
+"""
+
+MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED}
 """Each makes of a file that has the schema before what this number stands for (`PRAGMA
 user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
 append. A process of an older version may have the file open meanwhile, and goes on: its statements
-must work as before. Statements end with a semicolon, and have no other."""
+must work as before."""
 
 LOG_PAGES = 4000
 """Pages of the write-ahead log, some 16 MiB, after which they go into the file, and whoever writes
@@ -116,10 +155,20 @@ def _migrate(db: sqlite3.Connection, path: str) -> None:
     found = _schema(db, path)  # others may have been faster
     for number, statements in MIGRATIONS.items():
         if number > found:
-            for statement in statements.split(";"):
+            for statement in _statements(statements):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {number}")
     db.execute("COMMIT")
+
+
+def _statements(text: str) -> Iterator[str]:
+    """The statements in a text, one by one; a trigger has some in itself."""
+    statement = ""
+    for piece in text.rstrip().removesuffix(";").split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _schema(db: sqlite3.Connection, path: str) -> int:

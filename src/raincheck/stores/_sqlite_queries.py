@@ -51,23 +51,44 @@ WHERE version IS NULL OR version > json_extract(value, '$[0]')
 BEHIND = "SELECT 1 FROM jobs WHERE as_of IS NOT version LIMIT 1"
 """Whether there are jobs that are not listed as they are, since an older version wrote them."""
 
-# From the index alone, until it is known which: it is read from where the newest of each route and
-# state are, and of few jobs the records are read.
+ROUTES = """
+WITH RECURSIVE named AS (
+    SELECT min(route) AS route FROM jobs WHERE state IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(route) FROM jobs WHERE state IS NOT NULL AND route > named.route)
+    FROM named WHERE named.route IS NOT NULL
+)
+SELECT route FROM named WHERE route IS NOT NULL
+"""
+"""Those that jobs are listed of: the index is asked for the next one as long as there is one."""
+
+# From the index alone, until it is known which: of few jobs the records are read. Of each route and
+# state as many as a page has, and of all these the newest.
 _LIST = """
 SELECT created_at, id, record FROM jobs WHERE number IN (
-    SELECT number FROM jobs WHERE {} ORDER BY created_at DESC, id DESC LIMIT ?
+    SELECT number FROM ({}) ORDER BY created_at DESC, id DESC LIMIT ?1
 ) ORDER BY created_at DESC, id DESC
 """
+_NEWEST = """
+SELECT * FROM (
+    SELECT number, created_at, id FROM jobs WHERE {} ORDER BY created_at DESC, id DESC LIMIT ?1
+)
+"""
+
+MOST = 500
+"""Parts of a query at most, as SQLite has it (`SQLITE_MAX_COMPOUND_SELECT`)."""
 
 TOTALS = """
-SELECT route, state, count(*), min(created_at), total(seconds) FROM jobs
-WHERE state IS NOT NULL GROUP BY route, state
+SELECT route, state, jobs, (
+    SELECT created_at FROM jobs WHERE route = totals.route AND state = totals.state
+    ORDER BY created_at LIMIT 1
+), max(seconds, 0) FROM totals WHERE jobs > 0
 """
 
 
 def listing(
     states: Collection[State],
-    route: str | None,
+    routes: Collection[str],
     owner: str | None,
     since: float | None,
     until: float | None,
@@ -76,27 +97,31 @@ def listing(
 ) -> tuple[str, list[object]]:
     """What to ask for a page, and with which parameters: see `Store.list`.
 
-    One row more than a page has tells that there is another page.
+    Of those routes that there are, or the one that is asked for. One row more than a page has tells
+    that there is another page.
 
     Raises:
         MalformedCursor: no page says `after` of its end.
     """
-    conditions, parameters = ["state IS NOT NULL"], list[object]()
+    parameters: list[object] = [limit + 1]
+    conditions: list[str] = []
 
-    def add(condition: str, *values: object) -> None:
-        conditions.append(condition)
+    def name(*values: object) -> str:
         parameters.extend(values)
+        return ", ".join(f"?{len(parameters) - len(values) + n}" for n in range(1, len(values) + 1))
 
-    if states:
-        add(f"state IN ({', '.join('?' * len(states))})", *states)
-    if route is not None:
-        add("route = ?", route)
     if owner is not None:
-        add("owner = ?", owner)
+        conditions.append(f"owner = {name(owner)}")
     if since is not None:
-        add("created_at >= ?", since)
+        conditions.append(f"created_at >= {name(since)}")
     if until is not None:
-        add("created_at < ?", until)
+        conditions.append(f"created_at < {name(until)}")
     if after is not None:
-        add("(created_at, id) < (?, ?)", *load_cursor(after))
-    return _LIST.format(" AND ".join(conditions)), [*parameters, limit + 1]
+        conditions.append(f"(created_at, id) < ({name(*load_cursor(after))})")
+    wanted = [name(str(state)) for state in states or State]
+    if len(routes) * len(wanted) <= MOST:
+        groups = [f"route = {name(route)} AND state = {s}" for route in routes for s in wanted]
+    else:
+        groups = [f"state IN ({', '.join(wanted)})"]
+    parts = [_NEWEST.format(" AND ".join([group, *conditions])) for group in groups]
+    return _LIST.format("UNION ALL".join(parts)), parameters

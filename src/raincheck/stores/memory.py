@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import astuple
+from heapq import merge
 from itertools import chain, islice
-from operator import itemgetter
 from sys import getsizeof
 from typing import Any, ClassVar
 
@@ -14,11 +14,12 @@ import anyio
 from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
-from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.job import TRANSITIONS, Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 from raincheck.serialization import dump_cursor, load_cursor
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores._memory_order import Order
+from raincheck.stores._memory_ended import Ended, ran
+from raincheck.stores._memory_order import Order, Place, within
 from raincheck.stores.base import (
     SMALL,
     Abandoned,
@@ -84,6 +85,7 @@ class MemoryStore(Store):
         self._newly_due: dict[str, float] = {}
         self._due = _due_dates()
         self._order = Order(self._listed)
+        self._ended = Ended(self._ended_job)
         self._most = 0  # jobs, since the dicts were made
 
     @property
@@ -259,10 +261,9 @@ class MemoryStore(Store):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        before = None if after is None else load_cursor(after)
-        places = self._order.newest_first(
-            route=route, owner=owner, since=since, until=until, before=before
-        )
+        of: dict[str, Any] = {"route": route, "owner": owner, "since": since, "until": until}
+        of["before"] = None if after is None else load_cursor(after)
+        places = self._in_states(states, **of) if states else self._order.newest_first(**of)
         names = tuple(state.value for state in states)
         live, at_rest = self._live, self._at_rest
         matching = (
@@ -277,23 +278,30 @@ class MemoryStore(Store):
         more = next(matching, None) is not None
         return Page(jobs, dump_cursor(jobs[-1].created_at, jobs[-1].id) if more else None)
 
+    def _in_states(self, states: Collection[State], **of: Any) -> Iterator[Place]:
+        """The places of jobs in some states, as `Order` has them; the live ones are looked for."""
+        live = sorted(
+            (
+                (job.created_at, id)
+                for id, job in self._live.items()
+                if job.state in states and not job.synchronous and within(job, **of)
+            ),
+            reverse=True,
+        )
+        ended = map(self._ended.order, _FINAL.intersection(states))
+        return merge(live, *(order.newest_first(**of) for order in ended), reverse=True)
+
     async def totals(self) -> dict[tuple[str, State], Total]:
-        found: dict[tuple[str, str], list[float]] = {}
-        for row in map(_counted, chain(self._live.values(), self._at_rest.values())):
-            route, state, created_at, started_at, finished_at, gone, synchronous = row
-            if gone or synchronous:
-                continue
-            if (total := found.get((route, state))) is None:
-                total = found[route, state] = [0, created_at, 0.0]
-            total[0] += 1
-            if created_at < total[1]:
-                total[1] = created_at
-            if finished_at is not None and started_at is not None:
-                total[2] += finished_at - started_at
-        return {
-            (route, State(state)): Total(int(count), oldest, seconds)
-            for (route, state), (count, oldest, seconds) in found.items()
-        }
+        found = self._ended.totals()
+        for job in self._live.values():
+            if not job.synchronous:
+                group = job.route, job.state
+                count, oldest, seconds = 0, job.created_at, ran(job)
+                if (total := found.get(group)) is not None:
+                    count, seconds = total.count, total.seconds + seconds
+                    oldest = min(oldest, total.oldest or oldest)
+                found[group] = Total(count + 1, oldest, seconds)
+        return found
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         held = {}
@@ -323,6 +331,7 @@ class MemoryStore(Store):
                 self._bytes -= RECORD_COST
                 self._waiting.wake((id,))
         self._order.prune(len(self), self._has)
+        self._ended.prune(len(self), self._has)
         if len(self) < self._most // 4:
             self._shrink()
         return bool(self._live or self._at_rest)
@@ -348,6 +357,10 @@ class MemoryStore(Store):
         if row is None or row[_GONE] or row[_SYNCHRONOUS]:
             return None
         return row[_CREATED_AT], row[_ROUTE], row[_OWNER]
+
+    def _ended_job(self, id: str) -> Job | None:
+        row = self._at_rest.get(id)
+        return None if row is None or row[_GONE] or row[_SYNCHRONOUS] else _unpacked(row)
 
     def _has(self, id: str) -> bool:
         return id in self._live or id in self._at_rest
@@ -391,7 +404,10 @@ class MemoryStore(Store):
     def _put(self, old: Job, job: Job) -> None:
         id, rests = job.id, job.finished or job.gone
         if rests:
-            self._live.pop(id, None)
+            if self._live.pop(id, None) is None:
+                self._ended.go(old)
+            if not job.gone:
+                self._ended.come(id)
             self._at_rest[id] = _packed(job)
         else:
             self._live[id] = job
@@ -479,12 +495,8 @@ _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "
 _GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
 _ROUTE, _STATE, _CREATED_AT = map(Job._fields.index, ("route", "state", "created_at"))
 
-# What is counted of a job, be it packed or not.
-_counted = itemgetter(
-    *(_ROUTE, _STATE, _CREATED_AT),
-    *map(Job._fields.index, ("started_at", "finished_at", "gone", "synchronous")),
-)
 _STATES = {state.value: state for state in State}
+_FINAL = {state for state in State if not TRANSITIONS[state]}
 
 
 def _packed(job: Job) -> _Packed:

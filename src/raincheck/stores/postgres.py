@@ -65,6 +65,9 @@ BATCH = 500
 BATCH_BYTES = 256 * 1024 * 1024
 """Bytes of their response bodies at most, but for the last of them."""
 
+ADDED_UP = 20_000
+"""Rows of what has ended since the last sweep that one statement makes a sum of."""
+
 TRIES = 10
 """How often a statement that loses races is tried; the second try succeeds nearly always."""
 
@@ -341,6 +344,8 @@ class PostgresStore(Store):
         while await self._value(sql.PURGE, now, BATCH) == BATCH:
             pass
         while await self._value(sql.DESCRIBE, BATCH, sql.digest("")) == BATCH:
+            pass
+        while await self._value(sql.ADD_UP, ADDED_UP) == ADDED_UP:
             pass
         return bool(await self._value(sql.ANY))
 

@@ -22,7 +22,7 @@ from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores._sqlite_queries import BEHIND, FETCH, PARTIAL, PIECES, TOTALS, listing
+from raincheck.stores._sqlite_queries import BEHIND, FETCH, PARTIAL, PIECES, ROUTES, TOTALS, listing
 from raincheck.stores.base import (
     SMALL,
     Abandoned,
@@ -245,8 +245,11 @@ class SQLiteStore(Store):
         after: str | None = None,
         limit: int = 100,
     ) -> Page:
-        sql, parameters = listing(states, route, owner, since, until, after, limit)
         await self._catch_up()
+        routes = [route] if route is not None else [name for (name,) in await self._read(ROUTES)]
+        sql, parameters = listing(states, routes, owner, since, until, after, limit)
+        if not routes:
+            return Page([], None)
         rows = await self._read_large(sql, *parameters)
         page = rows[:limit]
         jobs = [job for _, _, record in page if (job := readable(record)) is not None]

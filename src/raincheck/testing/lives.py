@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import anyio
 
 from raincheck.errors import MalformedCursor
-from raincheck.job import Progress, State
+from raincheck.job import TRANSITIONS, Job, Progress, State
 from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import (
     Store,
@@ -116,16 +118,41 @@ class LifeContract:
 
     async def test_jobs_are_counted_by_route_and_state(self, store: Store) -> None:
         jobs = await many_kinds(store)
-        expected: dict[tuple[str, State], Total] = {}
-        for each in jobs:
-            count, oldest, seconds = 0, each.created_at, 0.0
-            if (known := expected.get((each.route, each.state))) is not None:
-                count, seconds = known.count, known.seconds
-            if each.finished_at is not None and each.started_at is not None:
-                seconds += each.finished_at - each.started_at
-            expected[each.route, each.state] = Total(count + 1, oldest, seconds)
+        expected = _counted(jobs)
         assert await store.totals() == expected
         assert {state for _, state in expected} == set(State) - {State.CANCELLED}
+
+    async def test_counts_stay_true_whatever_becomes_of_jobs(self, store: Store) -> None:
+        choose = Random(1)  # noqa: S311  # a test's
+        there: dict[str, Job] = {}
+        for number in range(300):
+            now = 1000.0 + number
+            id = choose.choice([*there, f"{number:03}", f"{number:03}"])
+            old = there.get(id)
+            if old is None:
+                of = {"route": choose.choice("rs"), "created_at": now - choose.randrange(50)}
+                new = waiting(id, synchronous=choose.random() < 0.1, **of)
+                await store.create(new, request())
+            else:
+                moves = TRANSITIONS[old.state]
+                if not moves or choose.random() < 0.1:
+                    new = old.tombstone(now, 30.0)
+                elif State.RUNNING in moves:
+                    new = old.start(now)
+                elif State.CANCELLING in moves and choose.random() < 0.5:
+                    new = old.cancelling()
+                else:
+                    state = choose.choice([State.SUCCEEDED, State.FAILED, State.CANCELLED])
+                    new = old.finish(state, now, ttl=60.0, tombstone_ttl=30.0)
+                assert await store.replace(new)
+            if new.gone:
+                there.pop(id)
+            else:
+                there[id] = new
+            if number % 20 == 19:
+                await store.sweep(now)
+                there = {id: job for id, job in there.items() if not job.expired(now)}
+                assert await store.totals() == _counted(there.values())
 
     async def test_what_is_forgotten_counts_no_more(self, store: Store) -> None:
         ends = (1004.5, 1003.0, 1002.25)
@@ -307,3 +334,18 @@ class LifeContract:
         await store.aclose()
         await store.create(job("b"))
         assert await store.get("b") == job("b")
+
+
+def _counted(jobs: Iterable[Job]) -> dict[tuple[str, State], Total]:
+    """What a store is to say of these jobs, all of which it has."""
+    counted: dict[tuple[str, State], Total] = {}
+    for each in jobs:
+        if each.synchronous:
+            continue
+        known = counted.get((each.route, each.state), Total(0, each.created_at, 0.0))
+        seconds = known.seconds
+        if each.finished_at is not None and each.started_at is not None:
+            seconds += each.finished_at - each.started_at
+        oldest = min(known.oldest or 0.0, each.created_at)
+        counted[each.route, each.state] = Total(known.count + 1, oldest, seconds)
+    return counted
