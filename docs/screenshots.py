@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tests.e2e.browser import Serving, Work, chromium
 
-from raincheck import Jobs, Limits, LongRunningMiddleware, long_running
+from raincheck import Jobs, Limits, LongRunningMiddleware, Pages, long_running
 
 HERE = Path(__file__).parent
 SIZES = {"": {"width": 720, "height": 420}, "-narrow": {"width": 320, "height": 480}}
@@ -55,17 +55,60 @@ def waiting_page(browser: Browser) -> None:
             for name, size in SIZES.items():
                 if (name, scheme) != ("-narrow", "dark"):
                     picture = "waiting-page" + name + ("-dark" if scheme == "dark" else "")
-                    take(browser, url, picture, color_scheme=scheme, viewport=size)
+                    told = "412 of 1000 sent", "Expected at"
+                    take(browser, url, picture, *told, color_scheme=scheme, viewport=size)
 
 
-def take(browser: Browser, url: str, name: str, **settings: Any) -> None:
-    """Take one picture of a page."""
+def operator_view(browser: Browser) -> None:
+    """The operator's view: wide, and narrow and dark."""
+    works = {name: Work() for name in ("videos", "mails")}
+
+    @long_running(name="videos.encode", max_running=1)
+    async def videos(request: Request) -> Response:
+        return await works["videos"](request)
+
+    @long_running(name="mails.send")
+    async def mails(request: Request) -> Response:
+        return await works["mails"](request)
+
+    @long_running(name="reports.month")
+    async def reports(request: Request) -> Response:
+        return Response(status_code=500 if request.path_params["month"] == "13" else 200)
+
+    app = Starlette(
+        routes=[
+            Route("/videos", videos, methods=["POST"]),
+            Route("/mails", mails, methods=["POST"]),
+            Route("/reports/{month}", reports, methods=["POST"]),
+        ]
+    )
+    wrapped = LongRunningMiddleware(
+        app,
+        jobs=Jobs(limits=Limits(drain_timeout=0)),
+        owner=lambda connection: connection.headers.get("x-user"),
+        pages=Pages(operator=lambda connection: True),
+    )
+    with Serving(wrapped) as serving:
+        asked = ("reports/10", "ann"), ("videos", "ann"), ("mails", "bob"), ("videos", "eve")
+        for path, user in (*asked, ("reports/13", "bob"), ("reports/11", "ann")):
+            httpx.post(f"{serving.url}/{path}", headers={"x-user": user})
+        works["videos"].report(0.73, "frame 17 520 of 24 000")
+        works["mails"].report(0.412, "412 of 1000 sent")
+        url = serving.url + "/jobs"
+        told = ("frame 17 520 of 24 000", "The response has status 500.")
+        take(browser, url, "operator-view", *told, viewport={"width": 1280, "height": 800})
+        narrow = {"width": 360, "height": 720}
+        take(browser, url, "operator-view-narrow", *told, viewport=narrow, color_scheme="dark")
+
+
+def take(browser: Browser, url: str, name: str, *told: str, **settings: Any) -> None:
+    """Take one picture of a page that says this."""
     settings |= {"device_scale_factor": 2, "locale": "en-GB", "timezone_id": "UTC"}
     context = browser.new_context(**settings)
     page = context.new_page()
     page.goto(url)
-    expect(page.get_by_text("412 of 1000 sent")).to_be_visible()
-    expect(page.get_by_text("Expected at")).to_be_visible()
+    for text in told:
+        expect(page.get_by_text(text)).to_be_visible()
     page.screenshot(path=HERE / f"{name}.png")
     context.close()
 
@@ -73,6 +116,7 @@ def take(browser: Browser, url: str, name: str, **settings: Any) -> None:
 def main() -> None:
     with chromium() as browser:
         waiting_page(browser)
+        operator_view(browser)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raincheck.dialects.base import Action, Mount, Outlook, Reply
+from raincheck.dialects.base import Action, Mount, Outlook, Place, Reply
 from raincheck.dialects.plain import WORDS, PlainDialect, timestamp
 from raincheck.errors import (
     INTERRUPTED,
@@ -218,6 +218,7 @@ def test_links_are_those_of_the_job(mount: Mount, state: State) -> None:
         ("/4Xn/events", {"GET": Action.EVENTS, "HEAD": Action.EVENTS}),
         ("/4Xn/cancel", {"POST": Action.CANCEL}),
         ("/4Xn/stream", {"GET": Action.STREAM, "HEAD": Action.STREAM}),
+        ("/4Xn/delete", {"POST": Action.DELETE}),
     ],
 )
 def test_what_stands_where(path: str, actions: dict[str, Action]) -> None:
@@ -226,7 +227,14 @@ def test_what_stands_where(path: str, actions: dict[str, Action]) -> None:
     assert (place.id, place.actions) == ("4Xn", actions)
 
 
-@pytest.mark.parametrize("path", ["", "/", "//status", "/4Xn/", "/4Xn/other", "/4Xn/status/"])
+@pytest.mark.parametrize(
+    ("path", "action"), [("", Action.LIST), ("/", Action.LIST), ("/totals", Action.TOTALS)]
+)
+def test_what_stands_at_no_job(path: str, action: Action) -> None:
+    assert DIALECT.place(path) == Place("", {"GET": action, "HEAD": action})
+
+
+@pytest.mark.parametrize("path", ["//status", "/4Xn/", "/4Xn/other", "/4Xn/status/"])
 def test_nothing_stands_anywhere_else(path: str) -> None:
     assert DIALECT.place(path) is None
 

@@ -189,7 +189,7 @@ async def test_every_dynamic_word_is_escaped() -> None:
         gate.open()
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [*WORDS][: [*WORDS].index("jobs")])
 async def test_every_word_is_shown_somewhere(word: str) -> None:
     """Of those that pages of one job have."""
     if word == "lang":

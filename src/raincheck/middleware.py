@@ -125,6 +125,7 @@ class LongRunningMiddleware:
             route_of=jobs.policies.of_mark,
             path=path,
             is_status=jobs.is_status_app,
+            lists=self._status.lists.on,
         )
         jobs.bind(
             app,
@@ -143,9 +144,10 @@ class LongRunningMiddleware:
             path = self._routing.near(scope)
             if path is None or (self.jobs.mounted and path.startswith(self._below)):
                 await self.app(scope, receive, send)
-            elif path.startswith(self._below) and not (
-                self._routing.hides and self._routing.is_apps(path, scope["method"])
-            ):
+            elif (
+                path.startswith(self._below)
+                and not (self._routing.hides and self._routing.is_apps(path, scope["method"]))
+            ) or (self._status.lists.on and self._is_list(path, scope["method"])):
                 prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
                 await self._status.serve(path[len(self._path) :], prefix, scope, receive, send)
             elif (candidate := self._routing.find(path, scope["method"])) is not None:
@@ -157,6 +159,16 @@ class LongRunningMiddleware:
             await Lifespan(opening, self.jobs.close, receive, send).run(self.app, scope)
         else:
             await self.app(scope, receive, send)
+
+    def _is_list(self, path: str, method: str) -> bool:
+        """Whether it is for the list of jobs at the mount path itself, or for what belongs to it.
+
+        Also where the app's routes cannot be read; not if the status routes are mounted by hand.
+        """
+        if self.jobs.mounted or not path.startswith(self._path):
+            return False
+        place = self._dialect.place(path[len(self._path) :])
+        return place is not None and not place.id and method in place.actions
 
     # --- one request ---------------------------------------------------------------------------
 

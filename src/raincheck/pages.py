@@ -43,6 +43,32 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "expired_note": "It was kept for a while only, or it was deleted.",
         "unknown": "There is nothing here",
         "unknown_note": "The address is wrong, or it is not yours to see.",
+        "jobs": "Jobs",
+        "queued_short": "Waiting",
+        "running_short": "Running",
+        "cancelling_short": "Stopping",
+        "succeeded_short": "Finished",
+        "failed_short": "Failed",
+        "cancelled_short": "Canceled",
+        "all_jobs": "All jobs",
+        "none": "There are none.",
+        "status": "Status",
+        "route": "Route",
+        "owner": "Owner",
+        "accepted": "Accepted",
+        "since": "Accepted since (UTC)",
+        "before": "Accepted before (UTC)",
+        "filter": "Show",
+        "runs": "Runs",
+        "actions": "Actions",
+        "delete": "Delete",
+        "delete_note": "Delete for good",
+        "newest": "Newest",
+        "older": "Older",
+        "pages": "Pages",
+        "oldest": "Oldest waits since",
+        "mean": "Seconds on average",
+        "workers": "Processes at work: {count}",
     }
 )
 """What the pages say, in English. `lang` is their language, as HTML has it (BCP 47); what stands in
@@ -60,10 +86,10 @@ class Pages:
         waiting: the page of a job that has not finished, for a browser that opens its status URL:
             `"built-in"` (the default), or a function from the job and its `Urls` to a Starlette
             response, sync or async. A response with status 200 is sent as the 202 that it stands
-            for. None: no pages at all, a browser gets the documents that programs get.
-        operator: says whether a request, an `HTTPConnection`, is that of somebody who may list
-            all jobs; a bool, sync or async: the app's own authorisation. Default None: nobody
-            may, and there is no list.
+            for. None: no page of a job, a browser gets the documents that programs get.
+        operator: says whether a request, an `HTTPConnection`, is that of somebody who may list,
+            cancel and delete all jobs; a bool, sync or async: the app's own authorisation. Default
+            None: nobody may, and there is no list.
         own_list: owners may list their own jobs. Default False.
         words: what the pages say, in place of English: some or all of `raincheck.pages.WORDS`.
 

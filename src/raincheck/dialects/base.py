@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from raincheck.errors import Problem
-from raincheck.job import Job
+from raincheck.job import Job, State
 from raincheck.messages import RawHeaders
 
 
@@ -43,12 +43,14 @@ class Urls(NamedTuple):
             dialect's `status`, `progress`, `message`, `queue_position` and `retry_after`.
         events: the same document as an event stream; None where there is none.
         cancel: a POST asks the job to stop; None where a POST cannot.
+        delete: a POST has it forgotten; None where a POST cannot.
     """
 
     result: str
     monitor: str
     events: str | None
     cancel: str | None
+    delete: str | None = None
 
 
 class Action(Enum):
@@ -60,6 +62,8 @@ class Action(Enum):
     STREAM = "its response while it is produced"
     CANCEL = "that it stops"
     DELETE = "that it is forgotten"
+    LIST = "the jobs that there are, of whomever asks, or for an operator all"
+    TOTALS = "how many there are, for an operator"
 
 
 class Place(NamedTuple):
@@ -86,6 +90,60 @@ class Outlook(NamedTuple):
     retry_after: int
     queue_position: int | None = None
     completion: float | None = None
+
+
+class Selection(NamedTuple):
+    """Which jobs of a list are asked for.
+
+    Attributes:
+        states: in any of these; none: in any.
+        route, owner: of this one; None: of any.
+        since, until: accepted then or later, and before; seconds since the epoch, None: ever.
+        after: where the page before ended; None: the first page.
+        limit: how many at most.
+    """
+
+    states: Collection[State] = ()
+    route: str | None = None
+    owner: str | None = None
+    since: float | None = None
+    until: float | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+class Listed(NamedTuple):
+    """A part of a list of jobs, for those who asked for it.
+
+    Attributes:
+        jobs: the jobs, newest first, each with what is expected of it; None once it is finished.
+        next: where the next part is, as a URL; None if there is none.
+        operator: whether it is for an operator, who sees whose they are.
+    """
+
+    jobs: Sequence[tuple[Job, Outlook | None]]
+    next: str | None
+    operator: bool
+
+
+class Census(NamedTuple):
+    """How many jobs there are in a whole deployment.
+
+    Attributes:
+        routes: by route and state, how many; when the first of them was accepted; and how many
+            seconds those that have ended have run.
+        workers: by name, each process that holds jobs which run, and how many those are.
+    """
+
+    routes: Mapping[tuple[str, State], tuple[int, float | None, float]]
+    workers: Mapping[str, int]
+
+    def by_route(self) -> dict[str, dict[State, tuple[int, float | None, float]]]:
+        """The same, by route and then by state; the routes in order."""
+        found: dict[str, dict[State, tuple[int, float | None, float]]] = {}
+        for (route, state), total in sorted(self.routes.items()):
+            found.setdefault(route, {})[state] = total
+        return found
 
 
 class Dialect(ABC):
@@ -162,3 +220,21 @@ class Dialect(ABC):
             job: the job that the answer is about, if there is one to tell of.
             retry_after: seconds until another try makes sense, if there is a time to name.
         """
+
+    # --- lists: for a dialect whose places have `Action.LIST` and `Action.TOTALS` ----------------
+
+    def selection(self, query: str) -> Selection | Problem:
+        """Which jobs the query of a URL asks for, or what is wrong with it."""
+        raise NotImplementedError
+
+    def next(self, query: str, after: str) -> str:
+        """The same query, for the page that begins where another has ended."""
+        raise NotImplementedError
+
+    def listed(self, listed: Listed, mount: Mount) -> Reply:
+        """A part of a list."""
+        raise NotImplementedError
+
+    def totals(self, census: Census) -> Reply:
+        """How many there are."""
+        raise NotImplementedError

@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply, Urls
+from raincheck.dialects._plain_lists import following, selection, totals
+from raincheck.dialects.base import (
+    Action,
+    Census,
+    Dialect,
+    Listed,
+    Mount,
+    Outlook,
+    Place,
+    Reply,
+    Selection,
+    Urls,
+)
 from raincheck.errors import Problem
 from raincheck.job import TRANSITIONS, Job, State
 from raincheck.messages import RawHeaders
@@ -51,21 +63,31 @@ _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "/events": {"GET": Action.EVENTS, "HEAD": Action.EVENTS},
     "/stream": {"GET": Action.STREAM, "HEAD": Action.STREAM},
     "/cancel": {"POST": Action.CANCEL},
+    "/delete": {"POST": Action.DELETE},  # which a form cannot
 }
 """What each method does at what stands behind a job's id."""
+
+_LISTS: Mapping[str, Mapping[str, Action]] = {
+    "": (_LIST := {"GET": Action.LIST, "HEAD": Action.LIST}),
+    "/": _LIST,
+    "/totals": {"GET": Action.TOTALS, "HEAD": Action.TOTALS},
+}
+"""The same at what is no job's, by its path: one mounted by hand begins with a slash."""
 
 
 class PlainDialect(Dialect):
     """HTTP with JSON, understood by whatever follows a 202's `Location`."""
 
     def place(self, path: str) -> Place | None:
+        if (listing := _LISTS.get(path)) is not None:
+            return Place("", listing)
         id, slash, route = path[1:].partition("/")
         actions = _ACTIONS.get(slash + route)
         return None if actions is None or not id else Place(id, actions)
 
     def urls(self, job: Job, mount: Mount) -> Urls:
         url = f"{mount.url}/{job.id}"
-        return Urls(url, url + "/status", url + "/events", url + "/cancel")
+        return Urls(url, url + "/status", url + "/events", url + "/cancel", url + "/delete")
 
     def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
         location = f"{mount.url}/{job.id}".encode()
@@ -118,6 +140,19 @@ class PlainDialect(Dialect):
             headers.append((b"retry-after", b"%d" % retry_after))
         return Reply(problem.status, headers, body)
 
+    def selection(self, query: str) -> Selection | Problem:
+        return selection(query, WORDS)
+
+    def next(self, query: str, after: str) -> str:
+        return following(query, after)
+
+    def listed(self, listed: Listed, mount: Mount) -> Reply:
+        documents = b", ".join([_entry(*each, mount, listed.operator) for each in listed.jobs])
+        return _json(b'{"jobs": [%b], "next": %b}' % (documents, _encoded(listed.next)))
+
+    def totals(self, census: Census) -> Reply:
+        return _json(_encoded(totals(census, WORDS, timestamp)))
+
 
 @lru_cache(maxsize=256)
 def _served(status: int, headers: RawHeaders, state: State, owned: bool) -> tuple[int, RawHeaders]:
@@ -168,6 +203,25 @@ def _document(
         body = _unfinished(job, mount, outlook)
     headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
+
+
+def _json(body: bytes) -> Reply:
+    length = (b"content-length", b"%d" % len(body))
+    return Reply(200, [_NO_STORE, _NO_REFERRER, _JSON, length], body)
+
+
+def _encoded(document: object) -> bytes:
+    return _encode(document).encode()
+
+
+def _entry(job: Job, outlook: Outlook | None, mount: Mount, operator: bool) -> bytes:
+    """The document of a job in a list: its own, and what all of them would have in common alone."""
+    more: dict[str, Any] = {"route": job.route}
+    if operator:
+        more["owner"] = job.owner
+    if outlook is None:
+        return _encoded({**_finished(job, f"{mount.url}/{job.id}"), **more})
+    return _unfinished(job, mount, outlook)[:-1] + b", " + _encoded(more)[1:]
 
 
 # Of every job at least one is sent, with its 202, and mostly several: as a template it costs a

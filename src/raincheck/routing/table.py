@@ -135,6 +135,7 @@ class Routing:
         route_of: the name and the policy of a decorated endpoint's route.
         path: the mount path of the status routes.
         is_status: whether an app is the one of the status routes, mounted by hand.
+        lists: whether jobs are listed at the mount path itself.
 
     Raises:
         ConfigurationError: a rule that is malformed, or that no request can meet; or a marked view
@@ -150,12 +151,14 @@ class Routing:
         route_of: Callable[[Mark], tuple[str, Policy]],
         path: str,
         is_status: Callable[[object], bool] = lambda app: False,
+        lists: bool = False,
     ) -> None:
         self._app = app
         self._is_status = is_status
         self._policy = policy
         self._route_of = route_of
         self._path = path
+        self._lists = lists
         self._rules = [Rule.parse(key, value) for key, value in rules.items()]
         self._by_rule = _Table()
         for rule in self._rules:
@@ -226,7 +229,8 @@ class Routing:
                 continue
             for methods, mark in there.marks:
                 by_mark.add(there.path, methods, Candidate(self._route_of(mark)[1]))
-        self._near = _shortest({self._path + "/", *self._by_rule.beginnings, *by_mark.beginnings})
+        status = self._path if self._lists else self._path + "/"
+        self._near = _shortest({status, *self._by_rule.beginnings, *by_mark.beginnings})
         self._by_mark, self._seen = by_mark, seen
         self.root_path = root_path_of(self._app)
         self.hides = any(there.marks is None for there in found)
@@ -281,6 +285,15 @@ class Routing:
                 f"path={self._path!r}: the app's own route {below[0]!r} lies below the status "
                 'routes and could not be reached; give the middleware another path, e.g. "/_jobs"'
             )
+        if self._lists and not mounted and any(self._hidden_by_lists(there) for there in ours):
+            raise ConfigurationError(
+                f"path={self._path!r}: the app's own route there could not be reached, since "
+                "pages=... has jobs listed there; give the middleware another path, e.g. "
+                '"/_jobs"'
+            )
+
+    def _hidden_by_lists(self, there: Found) -> bool:
+        return there.path == self._path and "GET" in (there.methods or {"GET"})
 
     def _check_matches(self, rule: Rule, router: Any, found: list[Found]) -> None:
         if any(isinstance(route, Host) for route in router.routes):

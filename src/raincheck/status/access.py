@@ -1,15 +1,23 @@
-"""Who may see a job: its owner, and nobody else learns that it is there."""
+"""Who may see a job: its owner, or an operator, and nobody else learns that it is there."""
 
 from __future__ import annotations
 
+import inspect
+import logging
+from typing import Any
+
+from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
 from raincheck.messages import CapturedResponse
 from raincheck.owners import OwnerError, Owners, same
+from raincheck.pages import OperatorOf
 from raincheck.serialization import dump, load
 from raincheck.stores.base import Fetched
+
+logger = logging.getLogger("raincheck")
 
 # What is done with a job that is there is done with this one where there is none.
 _DECOY = Job(
@@ -38,11 +46,13 @@ class Access:
     Args:
         jobs: the jobs.
         owners: says whose a request is.
+        operator: says whether it is an operator's; None: there are none.
     """
 
-    def __init__(self, jobs: Jobs, owners: Owners) -> None:
+    def __init__(self, jobs: Jobs, owners: Owners, operator: OperatorOf | None) -> None:
         self._jobs = jobs
         self._owners = owners
+        self._operator = operator
 
     async def job(self, id: str, scope: Scope, *, here: Job | None = None) -> Job | None:
         """A job, if it is the asker's; a foreign one is like one that is not there (law 7).
@@ -69,6 +79,31 @@ class Access:
         if found is not None and found.job.owner is None:  # its id alone opens it
             return found
         return found if self._opens(None if found is None else found.job, asking) else None
+
+    async def operates(self, scope: Scope) -> bool:
+        """Whether a request is an operator's; if nobody can tell, it is not. Logged."""
+        if self._operator is None:
+            return False
+        try:
+            said: Any = self._operator(HTTPConnection(scope))
+            if inspect.isawaitable(said):
+                said = await said
+            if not isinstance(said, bool):
+                raise TypeError(f"Pages(operator=...) gave {type(said).__name__}; it is a bool")
+        except Exception:
+            logger.exception("whether a request is an operator's could not be determined")
+            return False
+        return said
+
+    async def listed(self, id: str, scope: Scope) -> Job | None:
+        """A job, if it is an operator who asks and could see it in the list."""
+        job = await self._jobs.get(id) if await self.operates(scope) else None
+        return None if job is None or job.synchronous else job
+
+    async def owner(self, scope: Scope) -> str | None:
+        """Whose a request is; None if it is nobody's, or nobody can tell."""
+        asking = await self._asker(scope)
+        return None if isinstance(asking, OwnerError) else asking
 
     async def _asker(self, scope: Scope) -> str | OwnerError | None:
         """Whose a request is, or why nobody knows: then the answer is no."""

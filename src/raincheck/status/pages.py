@@ -51,6 +51,12 @@ _AGAIN = '<meta http-equiv="refresh" content="{{seconds}}">\n'
 _TOLD = {"cancelled": "cancelled", "expired": "expired", "not-found": "unknown"}
 
 
+class Markup(str):
+    """HTML that is put into a hole as it is."""
+
+    __slots__ = ()
+
+
 class Template:
     """An HTML file with holes, `{{name}}`; what is put in is escaped, in one pass."""
 
@@ -60,14 +66,23 @@ class Template:
     @classmethod
     def read(cls, name: str, *, without: str = "") -> Template:
         """A file of this package, in the style of all pages."""
-        text = _read(name).replace("{{style}}", _read("style.css").strip())
+        text = styled(name)
         return cls(text.replace(without, "", 1) if without else text)
 
     def filled(self, words: Mapping[str, str]) -> bytes:
         """The page, with these words in its holes."""
         pieces = self._pieces.copy()
-        pieces[1::2] = [escape(words[name]) for name in pieces[1::2]]
+        pieces[1::2] = [_put(words[name]) for name in pieces[1::2]]
         return "".join(pieces).encode("utf-8", "replace")
+
+
+def styled(name: str) -> str:
+    """An HTML file of this package, with the style of all pages."""
+    return _read(name).replace("{{style}}", _read("style.css").strip())
+
+
+def _put(word: str) -> str:
+    return word if isinstance(word, Markup) else escape(word)
 
 
 @cache
@@ -177,18 +192,18 @@ class Screen:
                 "state": state,
                 "seconds": str(min(max(outlook.retry_after, _SOONEST), _LATEST)),
                 "message": message,
-                "no message": _unless(message),
+                "no message": unless(message),
                 "value": "" if fraction is None else f"value={fraction:.4f}",
                 "percent": percent,
                 "position": place,
-                "no position": _unless(place),
+                "no position": unless(place),
                 "expected": expected,
-                "no expected": _unless(expected),
+                "no expected": unless(expected),
                 "result": urls.result,
                 "monitor": urls.monitor,
                 "events": urls.events or "",
                 "cancel url": urls.cancel or "",
-                "no cancel": _unless(cancellable),
+                "no cancel": unless(cancellable),
                 "words": json.dumps(_for_script(words, urls)),
             },
         )
@@ -199,7 +214,7 @@ def _percent(fraction: float) -> str:
     return f"{100 if fraction >= 1 else min(int(100 * fraction + 0.5), 99)}%"
 
 
-def _unless(there: object) -> str:
+def unless(there: object) -> str:
     """The attribute that hides what is not there."""
     return "" if there else "hidden"
 

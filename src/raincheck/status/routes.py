@@ -24,6 +24,7 @@ from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
 from raincheck.status.events import Stream
+from raincheck.status.lists import Lists
 from raincheck.status.pages import Screen
 from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
 from raincheck.status.stream import (
@@ -126,6 +127,7 @@ class StatusRoutes:
     Attributes:
         jobs, dialect, pages: as given.
         access: finds a job for whoever asks.
+        lists: of jobs, for those who may see several.
         screen: shows pages to people.
         max_wait: as given, and at most 25.
     """
@@ -140,10 +142,11 @@ class StatusRoutes:
         max_wait: float,
         pages: Pages,
     ) -> None:
-        self.access = Access(jobs, owners)
+        self.access = Access(jobs, owners, pages.operator)
         self.jobs = jobs
         self.dialect = dialect
         self.pages = pages
+        self.lists = Lists(jobs, dialect, self.access, pages)
         self.screen = Screen(pages, jobs.clock)
         self._mounts = mounts
         self.max_wait = min(max_wait, LONGEST_POLL)
@@ -214,6 +217,8 @@ class StatusRoutes:
             await exchange.cancel()
         elif action is Action.DELETE:
             await exchange.delete()
+        elif action is Action.LIST or action is Action.TOTALS:
+            await exchange.lists(action)
         elif place.actions:
             allowed = ", ".join(sorted(place.actions)).encode()
             await exchange.problem(NOT_ALLOWED, fields=((b"allow", allowed),))
@@ -280,14 +285,23 @@ class _Exchange:
             reply = self._routes.screen.problem(problem, reply, failed=failed, again=again)
         await self.reply(reply)
 
-    async def _find(self, waits: _Wait | None = None, *, here: Job | None = None) -> Job | None:
+    async def _find(
+        self,
+        waits: _Wait | None = None,
+        *,
+        here: Job | None = None,
+        operated: bool = False,
+    ) -> Job | None:
         """The job; if there is none to show, the answer has been given.
 
         Args:
             waits: how it may be waited for, if it may.
             here: the job as it is known without asking the store, if that is enough.
+            operated: whether an operator may ask the same of each job that is listed.
         """
         job = await self._routes.access.job(self.id, self._scope, here=here)
+        if job is None and operated:
+            job = await self._routes.access.listed(self.id, self._scope)
         pending = job is not None and not (job.gone or job.finished)
         if waits is not None and job is not None and pending and (wait := self._patience()):
             job = await waits(job, wait)
@@ -399,6 +413,14 @@ class _Exchange:
             if self.started or await self._find():
                 raise
 
+    async def lists(self, action: Action) -> None:
+        """Answer which jobs there are, or how many."""
+        found = await self._routes.lists.reply(action, self._tail, self._mount, self._scope)
+        if isinstance(found, Reply):
+            await self.reply(found)
+        else:
+            await self.problem(UNKNOWN if found is None else found)
+
     async def _begun(self, message: Message) -> None:
         self.started = True
         await self._send(message)
@@ -439,12 +461,12 @@ class _Exchange:
 
     async def monitor(self) -> None:
         """Answer how it stands."""
-        if job := await self._find(self._news):
+        if job := await self._find(self._news, operated=True):
             await self.reply(self._stands(job))
 
     async def events(self, receive: Receive) -> None:
         """Tell how it stands, and what becomes of it."""
-        if job := await self._find():
+        if job := await self._find(operated=True):
             session = await self._routes.jobs.open()
             await Stream(session, self._stands, self._scope, receive, self._begun).run(job)
 
@@ -453,11 +475,15 @@ class _Exchange:
 
     async def cancel(self) -> None:
         """Stop it, unless others share it, and answer how it stands."""
-        if not await self._find(here=self._routes.jobs.alone(self.id)):
+        found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
+        if found is None:
             return
-        job = await self._routes.jobs.leave(self.id)
+        ends = found.clients > 1 and await self._for_all()
+        job = await (self._routes.jobs.cancel if ends else self._routes.jobs.leave)(self.id)
         if job is None or job.gone:
-            await self._find()
+            await self._find(operated=True)
+        elif self._routes.lists.on and await self._went_back():
+            return
         elif self._navigates:  # back to where the button is, or the response, if that was faster
             await self.reply(self._dialect.navigated(job, _mount_from(self._tail)))
         elif job.finished and job.state is not State.CANCELLED:
@@ -467,21 +493,35 @@ class _Exchange:
 
     async def delete(self) -> None:
         """Forget it, once it has stopped, and answer that."""
-        found = await self._find(here=self._routes.jobs.alone(self.id))
+        found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
         if found is None:
             return
         job = found
-        if found.clients == 1:
+        if found.clients == 1 or await self._for_all():
             job = await self._routes.jobs.delete(self.id) or found
         elif not found.finished:  # else the others can read it, and which of them asks is not known
             job = await self._routes.jobs.leave(self.id) or found
         if job.gone:  # it was deleted before, and its handler has not ended since
-            await self._find()
+            await self._find(operated=True)
+            return
+        if self._routes.lists.on and await self._went_back():
             return
         reply = self._dialect.deleted(
             job, self._mount, self._expected(job), finished=found.finished
         )
         await self.reply(reply)
+
+    async def _went_back(self) -> bool:
+        """Whether it was a button of a list, and the browser has been sent back there."""
+        url = self._routes.lists.way_back(self._mount, self._scope)
+        if url is not None:  # RFC 9110 §15.4.4
+            fields = [(b"location", url.encode()), (b"cache-control", b"no-store")]
+            await self.reply(Reply(303, [*fields, (b"content-length", b"0")]))
+        return url is not None
+
+    async def _for_all(self) -> bool:
+        """Whether who asks may end a job that others share."""
+        return await self._routes.access.operates(self._scope)
 
     @property
     def _navigates(self) -> bool:
