@@ -89,6 +89,16 @@ PRINTED = {
         r"curl, and cut after a second: [123]?\d of 40 tokens\n",
         r"curl -C -: 40 of 40 tokens, each once\n",
     ],
+    "operator_view.py": [
+        r"ann submits a report, and one that fails; bob submits a report\n",
+        r"root lists what runs: bob's report, ann's report\n",
+        r"root lists what has failed: ann's broken \(The response has status 500\.\)\n",
+        r"root counts 2 running and 1 failed, by 1 worker\n",
+        r"root cancels bob's report: 202\n",
+        r"root opens ann's report: 404\n",
+        r"ann lists: broken failed, report running\n",
+        r"eve lists: 404\n",
+    ],
     "browser_form.py": [
         rf"POST /reports: 303, see /jobs/{ID}\n",
         rf"GET /jobs/{ID}: 202, a page: In progress 33%, wrote page 1 of 3\n",
