@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raincheck import Limits, Policy
 from raincheck.dialects.base import Outlook
 from raincheck.errors import QueueFull
-from raincheck.job import Job, State
+from raincheck.job import Job, Progress, State
 from raincheck.routing.policies import ByRoute
 from raincheck.runtime import scheduler
 from raincheck.runtime.estimates import FEW, WINDOW
@@ -350,6 +350,32 @@ def test_a_job_that_is_cancelled_is_looked_at_soon() -> None:
 def test_what_has_ended_is_there_to_be_asked_for(state: State) -> None:
     places, _ = taught(600.0)
     assert places.outlook(job(state=state, age=60.0), None, NOW) == Outlook(1)
+
+
+@pytest.mark.parametrize("fraction", [5e-324, 1e-300, 1e-12, 1e-7])
+def test_what_is_further_away_than_anybody_plans_is_not_told(fraction: float) -> None:
+    """Nor does a number that no date has room for keep anybody from the document."""
+    places, ticket = taught(20.0)
+    hardly = job(age=100.0)._replace(progress=Progress(fraction))
+    outlook = places.outlook(hardly, ticket, NOW)
+    assert (outlook.retry_after, outlook.completion) == (30, None)
+    slowly = job(age=100.0)._replace(progress=Progress(0.001))
+    assert places.outlook(slowly, ticket, NOW).completion == pytest.approx(NOW + 99_900.0)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.QUEUED])
+@pytest.mark.parametrize("progress", [None, Progress(0.1)])
+def test_a_clock_that_was_put_back_makes_no_end_that_has_passed(
+    state: State, progress: Progress | None
+) -> None:
+    places, ticket = taught(20.0, waiting=state is State.QUEUED)
+    ahead = job(state=state, age=-3600.0)._replace(progress=progress)
+    outlook = places.outlook(ahead, ticket, NOW)
+    assert outlook.completion == NOW + (40.0 if state is State.QUEUED else 20.0)
+    assert outlook.retry_after >= 20
+    for seconds in [20.0] * 40 + [-3600.0] * 24:  # these began an hour later than they ended
+        places.learn(ticket, seconds)
+    assert (places.outlook(job(state=state), ticket, NOW).completion or 0.0) > NOW
 
 
 # --- on a fleet --------------------------------------------------------------------------------

@@ -99,4 +99,4 @@ def _took(job: Job) -> float | None:
     """How long a job that has ended ran the last time; None if it did not."""
     if job.started_at is None or job.finished_at is None:
         return None
-    return job.finished_at - job.started_at
+    return max(0.0, job.finished_at - job.started_at)  # the clock may have been put back

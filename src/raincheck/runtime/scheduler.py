@@ -18,6 +18,10 @@ from raincheck.runtime.estimates import UNKNOWN, Durations, by_progress
 # so long that a job which ends early goes unnoticed.
 _SHORTEST, _LONGEST = 1, 30
 
+# An end that is further away is not told, in seconds: who has just said that a thousandth of a
+# millionth is done knows as little of it, and no date has room for what that comes to.
+_FORESEEABLE = 365 * 86_400.0
+
 # Rounds of the owners' turns that are kept as requests come and go. What is ahead in later ones is
 # counted when it is asked for, over the owners with as many that wait: an eighth of these at most.
 _ROUNDS = 8
@@ -435,7 +439,7 @@ class Scheduler:
         route = ticket.route
         if route.durations is None:
             route.durations = Durations()
-        route.durations.learn(seconds)
+        route.durations.learn(max(0.0, seconds))  # the clock may have been put back
 
     def knows(self, name: str) -> bool:
         """Whether enough jobs of a route have run here to say how long they take."""
@@ -471,7 +475,7 @@ class Scheduler:
         policy = self._policies[name]
         route = ticket.route if ticket else self._routes.get(name) or self._route(name)
         durations = route.durations
-        elapsed, remaining = now - (job.started_at or job.created_at), None
+        elapsed, remaining = max(0.0, now - (job.started_at or job.created_at)), None
         likely = UNKNOWN * elapsed
         if job.state is State.QUEUED:
             turns = self._turns(route, ticket, elapsed)
@@ -483,7 +487,7 @@ class Scheduler:
         elif job.state is State.RUNNING or job.state is State.CANCELLING:
             if durations is not None:
                 likely, remaining = durations.running(elapsed)
-            if job.progress is not None and job.progress.fraction:
+            if elapsed and job.progress is not None and job.progress.fraction:
                 likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
             if job.state is State.CANCELLING:  # it was told to stop, and soon is once more
                 likely, remaining = min(likely, seconds(self._limits.cancel_grace)), None
@@ -491,7 +495,7 @@ class Scheduler:
                 likely = min(likely, most - elapsed)
         else:  # it has ended
             likely = 0.0
-        if remaining is not None:
+        if remaining is not None and remaining < _FORESEEABLE:
             completion = now + remaining
         retry_after = policy.retry_after
         if retry_after is None:
