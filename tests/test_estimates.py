@@ -20,14 +20,23 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from raincheck import Jobs, Limits, LongRunningMiddleware
+from raincheck.errors import StoreError
 from raincheck.runtime.estimates import FEW, WINDOW, Durations, by_progress
 from raincheck.runtime.fleet import INTERVAL
 from raincheck.stores.base import Store
 from raincheck.testing import follow
 from tests.conftest import Clock, virtual_jobs
 from tests.doubles.processes import fleet
-from tests.doubles.stores import SharedMemory, TrickyStore, failing, no_trick, taking
-from tests.support import Gate, app_of, gated, running, said, settled, slow_route
+from tests.doubles.stores import (
+    REFUSED,
+    Line,
+    SharedMemory,
+    TrickyStore,
+    failing,
+    no_trick,
+    taking,
+)
+from tests.support import Gate, app_of, gated, running, settled, slow_route
 
 
 def learned(durations: Iterable[float]) -> Durations:
@@ -399,13 +408,37 @@ async def test_a_store_that_is_away_is_asked_again_later(
         await settled()
         pending = await client.get(accepted.headers["location"])
         assert pending.json()["estimated_completion"] is None
-        assert any("the store fails" in record.getMessage() for record in said(caplog))
+        assert any("the store's account of all jobs fails" in each for each in caplog.messages)
         store.before = no_trick
         await anyio.sleep(INTERVAL)
         await settled()
         pending = await client.get(accepted.headers["location"])
         assert expected(pending) == pytest.approx(12.0, abs=2.0)
         gate.open()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", ["totals", "list"])
+async def test_law_1_a_question_that_fails_keeps_nobody_from_what_a_dead_process_had(
+    call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their clients are those who ask; and whatever else is asked for, the store answers."""
+    store = TrickyStore(shared=True)
+    await run_some(store, 1.0)
+    dead, gate = Line(store), Gate()
+    apps = [app_of(gated(gate), jobs=virtual_jobs(store=each)) for each in (dead, store)]
+    async with running(apps[0]) as one, running(apps[1]) as other:
+        location = (await one.post("/slow")).headers["location"]
+        dead.cut(REFUSED)
+        await anyio.sleep(5)  # between two looks for what nobody holds
+        store.before = failing(call, error=StoreError("it has not answered for 5 seconds"))
+        for _ in range(120):
+            await anyio.sleep(1)
+            found = await other.get(location)
+        dead.mend()
+        gate.open()
+    assert found.status_code == 502
+    assert 1 <= sum("has not answered for 5 seconds" in each for each in caplog.messages) <= 2
 
 
 @pytest.mark.anyio

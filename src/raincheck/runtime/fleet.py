@@ -11,6 +11,7 @@ from raincheck.job import Job, State
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.estimates import FEW, WINDOW
 from raincheck.runtime.scheduler import Scheduler
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Total
 from raincheck.tasks import Tasks
 
@@ -41,6 +42,9 @@ class Fleet:
         self._environment = environment
         self._scheduler = scheduler
         self._tasks = tasks
+        # Of its own: a store that fails here alone, as one that counts too slowly does, is not
+        # away. While it seems to be, nobody takes over what dead processes had (see `Recovery`).
+        self._availability = Availability("the store's account of all jobs")
         self._asking = False
         self._wanted: set[str] = set()  # of these somebody asks for an outlook
         self._listed: dict[str, float] = {}  # when those of a route may be listed again
@@ -56,7 +60,7 @@ class Fleet:
     async def _ask(self) -> None:
         """Ask the store as long as anybody wants to know."""
         await anyio.lowlevel.checkpoint()  # a task may begin within the call that starts it
-        availability = self._environment.availability
+        availability = self._availability
         while self._wanted:
             wanted, self._wanted = self._wanted, set()
             try:
@@ -64,7 +68,8 @@ class Fleet:
                 for route in wanted:
                     await self._tell(route, totals)
             except Exception as error:
-                availability.failed(error)
+                if not self._environment.availability.away:  # else the log has it
+                    availability.failed(error)
             else:
                 if availability.away:
                     availability.answered()
