@@ -18,7 +18,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Job, Jobs, Limits, LongRunningMiddleware, report
 from raincheck.errors import UnreadableRecord
@@ -536,6 +536,33 @@ async def test_a_client_that_leaves_is_seen_through_what_stands_outside() -> Non
             await anyio.sleep(1)
             assert stays.statuses[-1] == "succeeded"
         assert stays.whole
+        assert await freed(inner.jobs)
+
+
+async def test_what_stands_outside_may_give_the_request_again_and_again() -> None:
+    """As middleware does that has read the body and gives it back: its `receive` never waits."""
+    inner = app_of(gated(gate := Gate()))
+    times = 0
+
+    async def again() -> Message:
+        nonlocal times
+        times += 1
+        if times > 100:
+            raise SystemExit("nobody else has a turn any more")
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner(scope, again, send)
+
+    async with running(inner) as client:
+        listener = Listener((await accepted(client))["events"])
+        async with listening(app, listener):
+            await anyio.sleep(11)
+            assert (listener.statuses, listener.reader.comments) == (["running"], 1)
+            gate.open()
+            await anyio.sleep(1)
+        assert listener.statuses == ["running", "succeeded"]
+        assert listener.whole
         assert await freed(inner.jobs)
 
 

@@ -144,9 +144,16 @@ class Stream:
                     return
 
     async def _listen(self, stream: anyio.CancelScope) -> None:
-        """End the stream as soon as the client has left."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        """End the stream as soon as the client has left.
+
+        Middleware outside that has read the body may give it back again and again, without ever
+        waiting: then nothing is heard of that, and nobody else would have a turn any more.
+        """
+        whole = False
+        while (message := await self._receive())["type"] != "http.disconnect":
+            if whole:
+                return
+            whole = not message.get("more_body", False)
         self._left = True
         stream.cancel()
 
