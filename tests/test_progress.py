@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextvars
 import subprocess
 import sys
 import threading
@@ -24,9 +25,10 @@ from raincheck import (
     report,
 )
 from raincheck.runtime.replay import REPLAY
+from raincheck.runtime.run import Run
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.doubles.stores import TrickyStore
+from tests.doubles.stores import TrickyStore, failing, no_trick
 from tests.support import app_of, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -268,12 +270,68 @@ async def test_a_report_that_the_store_refuses_changes_nothing(
     assert "the disk is away" in caplog.text
 
 
+async def test_the_last_report_before_a_long_silence_is_told_once_the_store_is_back() -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        report(0.1, "the first")
+        await anyio.sleep(1)
+        report(0.5, "on the way")
+        await anyio.sleep(1)
+        report(0.9, "the last")
+        await gate.wait()
+        return {}
+
+    gate, store = anyio.Event(), TrickyStore()
+    async with running(app_of(slow_route(answer), jobs=virtual_jobs(store=store))) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(0.5)
+        store.before = failing("replace")
+        await anyio.sleep(4)
+        store.before = no_trick
+        await anyio.sleep(5)
+        document = (await client.get(accepted.headers["location"])).json()
+        assert (document["progress"], document["message"]) == (0.9, "the last")
+        gate.set()
+        await follow(client, accepted)
+
+
+async def test_a_report_as_another_is_written_for_the_last_time_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As threads may make it: between the look for something new and the end of the writing."""
+    slot: Any = vars(Run)["_flushing"]
+    late = True
+
+    def ends(run: Run, flushing: bool) -> None:
+        nonlocal late
+        if late and not flushing and run.progress is not None:
+            late = False
+            context[0].run(report, 0.9, "the last")
+        slot.__set__(run, flushing)
+
+    monkeypatch.setattr(Run, "_flushing", property(slot.__get__, ends))
+    context: list[contextvars.Context] = []
+
+    async def answer(request: Request) -> dict[str, str]:
+        context.append(contextvars.copy_context())
+        report(0.1, "the first")
+        await gate.wait()
+        return {}
+
+    gate = anyio.Event()
+    async with running(app_of(slow_route(answer))) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(2)
+        assert not late
+        document = (await client.get(accepted.headers["location"])).json()
+        assert (document["progress"], document["message"]) == (0.9, "the last")
+        gate.set()
+        await follow(client, accepted)
+
+
 async def test_a_report_after_the_end_is_forgotten() -> None:
     late: list[Any] = []
 
     async def answer(request: Request) -> dict[str, str]:
-        import contextvars
-
         late.append(contextvars.copy_context())
         return {}
 

@@ -248,7 +248,7 @@ class Ledger:
             raise LeaseLost("the job has changed hands")
 
     async def progress(self, job: Job, progress: Progress) -> Job:
-        """Record a report. Raises what the store raises: the next report is as good."""
+        """Record a report. Raises what the store raises: by then another may be the newest."""
         return await self._advance(
             job, lambda job: job if job.finished else job.with_progress(progress), fenced=True
         )

@@ -638,6 +638,9 @@ class Run:
     def report(self, progress: Progress) -> None:
         """Note how far the handler is. Never blocks; from any thread."""
         self.progress = progress.after(self.progress)
+        self._see_to_flushing()
+
+    def _see_to_flushing(self) -> None:
         if not self._flushing and self.copies:
             self._flushing = True
             self._home.tasks.call_soon(self._start_flushing)
@@ -649,21 +652,32 @@ class Run:
         """Write the newest report, at most once an interval, until there is nothing new."""
         written = None
         while self.copies and self.progress is not written:
-            written = self.progress
-            await self._write_progress()
+            written = await self._write_progress()
             await anyio.sleep(_PROGRESS_INTERVAL)
         self._flushing = False
+        if self.progress is not written:  # a thread has reported meanwhile
+            self._see_to_flushing()
 
-    async def _write_progress(self) -> None:
-        """Record the newest report. A store that fails here is told again with the next one."""
-        environment = self._home.environment
-        assert self.progress is not None
+    async def _write_progress(self) -> Progress | None:
+        """Record the newest report, which may be the last for hours; gives it.
+
+        A store that fails here is asked again, with what is the newest then.
+        """
+        ledger = self._home.environment.ledger
+
+        async def write() -> Progress | None:
+            progress = self.progress
+            if progress is not None and self.copies:
+                self._became(await ledger.progress(self.job, progress))
+            return progress
+
         try:
-            self._became(await environment.ledger.progress(self.job, self.progress))
+            return await ledger.patiently(write)
         except LeaseLost:
             self.lose()
-        except Exception as error:
-            environment.availability.failed(error)
+        except (IllegalTransition, UnreadableRecord):  # the next report may fare better
+            pass
+        return self.progress
 
 
 def tell_of(job: Job, error: BaseException) -> None:
