@@ -281,6 +281,16 @@ async def test_a_job_that_fails_by_itself_counts(
 
 
 @pytest.mark.anyio
+async def test_law_1_a_clock_may_give_whole_seconds() -> None:
+    clock = Clock()
+    async with running(app_of(slow_route(work), jobs=Jobs(clock=lambda: int(clock())))) as client:
+        with anyio.fail_after(60):
+            response = await follow(client, await client.post("/slow"))
+        assert response.headers["job-status"] == "succeeded"
+        assert expected(await client.post("/slow")) == pytest.approx(12.0, abs=1.0)
+
+
+@pytest.mark.anyio
 async def test_a_job_that_is_cancelled_does_not_count() -> None:
     async with running(app_of(slow_route(work))) as client:
         accepted = await client.post("/slow")

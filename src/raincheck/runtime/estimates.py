@@ -164,5 +164,5 @@ def _likely(known: list[float]) -> list[float]:
     """
     if len(known) >= FEW:
         return known
-    usual = known[len(known) // 2]
+    usual = 1.0 * known[len(known) // 2]  # a clock may give whole seconds, as an int
     return sorted([*known, *map(usual.__mul__, _MADE_UP[FEW - len(known)])])
