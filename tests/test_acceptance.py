@@ -93,6 +93,7 @@ async def test_the_202_carries_what_the_contract_says() -> None:
             "self": f"/jobs/{id}/status",
             "result": f"/jobs/{id}",
             "events": f"/jobs/{id}/events",
+            "stream": f"/jobs/{id}/stream",
             "cancel": f"/jobs/{id}/cancel",
         }
         gate.open()

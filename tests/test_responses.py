@@ -171,15 +171,20 @@ DISKS = pytest.mark.parametrize("disk_type", [Disk, SharedDisk])
 async def test_a_response_that_the_store_cannot_hold_fails_the_job_and_frees_what_it_took(
     disk_type: type[Disk],
 ) -> None:
-    sent = []
+    class Pieces:  # no generator: Starlette leaves one to the garbage collector, and trio warns
+        asked = 0
+
+        def __aiter__(self) -> Pieces:
+            return self
+
+        async def __anext__(self) -> bytes:
+            Pieces.asked += 1
+            if Pieces.asked > 20:
+                raise StopAsyncIteration
+            return bytes(PIECE)
 
     async def answer(request: Request) -> Response:
-        async def chunks() -> Any:
-            for number in range(10):
-                yield bytes(PIECE)
-                sent.append(number)
-
-        return StreamingResponse(chunks())
+        return StreamingResponse(Pieces())
 
     store = disk_type()
     jobs = virtual_jobs(store=store, limits=Limits(max_running=1))
@@ -196,7 +201,7 @@ async def test_a_response_that_the_store_cannot_hold_fails_the_job_and_frees_wha
             id = accepted.json()["job_id"]
             assert [piece async for piece in store.read_body(id)] == []
     assert store.refused == 2  # it is not asked again
-    assert len(sent) < 10
+    assert Pieces.asked < 10
 
 
 @DISKS
