@@ -110,6 +110,14 @@ LAYERS = {
     "status.lists": 6,
     "status.routes": 6,
     "middleware": 6,
+    "client.errors": 7,
+    "client.wire": 7,
+    "client.credentials": 7,
+    "client.knowledge": 7,
+    "client.event_stream": 7,
+    "client.flow": 7,
+    "client.transport": 7,
+    "client.handles": 7,
     "testing.samples": 7,
     "testing.following": 7,
     "testing.records": 7,
@@ -123,6 +131,9 @@ ORDER = list(LAYERS)
 
 ADAPTERS = 3  # they never import one another, but for the rooms of their own, as `_redis_line`
 SATELLITES = 7  # nobody imports them
+
+BESIDE = "client."
+"""The other side of the wire: rooms that import no other, and no starlette."""
 
 CORE = {"starlette", "anyio", "cachetools"}
 ONLY_INSIDE_FUNCTIONS = {"tasks": {"trio"}}
@@ -185,6 +196,9 @@ def violations(room: str, source: str) -> Iterator[str]:
         elif package in sys.stdlib_module_names:
             continue
         elif package != "raincheck":
+            if room.startswith(BESIDE) and package != "anyio":
+                yield f"{room} imports {package}"
+                continue
             if inside and package in ONLY_INSIDE_FUNCTIONS.get(room, ()):
                 continue
             if package in EXTRAS.get(room, ()):
@@ -193,6 +207,8 @@ def violations(room: str, source: str) -> Iterator[str]:
                 yield f"{room} imports {package}"
         elif other == "testing":
             yield f"{room} imports {other}, a satellite"
+        elif room.startswith(BESIDE) and not other.startswith(BESIDE):
+            yield f"{room} imports {other}, a room of the server's side"
         elif other not in LAYERS:
             yield f"{room} imports {module} and not the module that has it"
         elif ORDER.index(other) >= ORDER.index(room):
@@ -203,6 +219,8 @@ def violations(room: str, source: str) -> Iterator[str]:
             yield f"{room} imports {other}, a room of {adapter(other)}"
         elif LAYERS[other] == layer == ADAPTERS:
             yield f"{room} imports {other}, another adapter"
+        elif room.startswith("testing.") and other.startswith(BESIDE):
+            continue
         elif LAYERS[other] == SATELLITES and other.partition(".")[0] != room.partition(".")[0]:
             yield f"{room} imports {other}, a satellite"
 
@@ -238,7 +256,7 @@ def test_imports_make_no_circle() -> None:
 
 def test_package_markers_import_nothing() -> None:
     for marker in HOUSE.rglob("__init__.py"):
-        if marker.parent not in (HOUSE, HOUSE / "testing"):  # these two are for users
+        if marker.parent not in (HOUSE, HOUSE / "testing", HOUSE / "client"):  # for users
             assert list(imports(marker.read_text())) == [], marker
 
 
@@ -250,6 +268,7 @@ def test_the_package_root_imports_no_satellite() -> None:
 # --- who writes what ---------------------------------------------------------------------------
 
 FOREIGN = {
+    "client.transport": {"response.request"},  # as the clients of httpx and httpx2 do
     "decorator": {"entered.__signature__"},  # what a wrapper says of itself, to `inspect`
     "runners.taskiq": {"broker.listen"},  # taskiq offers no other way into a worker's loop
     "stores._postgres_changes": {"failure.__cause__"},  # as `raise ... from` does, for a future
@@ -395,6 +414,10 @@ def test_only_the_ledger_writes_records(room: str) -> None:
         pytest.param("tasks", "import trio", id="trio at the top"),
         pytest.param("tasks", "class A:\n    import trio", id="trio in a class"),
         pytest.param("middleware", "from raincheck.testing import follow", id="a satellite"),
+        pytest.param("middleware", "import raincheck.client.flow", id="the other side"),
+        pytest.param("client.flow", "from raincheck.errors import Problem", id="from the other"),
+        pytest.param("client.flow", "import starlette.types", id="from the other, its framework"),
+        pytest.param("client.transport", "import httpx", id="a module that is given"),
     ],
 )
 def test_a_wrong_import_is_found(room: str, source: str) -> None:
@@ -411,6 +434,8 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
         ("stores._redis_line", "from raincheck.stores._redis_scripts import Script"),
         ("routing.table", "import starlette.routing, anyio.to_thread, json"),
         ("tasks", "class A:\n    def f(self):\n        import trio"),
+        ("client.transport", "import anyio\nfrom raincheck.client.flow import Flow"),
+        ("testing.following", "from raincheck.client.flow import Flow"),
         ("errors", "from __future__ import annotations\nimport collections.abc"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
 
+import httpx2
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
@@ -29,6 +31,14 @@ from raincheck import (
     current_job,
     long_running,
     report,
+)
+from raincheck.client import (
+    Following,
+    RemoteJob,
+    SyncRemoteJob,
+    follow,
+    submit,
+    submit_sync,
 )
 from raincheck.dialects.base import Urls
 
@@ -186,3 +196,29 @@ def catch(error: RaincheckError) -> None:
     if isinstance(error, ConfigurationError):
         as_value_error: ValueError = error
         print(as_value_error)
+
+
+# --- clients -----------------------------------------------------------------------------------
+
+
+async def ask_elsewhere(client: httpx2.AsyncClient) -> None:
+    job = await submit(client, client.build_request("POST", "/videos"))
+    assert_type(job, RemoteJob)
+    assert_type(job.status_url, str)
+    assert_type(await job.status(), Mapping[str, Any])
+    async for update in job.updates():
+        assert_type(update, Mapping[str, Any])
+    await job.cancel()
+    await job.response(deadline=5)
+    await job.response(5)  # type: ignore[call-arg] # keywords only
+    assert_type(RemoteJob.from_url(client, job.status_url), RemoteJob)
+
+
+def ask_elsewhere_in_a_thread(client: httpx2.Client) -> None:
+    assert_type(submit_sync(client, client.build_request("POST", "/videos")), SyncRemoteJob)
+
+
+transports = follow(httpx2)
+httpx2.Client(transport=transports.FollowTransport(deadline=5, on_update=print))
+Following(deadline=5, on_update=lambda document: print(document["status"]))
+Following(5)  # type: ignore[call-arg] # keywords only
