@@ -107,6 +107,15 @@ PRINTED = {
         rf"GET /jobs/{ID}: 200, report\.txt: 3 pages\n",
         rf"POST /jobs/{ID}/cancel: 303, then 410, a page: It was canceled\n",
     ],
+    "client.py": [
+        r'followed: 201 {"pages":3}\n',
+        *(rf"  running page {page} of 3\n" for page in (1, 2, 3)),
+        r"  succeeded page 3 of 3\n",
+        r'watched: 201 {"pages":3}\n',
+        rf"late: the job has not ended within 0\.5 seconds; .+ http://127\.0\.0\.1:\d+/jobs/{ID}\n",
+        r'resumed: 201 {"pages":3}\n',
+        r"cancelled: canceled\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
