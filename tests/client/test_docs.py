@@ -1,0 +1,87 @@
+"""What docs/clients.md shows does what it says, against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from raincheck import LongRunningMiddleware, long_running
+from tests.client.servers import serving
+
+pytestmark = pytest.mark.real
+
+PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+BLOCKS = re.findall(r"^```(python|js|bash)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+COMMANDS = {
+    "python": [sys.executable, "-c"],
+    "js": ["node", "--input-type=module", "-e"],
+    "bash": ["bash", "-euc"],
+}
+
+ANSWERS = {
+    "openai": r"It has rained\.\n",
+    "submit": r"running None\n(running None\n)*succeeded None\n201 \{\"year\":2026\}\n",
+}
+
+
+@long_running
+async def reports(request: Request) -> JSONResponse:
+    asked = await request.json()
+    await anyio.sleep(1.5)
+    return JSONResponse(asked, 201)
+
+
+@long_running
+async def chat(request: Request) -> JSONResponse:
+    message = {"role": "assistant", "content": "It has rained."}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    head = {"id": "1", "object": "chat.completion", "created": 1, "model": "rain-1"}
+    return JSONResponse({**head, "choices": [choice]})
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    routes = [
+        Route("/reports", reports, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+    ]
+    with serving(LongRunningMiddleware(Starlette(routes=routes), base_url=url), listener):
+        yield url
+
+
+@pytest.mark.parametrize(("language", "source"), BLOCKS)
+def test_the_page_shows_what_works(url: str, tmp_path: Path, language: str, source: str) -> None:
+    program = COMMANDS[language]
+    if shutil.which(program[0]) is None and not os.environ.get("RAINCHECK_CI"):
+        pytest.skip(f"there is no {program[0]}")
+    done = subprocess.run(
+        [*program, source.replace("https://api.example.org", url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    expected = next((ANSWERS[word] for word in ANSWERS if word in source), None)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(expected or r"201 \{\"year\":2026\}\n", done.stdout), done.stdout
+
+
+def test_the_page_shows_all_that_it_promises() -> None:
+    assert [language for language, _ in BLOCKS] == [*["python"] * 4, "js", "bash", "python"]
