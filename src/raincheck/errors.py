@@ -112,6 +112,15 @@ INTERRUPTED = Problem(
 )
 """The server stopped before the handler ended."""
 
+LOOP_ENDED = Problem(
+    "interrupted",
+    503,
+    "The job was interrupted",
+    "The event loop ended before the handler did, as it does where no lifespan makes it wait. "
+    "A test client has one inside of `with TestClient(app) as client:`.",
+)
+"""The same, where no server has told of its start, so that nothing has told of its end."""
+
 LOST_WORKER = Problem(
     "lost-worker",
     502,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck.dialects.base import Outlook
-from raincheck.errors import INTERRUPTED, BodyLost, ConfigurationError, IllegalTransition
+from raincheck.errors import LOOP_ENDED, BodyLost, ConfigurationError, IllegalTransition
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
 from raincheck.messages import RawHeaders
@@ -184,7 +184,9 @@ class Jobs:
         # What an app finds in every request, and so in those that outlived their process.
         scope = lifespan or {}
         found = {key: scope[key] for key in ("app", "state") if key in scope}
-        session = self.session = self._latest = Session(environment, self._bound, found)
+        session = self.session = self._latest = Session(
+            environment, self._bound, None if lifespan is None else found
+        )
         await environment.runner.open()
         session.begin()
         if environment.lease is None:
@@ -196,7 +198,7 @@ class Jobs:
         job, environment = await self.store.get(id), self._environment
         if job is not None and not (job.finished or job.gone):
             ttl = self.policies.ttl(job)
-            await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+            await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=LOOP_ENDED)
 
     async def _open_store(self) -> None:
         """See whether the store can ever work; one that is merely away may come back."""

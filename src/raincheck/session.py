@@ -54,7 +54,8 @@ class Session:
     Args:
         environment: what is fixed.
         bound: the middleware.
-        lifespan: what the lifespan's scope has that requests are to have as well.
+        lifespan: what the lifespan's scope has that requests are to have as well; None where no
+            lifespan has come.
 
     Attributes:
         tasks: those that apps run in.
@@ -64,7 +65,7 @@ class Session:
         feeds: what becomes of the jobs that somebody follows here.
     """
 
-    def __init__(self, environment: Environment, bound: Bound, lifespan: Scope) -> None:
+    def __init__(self, environment: Environment, bound: Bound, lifespan: Scope | None) -> None:
         self.tasks = open_tasks()
         self.runs = Runs(environment, self.tasks, lifespan)
         self.waits = Waits(self.tasks)

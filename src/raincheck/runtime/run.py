@@ -15,7 +15,6 @@ from starlette.types import Message, Scope
 from raincheck.errors import (
     ANSWER_NOT_KEPT,
     CRASHED,
-    INTERRUPTED,
     NOT_KEPT,
     UNREADABLE,
     IllegalTransition,
@@ -65,11 +64,13 @@ class Home(Protocol):
         environment: what is fixed.
         tasks: those of the event loop.
         scheduler: gives them their places.
+        interruption: what clients are told of those that the end of the server stops.
     """
 
     environment: Environment
     tasks: Tasks
     scheduler: Scheduler
+    interruption: Problem
 
     def block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
@@ -581,7 +582,8 @@ class Run:
             await self._settle(self._interrupted)
 
     async def _interrupted(self) -> Job:
-        environment, job = self._home.environment, self.job
+        home, job = self._home, self.job
+        environment = home.environment
         if job.replayable:
             with suppress(IllegalTransition):
                 job = await environment.ledger.requeue(job, 0.0)
@@ -589,7 +591,7 @@ class Run:
                     await environment.bring_again(job)
                 return job
         ttl = seconds(self.policy.ttl)
-        return await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=INTERRUPTED)
+        return await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=home.interruption)
 
     def lose(self, *, deleted: bool = False) -> None:
         """Another process runs the job now, or nobody: stop, and record nothing.

@@ -14,6 +14,7 @@ from starlette.types import Scope
 from raincheck.dialects.base import Outlook
 from raincheck.errors import (
     INTERRUPTED,
+    LOOP_ENDED,
     IllegalTransition,
     LeaseLost,
     NoRoom,
@@ -40,20 +41,22 @@ class Runs:
         environment: what is fixed.
         tasks: those of the event loop.
         lifespan: what the lifespan's scope has that requests are to have as well: those that are
-            replayed here and came in elsewhere.
+            replayed here and came in elsewhere; None where no lifespan has come.
 
     Attributes:
         environment, tasks: as given.
+        interruption: what clients are told of those that the end of the server stops.
         scheduler: gives them their places.
         limiter: the threads for synchronous handlers.
     """
 
-    def __init__(self, environment: Environment, tasks: Tasks, lifespan: Scope) -> None:
+    def __init__(self, environment: Environment, tasks: Tasks, lifespan: Scope | None) -> None:
         self.environment = environment
         self.tasks = tasks
         self.scheduler = Scheduler(environment.limits, environment.policies.by_route)
         self.limiter = anyio.CapacityLimiter(environment.limits.max_running)
-        self._lifespan = lifespan
+        self.interruption = LOOP_ENDED if lifespan is None else INTERRUPTED
+        self._lifespan = lifespan or {}
         self._here: dict[str, Run] = {}  # those that run and those that wait
         # Those of which the store has not heard the last word from here yet, each with its fence.
         # That they end, wait elsewhere or were refused is decided.
@@ -217,7 +220,7 @@ class Runs:
         """The server stops: leave a job that has not begun to others, or end it."""
         environment = self.environment
         if environment.lease is None or run.held:
-            await self.withdraw(run, State.FAILED, INTERRUPTED)
+            await self.withdraw(run, State.FAILED, self.interruption)
             return
         self.drop(run)
         if environment.in_place:
