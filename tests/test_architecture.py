@@ -120,6 +120,8 @@ LAYERS = {
     "client.handles": 7,
     "testing.samples": 7,
     "testing.following": 7,
+    "testing.gates": 7,
+    "testing.bending": 7,
     "testing.records": 7,
     "testing.keys": 7,
     "testing.bodies": 7,

@@ -39,7 +39,7 @@ class Deduplication:
     def __init__(self, environment: Environment, sure_of: Callable[[Job], bool]) -> None:
         self._store = environment.store
         self._ledger = environment.ledger
-        self._clock = environment.clock
+        self._environment = environment
         self._sure_of = sure_of
 
     async def varying(self, handoff: Handoff) -> frozenset[str]:
@@ -106,7 +106,7 @@ class Deduplication:
             found = await self._find(key)
             if found is None:
                 pass
-            elif found.job.expired(self._clock()):
+            elif found.job.expired(self._environment.clock()):
                 await self._ledger.bury(found.job, remember=True)  # no sweep has freed its keys yet
             elif key.lasting:
                 compare(key, found.fingerprint)

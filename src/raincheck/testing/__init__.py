@@ -1,7 +1,8 @@
 """For tests: of apps that use raincheck, and of stores and runners written for it.
 
-An endpoint marked `@long_running` is a plain one without the middleware, so most tests of an app
-need nothing from here. Those that want the 202 follow it with `follow()`.
+Tests of apps follow a 202 with `follow()`, look at its job with `assert_job()`, and bend what is
+in their way: `synchronous()`, `hold()`, `later()`, which the pytest plugin has as fixtures, too.
+`docs/testing.md` shows them at work.
 
 Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and give a fixture:
 
@@ -12,8 +13,20 @@ Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and 
 """
 
 from raincheck.lifespan import lifespan
-from raincheck.testing.following import follow
+from raincheck.testing.bending import hold, later, synchronous
+from raincheck.testing.following import assert_job, follow
+from raincheck.testing.gates import Gate
 from raincheck.testing.runners import RunnerContract
 from raincheck.testing.stores import StoreContract
 
-__all__ = ["RunnerContract", "StoreContract", "follow", "lifespan"]
+__all__ = [
+    "assert_job",
+    "follow",
+    "Gate",
+    "hold",
+    "later",
+    "lifespan",
+    "RunnerContract",
+    "StoreContract",
+    "synchronous",
+]
