@@ -58,7 +58,7 @@ def test_ci_installs_the_lowest_versions() -> None:
 
 def test_ci_installs_a_browser() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "apt-get install -y --no-install-recommends chromium-headless-shell" in ci
+    assert "missing+=(chromium-headless-shell)" in ci
     assert "export RAINCHECK_CI=1" in ci  # without one the tests fail
 
 
