@@ -328,6 +328,30 @@ async def test_what_cannot_be_kept_any_more_ends_the_run(error: Exception) -> No
             assert not source.sending
 
 
+@pytest.mark.parametrize("how", ["crash", "cancel"])
+async def test_the_store_is_not_asked_for_a_run_that_has_ended(how: str) -> None:
+    calls = []
+
+    async def note(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call in ("append_body", "replace"):
+            calls.append(call)
+
+    source = Source()
+    async with following(source.answer, virtual_jobs(store=TrickyStore(note))) as (app, url, _):
+        source.put(b"one ")
+        await anyio.sleep(0.02)
+        source.put(b"two ")
+        await anyio.sleep(0.02)  # what comes is kept a tenth of a second after what came before
+        calls.clear()
+        if how == "crash":
+            source.put(RuntimeError("it broke"))
+        else:
+            await client_of(app).post(url.removesuffix("stream") + "cancel")
+        await anyio.sleep(1)
+        assert not source.sending
+        assert calls == ["replace"] * (1 if how == "crash" else 2)
+
+
 async def test_room_that_comes_back_in_time_loses_nothing() -> None:
     source = Source()
     store = TrickyStore()

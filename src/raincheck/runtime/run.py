@@ -419,6 +419,8 @@ class Run:
 
     async def _keep(self, recorder: Recorder, offset: int, piece: bytes) -> None:
         """Have a piece of the body kept. Raises LeaseLost, or StoreFull."""
+        if self._decided:  # meanwhile: nobody wants it any more
+            raise LeaseLost("the job has ended")
         head = None if offset else recorder.head
         await self._home.environment.ledger.append(self.job, offset, piece, head)
         recorder.kept()
