@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import astuple
 from heapq import merge
@@ -18,7 +19,7 @@ from raincheck.job import TRANSITIONS, Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 from raincheck.serialization import dump_cursor, load_cursor
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores._memory_ended import Ended, ran
+from raincheck.stores._memory_ended import Ended
 from raincheck.stores._memory_order import Order, Place, within
 from raincheck.stores.base import (
     SMALL,
@@ -293,14 +294,12 @@ class MemoryStore(Store):
 
     async def totals(self) -> dict[tuple[str, State], Total]:
         found = self._ended.totals()
+        live: defaultdict[tuple[str, State], list[float]] = defaultdict(list)
         for job in self._live.values():
             if not job.synchronous:
-                group = job.route, job.state
-                count, oldest, seconds = 0, job.created_at, ran(job)
-                if (total := found.get(group)) is not None:
-                    count, seconds = total.count, total.seconds + seconds
-                    oldest = min(oldest, total.oldest or oldest)
-                found[group] = Total(count + 1, oldest, seconds)
+                live[job.route, job.state].append(job.created_at)
+        for group, times in live.items():  # of none has any ended
+            found[group] = Total(len(times), min(times), 0.0)
         return found
 
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
