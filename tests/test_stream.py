@@ -721,6 +721,23 @@ async def test_no_two_bodies_are_spliced_whenever_the_second_begins() -> None:
 # --- what breaks it off --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_body_that_no_server_could_send_is_followed_by_nobody(status: int) -> None:
+    """It would be read as the next response of the connection (RFC 9112 §6.3)."""
+    source = Source(status=status)
+    async with following(source.answer) as (_, _, read):
+        early = read()
+        await settled()
+        await source.say(b"HTTP/1.1 200 OK")
+        await anyio.sleep(0.2)
+        assert (early.status, early.body) == (status, b"")
+        assert isinstance(early.error, BrokenOff)
+        late = read()
+        await late.ended.wait()
+        assert late.status == 500
+        assert f"a {status} response has no body" in late.body.decode()
+
+
 @pytest.mark.parametrize("how", ["raises", "cancel", "delete", "too large", "timeout"])
 async def test_one_that_fails_in_the_middle_is_broken_off(how: str) -> None:
     source = Source()

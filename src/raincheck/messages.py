@@ -35,8 +35,8 @@ _BLANKS = b" \t"
 # Kinds of fields.
 _HOP_BY_HOP, _LENGTH = "hop-by-hop", "length"
 
-# Statuses whose responses have no body, whatever Content-Length says (RFC 9110 §6.4.1).
-_BODILESS = frozenset({204, 304})
+BODILESS = frozenset({204, 304})
+"""Statuses whose responses have no body, whatever Content-Length says (RFC 9110 §6.4.1)."""
 
 
 class Head(NamedTuple):
@@ -221,11 +221,11 @@ def unsendable(response: CapturedResponse, method: str) -> str | None:
         text = value.decode("latin-1")
         if not value.isdigit():
             return f"Content-Length is no number but {text!r}"
-        if status not in _BODILESS and method != "HEAD" and value.lstrip(b"0") != length:
+        if status not in BODILESS and method != "HEAD" and value.lstrip(b"0") != length:
             return f"Content-Length says {text}, the body has {size}"
     if len(announced) > 1:
         return "it has several values of Content-Length"
-    return f"a {status} response has no body" if size and status in _BODILESS else None
+    return f"a {status} response has no body" if size and status in BODILESS else None
 
 
 @lru_cache(maxsize=1024)  # an app sends few names, again and again
@@ -255,7 +255,7 @@ def servable(response: CapturedResponse, headers: RawHeaders, method: str) -> Ra
     announced, length = response.header(b"content-length"), b"%d" % response.size
     if announced is None:
         # What is of no size may be one to HEAD.
-        unsaid = response.status in _BODILESS or (method == "HEAD" and not response.size)
+        unsaid = response.status in BODILESS or (method == "HEAD" and not response.size)
         return headers if unsaid else (*headers, (b"content-length", length))
     if announced == length or method == "HEAD":
         return headers

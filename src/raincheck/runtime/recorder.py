@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raincheck.messages import CapturedResponse, Head, end_to_end, unsendable
+from raincheck.messages import BODILESS, CapturedResponse, Head, end_to_end, unsendable
 
 # Bytes that come together before the store is asked to keep them: a response of many small
 # messages is not as many calls. What is left at the end goes with the outcome. Joined, they leave
@@ -130,6 +130,8 @@ class Recorder:
         if self._size > self.max_size:
             raise TooLarge
         if chunk:
+            if self._status in BODILESS:  # at once: it may be followed
+                raise _cannot_be_sent(f"a {self._status} response has no body")
             self._gathered.append(bytes(chunk))
         if message.get("more_body", False):
             if self._size - self._passed_on >= PIECE:
