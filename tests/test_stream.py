@@ -721,6 +721,17 @@ async def test_no_two_bodies_are_spliced_whenever_the_second_begins() -> None:
 # --- what breaks it off --------------------------------------------------------------------------
 
 
+async def test_a_length_of_what_has_no_body_is_none_that_is_waited_for() -> None:
+    source = Source(status=304, content_length="1000")
+    async with following(source.answer) as (_, _, read):
+        reader = read()
+        await settled()
+        await source.end()
+        await reader.ended.wait()
+        assert (reader.status, reader.whole, reader.error) == (304, True, None)
+        assert "content-length" not in reader.headers
+
+
 @pytest.mark.parametrize("status", [204, 304])
 async def test_a_body_that_no_server_could_send_is_followed_by_nobody(status: int) -> None:
     """It would be read as the next response of the connection (RFC 9112 §6.3)."""

@@ -442,7 +442,7 @@ class _Exchange:
         """Send a response that is still to end: what there is of it, and then what comes."""
         job = there.job._replace(response=CapturedResponse(*head, there.size))
         status, headers = self._dialect.result(job)
-        headers, length = announced(undelayed(headers), there.size)
+        headers, length = announced(undelayed(headers), there.size, head.status)
         asked, start = WHOLE, 0
         if status == head.status == 200:
             headers, asked = stream_fields(job, headers, self._scope)

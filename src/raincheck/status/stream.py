@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from raincheck.errors import BrokenOff, StoreError
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.messages import RawHeaders
+from raincheck.messages import BODILESS, RawHeaders
 from raincheck.ranges import Wanted, offered, wanted
 from raincheck.status.results import close
 from raincheck.stores.base import Partial
@@ -99,13 +99,13 @@ def undelayed(headers: RawHeaders) -> RawHeaders:
     return (*headers, _AT_ONCE)
 
 
-def announced(headers: RawHeaders, size: int) -> tuple[RawHeaders, int | None]:
+def announced(headers: RawHeaders, size: int, status: int) -> tuple[RawHeaders, int | None]:
     """The fields of a response that is still to end, and how long it says that it will be.
 
     One of which that cannot be true does not say it.
     """
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
-    said = lengths[0] if len(lengths) == 1 else b""
+    said = lengths[0] if len(lengths) == 1 and status not in BODILESS else b""
     if said.isdigit() and len(said) <= 18 and (length := int(said)) >= size:
         return headers, length
     return tuple(field for field in headers if field[0].lower() != b"content-length"), None
