@@ -281,11 +281,14 @@ class MemoryStore(Store):
 
     def _in_states(self, states: Collection[State], **of: Any) -> Iterator[Place]:
         """The places of jobs in some states, as `Order` has them; the live ones are looked for."""
+        narrowed = any(bound is not None for bound in of.values())
         live = sorted(
             (
                 (job.created_at, id)
                 for id, job in self._live.items()
-                if job.state in states and not job.synchronous and within(job, **of)
+                if job.state in states
+                and not job.synchronous
+                and (not narrowed or within(job, **of))
             ),
             reverse=True,
         )
