@@ -30,6 +30,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Jobs, LongRunningMiddleware, Policy, current_job
+from raincheck.preferences import is_navigation
 from raincheck.testing import lifespan
 from tests.conftest import PHASES, long, virtual_jobs
 from tests.support import Gate, Numbers, RawRequest, gated, settled, slow_route
@@ -341,6 +342,12 @@ class Answer:
         elif length is not None:
             assert int(length) == len(self.body)
 
+    def check_page(self) -> None:
+        """It is a problem's page, as a browser that navigates is shown one."""
+        assert self.get(b"cache-control") == b"no-store"
+        assert self.get(b"vary") == b"Accept, Sec-Fetch-Mode"
+        assert (self.get(b"content-security-policy") or b"").startswith(b"default-src 'none'")
+
     def check_problem(self, method: str) -> str:
         """It is a problem document (RFC 9457); returns the last part of its type."""
         assert self.get(b"content-type") == b"application/problem+json"
@@ -494,6 +501,9 @@ def check_status_answer(answer: Answer, method: str, unknown: Answer) -> None:
         if method != "HEAD" and answer.get(b"content-type") == b"application/json":
             assert answer.document()["job_id"]
         return
+    if answer.get(b"content-type") == b"text/html; charset=utf-8":
+        answer.check_page()
+        return
     name = answer.check_problem(method)
     if method != "HEAD":
         of_a_job = name in OF_A_JOB.get(answer.status, ()) or name in ("cancelled", "finished")
@@ -527,6 +537,8 @@ async def test_status_routes_answer_whatever_they_are_asked(
             event(f"{answer.status}")
             if not answer.foreign:
                 check_status_answer(answer, wild.method, unknown)
+                html = (answer.get(b"content-type") or b"").startswith(b"text/html")
+                assert answer.stored or not html or is_navigation(request.scope["headers"])
     check_silence(caplog)
 
 
