@@ -281,6 +281,21 @@ async def test_a_job_that_fails_by_itself_counts(
 
 
 @pytest.mark.anyio
+async def test_law_1_an_outcome_is_in_the_store_before_anything_is_learned_of_it(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """Whatever is wrong with an estimate, the job is not lost."""
+
+    def fails(self: Durations, seconds: float) -> None:
+        raise ArithmeticError("no such duration")
+
+    monkeypatch.setattr(Durations, "learn", fails)
+    async with running(app_of(slow_route(work), jobs=Jobs(clock=clock))) as client:
+        response = await follow(client, await client.post("/slow"))
+        assert (response.status_code, response.headers["job-status"]) == (200, "succeeded")
+
+
+@pytest.mark.anyio
 async def test_law_1_a_clock_may_give_whole_seconds() -> None:
     clock = Clock()
     async with running(app_of(slow_route(work), jobs=Jobs(clock=lambda: int(clock())))) as client:

@@ -480,9 +480,6 @@ class Run:
         """Write the outcome into the store. Never raises an Exception."""
         home, job = self._home, self.job
         environment = home.environment
-        ran = state is not State.CANCELLED and self.stopping is not None
-        if ran and self.ticket is not None and job.started_at is not None:
-            home.scheduler.learn(self.ticket, environment.clock() - job.started_at)
         outcome: dict[str, Any] = {
             "ttl": seconds(self.policy.ttl),
             "tail": tail,
@@ -492,16 +489,24 @@ class Run:
         }
         learns = response is not None and self.policy.coalesce is True
         if environment.store.immediate and not learns:
-            self._became(await environment.ledger.finish(job, state, **outcome))
+            self._recorded(await environment.ledger.finish(job, state, **outcome))
             return
         finish = partial(environment.ledger.finish, job, state, **outcome)
         if learns:
             assert response is not None
             finish = partial(self._learn_first, response, finish)
         if environment.store.immediate:
-            self._became(await finish())
+            self._recorded(await finish())
         else:
             await self._settle(finish)
+
+    def _recorded(self, job: Job) -> None:
+        """The outcome is in the store: only now, what the next ones may take goes by it."""
+        self._became(job)
+        ran = job.state in (State.SUCCEEDED, State.FAILED) and self.stopping is not None
+        if ran and self.ticket is not None and job.started_at is not None:
+            assert job.finished_at is not None
+            self._home.scheduler.learn(self.ticket, job.finished_at - job.started_at)
 
     async def _learn_first(
         self, response: CapturedResponse, finish: Callable[[], Awaitable[Job]]
@@ -517,7 +522,7 @@ class Run:
 
         async def settle() -> None:
             try:
-                self._became(await write())
+                self._recorded(await write())
             except LeaseLost:
                 logger.warning(
                     "job %s (%s) was taken over; its outcome here is dropped", job.id, job.route
