@@ -103,6 +103,7 @@ LAYERS = {
     "jobs": 5,
     "status.access": 6,
     "status.results": 6,
+    "status.attendance": 6,
     "status.events": 6,
     "status.stream": 6,
     "status.pages": 6,

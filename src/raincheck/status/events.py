@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from starlette.types import Receive, Scope, Send
 
 from raincheck.dialects.base import Reply
 from raincheck.job import Job
-from raincheck.runtime.feeds import Feed
 from raincheck.session import Session
+from raincheck.status.attendance import attended
 from raincheck.status.results import send_reply
 
 # Seconds that a stream lasts at most, and after which a silent one has a comment.
@@ -123,39 +124,24 @@ class Stream:
     async def _follow(self, job: Job) -> None:
         """Tell of what becomes of it, until the time is over, or the client or the server goes."""
         with self._session.waits.at_most(_LONGEST):
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._listen, group.cancel_scope)
-                with self._session.feeds.follow(job) as feed:
-                    await self._tell(feed, job.version)
-                group.cancel_scope.cancel()
+            if not await attended(self._receive, partial(self._tell, job)):
+                self._left = True
 
-    async def _tell(self, feed: Feed, version: int) -> None:
-        while not self._left:
-            with anyio.move_on_after(_HEARTBEAT) as silence:
-                job = await feed.after(version)
-            if silence.cancelled_caught:
-                await self._put(COMMENT)
-            elif job is None:
-                return
-            else:
-                version = job.version
-                await self._put(_told(job, self._stands(job)))
-                if job.finished:
+    async def _tell(self, job: Job) -> None:
+        with self._session.feeds.follow(job) as feed:
+            version = job.version
+            while not self._left:
+                with anyio.move_on_after(_HEARTBEAT) as silence:
+                    newer = await feed.after(version)
+                if silence.cancelled_caught:
+                    await self._put(COMMENT)
+                elif newer is None:
                     return
-
-    async def _listen(self, stream: anyio.CancelScope) -> None:
-        """End the stream as soon as the client has left.
-
-        Middleware outside that has read the body may give it back again and again, without ever
-        waiting: then nothing is heard of that, and nobody else would have a turn any more.
-        """
-        whole = False
-        while (message := await self._receive())["type"] != "http.disconnect":
-            if whole:
-                return
-            whole = not message.get("more_body", False)
-        self._left = True
-        stream.cancel()
+                else:
+                    version = newer.version
+                    await self._put(_told(newer, self._stands(newer)))
+                    if newer.finished:
+                        return
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:
         try:

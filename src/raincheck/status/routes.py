@@ -23,13 +23,13 @@ from raincheck.preferences import is_navigation, parse
 from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
+from raincheck.status.attendance import attended
 from raincheck.status.events import Stream
 from raincheck.status.lists import Lists
 from raincheck.status.pages import Screen
 from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
 from raincheck.status.stream import (
     announced,
-    attended,
     begun,
     breaks_off,
     send_tail,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import anyio
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from raincheck.errors import BrokenOff, StoreError
 from raincheck.job import Job
@@ -29,26 +28,6 @@ FAILED = "a response that is followed does not come to its end: its job failed, 
 ANEW = "a response that is followed does not come to its end: its job has begun anew"
 AWAY = "a response that is followed is broken off: the store does not answer"
 LONGER = "a response that is followed is longer than its Content-Length"
-
-
-async def attended(receive: Receive, serve: Callable[[], Awaitable[None]]) -> None:
-    """Serve a client as long as it is there. Raises whatever `serve` does."""
-    raised: Exception | None = None
-
-    async def until_it_leaves() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass  # the request's body
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(until_it_leaves)
-        try:
-            await serve()
-        except Exception as error:  # not by way of the group, which would make several of it
-            raised = error
-        group.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
 
 
 async def begun(jobs: Jobs, job: Job, wait: float) -> Partial | None:
