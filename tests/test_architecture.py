@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -520,3 +521,20 @@ def test_everything_imports_without_an_extra() -> None:
     command = [sys.executable, "-c", WITHOUT_EXTRAS, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_drawn_house_is_this_one() -> None:
+    """The map in CONTRIBUTING.md: a package where most of its rooms are, others by their names."""
+    most: dict[str, Counter[int]] = {}
+    for room, layer in LAYERS.items():
+        most.setdefault(room.partition(".")[0], Counter())[layer] += 1
+    stands = {package: layers.most_common(1)[0][0] for package, layers in most.items()}
+    house: dict[int, set[str]] = {}
+    for room, layer in LAYERS.items():
+        package = room.partition(".")[0]
+        house.setdefault(layer, set()).add(package if stands[package] == layer else room)
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    drawn = dict(re.findall(r'^  L\d\["(\d) · (.+)"\]$', text, re.MULTILINE))
+    assert {int(layer): names.split(" · ") for layer, names in drawn.items()} == {
+        layer: sorted(names) for layer, names in house.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +69,22 @@ def test_every_picture_that_is_shown_is_there() -> None:
     for document in documents:
         for picture in re.findall(r"[\w./-]+\.(?:png|svg)", document.read_text()):
             assert (document.parent / picture).is_file(), (document, picture)
+
+
+def test_links_of_the_readme_lead_somewhere_wherever_it_is_shown() -> None:
+    """As `hatch_build.py` makes them for an index: each is absolute, and of what is there."""
+    build = runpy.run_path(str(ROOT / "hatch_build.py"))
+    repository = "https://example.org/someone/raincheck"
+    text = build["absolute"]((ROOT / "README.md").read_text(), repository, "1.2")
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith(f"{repository}/blob/v1.2/"), link
+        assert (ROOT / link.removeprefix(f"{repository}/blob/v1.2/")).exists(), link
+
+
+def test_what_the_sdist_has_is_what_its_tests_need() -> None:
+    """All that is in the tree, so that whoever packages it elsewhere can run them."""
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    for path in hatch["build"]["targets"]["sdist"]["include"]:
+        assert (ROOT / path.removeprefix("/")).exists(), path
