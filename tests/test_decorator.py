@@ -64,6 +64,10 @@ class Door:
     def known(self) -> Job | None:
         return self.job
 
+    @property
+    def stops(self) -> bool:
+        return False
+
     def report(self, progress: Progress) -> None:
         self.events.append(f"reported {progress.fraction}")
 

@@ -1,18 +1,19 @@
 """202 Accepted for any ASGI app."""
 
 from raincheck.decorator import long_running
-from raincheck.errors import ConfigurationError, RaincheckError
+from raincheck.errors import Cancelled, ConfigurationError, RaincheckError
 from raincheck.job import Job, Progress, State
 from raincheck.jobs import Jobs
 from raincheck.middleware import LongRunningMiddleware
 from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy
-from raincheck.progress import current_job, report
+from raincheck.progress import current_job, raise_if_cancelled, report
 from raincheck.stores.memory import MemoryStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cancelled",
     "ConfigurationError",
     "current_job",
     "Job",
@@ -25,6 +26,7 @@ __all__ = [
     "Policy",
     "Progress",
     "RaincheckError",
+    "raise_if_cancelled",
     "report",
     "State",
 ]

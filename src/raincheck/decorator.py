@@ -68,6 +68,10 @@ class Entrance(Protocol):
     def known(self) -> Job | None:
         """The job, `cancelling` as soon as its handler is asked to stop because of that."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether the handler is to stop, for whatever reason."""
+
     def report(self, progress: Progress) -> None:
         """Note how far the handler is."""
 

@@ -26,8 +26,8 @@
         └── ShuttingDown            503
 
 A `Refusal` reaches the client as a problem document (RFC 9457) with the status shown.
-`Release` stands outside the tree on purpose: it is not an error, and no `except Exception` may
-stop it.
+`Release` and `Cancelled` stand outside the tree on purpose: they are no errors, and no `except
+Exception` may stop them.
 """
 
 from __future__ import annotations
@@ -352,6 +352,14 @@ class Release(BaseException):
     def __init__(self, status: int | None = None) -> None:
         super().__init__()
         self.status = status
+
+
+class Cancelled(Release):
+    """What `raise_if_cancelled()` raises: the handler is to stop, and unwinds from where it is.
+
+    Like the cancellation of a task it is no `Exception`: `finally` and `with` clean up, and an
+    `except Exception` on the way keeps nothing going.
+    """
 
 
 def is_release(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ import functools
 import logging
 
 from raincheck.decorator import current_handoff
+from raincheck.errors import Cancelled
 from raincheck.job import Job, Progress
 
 logger = logging.getLogger("raincheck")
@@ -63,3 +64,20 @@ def current_job() -> Job | None:
     handoff = current_handoff.get()
     known = None if handoff is None else handoff.known
     return None if known is None or known.synchronous else known
+
+
+def raise_if_cancelled() -> None:
+    """Stop here, if the handler is to stop: its job was cancelled, or took longer than its timeout.
+
+    Also if the server stops, or if another process has taken the job over. The same call in `async
+    def` and `def` handlers and in the threads that they start with their context; it costs next to
+    nothing, so a loop may ask each time. A cancel that came in at another process is heard of
+    within a second. Outside a job it does nothing.
+
+    Raises:
+        Cancelled: which is no `Exception`. The job is `cancelled`, or has failed by its timeout,
+            once the handler has unwound.
+    """
+    handoff = current_handoff.get()
+    if handoff is not None and handoff.stops:
+        raise Cancelled

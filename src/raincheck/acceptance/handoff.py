@@ -230,6 +230,11 @@ class Handoff:
         return None if self.run is None else self.run.known
 
     @property
+    def stops(self) -> bool:
+        """See `decorator.Entrance.stops`."""
+        return self.stopping.wanted
+
+    @property
     def limiter(self) -> anyio.CapacityLimiter | None:
         """See `decorator.Entrance.limiter`."""
         acceptor = self._acceptor

@@ -502,7 +502,8 @@ class Run:
 
     def _recorded(self, job: Job) -> None:
         """The outcome is in the store: only now, what the next ones may take goes by it."""
-        self._became(job)
+        if job.version > self.job.version:  # as in `_became`, a call less
+            self.job = job
         ran = job.state in (State.SUCCEEDED, State.FAILED) and self.stopping is not None
         if ran and self.ticket is not None and job.started_at is not None:
             assert job.finished_at is not None

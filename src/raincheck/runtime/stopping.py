@@ -78,6 +78,11 @@ class Stopping:
             call_off()
         self._timers[callback] = self._tasks.call_later(delay, callback)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the app is to stop, and has not ended, nor been spared."""
+        return self.reason is not None and not self._done
+
     @contextmanager
     def noted(self) -> Iterator[None]:
         """The block in which a request to stop is only noted; whoever enters it looks after it."""
