@@ -34,6 +34,7 @@ LAYERS = {
     "dialects.base": 1,
     "lifespan": 1,
     "runners.base": 1,
+    "runners.engines": 1,
     "stores.availability": 1,
     "stores.base": 1,
     "stores.servers": 1,

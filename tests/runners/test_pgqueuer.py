@@ -439,7 +439,7 @@ async def test_a_worker_finds_the_app_where_it_is(
 
 async def test_a_worker_without_its_app_says_what_is_missing(nowhere: str) -> None:
     runner = PgQueuerRunner(nowhere)
-    with pytest.raises(ConfigurationError, match="import the app beside the runner"):
+    with pytest.raises(ConfigurationError, match="import the app beside the worker"):
         await pgqueuer.run(runner.worker, shutdown=asyncio.Event())
 
 

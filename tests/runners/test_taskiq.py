@@ -471,7 +471,7 @@ async def test_a_worker_finds_the_app_where_it_is(elsewhere: ModuleType) -> None
 async def test_a_worker_without_its_app_says_what_is_missing() -> None:
     broker = Broker()
     TaskiqRunner(broker)
-    with pytest.raises(ConfigurationError, match="import the app beside the broker"):
+    with pytest.raises(ConfigurationError, match="import the app beside the worker"):
         async with working(broker):
             await asyncio.sleep(10)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
 from datetime import timedelta
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from starlette.types import ASGIApp
 
@@ -25,7 +22,7 @@ except ImportError as error:
 
 from raincheck.errors import ConfigurationError
 from raincheck.lifespan import lifespan
-from raincheck.runners.base import Run, Runner, Stop
+from raincheck.runners.engines import EngineRunner, apart
 
 logger = logging.getLogger("raincheck")
 
@@ -58,7 +55,7 @@ _LOST = (
 )
 
 
-class PgQueuerRunner(Runner):
+class PgQueuerRunner(EngineRunner):
     """Hands jobs to pgqueuer's workers: `pgq run myapp:worker`, where `worker = runner.worker`.
 
     Only a job's id travels, through pgqueuer's tables, which `pgq install` makes. That every job
@@ -79,11 +76,6 @@ class PgQueuerRunner(Runner):
         ConfigurationError: one of them cannot work.
     """
 
-    in_place: ClassVar[bool] = False
-
-    _run: Run | None = None
-    _stop: Stop
-    _app: ASGIApp | None = None
     _deployment: str | None = None
     _connection: _Connection
     _queries: Queries
@@ -93,29 +85,11 @@ class PgQueuerRunner(Runner):
             raise ConfigurationError("dsn begins with postgresql://")
         if isinstance(queues, str):
             raise ConfigurationError(f"queues={queues!r}: give several names, like [{queues!r}]")
-        if app is not None and not (isinstance(app, str) and all(app.partition(":"))):
-            raise ConfigurationError(
-                f'app={app!r}: say where the app is, as "module:name", like "myapp:app"'
-            )
+        super().__init__(queues=(DEFAULT, *queues), app=app)
         self._dsn = dsn
-        self._queues = (DEFAULT, *queues)
-        self._where = app
-
-    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
-        self._run, self._stop = run, stop
 
     def belong(self, deployment: str) -> None:
         self._deployment = deployment
-
-    def attach(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def check(self, queue: str) -> None:
-        if queue not in self._queues:
-            raise ConfigurationError(
-                f"queue={queue!r}: PgQueuerRunner has no such queue; name it in "
-                f"PgQueuerRunner(queues=[{queue!r}])"
-            )
 
     async def open(self) -> None:
         self._connection = _Connection(self._dsn)
@@ -133,10 +107,7 @@ class PgQueuerRunner(Runner):
         queue = DEFAULT if queue is None else queue
         self.check(queue)
         # Without a key against duplicates: the id may still be with a worker that died or stops.
-        await self._queries.enqueue(self._entrypoint(queue), id.encode())
-
-    async def cancel(self, id: str) -> None:
-        self._stop(id)
+        await self._queries.enqueue(self.entrypoint(queue), id.encode())
 
     async def aclose(self) -> None:
         self._connection.close()
@@ -156,29 +127,15 @@ class PgQueuerRunner(Runner):
         """
         for queue in queues:
             self.check(queue)
-        app = self._app if self._where is None else _imported(self._where)
-        if app is None:
-            raise ConfigurationError(
-                "PgQueuerRunner: no LongRunningMiddleware has it in this process; import the app "
-                "beside the runner, or say where it is: PgQueuerRunner(dsn, app='myapp:app')"
-            )
+        app = self.outermost()
         connection = _Connection(self._dsn)
-        worker = _Worker(app, connection, partial(self._bound, queues or self._queues))
+        worker = _Worker(self, app, connection, queues or self._queues)
         try:
             yield worker
         finally:
             connection.close()
 
-    def _bound(self, queues: Sequence[str]) -> tuple[Run, list[str]]:
-        """What runs a job, and where its ids come in, as soon as the app has started."""
-        if self._run is None:
-            raise ConfigurationError(
-                f"PgQueuerRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
-                "this runner"
-            )
-        return self._run, [self._entrypoint(queue) for queue in queues]
-
-    def _entrypoint(self, queue: str) -> str:
+    def entrypoint(self, queue: str) -> str:
         """A queue, as pgqueuer's tables name it, which may have others, and other deployments'."""
         return ":".join(("raincheck", *filter(None, (self._deployment,)), queue))
 
@@ -192,12 +149,14 @@ class _Worker(QueueManager):
 
     def __init__(
         self,
+        runner: PgQueuerRunner,
         app: ASGIApp,
         connection: _Connection,
-        bound: Callable[[], tuple[Run, list[str]]],
+        queues: Collection[str],
     ) -> None:
         super().__init__(Queries.from_asyncpg_connection(connection))
-        self._app, self._connection, self._bound = app, connection, bound
+        self._runner, self._app, self._connection = runner, app, connection
+        self._entrypoints = [runner.entrypoint(queue) for queue in queues]
         self._over = asyncio.get_running_loop().create_future()
 
     async def run(self, *arguments: Any, **options: Any) -> None:
@@ -206,8 +165,8 @@ class _Worker(QueueManager):
         self._connection.wait_until(self.shutdown)  # pgqueuer has put its own there by now
         try:
             async with lifespan(self._app):
-                self._run, entrypoints = self._bound()
-                for entrypoint in entrypoints:
+                self._runner.bound()  # or it would take jobs that it cannot run
+                for entrypoint in self._entrypoints:
                     self.entrypoint(entrypoint, accepts_context=False)(self.work)
                 working = asyncio.create_task(super().run(*arguments, **options))
                 stopped = asyncio.create_task(self.shutdown.wait())
@@ -222,9 +181,7 @@ class _Worker(QueueManager):
     async def work(self, job: Job) -> None:
         """Run one job to its end, or until the drain is over."""
         assert job.payload is not None
-        running = _task(self._run(job.payload.decode()))
-        await asyncio.wait((running, self._over), return_when=asyncio.FIRST_COMPLETED)
-        running.cancel()  # else pgqueuer would wait for ever for a handler that does not stop
+        await self._runner.run_brought(job.payload.decode(), self._over)
 
 
 class _Connection:
@@ -285,21 +242,10 @@ class _Connection:
         # The ids that a crash of the server loses are brought again; nothing waits for its disk.
         settings = {"synchronous_commit": "off"}
         # What is read from it is read in the context in which it was made.
-        self._made = await _task(
+        self._made = await apart(
             asyncpg.connect(
                 self._dsn, timeout=_PATIENCE, command_timeout=_TIMEOUT, server_settings=settings
             )
         )
         for channel, callback in self._listeners:
             await self._made.add_listener(channel, callback)
-
-
-def _task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task in a context of its own, not in that of the first who needs it."""
-    return asyncio.get_running_loop().create_task(work, context=Context())
-
-
-def _imported(where: str) -> ASGIApp:
-    module, _, name = where.partition(":")
-    app: ASGIApp = getattr(importlib.import_module(module), name)
-    return app

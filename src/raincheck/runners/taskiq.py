@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import signal
-import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from contextvars import Context
 from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
@@ -20,7 +17,7 @@ from taskiq import AckableMessage, AsyncBroker, TaskiqEvents, TaskiqState
 from raincheck.errors import ConfigurationError
 from raincheck.lifespan import lifespan
 from raincheck.policy import require_kind
-from raincheck.runners.base import Run, Runner, Stop
+from raincheck.runners.engines import EngineRunner, apart
 
 logger = logging.getLogger("raincheck")
 
@@ -34,7 +31,7 @@ _PATIENCE = 3.0
 _RETRY = 0.5
 
 
-class TaskiqRunner(Runner):
+class TaskiqRunner(EngineRunner):
     """Hands jobs to taskiq's workers: `taskiq worker myapp:broker`.
 
     Only a job's id travels. The broker is the transport and taskiq the worker process; that every
@@ -55,11 +52,7 @@ class TaskiqRunner(Runner):
         ConfigurationError: a broker that is none.
     """
 
-    in_place: ClassVar[bool] = False
-
-    _run: Run | None = None
-    _stop: Stop
-    _app: ASGIApp | None = None
+    naming: ClassVar[str] = "queues={{{!r}: ...}}"
 
     def __init__(
         self,
@@ -69,11 +62,7 @@ class TaskiqRunner(Runner):
         app: str | None = None,
     ) -> None:
         require_kind("queues", queues, Mapping, '{"videos": ListQueueBroker(...)}')
-        if app is not None and not (isinstance(app, str) and all(app.partition(":"))):
-            raise ConfigurationError(
-                f'app={app!r}: say where the app is, as "module:name", like "myapp:app"'
-            )
-        self._where = app
+        super().__init__(queues=tuple(queues or ()), app=app)
         self._brokers: dict[str | None, AsyncBroker] = {None: broker}
         self._brokers.update(queues or {})
         self._tasks: dict[AsyncBroker, Any] = {}
@@ -89,19 +78,6 @@ class TaskiqRunner(Runner):
             self._tasks[each] = each.register_task(self._task(), TASK)
             each.add_event_handler(TaskiqEvents.WORKER_STARTUP, partial(self._enter, each))
             each.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._leave)
-
-    def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:
-        self._run, self._stop = run, stop
-
-    def attach(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def check(self, queue: str) -> None:
-        if queue not in self._brokers:
-            raise ConfigurationError(
-                f"queue={queue!r}: TaskiqRunner has no such queue; name it in "
-                f"TaskiqRunner(queues={{{queue!r}: ...}})"
-            )
 
     async def open(self) -> None:
         self._starts = {each: start for each, start in self._starts.items() if _of_now(start)}
@@ -123,9 +99,6 @@ class TaskiqRunner(Runner):
         except Exception:  # the broker's own; it may have used a connection that had died
             await self._tasks[broker].kiq(id)  # an id that it brings twice does nothing
 
-    async def cancel(self, id: str) -> None:
-        self._stop(id)
-
     async def aclose(self) -> None:
         starts, self._starts = self._starts, {}
         for broker, start in starts.items():
@@ -141,7 +114,7 @@ class TaskiqRunner(Runner):
         start = self._starts.get(broker)
         if start is None or (start.done() and (start.cancelled() or start.exception())):
             # A worker's own is started by taskiq, which then listens to it.
-            start = asyncio.Future() if _ours(broker) else _task(_start(broker))
+            start = asyncio.Future() if _ours(broker) else apart(_start(broker))
             start.add_done_callback(_seen)
             self._starts[broker] = start
         return start
@@ -151,32 +124,19 @@ class TaskiqRunner(Runner):
     def _task(self) -> Callable[[str], Awaitable[None]]:
         async def run(id: str) -> None:
             """Run one job to its end, or until the worker's drain is over."""
-            assert self._run is not None
-            running = _task(self._run(id))
-            over = () if self._life is None else (self._life.over,)
-            await asyncio.wait((running, *over), return_when=asyncio.FIRST_COMPLETED)
-            running.cancel()  # else taskiq would wait for ever for a handler that does not stop
+            await self.run_brought(id, None if self._life is None else self._life.over)
 
         return run
 
     async def _enter(self, broker: AsyncBroker, state: TaskiqState) -> None:
         if not _ours(broker):
             return  # InMemoryBroker is its own worker, inside the process that serves
-        app = self._app if self._where is None else _imported(self._where)
-        if app is None:
-            raise ConfigurationError(
-                "TaskiqRunner: no LongRunningMiddleware has it in this process; import the app "
-                "beside the broker, or say where it is: TaskiqRunner(broker, app='myapp:app')"
-            )
+        app = self.outermost()
         self._listen_on(broker)
         life = _Life(app)
         await life.begin()
         self._life = life
-        if self._run is None:
-            raise ConfigurationError(
-                f"TaskiqRunner(app={self._where!r}): that app has no LongRunningMiddleware with "
-                "this runner"
-            )
+        self.bound()
 
     async def _leave(self, state: TaskiqState) -> None:
         life, self._life = self._life, None
@@ -209,11 +169,6 @@ class TaskiqRunner(Runner):
 def _ours(broker: AsyncBroker) -> bool:
     """Whether this is a worker process of a broker."""
     return broker.is_worker_process
-
-
-def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task in a context of its own, not in that of the first who needs it."""
-    return asyncio.get_running_loop().create_task(work, context=Context())
 
 
 def _of_now(start: asyncio.Future[None]) -> bool:
@@ -296,11 +251,3 @@ class _Life:
             logger.info("the drain begins when the broker is shut down, not with a signal")
         else:
             self._signals[number] = before
-
-
-def _imported(where: str) -> ASGIApp:
-    module, _, name = where.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # taskiq finds the broker from the working directory, too
-    app: ASGIApp = getattr(importlib.import_module(module), name)
-    return app
