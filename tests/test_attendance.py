@@ -6,7 +6,7 @@ import anyio
 import pytest
 from starlette.types import Message
 
-from raincheck.status.attendance import attended
+from raincheck.attendance import attended
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from raincheck.messages import RawHeaders
 from raincheck.owners import Owners
 from raincheck.policy import Limits, Policy, require_kind
 from raincheck.routing.policies import RoutePolicies
-from raincheck.runners.base import Run, Runner
+from raincheck.runners.base import Brought, Run, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.run import Run as JobRun
@@ -231,8 +231,8 @@ class Jobs:
             raise RuntimeError("the jobs are not open: no lifespan has begun, and no request came")
         return self._latest
 
-    async def _run(self, id: str) -> None:
-        await self._opened().run(id)
+    async def _run(self, id: str) -> Brought:
+        return await self._opened().run(id)
 
     def _stop(self, id: str) -> None:
         if self._latest is not None:

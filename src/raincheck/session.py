@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
 from starlette.types import ASGIApp, Scope
@@ -15,7 +16,7 @@ from raincheck.acceptance.decision import Acceptance
 from raincheck.ids import Ids
 from raincheck.owners import Owners
 from raincheck.policy import seconds
-from raincheck.runners.base import Run
+from raincheck.runners.base import Brought, Run
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.expiry import Sweeper
 from raincheck.runtime.feeds import Feeds
@@ -89,13 +90,14 @@ class Session:
             self.tasks.spawn(self._recovery.watch, Context())
             self._sweeper.keep_sweeping()
 
-    async def run(self, id: str) -> None:
+    async def run(self, id: str) -> Brought:
         """Run a job to its end: see `runners.base.Run`."""
-        await self._replays.run(id)
+        return await self._replays.run(id)
 
     def spawn(self, run: Run, id: str) -> None:
         """Start `run(id)` as a task of ours, in the context that the job is replayed in."""
-        self.tasks.spawn(partial(run, id), self._replays.context_of(id))
+        work: Any = partial(run, id)  # what it says is for engines
+        self.tasks.spawn(work, self._replays.context_of(id))
 
     async def close(self) -> None:
         """Drain: accept nothing new, wait for `drain_timeout`, and interrupt what is left."""

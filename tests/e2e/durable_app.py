@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck import Limits, LongRunningMiddleware, long_running, report
+from raincheck.runners.http_push import HttpPushRunner, Push
 from raincheck.stores.base import Store
 
 NOTES = os.open(os.environ["RAINCHECK_TEST_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -123,6 +125,16 @@ def opened(url: str) -> Store:
     return SQLiteStore(url)
 
 
+def pushing(url: str) -> HttpPushRunner:
+    """Hands jobs to the engine at a URL (`push_engine`)."""
+    client = httpx.AsyncClient(timeout=5)
+
+    async def submit(push: Push) -> None:
+        (await client.post(url, content=push.body)).raise_for_status()
+
+    return HttpPushRunner(submit, secrets=["a secret for the tests alone"])
+
+
 class Signed:
     """Says in every response which process it is from."""
 
@@ -139,26 +151,39 @@ class Signed:
         await self._app(scope, receive, sign if scope["type"] == "http" else send)
 
 
-app = Signed(
-    LongRunningMiddleware(
-        Starlette(
-            routes=[
-                Route("/rerun", rerun, methods=["POST"]),
-                Route("/narrow", narrow, methods=["POST"]),
-                Route("/once", once, methods=["POST"]),
-                Route("/stream", stream, methods=["POST"]),
-                Route("/steps", steps, methods=["POST"]),
-                Route("/go", go, methods=["POST"]),
-                Route("/plain", plain),
-            ]
-        ),
-        store=opened(os.environ["RAINCHECK_TEST_STORE"]),
-        limits=Limits(
-            max_running=int(os.environ.get("RAINCHECK_TEST_RUNNING", "200")),
-            max_queued=10_000,
-            lease=float(os.environ.get("RAINCHECK_TEST_LEASE", "2")),
-            drain_timeout=float(os.environ.get("RAINCHECK_TEST_DRAIN", "0.3")),
-            cancel_grace=1,
-        ),
-    )
+ENGINE = os.environ.get("RAINCHECK_TEST_PUSH")
+runner = pushing(ENGINE) if ENGINE else None
+
+served: ASGIApp = LongRunningMiddleware(
+    Starlette(
+        routes=[
+            Route("/rerun", rerun, methods=["POST"]),
+            Route("/narrow", narrow, methods=["POST"]),
+            Route("/once", once, methods=["POST"]),
+            Route("/stream", stream, methods=["POST"]),
+            Route("/steps", steps, methods=["POST"]),
+            Route("/go", go, methods=["POST"]),
+            Route("/plain", plain),
+        ]
+    ),
+    store=opened(os.environ["RAINCHECK_TEST_STORE"]),
+    runner=runner,
+    limits=Limits(
+        max_running=int(os.environ.get("RAINCHECK_TEST_RUNNING", "200")),
+        max_queued=10_000,
+        lease=float(os.environ.get("RAINCHECK_TEST_LEASE", "2")),
+        drain_timeout=float(os.environ.get("RAINCHECK_TEST_DRAIN", "0.3")),
+        cancel_grace=1,
+    ),
 )
+
+
+class Fork:
+    """What the engine calls stands outside of what users call."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engines = runner is not None and scope.get("path") == "/internal/run"
+        await (runner.app if runner is not None and engines else served)(scope, receive, send)
+
+
+app = Signed(Fork())

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import Any, ClassVar
 
 from starlette.types import ASGIApp
 
-Run = Callable[[str], Coroutine[Any, Any, None]]
-"""Runs one job, given its id, to its end. Never raises an `Exception`.
 
-The app runs in a context of its own, whatever task this is called in.
+class Brought(Enum):
+    """What has become of a job that an engine has brought."""
+
+    ENDED = "nothing of it is left to run: it has, just now or before, or there is no such job"
+    HELD = "it runs or waits already, here or elsewhere, or is for processes of another release"
+    BUSY = "there is no room for it here"
+
+
+Run = Callable[[str], Coroutine[Any, Any, Brought | None]]
+"""Runs one job, given its id, to its end, and says what has become of it; None: it has ended.
+
+Never raises an `Exception`. The app runs in a context of its own, whatever task this is called in.
 """
 
 Stop = Callable[[str], None]
@@ -28,6 +38,9 @@ class Runner(ABC):
 
     in_place: ClassVar[bool]
     """Whether an accepted handler goes on where it is, if there is capacity."""
+
+    patient: ClassVar[bool] = True
+    """Whether a job that its engine brings may wait where it is brought, for its turn there."""
 
     @abstractmethod
     def bind(self, run: Run, stop: Stop, spawn: Callable[[Run, str], None]) -> None:

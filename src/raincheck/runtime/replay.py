@@ -16,6 +16,7 @@ from raincheck.errors import INTERRUPTED, UNREADABLE, NoRoom, Refusal, Unreadabl
 from raincheck.job import State
 from raincheck.messages import CapturedRequest
 from raincheck.policy import seconds
+from raincheck.runners.base import Brought
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.recovery import Recovery
 from raincheck.runtime.run import Run
@@ -59,23 +60,26 @@ class Replays:
         """Begin nothing new that an engine brings."""
         self._closing = True
 
-    async def run(self, id: str) -> None:
+    async def run(self, id: str) -> Brought:
         """Run a job to its end: one that waits here, or one that an engine has brought."""
         if self._environment.in_place:
             run = self._runs.get(id)
             if run is not None and run.waits:  # else it was cancelled, deleted or is another's
                 with suppress(NoRoom):  # its turn comes once more
                     await self._replay(run)
-        elif id not in self._brought:
+        elif id in self._brought:
+            return Brought.HELD
+        else:
             self._brought.add(id)
             try:
-                await self._run_brought(id)
+                return await self._run_brought(id)
             except BaseException:  # the engine gives it up
                 if (run := self._runs.get(id)) is not None:
                     self._runs.give_up(run)
                 raise
             finally:
                 self._brought.discard(id)
+        return Brought.ENDED
 
     async def _replay(self, run: Run) -> None:
         """Run a job that waits here to its end.
@@ -165,45 +169,47 @@ class Replays:
 
     # --- what an engine brings -----------------------------------------------------------------
 
-    async def _run_brought(self, id: str) -> None:
+    async def _run_brought(self, id: str) -> Brought:
         run = await self._take_in(id)
-        while run is not None and run.waits:  # else it was cancelled, deleted or is another's
+        while isinstance(run, Run) and run.waits:  # else it was cancelled, deleted or is another's
             try:
                 await self._replay(run)
             except NoRoom:
-                run = await self._turn_of(run)
+                run = await self._turn_or_not(run)
             else:
-                return
+                return Brought.ENDED if run.job.finished else Brought.HELD
+        return run if isinstance(run, Brought) else Brought.ENDED
 
-    async def _take_in(self, id: str) -> Run | None:
+    async def _take_in(self, id: str) -> Run | Brought:
         """Take a place for a job that an engine has brought, and wait for its turn.
 
         Returns:
-            None if there is nothing more to do: it has run, or waits here already, or is for
-            others.
+            What has become of it, if there is nothing more to do.
         """
         environment = self._environment
         try:
             if await self._run_at_once(id):
-                return None
+                return Brought.ENDED
             job = await environment.ledger.patiently(partial(environment.store.get, id))
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
             logger.warning("job %s cannot run here: %s", id, error)
-            return None
-        if job is None or job.gone or job.state is not State.QUEUED or self._runs.get(id):
-            return None
+            return Brought.HELD
+        if job is None or job.gone or job.finished:
+            return Brought.ENDED
+        if job.state is not State.QUEUED or self._runs.get(id):
+            return Brought.HELD
         if environment.policies.knows(job.route) is False:
             await self._recovery.give_back(job)
-            return None
+            return Brought.HELD
         if self._closing:
             await environment.bring_again(job)
-            return None
+            return Brought.BUSY
         try:
             run = self._runs.place(job)
         except Refusal:
-            return None  # it will be brought again
+            return Brought.BUSY  # it will be brought again
         self._runs.add(run)
-        return await self._turn_of(run)
+        return await self._turn_or_not(run)
 
     async def _run_at_once(self, id: str) -> bool:
         """Run a job to its end, if it can be begun without a look at it: by a single call.
@@ -237,14 +243,21 @@ class Replays:
             await self._replay_begun(run, claimed.request)
         return True
 
-    async def _turn_of(self, run: Run) -> Run | None:
-        """Wait for the turn of a job that an engine has brought; None if it waits no more."""
+    async def _turn_or_not(self, run: Run) -> Run | Brought:
+        assert run.ticket is not None
+        if self._environment.runner.patient or run.ticket.running:
+            return await self._turn_of(run)
+        self._runs.give_up(run)
+        return Brought.BUSY
+
+    async def _turn_of(self, run: Run) -> Run:
+        """Wait for the turn of a job that an engine has brought; it may wait no more by then."""
         turn = self._runs.tasks.gate()
         assert run.ticket is not None
         run.ticket.wait(turn.open)
         if not run.ticket.running:
             await turn.wait()
-        return run if run.waits else None
+        return run
 
     def context_of(self, id: str) -> Context:
         """The context variables that a job is replayed in."""

@@ -15,10 +15,10 @@ from functools import partial
 import anyio
 from starlette.types import Receive, Scope, Send
 
+from raincheck.attendance import attended
 from raincheck.dialects.base import Reply
 from raincheck.job import Job
 from raincheck.session import Session
-from raincheck.status.attendance import attended
 from raincheck.status.results import send_reply
 
 # Seconds that a stream lasts at most, and after which a silent one has a comment.

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from cachetools import LRUCache
 from starlette.types import Message, Receive, Scope, Send
 
+from raincheck.attendance import attended
 from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply
 from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, UnreadableRecord
 from raincheck.ids import Origin
@@ -23,7 +24,6 @@ from raincheck.preferences import is_navigation, parse
 from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
-from raincheck.status.attendance import attended
 from raincheck.status.events import Stream
 from raincheck.status.lists import Lists
 from raincheck.status.pages import Screen
