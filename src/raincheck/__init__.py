@@ -8,6 +8,7 @@ from raincheck.middleware import LongRunningMiddleware
 from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy
 from raincheck.progress import current_job, raise_if_cancelled, report
+from raincheck.sites import EXPOSE_HEADERS
 from raincheck.stores.memory import MemoryStore
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "Cancelled",
     "ConfigurationError",
     "current_job",
+    "EXPOSE_HEADERS",
     "Job",
     "Jobs",
     "Limits",

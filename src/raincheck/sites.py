@@ -6,6 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+EXPOSE_HEADERS = (
+    *("Location", "Content-Location", "Operation-Location", "Link", "Retry-After"),
+    *("Preference-Applied", "Job-Status", "Job-Response-Status", "ETag", "Content-Range"),
+    *("Accept-Ranges", "Idempotency-Replayed"),
+)
+"""The fields of our answers that a script of another origin can read only if the app's CORS policy
+exposes them: `CORSMiddleware(expose_headers=EXPOSE_HEADERS)` (Fetch, "CORS-safelisted
+response-header name")."""
+
 # RFC 6454 §6.1; what is opaque is `null`, and none.
 _ORIGIN = re.compile(
     r"(?P<scheme>https?)://(?P<host>[^/?#@:\[\]]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]*))?(?:/.*)?"
