@@ -51,5 +51,10 @@ def test_the_version_is_the_distributions() -> None:
     assert version("raincheck") == raincheck.__version__
 
 
+def test_the_script_for_pages_is_shipped_alone() -> None:
+    folder = Path(raincheck.__file__).with_name("static")
+    assert {path.name for path in folder.iterdir()} == {"raincheck.js", "raincheck.d.ts"}
+
+
 def test_types_are_shipped() -> None:
     assert Path(raincheck.__file__).with_name("py.typed").exists()

@@ -63,6 +63,10 @@ def test_ci_installs_a_browser() -> None:
     assert "export RAINCHECK_CI=1" in ci  # without one the tests fail
 
 
+def test_ci_installs_typescript() -> None:
+    assert "npm install --prefix tests/client/types" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_every_picture_that_is_shown_is_there() -> None:
     """Those of the pages are made by `docs/screenshots.py`."""
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]

@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import re
+from importlib.resources import files
 from typing import Any
 from urllib.parse import urljoin
 
@@ -187,6 +188,16 @@ async def test_every_dynamic_word_is_escaped() -> None:
         assert json.loads(html.unescape(words[1]))["position"] == GERMAN["position"]
         assert page.text.count("<script") == 1
         gate.open()
+
+
+async def test_its_script_is_the_module_for_all_pages() -> None:
+    module = files("raincheck").joinpath("static", "raincheck.js").read_text()
+    async with running(app_of(gated(gate := Gate()))) as client:
+        page = await opened(client)
+        assert module.strip() in page.text
+        gate.open()
+    assert "{{" not in module  # a hole of the template
+    assert "</script" not in module
 
 
 @pytest.mark.parametrize("word", [*WORDS][: [*WORDS].index("jobs")])

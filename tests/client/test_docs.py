@@ -19,12 +19,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from raincheck import LongRunningMiddleware, long_running
+from tests.client.node import MODULE
 from tests.client.servers import serving
 
 pytestmark = pytest.mark.real
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 BLOCKS = re.findall(r"^```(python|js|bash)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+SERVED = ("/static/raincheck.js", MODULE.as_uri())
+"""Where the page has the module, and where it is."""
 
 COMMANDS = {
     "python": [sys.executable, "-c"],
@@ -33,6 +37,8 @@ COMMANDS = {
 }
 
 ANSWERS = {
+    "CORSMiddleware": r"(?:)",
+    "StaticFiles": r"(?:)",
     "openai": r"It has rained\.\n",
     "submit": r"running None\n(running None\n)*succeeded None\n201 \{\"year\":2026\}\n",
 }
@@ -71,7 +77,7 @@ def test_the_page_shows_what_works(url: str, tmp_path: Path, language: str, sour
     if shutil.which(program[0]) is None and not os.environ.get("RAINCHECK_CI"):
         pytest.skip(f"there is no {program[0]}")
     done = subprocess.run(
-        [*program, source.replace("https://api.example.org", url)],
+        [*program, source.replace("https://api.example.org", url).replace(*SERVED)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -84,4 +90,8 @@ def test_the_page_shows_what_works(url: str, tmp_path: Path, language: str, sour
 
 
 def test_the_page_shows_all_that_it_promises() -> None:
-    assert [language for language, _ in BLOCKS] == [*["python"] * 4, "js", "bash", "python"]
+    assert [language for language, _ in BLOCKS] == [
+        *["python"] * 4,
+        *("js", "python", "python"),
+        *("bash", "python"),
+    ]

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck import Limits, LongRunningMiddleware, long_running
 from tests.e2e.browser import PATIENCE, Serving, Watched, Work, violations
@@ -304,6 +305,54 @@ def test_a_connection_that_is_lost_is_told_of_and_found_again(site: Site) -> Non
     site.work.report(0.5, "half of it")
     expect(page.get_by_text("half of it")).to_be_visible()
     expect(page.get_by_text("The connection is lost. Trying again.")).not_to_be_visible()
+
+
+def test_a_monitor_that_fails_is_asked_again(site: Site) -> None:
+    page = site.submitted()
+    expect(heading(page)).to_have_text("In progress")
+    page.route("**/status", lambda route: route.fulfill(status=500, body="Oh"))
+    hide(page, hidden=True)
+    expect(page.get_by_text("The connection is lost. Trying again.")).to_be_visible()
+    page.unroute("**/status")
+    site.work.report(0.5, "half of it")
+    expect(page.get_by_text("half of it")).to_be_visible()
+    expect(page.get_by_text("The connection is lost. Trying again.")).not_to_be_visible()
+
+
+def test_whoever_has_to_log_in_again_is_led_there(browser: Browser) -> None:
+    """Also where that is another site, whose answer no script of ours may read."""
+    work = Work()
+
+    @long_running
+    async def report(request: Request) -> Response:
+        return await work(request)
+
+    def guarded(app: ASGIApp) -> ASGIApp:
+        async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and "user" not in Request(scope).cookies:
+                await RedirectResponse(elsewhere.url + "/login", 303)(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return guard
+
+    async def login(request: Request) -> Response:
+        return HTMLResponse("<h1>Who is it?</h1>")
+
+    ours = Middleware(LongRunningMiddleware, limits=Limits(drain_timeout=0))
+    app = guarded(Starlette(routes=[Route("/report", report)], middleware=[ours]))
+    with ExitStack() as stack:
+        elsewhere = stack.enter_context(Serving(Starlette(routes=[Route("/login", login)])))
+        serving = stack.enter_context(Serving(app))
+        context = stack.enter_context(closing(browser.new_context()))
+        context.set_default_timeout(PATIENCE)
+        context.add_cookies([{"name": "user", "value": "ann", "url": serving.url}])
+        page = Watched(context).page
+        page.goto(serving.url + "/report")
+        expect(heading(page)).to_have_text("In progress")
+        context.clear_cookies()
+        hide(page, hidden=True)
+        expect(heading(page)).to_have_text("Who is it?")
 
 
 def hide(page: Page, *, hidden: bool) -> None:

@@ -65,8 +65,8 @@ class Template:
 
     @classmethod
     def read(cls, name: str, *, without: str = "") -> Template:
-        """A file of this package, in the style of all pages."""
-        text = styled(name)
+        """A file of this package, in the style of all pages, with the module if it has a place."""
+        text = styled(name).replace("{{module}}", _module())
         return cls(text.replace(without, "", 1) if without else text)
 
     def filled(self, words: Mapping[str, str]) -> bytes:
@@ -88,6 +88,12 @@ def _put(word: str) -> str:
 @cache
 def _read(name: str) -> str:
     return files("raincheck.status").joinpath(name).read_text("utf-8")
+
+
+@cache
+def _module() -> str:
+    """The script that other pages import; here it is part of the page's one inline script."""
+    return files("raincheck").joinpath("static", "raincheck.js").read_text("utf-8").strip()
 
 
 def as_page(reply: Reply, template: Template, words: Mapping[str, str]) -> Reply:
