@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,16 @@ PRINTED = {
         r"no file: 422 Field required\n",
         rf"a file: 202, see /jobs/{ID}\n",
         r'the job: 201 {"rows":3,"session_open":true}\n',
+    ],
+    "oauth2_owner.py": [
+        r"no token: 401 Not authenticated\n",
+        r"ann submits: 202; sessions: 1 open, her handler's\n",
+        r"bob submits: 202; sessions: 1 open, he waits without\n",
+        r"bob asks for ann's job: 404; ann does: 202\n",
+        r"ann's job: 201 {\"user\":\"ann\",\"visits\":1}\n",
+        r"bob asks with a token that has expired: 404\n",
+        r"bob's job, with a new one: 201 {\"user\":\"bob\",\"visits\":1}\n",
+        r"sessions: 0 open\n",
     ],
     "progress.py": [
         line
@@ -188,6 +199,42 @@ def serving() -> Iterator[subprocess.Popen[str]]:
             yield server
         finally:
             server.kill()
+
+
+def test_the_user_of_the_token_owns_the_job_over_a_real_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "uvicorn", "oauth2_owner:app", "--log-level=warning"]
+        command += [f"--app-dir={ROOT / 'examples'}", f"--fd={listener.fileno()}"]
+        server = subprocess.Popen(command, cwd=tmp_path, pass_fds=[listener.fileno()])
+        try:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                ask_as_two_users(client)
+        finally:
+            server.terminate()
+            assert server.wait(timeout=30) in (0, -signal.SIGTERM)
+
+
+def ask_as_two_users(client: httpx.Client) -> None:
+    wrong = client.post("/token", data={"username": "ann", "password": "dry"})
+    assert wrong.status_code == 400
+    headers = {}
+    for user, password in (("ann", "wet"), ("bob", "dry")):
+        form = {"username": user, "password": password}
+        token = client.post("/token", data=form).json()["access_token"]
+        headers[user] = {"Authorization": f"Bearer {token}"}
+    forged = {"Authorization": headers["ann"]["Authorization"][:-4] + "AAAA"}
+    assert client.post("/reports?seconds=0", headers=forged).status_code == 401
+
+    accepted = client.post("/reports?seconds=0.5", headers=headers["ann"])
+    assert accepted.status_code == 202
+    url = accepted.headers["location"]
+    for others in (headers["bob"], forged, {}):
+        for method, path in (("GET", url), ("GET", f"{url}/status"), ("POST", f"{url}/cancel")):
+            assert client.request(method, path, headers=others).status_code == 404
+    done = client.get(url, headers=headers["ann"] | {"Prefer": "wait=10"})
+    assert (done.status_code, done.json()) == (201, {"user": "ann", "visits": 1})
+    assert client.get(url, headers=headers["bob"]).status_code == 404
 
 
 def test_the_app_of_the_readme_does_what_is_shown() -> None:
