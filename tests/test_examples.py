@@ -127,6 +127,12 @@ PRINTED = {
         r'resumed: 201 {"pages":3}\n',
         r"cancelled: canceled\n",
     ],
+    "encrypted_store.py": [
+        r"SQLiteStore: its files have the token, the name, the cookie and the report\n",
+        r"EncryptedStore: its files have none of them\n",
+        rf"GET /jobs/{ID}: 200 report-cookie=c00k1e \"The report on Ada\"\n",
+        rf"GET /jobs/{ID}, Range: bytes=14-: 206 \"Ada\"\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
