@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import logging
 import re
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,65 @@ async def test_the_log_tells_nothing_of_a_job_that_succeeds(
         await every_route(client, accepted.headers["location"], **headers)
         await every_route(client, accepted.headers["location"], **user("bob"))
     assert [record for record in caplog.records if record.name.startswith("raincheck")] == []
+
+
+class Odd:
+    """What becomes of jobs whose requests and responses are full of secrets."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    async def handler(self, request: Request) -> Response:
+        body = (await request.body()).decode()
+        response = PlainTextResponse(body, 500 if body == "s3cret 500" else 200)
+        response.set_cookie("session", "s3cret")
+        if body == "s3cret raises":
+            raise LookupError("it is not there")
+        if body == "s3cret odd":
+            response.headers["x-odd"] = "s3cret\x00"
+        if body == "s3cret large":
+            response = PlainTextResponse("s3cret" * 1000)
+        if body == "s3cret slow":
+            await anyio.sleep(1000)
+        if body == "s3cret waits":
+            await self.gate.wait()
+        return response
+
+
+async def test_the_log_has_nothing_of_what_requests_and_responses_say(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "raincheck")
+    odd = Odd()
+    route = Route(
+        "/slow",
+        long_running(max_running=1, timeout=9, max_response_size=5000, max_request_size=100)(
+            odd.handler
+        ),
+        methods=["POST"],
+    )
+    secret = {**user("s3cret-ann"), "authorization": "s3cret", "cookie": "s3cret=s3cret"}
+    urls = []
+    async with running(app_of(route, owner=by_header)) as client:
+        for number, body in enumerate(("waits", "500", "raises", "odd", "large", "slow", "fine")):
+            headers = {**secret, "idempotency-key": f"s3cret-{number}"}
+            text = f"s3cret {body}"
+            accepted = await client.post("/slow?q=s3cret", content=text, headers=headers)
+            assert accepted.status_code == 202
+            urls.append(accepted.headers["location"])
+        for content, status in (("s3cret other", 422), ("s3cret" * 100, 413)):
+            refused = await client.post("/slow", content=content, headers=headers)
+            assert refused.status_code == status
+        odd.gate.open()
+        done = [await client.get(u, headers={**secret, "prefer": "wait=100"}) for u in urls]
+        for url in urls:
+            await every_route(client, url, **user("s3cret-bob"))
+            await every_route(client, url, **secret)
+    assert len({response.status_code for response in done}) > 2
+    records = [record for record in caplog.records if record.name == "raincheck"]
+    assert len(records) >= 4  # of those that raised, were odd or large, or ran too long
+    lines = [logging.Formatter().format(record) + str(vars(record)) for record in records]
+    assert [line for line in lines if "s3cret" in line] == []
 
 
 # --- owners --------------------------------------------------------------------------------------
@@ -403,6 +464,35 @@ async def test_the_captured_request_of_a_job_that_never_ran_is_gone_too(how: str
     assert gate.entered == 1
 
 
+async def test_a_field_that_is_dropped_is_not_kept_and_a_replay_goes_without() -> None:
+    jobs, gate = virtual_jobs(), Gate()
+
+    async def fields(request: Request) -> Any:
+        await gate.wait()
+        return {name: request.headers.get(name) for name in ("cookie", "x-api-key", "x-other")}
+
+    names = ("Cookie", "X-Api-Key")
+    async with running(
+        app_of(slow_route(fields, max_running=1, drop_headers=names), jobs=jobs)
+    ) as client:
+        headers = {"cookie": "a=b", "X-API-Key": "k", "x-other": "o"}
+        first = await client.post("/slow", headers=headers)
+        second = await client.post("/slow", headers=headers)
+        captured = await kept_of(jobs, second)
+        assert captured is not None
+        kept = {name.lower() for name, _ in captured.headers}
+        assert b"x-other" in kept
+        assert not kept & {b"cookie", b"x-api-key"}
+        gate.open()
+        assert (await follow(client, first)).json() == {
+            "cookie": "a=b",
+            "x-api-key": "k",
+            "x-other": "o",
+        }
+        replayed = (await follow(client, second)).json()
+        assert replayed == {"cookie": None, "x-api-key": None, "x-other": "o"}
+
+
 @pytest.mark.parametrize(("rule", "kept"), [(False, False), (True, True)])
 async def test_a_held_request_is_not_stored_and_one_under_a_path_rule_is(
     rule: bool, kept: bool
@@ -589,6 +679,37 @@ async def test_no_problem_shows_an_exception(trick: Trick, owner: Any, status: i
         assert set(response.json()) == {"type", "title", "status", "detail"}
         assert "secret" not in response.text
         assert "Error" not in response.text
+
+
+# --- requests to elsewhere -----------------------------------------------------------------------
+
+
+async def test_nothing_that_a_client_sends_makes_raincheck_ask_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *host, **_: asked.append(host))
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
+    inner = "http://169.254.169.254/latest"
+
+    async def elsewhere(request: Request) -> Response:
+        return Response(status_code=303, headers={"location": inner, "content-location": inner})
+
+    async with running(app_of(slow_route(elsewhere))) as client:
+        headers = {
+            "host": "169.254.169.254",
+            "x-forwarded-host": "169.254.169.254",
+            "forwarded": "host=169.254.169.254",
+            "referer": inner,
+            "prefer": f'respond-async, callback; url="{inner}"',
+        }
+        accepted = await client.post(f"/slow?url={inner}", content=inner, headers=headers)
+        assert accepted.status_code == 202
+        response = await follow(client, accepted)
+        assert (response.status_code, response.headers["location"]) == (303, inner)
+        await settled()
+        await every_route(client, accepted.headers["location"])
+    assert asked == []
 
 
 # --- where to put it -----------------------------------------------------------------------------
@@ -781,9 +902,9 @@ async def test_a_def_handler_that_computes_does_not_hold_up_its_202() -> None:
 
 
 def named_tests(document: str) -> set[tuple[str, str]]:
-    """The tests that a document names, as `file.py::test_name`."""
+    """The tests that a document names, as `file.py::test_name`, `::TestClass` or both."""
     text = (DOCS / document).read_text()
-    return set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", text))
+    return set(re.findall(r"`([\w/]+\.py)::([\w:]+)`", text))
 
 
 @pytest.mark.parametrize("document", ["security.md", "reliability.md"])
@@ -794,18 +915,29 @@ def test_every_test_that_a_document_names_is_there(document: str) -> None:
         assert {test for where, test in named if where == file} <= names_in(file), file
 
 
+def test_every_statement_of_the_table_names_tests() -> None:
+    table = (DOCS / "security.md").read_text().partition("## Statements and their tests")[2]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) > 80
+    assert [row for row in rows[2:] if not re.search(r"`[\w/]+\.py::\w+", row)] == []
+
+
 def test_every_test_of_this_file_is_named_by_a_document() -> None:
     file = Path(__file__).name
     named = named_tests("security.md") | named_tests("reliability.md")
-    here = {test for test in names_in(file) if not test.startswith("test_every_test_")}
+    here = {test for test in names_in(file) if re.match("test_(?!every_)", test)}
     assert here == {test for where, test in named if where == file}
 
 
 def names_in(file: str) -> set[str]:
-    tree = ast.parse((Path(__file__).parent / file).read_text())
+    """The tests of a file and its classes, with what these have inherited from contracts."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {
-        node.name
-        for node in ast.walk(tree)
-        if isinstance(node, functions) and node.name.startswith("test_")
-    }
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((Path(__file__).parent / file).read_text())):
+        if isinstance(node, functions) and node.name.startswith("test_"):
+            names.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            module = importlib.import_module(f"tests.{file.removesuffix('.py').replace('/', '.')}")
+            tests = (name for name in dir(getattr(module, node.name, None)) if name[:5] == "test_")
+            names |= {node.name, *(f"{node.name}::{name}" for name in tests)}
+    return names

@@ -492,12 +492,18 @@ def deployed(dsn: str) -> tuple[LongRunningMiddleware, PgQueuerRunner]:
 
 async def test_queues_have_the_name_of_the_deployment(dsn: str) -> None:
     app, _ = deployed(dsn)
+    ids = set()
     async with lifespan(app), client_of(app) as client:
         for path in ("/work?seconds=0", "/video"):
-            assert (await client.post(path)).status_code == 202
+            accepted = await client.post(path, content=b"s3cret", headers={"cookie": "s3cret"})
+            assert accepted.status_code == 202
+            ids.add(accepted.json()["job_id"])
     connection = await asyncpg.connect(dsn)
     found = await connection.fetch("SELECT entrypoint FROM pgqueuer ORDER BY entrypoint")
+    brought = await connection.fetch("SELECT * FROM pgqueuer")
     await connection.close()
+    assert "s3cret" not in str(brought)  # of a job it has the id alone
+    assert {row["payload"].decode() for row in brought} == ids
     assert [row["entrypoint"] for row in found] == [
         "raincheck:shop:default",
         "raincheck:shop:videos",

@@ -216,6 +216,18 @@ def test_an_unknown_queue_of_a_rule_is_told_at_once() -> None:
         LongRunningMiddleware(bare, routes=rules, jobs=jobs)
 
 
+async def test_a_broker_is_given_an_id_and_nothing_of_the_request() -> None:
+    broker = Broker()
+    app = app_with(TaskiqRunner(broker))
+    async with lifespan(app), client_of(app) as client:
+        secret = {"authorization": "s3cret", "cookie": "s3cret"}
+        accepted = await client.post("/slow?s3cret", content=b"s3cret", headers=secret)
+    assert accepted.status_code == 202
+    message = broker.messages.get_nowait().decode()
+    assert accepted.json()["job_id"] in message
+    assert "s3cret" not in message
+
+
 async def test_an_unknown_queue_of_an_older_job_is_no_queue() -> None:
     runner = TaskiqRunner(Broker())
     bound(runner, nothing)
