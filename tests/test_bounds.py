@@ -10,8 +10,16 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from starlette.responses import Response
 
-from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, Policy
+from raincheck import (
+    ConfigurationError,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    MemoryStore,
+    Policy,
+)
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.processes import LEASE, Broker, Engine, fleet, two
@@ -60,6 +68,84 @@ async def several() -> Any:
         yield both
         both.gate.open()
         await settled()
+
+
+# --- what is stored ----------------------------------------------------------------------------
+
+
+def stores_of(body: bytes, store: MemoryStore, **settings: Any) -> LongRunningMiddleware:
+    async def answer(request: Any) -> Response:
+        return Response(body, headers={"x-a": "a" * 10_000})
+
+    policy: dict[str, Any] = {"max_stored_bytes_per_owner": 20_000, "ttl": 100, **settings}
+    return app_of(
+        slow_route(answer, "/mine", **policy),
+        slow_route(answer, "/other", **policy),
+        jobs=virtual_jobs(store=store, limits=Limits(lease=LEASE)),
+        owner=lambda connection: connection.headers.get("x-user"),
+    )
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, SharedMemory])
+async def test_an_owner_who_stores_as_much_as_may_be_is_429(kind: type[MemoryStore]) -> None:
+    store = kind()
+    async with running(stores_of(b"x" * 15_000, store)) as client:
+        for _ in range(2):
+            accepted = await client.post("/mine", headers=ANN)
+            assert accepted.status_code == 202
+            assert (await follow(client, accepted)).status_code == 200
+            await settled()
+        kept = len(store)
+        key = {"idempotency-key": "k"}
+        refused = await client.post("/mine", headers=ANN | key)
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 100
+        assert refused.json()["type"].endswith("stored-too-much")
+        assert "20000 bytes" in refused.json()["detail"]
+        assert len(store) == kept
+        for path, headers in (("/mine", BOB), ("/other", ANN), ("/mine", {})):
+            assert (await client.post(path, headers=headers)).status_code == 202
+
+        url = accepted.headers["location"]
+        assert (await client.get(url, headers=ANN)).status_code == 200  # results stay (law 9)
+        assert (await client.delete(url, headers=ANN)).status_code == 204
+        again = await client.post("/mine", headers=ANN | key)  # what is refused leaves its key free
+        assert again.status_code == 202
+        assert "idempotency-replayed" not in again.headers
+        await settled()
+        assert (await client.post("/mine", headers=ANN)).status_code == 429
+        replayed = await client.post("/mine", headers=ANN | key)  # an earlier job comes first
+        assert replayed.headers["location"] == again.headers["location"]
+        await anyio.sleep(120)
+        assert (await client.post("/mine", headers=ANN)).status_code == 202
+
+
+async def test_who_would_have_to_wait_is_refused_as_well() -> None:
+    store = SharedMemory()
+    async with running(stores_of(b"x" * 20_000, store, max_running=1)) as client:
+        for status in (202, 429):
+            assert (await client.post("/mine", headers=ANN)).status_code == status
+            await settled()
+
+
+async def test_small_results_count_for_what_their_records_take() -> None:
+    async with running(stores_of(b"", MemoryStore())) as client:
+        statuses = []
+        for _ in range(6):
+            statuses.append((await client.post("/mine", headers=ANN)).status_code)
+            await settled()
+    assert statuses == [202] * 5 + [429]
+
+
+async def test_what_another_process_stores_counts() -> None:
+    store = SharedMemory()
+    async with (
+        running(stores_of(b"x" * 20_000, store)) as a,
+        running(stores_of(b"x" * 20_000, store)) as b,
+    ):
+        assert (await a.post("/mine", headers=ANN)).status_code == 202
+        await settled()
+        assert (await b.post("/mine", headers=ANN)).status_code == 429
 
 
 # --- how many run ------------------------------------------------------------------------------

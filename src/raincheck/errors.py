@@ -19,6 +19,7 @@
         ├── RequestTooLarge         413
         ├── KeyReused               422
         ├── OverQuota               429
+        ├── StoredTooMuch           429
         ├── OwnerUnknown            500
         ├── QueueFull               503
         ├── RunnerUnavailable       503
@@ -168,11 +169,13 @@ class NoRoom(IllegalTransition):
 
     Args:
         owner: whether those of its owner are meant, not those of its whole route.
+        stored: whether it is what they keep once they have ended that leaves no room.
     """
 
-    def __init__(self, *, owner: bool) -> None:
+    def __init__(self, *, owner: bool, stored: bool = False) -> None:
         super().__init__(f"no room for another job of this {'owner' if owner else 'route'}")
         self.owner = owner
+        self.stored = stored
 
 
 class MalformedCursor(RaincheckError, ValueError):
@@ -304,6 +307,14 @@ class OverQuota(Refusal):
     name = "over-quota"
     status = 429
     title = "Too many requests wait already"
+
+
+class StoredTooMuch(Refusal):
+    """The results that are kept for this owner take as much room as they may."""
+
+    name = "stored-too-much"
+    status = 429
+    title = "Too much is stored already"
 
 
 class QueueFull(Refusal):

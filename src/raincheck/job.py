@@ -37,6 +37,10 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 }
 """Every move a job may make. A state without moves is terminal and never changes (law 5)."""
 
+LEAST_STORED = 4096
+"""Bytes that each job that has ended counts for with `Bounds.stored`: its record and its places in
+indexes take that, and those that are counted are not too many."""
+
 _WAITING = (State.QUEUED,)
 _RUNNING = State.RUNNING, State.CANCELLING
 
@@ -225,6 +229,14 @@ class Job(NamedTuple):
         """The states whose jobs count together with it (see `Bounds`); none if it takes none."""
         stage = self.stage
         return () if stage is None else _WAITING if stage is State.QUEUED else _RUNNING
+
+    @property
+    def stored(self) -> int:
+        """Bytes that it counts for with `Bounds.stored`: what it keeps once it has ended."""
+        if self.gone or not self.finished:
+            return 0
+        size = 0 if self.response is None else self.response.size
+        return max(size, LEAST_STORED)
 
     @property
     def due_at(self) -> float | None:
@@ -439,7 +451,12 @@ class Bounds(NamedTuple):
         route: of its route; None: any number.
         owner: of its owner on its route; None: any number. A job without an owner has no such
             bound.
+        stored: bytes that jobs of its owner on its route may keep that have ended, when one is
+            created; from there on another has no room. Those count that were created under such a
+            bound, each for what it has `stored`. None: any number. A job without an owner has no
+            such bound.
     """
 
     route: int | None = None
     owner: int | None = None
+    stored: int | None = None

@@ -44,6 +44,7 @@ class PolicySettings(TypedDict, total=False):
     max_response_size: int
     max_running_per_owner: int | None
     max_queued_per_owner: int | None
+    max_stored_bytes_per_owner: int | None
     retry_after: int | None
     idempotency: Literal["optional", "required", "off"]
     coalesce: bool | Callable[[CapturedRequest], str | None]
@@ -78,6 +79,11 @@ class Policy:
             Default None: no bound. Requests without an owner are not counted.
         max_queued_per_owner: requests of this route that may wait for one owner; more are refused
             with 429. Default None: no bound.
+        max_stored_bytes_per_owner: bytes of response bodies that are kept for one owner's jobs of
+            this route, each counted with 4 KiB at least; from there on more are refused with 429,
+            until some have expired or been deleted. What runs and waits by then may end beyond it.
+            In all processes that share a store; what was accepted before it was set does not
+            count, nor does what has no owner. Default None: no bound.
         retry_after: seconds to put into `Retry-After`; an integer of at least 1. Default None:
             estimated from what this route's jobs took before.
         idempotency: what an `Idempotency-Key` means: `"optional"` (the default) replays the 202 of
@@ -119,6 +125,7 @@ class Policy:
     max_response_size: int = 64 * MIB
     max_running_per_owner: int | None = None
     max_queued_per_owner: int | None = None
+    max_stored_bytes_per_owner: int | None = None
     retry_after: int | None = None
     idempotency: Literal["optional", "required", "off"] = "optional"
     coalesce: bool | Callable[[CapturedRequest], str | None] = False
@@ -141,6 +148,7 @@ class Policy:
         check.integer("max_queued", at_least=0, optional=True)
         check.integer("max_running_per_owner", at_least=1, optional=True)
         check.integer("max_queued_per_owner", at_least=0, optional=True)
+        check.integer("max_stored_bytes_per_owner", at_least=1, optional=True)
         check.integer("max_request_size", at_least=0)
         check.integer("max_response_size", at_least=0)
         check.integer("retry_after", at_least=1, optional=True)

@@ -127,6 +127,19 @@ async def test_a_message_is_answered_when_the_run_has_ended_and_the_next_one_at_
         assert site.runs == 1
 
 
+async def test_a_message_has_the_id_and_nothing_of_the_request() -> None:
+    site = Site(pushed := Pushed())
+    async with running(site.app) as client:
+        headers = {"authorization": "s3cret", "cookie": "s3cret"}
+        secret = await client.post("/slow?s3cret", content=b"s3cret" * 1000, headers=headers)
+        plain = await client.post("/slow")
+    first, second = pushed.given
+    assert secret.json()["job_id"].encode() in first.body
+    assert b"s3cret" not in first.body
+    assert plain.json()["job_id"].encode() in second.body
+    assert len(first.body) == len(second.body) < 500
+
+
 async def test_an_unknown_job_and_a_deleted_one_are_done() -> None:
     site = Site(pushed := Pushed())
     async with running(site.app) as client:

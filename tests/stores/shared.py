@@ -45,7 +45,7 @@ from starlette.routing import Route
 
 from raincheck import LongRunningMiddleware, long_running
 from raincheck.errors import NoRoom, StoreError, UnreadableRecord
-from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.job import LEAST_STORED, Bounds, Job, Key, Progress, State
 from raincheck.messages import Head
 from raincheck.serialization import FORMAT, dump
 from raincheck.stores.base import Claim, Fetched, Partial, Store, Total
@@ -1137,6 +1137,37 @@ class UnreadableContract(SharedStoreContract):
         assert "job b" in caplog.messages[0]
         assert not await store.sweep(1120.0)
         assert len(caplog.messages) == 1
+
+    async def test_what_an_unreadable_record_stored_goes_with_it(self, store: Store) -> None:
+        most = Bounds(stored=LEAST_STORED + 1)
+        for id in "abc":
+            await store.create(job(id, owner="ann"), bounds=most)
+        for id in "ab":
+            await store.replace(finished(job(id, owner="ann"), ttl=60.0))
+        await self.overwrite(store, "b", UNREADABLE[0])
+        assert not await fits(store, job("d", owner="ann"), most)
+        await store.sweep(1060.0)
+        assert await store.get("b") is None
+        assert await fits(store, job("d", owner="ann"), Bounds(stored=1))
+        await store.replace(finished(job("c", owner="ann"), ttl=900.0))
+        assert await fits(store, job("e", owner="ann"), most)
+        assert not await fits(store, job("f", owner="ann"), Bounds(stored=LEAST_STORED))
+
+    async def test_what_several_processes_store_is_counted_together(
+        self, store: Store, another: Store
+    ) -> None:
+        most = Bounds(stored=30_000)
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                each = (store, another)[number % 2]
+                group.start_soon(self.store_one, each, f"{number}", most)
+        assert not await fits(store, job("more", owner="ann"), most)
+        assert not await fits(another, job("more", owner="ann"), Bounds(stored=40 * LEAST_STORED))
+        assert await fits(another, job("m", owner="ann"), Bounds(stored=40 * LEAST_STORED + 1))
+
+    async def store_one(self, store: Store, id: str, most: Bounds) -> None:
+        await store.create(job(id, owner="ann"), bounds=most._replace(stored=10**9))
+        assert await store.replace(finished(job(id, owner="ann")))
 
     async def test_more_unreadable_records_than_a_sweep_turns_to_at_once(
         self, store: Store

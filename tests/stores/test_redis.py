@@ -1565,6 +1565,19 @@ async def test_a_server_that_evicts_is_warned_of(
     await store.aclose()
 
 
+async def test_what_the_server_itself_has_dropped_is_not_stored_any_more(
+    store: RedisStore,
+) -> None:
+    most = Bounds(stored=1)
+    await store.create(job("a", owner="ann"), bounds=most)
+    assert await store.replace(finished(job("a", owner="ann")))
+    assert not await fits(store, job("b", owner="ann"), most)
+    await store._ask("DEL", store._key("job:", "a"))  # when it was not swept for a day
+    await store.sweep(1060.0)
+    assert await fits(store, job("b", owner="ann"), most)
+    assert await store._ask("EXISTS", store._key("listed:stored")) == 0
+
+
 async def test_passwords_are_used_and_never_told(serve: Serve) -> None:
     server = serve("--requirepass", "s3cret/ü")
     right = RedisStore(f"redis://:s3cret%2F%C3%BC@127.0.0.1:{server.port}/0", deployment="shop")

@@ -354,6 +354,24 @@ async def test_what_a_process_of_an_older_version_writes_is_listed(
     assert await listed(store) == ([], {})
 
 
+async def test_what_a_process_of_an_older_version_deletes_is_not_stored_any_more(
+    path: Path, store: SQLiteStore
+) -> None:
+    one = Bounds(stored=1)
+    mine = job("a", owner="ann")
+    await store.create(mine, bounds=one)
+    done = finished(mine)
+    assert await store.replace(done)
+    assert not await fits(store, job("b", owner="ann"), one)
+    older_replaces(path, done.tombstone(1001.0, 60.0))
+    await store.sweep(1002.0)
+    assert await fits(store, job("b", owner="ann"), one)
+    await store.sweep(1100.0)
+    assert await store.get("a") is None
+    older_replaces(path, finished(job("b", owner="ann")))  # which it does not count
+    assert await fits(store, job("c", owner="ann"), one)
+
+
 async def test_a_job_of_an_older_version_is_listed_when_a_newer_one_goes_on_with_it(
     path: Path, store: SQLiteStore
 ) -> None:

@@ -18,11 +18,12 @@ from raincheck.errors import (
     Refusal,
     RunnerUnavailable,
     ShuttingDown,
+    StoredTooMuch,
     StoreFull,
     StoreUnavailable,
 )
 from raincheck.ids import Ids
-from raincheck.job import Job, Key, State
+from raincheck.job import Bounds, Job, Key, State
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
 from raincheck.runtime.environment import Environment
@@ -213,9 +214,13 @@ class Acceptance:
         request = await handoff.kept_request() if replayable else None
         alone = synchronous or environment.lease is None  # nobody else has to be counted
         within = None if alone else environment.bounds(policy, job.state)
+        if policy.max_stored_bytes_per_owner is not None and owner is not None and not synchronous:
+            within = (within or Bounds())._replace(stored=policy.max_stored_bytes_per_owner)
         try:
             there = await environment.ledger.create(job, request, keys=keys, bounds=within)
         except NoRoom as error:
+            if error.stored:
+                raise _stored_too_much(policy) from error
             if ticket is None or not runs:
                 raise self._runs.scheduler.full(job.route, owner=error.owner) from error
             self._runs.block(ticket, error)
@@ -275,6 +280,14 @@ class Acceptance:
 
     def _until_restart(self) -> int:
         return max(1, round(seconds(self._environment.limits.drain_timeout)))
+
+
+def _stored_too_much(policy: Policy) -> StoredTooMuch:
+    detail = (
+        f"Your results of this route may take {policy.max_stored_bytes_per_owner} bytes; delete "
+        "some, or wait until they expire."
+    )
+    return StoredTooMuch(detail, retry_after=max(1, min(60, round(seconds(policy.ttl)))))
 
 
 def _origin(handoff: Handoff) -> Origin:

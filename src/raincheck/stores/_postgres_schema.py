@@ -290,6 +290,13 @@ MIGRATIONS = (
     WHERE state IS NULL AND NOT gone AND created_at IS NOT NULL AND status IS NOT NULL
     GROUP BY deployment, route, status;
     """,
+    # What results of an owner take on a route, of those jobs of which that is counted; of all
+    # others it is NULL, and they are not in the index. Processes of older versions leave it so.
+    """
+    ALTER TABLE raincheck.jobs ADD stored bigint;
+    CREATE INDEX ON raincheck.jobs (deployment, route, owner) INCLUDE (stored)
+        WHERE stored > 0 AND NOT gone;
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

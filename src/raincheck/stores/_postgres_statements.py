@@ -32,10 +32,10 @@ WITH there AS (
 ), job AS (
     INSERT INTO raincheck.jobs
         (deployment, id, version, fence, state, gone, due, record, route, owner, lease_until,
-        created_at, status, seconds)
+        created_at, status, seconds, stored)
     SELECT
         'deployment', $1, $2, $3, $4, $5, $6, $7, $16, $17,
-        clock_timestamp() + $14::float8 * interval '1 second', $11, $12, $13
+        clock_timestamp() + $14::float8 * interval '1 second', $11, $12, $13, {stored}
     WHERE NOT EXISTS (SELECT FROM there)
     RETURNING id
 ), owned AS (
@@ -50,18 +50,25 @@ WITH there AS (
 SELECT record FROM there
 """
 
-CREATE = _CREATING.format(or_no_room="")
+CREATE = _CREATING.format(or_no_room="", stored="NULL")
 
 # It takes its lock only if there is no earlier job, and before any row's, so that nobody who waits
 # for it has what its holder waits for.
 CREATE_WITHIN = _CREATING.format(
+    stored="CASE WHEN $22::bigint IS NOT NULL THEN 0 END",
     or_no_room="""
+    UNION ALL
+    SELECT 'stored' WHERE $22::bigint <= (
+        SELECT coalesce(sum(stored), 0) FROM raincheck.jobs
+        WHERE deployment = 'deployment' AND route = $16 AND owner = $17
+            AND stored > 0 AND NOT gone
+    )
     UNION ALL
     SELECT bound FROM raincheck.no_room(
         'deployment', $1, 0, $8, $18, $16, $17, $19, $20, $21
     ) AS bound
-    WHERE bound IS NOT NULL
-    """
+    WHERE bound IS NOT NULL AND ($20 IS NOT NULL OR $21 IS NOT NULL)
+    """,
 )
 
 GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
@@ -128,6 +135,7 @@ WITH {no_room} job AS (
     UPDATE raincheck.jobs SET
         version = $2, fence = $3, state = $4, gone = $5, due = $6, record = $7,
         created_at = $11, status = $12, seconds = $13,
+        stored = CASE WHEN stored IS NOT NULL THEN $19::bigint END,
         lease_until = CASE
             WHEN $4::text IS NULL THEN NULL
             WHEN $14::float8 IS NULL THEN lease_until
@@ -174,10 +182,10 @@ REPLACE_WITHIN = _REPLACING.format(
     no_room AS MATERIALIZED (
         SELECT bound FROM raincheck.jobs,
             raincheck.no_room(
-                'deployment', id, version, NULL, $19, route, owner, $20, $21, $22
+                'deployment', id, version, NULL, $20, route, owner, $21, $22, $23
             ) AS bound
         WHERE deployment = 'deployment' AND id = $1 AND version = $2 - 1
-            AND state <> ALL ($20) AND bound IS NOT NULL
+            AND state <> ALL ($21) AND bound IS NOT NULL
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",
@@ -342,7 +350,7 @@ ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
 BURY = """
 WITH job AS (
     UPDATE raincheck.jobs SET
-        version = tombstone.version, state = NULL, gone = true, due = tombstone.due,
+        version = tombstone.version, state = NULL, gone = true, due = tombstone.due, stored = NULL,
         lease_until = NULL, record = tombstone.record
     FROM unnest($1::text[], $2::integer[], $3::float8[], $4::text[])
         AS tombstone (id, version, due, record)
@@ -445,21 +453,22 @@ def columns(job: Job, keys: Collection[Key]) -> tuple[Any, ...]:
 
 
 class Most(NamedTuple):
-    """How many may be in these states (see `Bounds`)."""
+    """How many may be in these states, and what may be stored (see `Bounds`)."""
 
     states: list[str]
     route: int | None
     owner: int | None
+    stored: int | None
 
 
 def most(job: Job, bounds: Bounds | None) -> Most | None:
     """The bounds that there are for a job; None: there are none."""
     if bounds is None or not job.counts_with:
         return None
-    owner = None if job.owner is None else bounds.owner
-    if bounds.route is None and owner is None:
+    owner, stored = (None, None) if job.owner is None else (bounds.owner, bounds.stored)
+    if bounds.route is None and owner is None and stored is None:
         return None
-    return Most([*job.counts_with], bounds.route, owner)
+    return Most([*job.counts_with], bounds.route, owner, stored)
 
 
 def digest(name: str) -> bytes:

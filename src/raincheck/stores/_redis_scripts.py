@@ -63,7 +63,8 @@ def most(job: Job, bounds: Bounds | None, keys: Collection[Key]) -> tuple[str | 
         return ()
     route = None if bounds is None else bounds.route
     owner = None if bounds is None or job.owner is None else bounds.owner
-    return "" if route is None else route, "" if owner is None else owner, *map(mark, keys)
+    stored = None if bounds is None or job.owner is None else bounds.stored
+    return *("" if each is None else each for each in (route, owner, stored)), *map(mark, keys)
 
 
 def mark(key: Key) -> str:
@@ -79,7 +80,7 @@ def fingerprint(mark: bytes) -> str | None:
 def check_room(answer: object) -> None:
     """Raise what `no_room` has found; no other answer is a list."""
     if isinstance(answer, list):
-        raise NoRoom(owner=answer == [b"owner"])
+        raise NoRoom(owner=answer != [b"route"], stored=answer == [b"stored"])
 
 
 # --- the scripts -----------------------------------------------------------------------------
@@ -169,6 +170,27 @@ end
 local function no_room(busy, group, route, owner, of_route, of_owner)
   if as_many(busy, group .. route .. owner, of_owner) then return {'owner'} end
   if as_many(busy, group .. route, of_route) then return {'route'} end
+end
+
+-- The bytes that results of an owner take on a route, all such in one hash.
+local function stored_by(listed, whose)
+  return tonumber(read('hash', 'HGET', listed .. ':stored', whose) or 0)
+end
+
+-- Count those of a job: none once it is gone, whoever has dropped it. Whatever others have put
+-- there keeps no job from going on.
+local function store(listed, id, whose, bytes)
+  local key, own, pcall = listed .. ':stored', '#' .. id, redis.pcall
+  local old, had = pcall('HGET', key, own), 0
+  if type(old) == 'string' then had, whose = cmsgpack.unpack(old) end
+  if bytes == had then return end
+  if bytes > 0 then
+    pcall('HSET', key, own, cmsgpack.pack(bytes, whose))
+  else
+    pcall('HDEL', key, own)
+  end
+  local total = pcall('HINCRBY', key, whose, bytes - had)
+  if type(total) == 'number' and total <= 0 then pcall('HDEL', key, whose) end
 end
 
 -- The windows of a body that a chunk goes into.
@@ -275,7 +297,8 @@ CREATE = Script(
     """
 local job, request, _, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
 local jobs, id, record, version, fence, state, captured, lease, score = unpack(ARGV, 1, 9)
-local created, time, route, owner, of_route, of_owner = unpack(ARGV, 10)
+local created, time, route, owner, of_route, of_owner, of_stored = unpack(ARGV, 10)
+local counts = of_stored and of_stored ~= ''
 local stage = stages[state] or state
 local there = read('hash', 'HGET', job, 'record')
 for i = 10, #KEYS do
@@ -284,6 +307,7 @@ for i = 10, #KEYS do
 end
 if there then return there end
 local group = grouped(stage)
+if counts and stored_by(listed, route .. owner) >= tonumber(of_stored) then return {'stored'} end
 local full = group and no_room(busy, group, route, owner, of_route, of_owner)
 if full then return full end
 local counted = group and group .. route .. owner .. id or ''
@@ -293,7 +317,8 @@ if #KEYS >= 10 then expect('set', keys, passing) end
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
   'size', 0, 'counted', counted)
 if stage == 'queued' and time ~= '' then call('HSET', job, 'not_before', time) end
-give(job, id, keys, passing, 10, 15)
+if counts then call('HSET', job, 'stores', 1) end
+give(job, id, keys, passing, 10, 16)
 if captured ~= '' then call('SET', request, captured) end
 if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, id) end
 if group then call('ZADD', busy, 0, counted) end
@@ -317,11 +342,11 @@ LEARN = Script("flags=allow-oom", "call('SADD', KEYS[1], unpack(ARGV))")
 _REPLACING = """
 local job, request, body, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
 local channel, id, before, record, version, fence, state = unpack(ARGV, 1, 7)
-local replayable, bodied, tail, lease, score, keep = unpack(ARGV, 8, 13)
-local created, time, route, owner, of_route, of_owner = unpack(ARGV, 14)
+local replayable, bodied, tail, lease, score, keep, stored = unpack(ARGV, 8, 14)
+local created, time, route, owner, of_route, of_owner = unpack(ARGV, 15)
 local stage = stages[state] or state
 local old = read('hash', 'HMGET', job, 'version', 'fence', 'size', 'counted', 'keyed', 'stage',
-  'not_before', 'head')
+  'not_before', 'head', 'stores')
 if old[1] ~= before then return 0 end
 for i = 10, #KEYS do
   if call('EXISTS', KEYS[i]) == 1 then return 0 end
@@ -370,7 +395,9 @@ if keyed and stage == 'gone' then
   unlink(lasting)
   call('UNLINK', keys)
 end
-give(job, id, keys, passing, 10, 19)
+give(job, id, keys, passing, 10, 21)
+
+if old[9] then store(listed, id, route .. owner, tonumber(stored)) end
 
 if not unfinished(stage) then
   call('ZREM', leases, id)
@@ -547,6 +574,7 @@ for _, id in ipairs(ids) do
     expired[#expired + 1] = {id, record}
   else
     call('PUBLISH', channel, id)
+    store(listed, id, nil, 0)
     call('UNLINK', jobs .. id)
     call('ZREM', due, id)
     relist(listed, id, false)
@@ -574,6 +602,7 @@ expect('zset', due, leases, busy)
 local freed = old[3] and {own(id, keys), own(id, passing)} or {{}, {}}
 call('PUBLISH', channel, id)
 
+store(listed, id, nil, 0)
 unlink(windows(body, tonumber(old[1]) or 0))
 unlink(freed[1])
 unlink(freed[2])

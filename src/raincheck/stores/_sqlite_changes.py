@@ -21,15 +21,16 @@ NOW = "(julianday('now') - 2440587.5) * 86400.0"
 # A lease of NULL seconds ends never.
 INSERT = """
 INSERT INTO jobs (version, as_of, fence, replayable, record, unfinished, due, state, seconds, keyed,
-    lease_until, id, route, owner, created_at)
-VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, NOW + ?10, ?11, ?12, ?13, ?14)
+    lease_until, id, route, owner, created_at, stored)
+VALUES (?1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, NOW + ?10, ?11, ?12, ?13, ?14, ?15)
 ON CONFLICT (id) DO NOTHING
 """.replace("NOW", NOW)
 
 UPDATE = """
 UPDATE jobs SET version = ?1, as_of = as_of + 1, fence = ?2, replayable = ?3, record = ?4,
     unfinished = ?5, due = ?6, state = ?7, seconds = ?8, keyed = keyed OR ?9,
-    lease_until = CASE WHEN ?5 IS NULL THEN NULL ELSE coalesce(NOW + ?10, lease_until) END
+    lease_until = CASE WHEN ?5 IS NULL THEN NULL ELSE coalesce(NOW + ?10, lease_until) END,
+    stored = CASE WHEN stored IS NOT NULL THEN ?12 END
 WHERE number = ?11
 """.replace("NOW", NOW)
 
@@ -107,7 +108,10 @@ class Changes:
             if (record := self._record(job.id)) is not None:
                 return record
             self._check_room(job, bounds)
-        own = job.id, job.counts_for, job.owner, job.created_at
+        counted = None
+        if bounds is not None and bounds.stored is not None and job.owner is not None:
+            counted = 0
+        own = job.id, job.counts_for, job.owner, job.created_at, counted
         inserted = self._execute(
             INSERT,
             (*_columns(job, int(job.replayable)), *_places(job, job.stage), len(keys), lease, *own),
@@ -164,7 +168,8 @@ class Changes:
         if stage is not None and stage == state:
             self._execute(UPDATE_THERE, (*columns, len(keys), lease, number))
         else:
-            self._execute(UPDATE, (*columns, *_places(job, stage), len(keys), lease, number))
+            places = _places(job, stage)
+            self._execute(UPDATE, (*columns, *places, len(keys), lease, number, job.stored))
         self.ids.append(job.id)
         return True
 
@@ -190,7 +195,7 @@ class Changes:
         self._drop_body(number)
         replayable = 1 if runs.replayable else CLAIMED
         self._execute(
-            UPDATE, (*_columns(runs, replayable), *_places(runs, runs.stage), 0, lease, number)
+            UPDATE, (*_columns(runs, replayable), *_places(runs, runs.stage), 0, lease, number, 0)
         )
         self.ids.append(id)
         return Claim(runs, request, True)
@@ -323,6 +328,13 @@ class Changes:
     def _check_room(self, job: Job, bounds: Bounds) -> None:
         """Nobody else writes, so that what is counted is so still when this one is written."""
         alike = job.counts_with
+        if bounds.stored is not None and job.owner is not None:
+            stored = self._execute(
+                "SELECT bytes FROM stored WHERE route = ? AND owner = ? AND bytes >= ?",
+                (job.route, job.owner, bounds.stored),
+            ).fetchone()
+            if stored is not None:
+                raise NoRoom(owner=True, stored=True)
         if bounds.owner is not None and job.owner is not None:
             ((others,),) = self._execute(
                 "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE unfinished IN (?, ?)"

@@ -103,7 +103,35 @@ BEGIN
 END;
 """
 
-MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED}
+# What results of an owner take on a route, of those jobs of which that is counted: `stored` is NULL
+# of all others. Added up as they end and go, since whoever makes a job asks, and nobody else writes
+# meanwhile. Of a tombstone `state` is NULL, also if a process of an older version has made it.
+_STORED = """
+ALTER TABLE jobs ADD stored INTEGER;
+CREATE TABLE stored (
+    route TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    PRIMARY KEY (route, owner)
+) WITHOUT ROWID;
+CREATE TRIGGER store_other AFTER UPDATE OF state, stored ON jobs
+WHEN old.stored IS NOT NULL AND (old.stored IS NOT new.stored OR old.state IS NOT new.state)
+BEGIN
+    INSERT INTO stored VALUES (new.route, new.owner, 0) ON CONFLICT (route, owner) DO NOTHING;
+    UPDATE stored SET bytes = bytes
+        + CASE WHEN new.state IS NULL THEN 0 ELSE coalesce(new.stored, 0) END
+        - CASE WHEN old.state IS NULL THEN 0 ELSE old.stored END
+    WHERE route = new.route AND owner = new.owner;
+    DELETE FROM stored WHERE route = new.route AND owner = new.owner AND bytes <= 0;
+END;
+CREATE TRIGGER store_none AFTER DELETE ON jobs WHEN old.stored > 0 AND old.state IS NOT NULL
+BEGIN
+    UPDATE stored SET bytes = bytes - old.stored WHERE route = old.route AND owner = old.owner;
+    DELETE FROM stored WHERE route = old.route AND owner = old.owner AND bytes <= 0;
+END;
+"""
+
+MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED, 5: _STORED}
 """Each makes of a file that has the schema before what this number stands for (`PRAGMA
 user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
 append. A process of an older version may have the file open meanwhile, and goes on: its statements

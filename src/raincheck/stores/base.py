@@ -171,15 +171,15 @@ class Store(ABC):
             request: kept with it if it is `replayable`.
             keys: its own from now on; all of them, or none. No name stands there twice.
             lease: seconds until it counts as abandoned; None: it never does.
-            bounds: how many may be in its state, this one counted. An earlier job is returned
-                whatever they say.
+            bounds: how many may be in its state, this one counted, and what its owner may have
+                `stored`. An earlier job is returned whatever they say.
 
         Returns:
             The job that is there now: this one, or the earlier one.
 
         Raises:
-            NoRoom: as many are in its state as `bounds` allows; nothing was stored. The owner's
-                bound is the first to be looked at.
+            NoRoom: as many are in its state as `bounds` allows, or as much is stored; nothing was
+                stored. What is stored is the first to be looked at, and then the owner's bound.
             StoreFull: there is no room; nothing was evicted and nothing stored.
         """
 
@@ -282,7 +282,8 @@ class Store(ABC):
             tail: the last bytes of the response body, if this version has the response.
             lease: seconds until it counts as abandoned; None leaves that as it is. A job that is
                 terminal or gone has no lease any more.
-            bounds: how many may be in its state, if it comes to it by this version.
+            bounds: how many may be in its state, if it comes to it by this version. What may be
+                `stored` is not looked at.
 
         Returns:
             Whether `job.version` was the next one, and all of `keys` were free. If not, nothing

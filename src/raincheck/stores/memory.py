@@ -85,6 +85,9 @@ class MemoryStore(Store):
         # what has come since.
         self._newly_due: dict[str, float] = {}
         self._due = _due_dates()
+        # What results of each route and owner take, of those jobs of which that is counted.
+        self._counted: set[str] = set()
+        self._stored: dict[tuple[str, str | None], int] = {}
         self._order = Order(self._listed)
         self._ended = Ended(self._ended_job)
         self._most = 0  # jobs, since the dicts were made
@@ -127,6 +130,8 @@ class MemoryStore(Store):
         self._live[job.id] = job
         self._order.add(job.id)
         self._bytes += cost
+        if bounds is not None and bounds.stored is not None and job.owner is not None:
+            self._counted.add(job.id)
         if keys:
             self._give(job.id, keys)
         if request is not None:
@@ -376,6 +381,11 @@ class MemoryStore(Store):
         return StoreFull(f"the memory store holds {self._bytes} of {self._max_bytes} bytes")
 
     def _check_room(self, job: Job, bounds: Bounds) -> None:
+        most = bounds.stored if job.owner is not None else None
+        if most is not None and self._stored.get((job.counts_for, job.owner), 0) >= most:
+            raise NoRoom(owner=True, stored=True)
+        if bounds.route is None and bounds.owner is None:
+            return
         states, counts_for = job.counts_with, job.counts_for
         owners = [
             each.owner
@@ -399,6 +409,8 @@ class MemoryStore(Store):
         self._keys = dict(self._keys)
         self._names = dict(self._names)
         self._newly_due = dict(self._newly_due)
+        self._counted = set(self._counted)
+        self._stored = dict(self._stored)
         due, self._due = self._due, _due_dates()
         self._due.update(due)
         self._most = len(self)
@@ -431,8 +443,21 @@ class MemoryStore(Store):
             self._bytes -= _size(old.response.headers)
         if (due := job.due_at) is not None:
             self._newly_due[id] = due
+        if rests and id in self._counted:
+            self._count_stored(old, job)
         if self._waiting.watched:
             self._waiting.wake((id,))
+
+    def _count_stored(self, old: Job, job: Job) -> None:
+        """Count what a job has stored, until it is gone."""
+        group = job.counts_for, job.owner
+        total = self._stored.get(group, 0) + job.stored - old.stored
+        if total:
+            self._stored[group] = total
+        else:
+            self._stored.pop(group, None)
+        if job.gone:
+            self._counted.discard(job.id)
 
     def _give(self, id: str, keys: Collection[Key]) -> None:
         for name, fingerprint, lasting in keys:

@@ -11,7 +11,7 @@ import builtins
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
@@ -227,11 +227,12 @@ class PostgresStore(Store):
             job.replayable,
             job.bodied,
             *sql.pieces(tail),
+            job.stored,
         ]
         if (most := sql.most(job, bounds)) is None:
             replaced = await self._value(sql.REPLACE, *arguments)
         else:
-            replaced = await self._value_within(most, sql.REPLACE_WITHIN, *arguments)
+            replaced = await self._value_within(most[:3], sql.REPLACE_WITHIN, *arguments)
         if replaced is None:
             return False
         self._announce([job.id])
@@ -403,7 +404,7 @@ class PostgresStore(Store):
         rows = await self._rows(statement, *arguments)
         return rows[0][0] if rows else None
 
-    async def _value_within(self, most: sql.Most, statement: str, *arguments: Any) -> Any:
+    async def _value_within(self, most: Sequence[Any], statement: str, *arguments: Any) -> Any:
         """The same, of a statement that may say which bound leaves no room."""
         # In another isolation, which only a proxy's connections may have, it would count what was
         # there before it had its lock.
@@ -411,8 +412,8 @@ class PostgresStore(Store):
         arguments = *arguments, self._server.schema, *most
         rows = await self._rows(statement, *arguments, isolation=isolation)
         value = rows[0][0] if rows else None
-        if value in ("owner", "route"):
-            raise NoRoom(owner=value == "owner")
+        if value in ("owner", "route", "stored"):
+            raise NoRoom(owner=value != "route", stored=value == "stored")
         return value
 
     async def _rows(

@@ -15,6 +15,8 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
                      owner and its id, so that those that count together stand side by side
     listed           hash: which sets list a job, and the seconds that it ran if it has ended
     listed:totals    hash: those of each group (a state and a route) of which there were any
+    listed:stored    hash: the bytes that results take by route and owner, where that is counted,
+                     and those of each job
     listed:-<group>  sorted set: the ids of the jobs of a group, by when they were accepted
     listed:<owner><group>
                      sorted set: those of one owner among them
@@ -103,7 +105,7 @@ LISTED = 100
 
 OWN = (
     *(("zset", name) for name in ("due", "leases", "busy")),
-    *(("hash", name) for name in ("listed", "listed:totals")),
+    *(("hash", name) for name in ("listed", "listed:totals", "listed:stored")),
 )
 """Keys that are there as long as there are jobs, each with its kind."""
 
@@ -267,6 +269,7 @@ class RedisStore(Store):
             "" if lease is None else lease,
             due(job),
             keep(job),
+            job.stored,
             *times(job),
             *place(job),
             *most(job, bounds, keys),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import anyio
 
 from raincheck.errors import NoRoom
-from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.job import LEAST_STORED, Bounds, Job, Key, Progress, State
 from raincheck.stores.base import (
     Found,
     Store,
 )
 from raincheck.testing.samples import (
+    claim,
     finished,
     fits,
     job,
     request,
+    waiting,
 )
 
 
@@ -233,6 +235,85 @@ class KeyContract:
         assert await fits(store, job("f", owner="ann"), one)
         await store.sweep(2000.0)
         assert not await fits(store, job("g", owner="ann"), one)
+
+    async def test_an_owner_may_store_so_much_on_each_route(self, store: Store) -> None:
+        most = Bounds(stored=100_000)
+        for id in "ab":
+            assert await fits(store, job(id, owner="ann"), most)
+        assert await store.replace(finished(job("a", owner="ann"), size=90_000), tail=b"x" * 90_000)
+        assert await fits(store, job("c", owner="ann"), most)  # what runs does not count
+        assert await store.replace(finished(job("b", owner="ann"), size=20_000), tail=b"x" * 20_000)
+        assert not await fits(store, job("d", owner="ann"), most)
+        assert not await fits(store, waiting("d", owner="ann"), Bounds(9, 9, 100_000))
+        assert await fits(store, job("d", owner="ann"), Bounds(9, 9, 200_000))
+        assert await fits(store, job("e", owner="ann", route="other"), most)
+        assert await fits(store, job("f", owner="bob"), most)
+        assert await fits(store, job("g"), Bounds(stored=1))
+        assert await fits(store, job("h", owner="ann"), Bounds(9, 9))
+        done = finished(job("c", owner="ann"), size=9)
+        assert await store.replace(done, bounds=Bounds(stored=1))  # only when one is created
+
+    async def test_it_tells_that_what_is_stored_leaves_no_room(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1, stored=1)
+        assert await fits(store, job("a", owner="ann"), one)
+        told = []
+        for _ in range(2):
+            try:
+                await store.create(job("b", owner="ann"), bounds=one)
+            except NoRoom as error:
+                told.append((error.owner, error.stored))
+            await store.replace(finished(job("a", owner="ann")))
+        assert told == [(True, False), (True, True)]
+
+    async def test_what_is_gone_is_not_stored_any_more(self, store: Store) -> None:
+        most = Bounds(stored=LEAST_STORED + 1)  # each counts for something
+        for id in "abc":
+            assert await fits(store, job(id, owner="ann"), most)
+        assert await store.replace(finished(job("a", owner="ann")))
+        assert await fits(store, job("d", owner="ann"), most)
+        done = finished(job("b", owner="ann"), 1500.0)
+        assert await store.replace(done)
+        assert not await fits(store, job("e", owner="ann"), most)
+        await store.sweep(1100.0)  # which takes the first
+        assert await fits(store, job("e", owner="ann"), most)
+        assert await store.replace(finished(job("c", owner="ann"), 1500.0))
+        assert not await fits(store, job("f", owner="ann"), most)
+        assert await store.replace(done.tombstone(1501.0, 60.0))
+        assert await fits(store, job("f", owner="ann"), most)
+        await store.sweep(1600.0)
+        await store.sweep(1700.0)
+        assert await fits(store, job("g", owner="ann"), Bounds(stored=1))
+
+    async def test_what_was_accepted_without_the_bound_is_not_counted(self, store: Store) -> None:
+        await store.create(job("a", owner="ann"))
+        assert await store.replace(finished(job("a", owner="ann"), size=9), tail=b"x" * 9)
+        assert await fits(store, job("b", owner="ann"), Bounds(stored=1))
+
+    async def test_a_job_that_runs_again_stores_what_its_last_run_has(self, store: Store) -> None:
+        most = Bounds(stored=10_000)
+        waits = waiting("a", owner="ann", max_runs=2)
+        await store.create(waits, request(), bounds=most)
+        claimed = await claim(store)
+        assert claimed is not None
+        again = claimed.job.requeue()
+        assert await store.replace(again)
+        assert await store.append_body("a", again.fence, 0, b"x" * 20_000)
+        assert await fits(store, job("b", owner="ann"), most)
+        runs = again.start(1002.0)
+        assert await store.replace(runs)
+        assert await store.replace(finished(runs, size=9_000), tail=b"x" * 9_000)
+        assert await fits(store, job("c", owner="ann"), most)
+        assert await store.replace(finished(job("c", owner="ann"), size=2_000), tail=b"x" * 2_000)
+        assert not await fits(store, job("d", owner="ann"), most)
+
+    async def test_a_twin_is_found_though_too_much_is_stored(self, store: Store) -> None:
+        one = Bounds(stored=1)
+        first = job(owner="ann")
+        await store.create(first, keys=(Key("k"),), bounds=one)
+        assert await store.replace(finished(first))
+        assert (await store.create(first, bounds=one)).id == "a"
+        assert (await store.create(job("b", owner="ann"), keys=(Key("k"),), bounds=one)).id == "a"
+        assert not await fits(store, job("b", owner="ann"), one)
 
     async def test_a_job_begins_only_if_there_is_room(self, store: Store) -> None:
         one = Bounds(route=1, owner=1)
