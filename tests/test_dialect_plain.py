@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raincheck.dialects.base import Action, Mount, Outlook, Place, Reply
-from raincheck.dialects.plain import WORDS, PlainDialect, timestamp
+from raincheck.dialects.documents import timestamp
+from raincheck.dialects.plain import WORDS, PlainDialect
 from raincheck.errors import (
     INTERRUPTED,
     LOST_WORKER,

@@ -12,7 +12,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.acceptance.handoff import VARY, Handoff, bring_back, with_vary
-from raincheck.dialects.base import Dialect, Reply
+from raincheck.dialects.base import Content, Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import (
     BodyLost,
@@ -35,7 +35,7 @@ from raincheck.routing.table import Candidate, Routing
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
 from raincheck.session import Session
-from raincheck.status.results import send_reply, send_stored
+from raincheck.status.results import embedded, send_reply, send_stored
 from raincheck.status.routes import CANCELLED, Mounts, StatusRoutes
 from raincheck.stores.base import Store
 
@@ -59,7 +59,8 @@ class LongRunningMiddleware:
         limits: what all routes together keep to.
         store: where jobs are kept. Default: a `MemoryStore`.
         runner: where they run. Default: a `LocalRunner`.
-        dialect: how they are spelt on the wire. Default: a `PlainDialect`.
+        dialect: how they are spelt on the wire: one of `raincheck.dialects`, or your own. Default:
+            a `PlainDialect`.
         owner: says whose a request is, from its `HTTPConnection`: a string, or None for a job whose
             id alone opens it; sync or async. `raincheck.owners` has ready-made ones. Asked at
             acceptance and on every status route; another owner's job is like one that is not
@@ -125,7 +126,7 @@ class LongRunningMiddleware:
             route_of=jobs.policies.of_mark,
             path=path,
             is_status=jobs.is_status_app,
-            lists=self._status.lists.on,
+            lists=self._status.lists.on and self._dialect.place("") is not None,
         )
         jobs.bind(
             app,
@@ -146,7 +147,7 @@ class LongRunningMiddleware:
                 await self.app(scope, receive, send)
             elif (
                 path.startswith(self._below)
-                and not (self._routing.hides and self._routing.is_apps(path, scope["method"]))
+                and not (self._routing.hides and self._is_apps(path, scope["method"]))
             ) or (self._status.lists.on and self._is_list(path, scope["method"])):
                 prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
                 await self._status.serve(path[len(self._path) :], prefix, scope, receive, send)
@@ -159,6 +160,13 @@ class LongRunningMiddleware:
             await Lifespan(opening, self.jobs.close, receive, send).run(self.app, scope)
         else:
             await self.app(scope, receive, send)
+
+    def _is_apps(self, path: str, method: str) -> bool:
+        """Whether a path below the mount path may be the app's, whose routes cannot be read."""
+        tail = path[len(self._path) :]
+        place = self._dialect.place(tail)
+        id = tail[1:].partition("/")[0] if place is None else place.id
+        return self._routing.is_apps(path, method, id)
 
     def _is_list(self, path: str, method: str) -> bool:
         """Whether it is for the list of jobs at the mount path itself, or for what belongs to it.
@@ -242,13 +250,15 @@ class LongRunningMiddleware:
     ) -> None:
         """Answer for a request whose app has ended or gone into the background."""
         job, decision = handoff.accepted, handoff.decision
-        refusal = handoff.refusal
+        refusal, content = handoff.refusal, None
         if job is None and handoff.interrupted:
             refusal = ShuttingDown("The server accepts nothing new.", retry_after=1)
         elif job is not None and decision is not None:
             itself = job.synchronous or not decision.asynchronous
             try:
-                if (itself or decision.wait) and await self._answer_in_time(
+                if self._dialect.embeds and not itself:
+                    job, content = await self._embedded(job, decision.wait)
+                elif (itself or decision.wait) and await self._answer_in_time(
                     job, handoff, scope, send, inner
                 ):
                     return
@@ -266,11 +276,11 @@ class LongRunningMiddleware:
             assert decision is not None
             root_path = self._routing.root_path or scope.get("root_path", "")
             mount = self._mounts.at(root_path + self._path)
-            if is_navigation(handoff.fields):
-                reply = self._dialect.navigated(job, mount)
-            else:
+            shown = self._dialect.navigated(job, mount) if is_navigation(handoff.fields) else None
+            if shown is None:
                 outlook = session.runs.outlook(job)
-                reply = self._dialect.accepted(job, mount, outlook, decision.applied)
+                shown = self._dialect.accepted(job, mount, outlook, decision.applied, content)
+            reply = shown
         await self._reply(reply, handoff, scope, send)
 
     def _for_people(
@@ -332,6 +342,25 @@ class LongRunningMiddleware:
         if handoff.made and not handoff.keyed:  # nobody else can ask for it
             await self.jobs.forget(job)
         return True
+
+    async def _embedded(self, accepted: Job, wait: float) -> tuple[Job, Content | None]:
+        """A job with what its document has of its response, if it is in time.
+
+        A store that fails costs the client only that.
+
+        Raises:
+            StoreUnavailable: an earlier request's job has a response, and it cannot be read.
+        """
+        try:
+            job = await self.jobs.finished(accepted, wait) if wait else None
+            job = accepted if job is None or job.gone else job
+            return job, await embedded(self.jobs, job, self._dialect.embeds)
+        except Exception as error:
+            if not isinstance(error, BodyLost):  # else it was deleted meanwhile
+                self.jobs.availability.failed(error)
+            if accepted.finished:
+                raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
+            return accepted, None
 
     def _late(self, job: Job, itself: bool) -> bool:
         if itself:  # 409, as the draft has it (draft 07, §2.6)

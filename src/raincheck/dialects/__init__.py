@@ -1,1 +1,9 @@
-"""Dialects spell jobs on the wire."""
+"""Dialects spell jobs on the wire; a middleware speaks one (`dialect=`)."""
+
+from raincheck.dialects.base import Dialect
+from raincheck.dialects.plain import PlainDialect
+
+__all__ = [
+    "Dialect",
+    "PlainDialect",
+]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 from raincheck.dialects.base import Census, Selection
+from raincheck.dialects.documents import (
+    limit_of,
+    malformed,
+    moment_of,
+    once,
+    parameters,
+    states_of,
+    timestamp,
+)
 from raincheck.errors import Problem
 from raincheck.job import State
-
-MOST = 200
-"""Jobs that one answer has at most, however many are asked for."""
 
 _ONCE = ("route", "owner", "created_since", "created_before", "limit", "cursor")
 
@@ -24,71 +28,22 @@ def selection(query: str, words: Mapping[State, str]) -> Selection | Problem:
     is not known is passed over.
     """
     try:
-        found = [each for each in parse_qsl(query, max_num_fields=100) if each[1]]
-        return _selection(found, {word: state for state, word in words.items()})
+        found = parameters(query)
+        given = once(found, _ONCE)
+        return Selection(
+            states=states_of(found, "status", {word: (state,) for state, word in words.items()}),
+            route=given.get("route"),
+            owner=given.get("owner"),
+            since=moment_of("created_since", given.get("created_since")),
+            until=moment_of("created_before", given.get("created_before")),
+            after=given.get("cursor"),
+            limit=limit_of("limit", given.get("limit"), Selection().limit),
+        )
     except ValueError as error:
         return malformed(str(error))
 
 
-def malformed(detail: str) -> Problem:
-    """A query of a list that cannot be read."""
-    return Problem("malformed-query", 400, "The query cannot be read", detail)
-
-
-def _selection(found: Sequence[tuple[str, str]], states: Mapping[str, State]) -> Selection:
-    once: dict[str, str] = {}
-    wanted: list[State] = []
-    for name, value in found:
-        if name == "status":
-            for word in value.split(","):
-                if (state := states.get(word.strip())) is None:
-                    raise ValueError(f"No job has this status; they have: {', '.join(states)}.")
-                wanted.append(state)
-        elif name in _ONCE and once.setdefault(name, value) != value:
-            raise ValueError(f"The parameter {name} is given twice.")
-    return Selection(
-        states=tuple(dict.fromkeys(wanted)),
-        route=once.get("route"),
-        owner=once.get("owner"),
-        since=_moment(once, "created_since"),
-        until=_moment(once, "created_before"),
-        after=once.get("cursor"),
-        limit=_limit(once.get("limit")),
-    )
-
-
-def _moment(once: Mapping[str, str], name: str) -> float | None:
-    if (value := once.get(name)) is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise ValueError(
-            f"The parameter {name} is a time as in RFC 3339, like 2026-11-21T12:00:00Z; "
-            "in a URL a plus is %2B."
-        ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _limit(value: str | None) -> int:
-    if value is None:
-        return Selection().limit
-    if not (value.isascii() and value.isdecimal() and int(value[:9]) > 0):
-        raise ValueError(f"The parameter limit is a whole number, 1 to {MOST}.")
-    return min(int(value[:9]), MOST)
-
-
-def following(query: str, after: str) -> str:
-    """The same query, for the page behind the one that ended there."""
-    kept = [each for each in parse_qsl(query) if each[1] and each[0] != "cursor"]
-    return urlencode([*kept, ("cursor", after)])
-
-
-def totals(
-    census: Census,
-    words: Mapping[State, str],
-    timestamp: Callable[[float | None], str | None],
-) -> dict[str, Any]:
+def totals(census: Census, words: Mapping[State, str]) -> dict[str, Any]:
     """The document of all totals."""
     everything: dict[str, Any] = {}
     oldest: list[float] = []

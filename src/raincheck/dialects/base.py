@@ -10,6 +10,7 @@ from typing import NamedTuple
 from raincheck.errors import Problem
 from raincheck.job import Job, State
 from raincheck.messages import RawHeaders
+from raincheck.preferences import parse
 
 
 class Reply(NamedTuple):
@@ -58,10 +59,13 @@ class Action(Enum):
 
     RESULT = "the poll: how the job stands, until that becomes its response"
     MONITOR = "how the job stands, finished or not"
+    WAIT = "the same, once the job has finished or the asker's time is over"
     EVENTS = "the same, and again whenever it changes"
     STREAM = "its response while it is produced"
     CANCEL = "that it stops"
-    DELETE = "that it is forgotten"
+    DELETE = "that it is forgotten, and stops before that"
+    DISMISS = "that it stops, or is forgotten if it has"
+    FORGET = "that it is forgotten, which only a job that has finished can be"
     LIST = "the jobs that there are, of whomever asks, or for an operator all"
     TOTALS = "how many there are, for an operator"
 
@@ -76,6 +80,30 @@ class Place(NamedTuple):
 
     id: str
     actions: Mapping[str, Action]
+
+
+class Asked(NamedTuple):
+    """What a request to a job's routes says beside its path.
+
+    Attributes:
+        query: of its URL.
+        fields: its header fields, as ASGI has them.
+        body: what it has in it, up to 4 KiB; only if it asks for `Action.WAIT`, else empty.
+    """
+
+    query: str
+    fields: Sequence[tuple[bytes, bytes]]
+    body: bytes = b""
+
+
+class Content(NamedTuple):
+    """The body of a job's response, for who may see it and a dialect that puts it into documents.
+
+    Attributes:
+        body: all of it; None if it is larger than the dialect `embeds`.
+    """
+
+    body: bytes | None
 
 
 class Outlook(NamedTuple):
@@ -119,11 +147,15 @@ class Listed(NamedTuple):
         jobs: the jobs, newest first, each with what is expected of it; None once it is finished.
         next: where the next part is, as a URL; None if there is none.
         operator: whether it is for an operator, who sees whose they are.
+        here: where this part is, as a URL.
+        after: the cursor of the next part; None if there is none.
     """
 
     jobs: Sequence[tuple[Job, Outlook | None]]
     next: str | None
     operator: bool
+    here: str = ""
+    after: str | None = None
 
 
 class Census(NamedTuple):
@@ -149,65 +181,58 @@ class Census(NamedTuple):
 class Dialect(ABC):
     """Has the routes of jobs, their words and their URLs.
 
-    Pure: values in, a `Reply` out; no I/O, no clock.
+    Pure: values in, a `Reply` out; no I/O, no clock. The methods below a line are for a dialect
+    whose places have the actions that the line names; one that has none of these leaves them out.
     """
 
     unasked: bool = True
     """Whether it may answer 202 to a request without `Prefer: respond-async`."""
 
+    embeds: int = 0
+    """Bytes of a response's body that a document has in it at most. 0, the default: none has any,
+    and a response is served as it is, also to a client that waits for it."""
+
+    settles: float = 0.0
+    """Seconds that the answer to a cancel waits for the handler to stop, for a dialect that has no
+    word for a job that was asked to."""
+
     @abstractmethod
     def place(self, path: str) -> Place | None:
         """What stands at a path below the mount, which begins with a slash; None for nothing."""
+
+    def unable(self, asked: Asked) -> Problem | None:
+        """What a request with a query asks that this dialect cannot do; None, the default: nothing.
+
+        It is not asked of requests for lists.
+        """
+        return None
 
     def urls(self, job: Job, mount: Mount) -> Urls | None:
         """Where a page finds the routes of a job; None, the default, if no page could use them."""
         return None
 
     @abstractmethod
-    def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
+    def accepted(
+        self,
+        job: Job,
+        mount: Mount,
+        outlook: Outlook,
+        applied: bytes | None,
+        content: Content | None = None,
+    ) -> Reply:
         """The answer to the request that was accepted.
 
         Args:
-            job: the job.
+            job: the job; it may have finished, if a key has named it, or the client has waited.
             mount: where the status routes stand.
             outlook: what is expected of it.
             applied: the value of `Preference-Applied` (RFC 7240 §3), or None.
+            content: of its response, if there is one and the dialect `embeds` it.
         """
 
-    @abstractmethod
-    def navigated(self, job: Job, mount: Mount) -> Reply:
-        """The same for a browser that navigates."""
-
-    @abstractmethod
-    def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
-        """The status URL of a job that is not finished."""
-
-    @abstractmethod
-    def monitor(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
-        """The monitor; no outlook once the job is finished."""
-
-    @abstractmethod
-    def result(self, job: Job) -> tuple[int, RawHeaders]:
-        """Status and header fields under which a job's response is served.
-
-        Args:
-            job: the job, with its response; that may be still to end, where the job is.
-        """
-
-    @abstractmethod
-    def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
-        """The answer to a cancel; no outlook once the job has stopped."""
-
-    @abstractmethod
-    def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
-        """The answer to a delete.
-
-        Args:
-            job: the job just before it was forgotten.
-            mount: where the status routes stand.
-            outlook: what is expected of it, unless it has stopped.
-            finished: whether it had finished by itself before the delete.
-        """
+    def navigated(self, job: Job, mount: Mount) -> Reply | None:
+        """The same for a browser that navigates; None, the default: no other."""
+        return None
 
     @abstractmethod
     def problem(
@@ -221,7 +246,75 @@ class Dialect(ABC):
             retry_after: seconds until another try makes sense, if there is a time to name.
         """
 
-    # --- lists: for a dialect whose places have `Action.LIST` and `Action.TOTALS` ----------------
+    # --- MONITOR, WAIT, EVENTS --------------------------------------------------------------------
+
+    def monitor(
+        self, job: Job, mount: Mount, outlook: Outlook | None, content: Content | None = None
+    ) -> Reply:
+        """The monitor.
+
+        Args:
+            job: the job.
+            mount: where the status routes stand.
+            outlook: what is expected of it; None once it is finished.
+            content: of its response, if there is one, the dialect `embeds` it, and whoever asks is
+                its owner and no operator.
+        """
+        raise NotImplementedError
+
+    def patience(self, asked: Asked) -> float | None:
+        """Seconds that who asks for `Action.WAIT` would wait; None if nothing is said of that.
+
+        The default reads `Prefer: wait` (RFC 7240 §4.3), which is heard everywhere else.
+        """
+        return parse(asked.fields).wait
+
+    # --- RESULT, STREAM ---------------------------------------------------------------------------
+
+    def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
+        """The status URL of a job that is not finished."""
+        raise NotImplementedError
+
+    def result(self, job: Job) -> tuple[int, RawHeaders]:
+        """Status and header fields under which a job's response is served.
+
+        Args:
+            job: the job, with its response; that may be still to end, where the job is.
+        """
+        raise NotImplementedError
+
+    # --- CANCEL, DISMISS --------------------------------------------------------------------------
+
+    def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
+        """The answer to a cancel; no outlook once the job has stopped."""
+        raise NotImplementedError
+
+    def late(self, job: Job, mount: Mount, content: Content | None) -> Reply | None:
+        """The answer to a cancel of a job that has finished by itself.
+
+        None, the default: a problem with status 409.
+
+        Args:
+            job: the job.
+            mount: where the status routes stand.
+            content: as for `monitor`.
+        """
+        return None
+
+    # --- DELETE, DISMISS, FORGET ------------------------------------------------------------------
+
+    def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
+        """The answer to a delete.
+
+        Args:
+            job: the job just before it was forgotten.
+            mount: where the status routes stand.
+            outlook: what is expected of it, unless it has stopped.
+            finished: whether it had finished by itself before the delete.
+        """
+        raise NotImplementedError
+
+    # --- LIST, TOTALS -----------------------------------------------------------------------------
 
     def selection(self, query: str) -> Selection | Problem:
         """Which jobs the query of a URL asks for, or what is wrong with it."""
@@ -232,7 +325,7 @@ class Dialect(ABC):
         raise NotImplementedError
 
     def listed(self, listed: Listed, mount: Mount) -> Reply:
-        """A part of a list."""
+        """A part of a list; no document in it has a response in it."""
         raise NotImplementedError
 
     def totals(self, census: Census) -> Reply:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from raincheck.dialects._plain_lists import following, selection, totals
+from raincheck.dialects._plain_lists import selection, totals
 from raincheck.dialects.base import (
     Action,
     Census,
+    Content,
     Dialect,
     Listed,
     Mount,
@@ -22,26 +22,24 @@ from raincheck.dialects.base import (
     Selection,
     Urls,
 )
+from raincheck.dialects.documents import (
+    FINAL,
+    JSON,
+    NO_REFERRER,
+    NO_STORE,
+    PROBLEM_JSON,
+    RFC_3339,
+    encode,
+    following,
+    reply,
+    served,
+    timestamp,
+)
 from raincheck.errors import Problem
-from raincheck.job import TRANSITIONS, Job, State
+from raincheck.job import Job, State
 from raincheck.messages import RawHeaders
 
-# Documents are trees that we build ourselves, so nothing in them can be circular.
-_encode = json.JSONEncoder(check_circular=False).encode
 _quote = json.encoder.encode_basestring_ascii
-
-_NO_STORE = (b"cache-control", b"no-store")
-
-# The directives of a Cache-Control: those for shared caches, and those that keep them away.
-_DIRECTIVE = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
-_SHARED = frozenset({b"public", b"s-maxage"})
-_OWN = frozenset({b"private", b"no-store"})
-
-# The URL of a job without an owner opens it: a page that shows one must not pass it on.
-_NO_REFERRER = (b"referrer-policy", b"no-referrer")
-_JSON = (b"content-type", b"application/json")
-_PROBLEM_JSON = (b"content-type", b"application/problem+json")
-_JOB_STATUS = b"job-status"
 
 WORDS: Mapping[State, str] = {
     **{state: state.value for state in State},
@@ -50,12 +48,6 @@ WORDS: Mapping[State, str] = {
     State.CANCELLED: "canceled",
 }
 """How the states are spelt."""
-
-# What tells how a job has ended, on every answer about it from then on.
-_FINAL = {
-    state: (_JOB_STATUS, word.encode()) for state, word in WORDS.items() if not TRANSITIONS[state]
-}
-
 
 _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "": {"GET": Action.RESULT, "HEAD": Action.RESULT, "DELETE": Action.DELETE},
@@ -89,7 +81,14 @@ class PlainDialect(Dialect):
         url = f"{mount.url}/{job.id}"
         return Urls(url, url + "/status", url + "/events", url + "/cancel", url + "/delete")
 
-    def accepted(self, job: Job, mount: Mount, outlook: Outlook, applied: bytes | None) -> Reply:
+    def accepted(
+        self,
+        job: Job,
+        mount: Mount,
+        outlook: Outlook,
+        applied: bytes | None,
+        content: Content | None = None,
+    ) -> Reply:
         location = f"{mount.url}/{job.id}".encode()
         headers = [(b"location", location)]
         if mount.absolute:  # Azure's clients hand it to the transport as it is
@@ -106,7 +105,7 @@ class PlainDialect(Dialect):
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
         location = (b"location", f"{mount.url}/{job.id}".encode())
-        return Reply(303, [location, _NO_STORE, _NO_REFERRER, (b"content-length", b"0")])
+        return Reply(303, [location, NO_STORE, NO_REFERRER, (b"content-length", b"0")])
 
     def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
         # Both again: clients that poll take one or the other from every 202 anew.
@@ -114,104 +113,66 @@ class PlainDialect(Dialect):
         headers = [(b"location", location), (b"content-location", location)]
         return _document(202, job, mount, outlook, headers)
 
-    def monitor(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
+    def monitor(
+        self, job: Job, mount: Mount, outlook: Outlook | None, content: Content | None = None
+    ) -> Reply:
         return _document(200, job, mount, outlook, _final(job))
 
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
         assert response is not None
-        return _served(response.status, response.headers, job.state, job.owner is not None)
+        return served(response.status, response.headers, job.state, job.owner is not None)
 
     def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
         return _document(status, job, mount, outlook, _final(job))
 
     def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
-        return Reply(204, [_NO_STORE]) if finished else _document(202, job, mount, outlook, [])
+        return Reply(204, [NO_STORE]) if finished else _document(202, job, mount, outlook, [])
 
     def problem(
         self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
     ) -> Reply:
-        body = _encode(problem.document()).encode()
-        headers = [_PROBLEM_JSON, _NO_STORE, _NO_REFERRER, (b"content-length", b"%d" % len(body))]
-        if job is not None:
-            headers += _final(job)
-        if retry_after is not None:
-            headers.append((b"retry-after", b"%d" % retry_after))
-        return Reply(problem.status, headers, body)
+        document = problem.document()
+        return reply(problem.status, document, job=job, retry_after=retry_after, kind=PROBLEM_JSON)
 
     def selection(self, query: str) -> Selection | Problem:
         return selection(query, WORDS)
 
     def next(self, query: str, after: str) -> str:
-        return following(query, after)
+        return following(query, "cursor", after)
 
     def listed(self, listed: Listed, mount: Mount) -> Reply:
         documents = b", ".join([_entry(*each, mount, listed.operator) for each in listed.jobs])
         return _json(b'{"jobs": [%b], "next": %b}' % (documents, _encoded(listed.next)))
 
     def totals(self, census: Census) -> Reply:
-        return _json(_encoded(totals(census, WORDS, timestamp)))
-
-
-@lru_cache(maxsize=256)
-def _served(status: int, headers: RawHeaders, state: State, owned: bool) -> tuple[int, RawHeaders]:
-    """A stored response as it is served; those of one route have mostly the same fields."""
-    names = {name.lower() for name, _ in headers}
-    if _JOB_STATUS in names:  # ours is the one that counts
-        headers = tuple(field for field in headers if field[0].lower() != _JOB_STATUS)
-    if b"cache-control" not in names:
-        headers = (*headers, _NO_STORE)
-    elif owned:
-        headers = _for_one(headers)
-    if b"referrer-policy" not in names:
-        headers = (*headers, _NO_REFERRER)
-    if state in _FINAL:
-        headers = (*headers, _FINAL[state])
-    if status == 202:  # every client would go on polling for ever
-        status, headers = 200, (*headers, (b"job-response-status", b"202"))
-    return status, headers
-
-
-def _for_one(headers: RawHeaders) -> RawHeaders:
-    """The same fields, with a Cache-Control that no shared cache keeps (RFC 9111 §5.2.2).
-
-    At its URL a response is for the job's owner alone. All but its freshness for others stays.
-    """
-    lines = [value for name, value in headers if name.lower() == b"cache-control"]
-    found = [part.strip() for part in _DIRECTIVE.findall(b",".join(lines)) if part.strip()]
-    kept = [part for part in found if part.partition(b"=")[0].strip().lower() not in _SHARED]
-    if not _OWN & {part.lower() for part in kept}:
-        kept.append(b"private")
-    elif kept == found:
-        return headers
-    others = tuple(field for field in headers if field[0].lower() != b"cache-control")
-    return (*others, (b"cache-control", b", ".join(kept)))
+        return _json(_encoded(totals(census, WORDS)))
 
 
 def _final(job: Job) -> list[tuple[bytes, bytes]]:
-    return [_FINAL[job.state]] if job.state in _FINAL else []
+    return [FINAL[job.state]] if job.state in FINAL else []
 
 
 def _document(
     status: int, job: Job, mount: Mount, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
 ) -> Reply:
     if outlook is None:
-        body = _encode(_finished(job, f"{mount.url}/{job.id}")).encode()
+        body = encode(_finished(job, f"{mount.url}/{job.id}")).encode()
     else:
         headers.append((b"retry-after", b"%d" % outlook.retry_after))
         body = _unfinished(job, mount, outlook)
-    headers += (_NO_STORE, _NO_REFERRER, _JSON, (b"content-length", b"%d" % len(body)))
+    headers += (NO_STORE, NO_REFERRER, JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
 
 
 def _json(body: bytes) -> Reply:
     length = (b"content-length", b"%d" % len(body))
-    return Reply(200, [_NO_STORE, _NO_REFERRER, _JSON, length], body)
+    return Reply(200, [NO_STORE, NO_REFERRER, JSON, length], body)
 
 
 def _encoded(document: object) -> bytes:
-    return _encode(document).encode()
+    return encode(document).encode()
 
 
 def _entry(job: Job, outlook: Outlook | None, mount: Mount, operator: bool) -> bytes:
@@ -299,11 +260,6 @@ def _outcome(job: Job, url: str) -> dict[str, Any]:
     return shown
 
 
-def timestamp(moment: float | None) -> str | None:
-    """RFC 3339 in UTC, to the second: `2026-11-21T12:00:00Z`; None stays None."""
-    return None if moment is None else _spell_second(int(moment))
-
-
 @lru_cache(maxsize=256)
 def _spell_second(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+    return time.strftime(RFC_3339, time.gmtime(second))

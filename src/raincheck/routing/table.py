@@ -198,12 +198,17 @@ class Routing:
             return candidate
         return self._by_mark.find(path, method)
 
-    def is_apps(self, path: str, method: str) -> bool:
+    def is_apps(self, path: str, method: str, id: str) -> bool:
         """Whether a path below the mount path may be the app's own all the same.
 
         Where its routes cannot be read it may have pages there; what no job's id can be is theirs.
+
+        Args:
+            path: the path.
+            method: the request's.
+            id: what stands where a job's id would.
         """
-        if is_id(path[len(self._path) + 1 :].partition("/")[0]):
+        if is_id(id):
             return False
         there = self._by_mark.find(path, method)
         return there is not None and not there.certain

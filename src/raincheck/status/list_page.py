@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from raincheck.dialects.base import Census, Listed, Reply, Selection, Urls
+from raincheck.dialects.documents import timestamp
 from raincheck.dialects.plain import WORDS as SPELT
-from raincheck.dialects.plain import timestamp
 from raincheck.job import TRANSITIONS, Job, State
 from raincheck.pages import WORDS, Pages
 from raincheck.status.pages import Markup, Template, as_page, styled, unless

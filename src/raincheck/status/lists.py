@@ -71,17 +71,20 @@ class Lists:
             page = await self._select(selection, owner)
         except MalformedCursor:
             return MALFORMED
+        here = f"{mount.url}{tail}"
         following = None if page.after is None else self._dialect.next(query, page.after)
         listed = Listed(
             [(job, None if job.finished else self._jobs.outlook(job)) for job in page.jobs],
-            None if following is None else f"{mount.url}{tail}?{following}",
+            None if following is None else f"{here}?{following}",
             operator,
+            f"{here}?{query}" if query else here,
+            page.after,
         )
-        here = _from_list(mount, tail)
-        urls = self._dialect.urls(BLANK, here)
+        near = _from_list(mount, tail)
+        urls = self._dialect.urls(BLANK, near)
         if urls is None or not is_navigation(scope["headers"]):
             return self._dialect.listed(listed, mount)
-        asked = Asked(tail, query, selection, urls, f"{here.url}/totals")
+        asked = Asked(tail, query, selection, urls, f"{near.url}/totals")
         return self._page.shown(asked, listed, await self._census() if operator else None)
 
     async def _select(self, selection: Selection, owner: str | None) -> Page:

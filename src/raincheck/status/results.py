@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
-from starlette.types import Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from raincheck.dialects.base import Reply
+from raincheck.dialects.base import Content, Reply
 from raincheck.errors import BodyLost
 from raincheck.job import Job
+from raincheck.jobs import Jobs
 from raincheck.messages import RawHeaders
 from raincheck.ranges import Framed, Span, Wanted, framed, offered, wanted
+
+_MOST_ASKED = 4096
 
 
 async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
@@ -20,6 +23,36 @@ async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
     await send(start)
     body = b"" if scope["method"] == "HEAD" else reply.body
     await send({"type": "http.response.body", "body": body})
+
+
+async def beginning(receive: Receive) -> bytes:
+    """What a request to a job's routes has in it, as far as a dialect is given it."""
+    body, more = b"", True
+    while more and len(body) < _MOST_ASKED:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body[:_MOST_ASKED]
+
+
+async def embedded(jobs: Jobs, job: Job, most: int) -> Content | None:
+    """The body of a job's response, for a dialect that `embeds` so much of one.
+
+    Returns:
+        None if there is no response.
+
+    Raises:
+        BodyLost: it is not whole any more.
+        StoreError: whatever the store raises.
+    """
+    if job.response is None or not most:
+        return None
+    if job.response.size > most:
+        return Content(None)
+    found = await jobs.response(job.id)
+    if found is None:
+        raise _lost(job.response.size)
+    return Content(await found.read())
 
 
 def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders, Wanted]:

@@ -12,7 +12,16 @@ from cachetools import LRUCache
 from starlette.types import Message, Receive, Scope, Send
 
 from raincheck.attendance import attended
-from raincheck.dialects.base import Action, Dialect, Mount, Outlook, Place, Reply
+from raincheck.dialects.base import (
+    Action,
+    Asked,
+    Content,
+    Dialect,
+    Mount,
+    Outlook,
+    Place,
+    Reply,
+)
 from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, UnreadableRecord
 from raincheck.ids import Origin
 from raincheck.job import Job, State
@@ -27,7 +36,16 @@ from raincheck.status.access import Access
 from raincheck.status.events import Stream
 from raincheck.status.lists import Lists
 from raincheck.status.pages import Screen
-from raincheck.status.results import cut, negotiated, rest, send_reply, send_stored, spans_of
+from raincheck.status.results import (
+    beginning,
+    cut,
+    embedded,
+    negotiated,
+    rest,
+    send_reply,
+    send_stored,
+    spans_of,
+)
 from raincheck.status.stream import (
     announced,
     begun,
@@ -46,6 +64,12 @@ UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.
 EXPIRED = Problem("expired", 410, "The job is gone", "The job has expired, or was deleted.")
 CANCELLED = Problem("cancelled", 410, "The job was cancelled", "The job will have no response.")
 FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
+UNFINISHED = Problem(
+    "unfinished",
+    409,
+    "The job has not finished",
+    "It is forgotten only once it has finished; cancel it first.",
+)
 NOT_ALLOWED = Problem(
     "method-not-allowed", 405, "The method is not allowed", "Allow names the methods of this URL."
 )
@@ -177,14 +201,16 @@ class StatusRoutes:
         exchange = _Exchange(self, place.id, self._mounts.at(prefix), tail, scope, send)
         try:
             action = place.actions.get(scope["method"])
-            if action is Action.RESULT:  # the poll, which is most of all requests
+            if scope["query_string"] and (problem := self._unable(action, scope)):
+                await exchange.problem(problem)
+            elif action is Action.RESULT:  # the poll, which is most of all requests
                 await exchange.result()
             elif action is Action.EVENTS:
                 await exchange.events(receive)
             elif action is Action.STREAM:
                 await attended(receive, exchange.stream)
             else:
-                await self._serve(place, action, exchange, scope)
+                await self._serve(place, action, exchange, scope, receive)
         except Exception as error:
             if exchange.started and breaks_off(error, send):
                 return
@@ -204,8 +230,19 @@ class StatusRoutes:
             self._unreadable[id] = True
             logger.warning("job %s was asked for, and cannot be read: %s", id, error)
 
+    def _unable(self, action: Action | None, scope: Scope) -> Problem | None:
+        """What the query asks that the dialect cannot do; of lists it reads the query itself."""
+        if action in (None, Action.LIST, Action.TOTALS):
+            return None
+        return self.dialect.unable(asked(scope))
+
     async def _serve(
-        self, place: Place, action: Action | None, exchange: _Exchange, scope: Scope
+        self,
+        place: Place,
+        action: Action | None,
+        exchange: _Exchange,
+        scope: Scope,
+        receive: Receive,
     ) -> None:
         if scope["method"] in ("POST", "DELETE") and not may_change(
             scope["method"], scope["headers"], own=self._mounts.origin
@@ -213,10 +250,14 @@ class StatusRoutes:
             await exchange.problem(ELSEWHERE)  # before the job is looked up: it says nothing of one
         elif action is Action.MONITOR:
             await exchange.monitor()
+        elif action is Action.WAIT:
+            await exchange.wait(receive)
         elif action is Action.CANCEL:
             await exchange.cancel()
         elif action is Action.DELETE:
             await exchange.delete()
+        elif action is Action.DISMISS or action is Action.FORGET:
+            await exchange.dismiss(cancels=action is Action.DISMISS)
         elif action is Action.LIST or action is Action.TOTALS:
             await exchange.lists(action)
         elif place.actions:
@@ -247,10 +288,15 @@ def _finished(job: Job) -> bool:
     return job.finished
 
 
+def asked(scope: Scope, body: bytes = b"") -> Asked:
+    """What a request says beside its path."""
+    return Asked(scope["query_string"].decode("latin-1"), scope["headers"], body)
+
+
 class _Exchange:
     """One request to a status route."""
 
-    __slots__ = ("_mount", "_routes", "_scope", "_send", "_tail", "id", "started")
+    __slots__ = ("_mount", "_operated", "_routes", "_scope", "_send", "_tail", "id", "started")
 
     def __init__(
         self, routes: StatusRoutes, id: str, mount: Mount, tail: str, scope: Scope, send: Send
@@ -258,6 +304,7 @@ class _Exchange:
         self._routes = routes
         self.id = id
         self.started = False
+        self._operated = False  # whether the job was found for an operator, and not its owner
         self._mount = mount
         self._tail = tail
         self._scope = scope
@@ -289,6 +336,7 @@ class _Exchange:
         self,
         waits: _Wait | None = None,
         *,
+        wait: float | None = None,
         here: Job | None = None,
         operated: bool = False,
     ) -> Job | None:
@@ -296,15 +344,18 @@ class _Exchange:
 
         Args:
             waits: how it may be waited for, if it may.
+            wait: how long, in seconds; None: as long as the asker says.
             here: the job as it is known without asking the store, if that is enough.
             operated: whether an operator may ask the same of each job that is listed.
         """
         job = await self._routes.access.job(self.id, self._scope, here=here)
         if job is None and operated:
             job = await self._routes.access.listed(self.id, self._scope)
+            self._operated = job is not None
         pending = job is not None and not (job.gone or job.finished)
-        if waits is not None and job is not None and pending and (wait := self._patience()):
-            job = await waits(job, wait)
+        if waits is not None and job is not None and pending:
+            wait = self._patience() if wait is None else wait
+            job = await waits(job, wait) if wait else job
         if job is None or job.gone:
             await self._miss(job)
             return None
@@ -462,7 +513,35 @@ class _Exchange:
     async def monitor(self) -> None:
         """Answer how it stands."""
         if job := await self._find(self._news, operated=True):
-            await self.reply(self._stands(job))
+            await self._show(job)
+
+    async def wait(self, receive: Receive) -> None:
+        """The same, once it has finished, or its asker's time is over."""
+        longest = self._routes.max_wait
+        said = self._dialect.patience(asked(self._scope, await beginning(receive)))
+        wait = longest if said is None else min(said, longest)
+        if job := await self._find(self._end, wait=wait, operated=True):
+            await self._show(job)
+
+    async def _show(self, job: Job) -> None:
+        try:
+            content = await self._content(job) if self._dialect.embeds else None
+        except BodyLost:
+            if await self._find(operated=True):
+                raise
+        else:
+            outlook = self._expected(job)
+            await self.reply(self._dialect.monitor(job, self._mount, outlook, content))
+
+    async def _content(self, job: Job) -> Content | None:
+        """What a document has in it of the response, which an operator never sees.
+
+        Raises:
+            BodyLost: it is not whole any more.
+        """
+        if self._operated:
+            return None
+        return await embedded(self._routes.jobs, job, self._dialect.embeds)
 
     async def events(self, receive: Receive) -> None:
         """Tell how it stands, and what becomes of it."""
@@ -473,27 +552,52 @@ class _Exchange:
     def _stands(self, job: Job) -> Reply:
         return self._dialect.monitor(job, self._mount, self._expected(job))
 
-    async def cancel(self) -> None:
-        """Stop it, unless others share it, and answer how it stands."""
+    async def dismiss(self, *, cancels: bool) -> None:
+        """Forget it, if it has finished; else stop it, or say that it has to finish first."""
         found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
+        if found is not None and found.finished:
+            await self.delete(found)
+        elif found is not None and cancels:
+            await self.cancel(found)
+        elif found is not None:
+            await self.problem(UNFINISHED, job=found)
+
+    async def cancel(self, found: Job | None = None) -> None:
+        """Stop it, unless others share it, and answer how it stands.
+
+        Args:
+            found: the job, if it has been looked up.
+        """
+        if found is None:
+            found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
         if found is None:
             return
         ends = found.clients > 1 and await self._for_all()
         job = await (self._routes.jobs.cancel if ends else self._routes.jobs.leave)(self.id)
+        settles = self._routes.dialect.settles
+        if settles and job is not None and job.state is State.CANCELLING:
+            job = await self._end(job, settles)
         if job is None or job.gone:
             await self._find(operated=True)
         elif self._routes.lists.on and await self._went_back():
             return
-        elif self._navigates:  # back to where the button is, or the response, if that was faster
-            await self.reply(self._dialect.navigated(job, _mount_from(self._tail)))
+        # A browser goes back to where the button is, or to the response, if that was faster.
+        elif self._navigates and (back := self._dialect.navigated(job, _mount_from(self._tail))):
+            await self.reply(back)
         elif job.finished and job.state is not State.CANCELLED:
-            await self.problem(FINISHED, job=job)
+            late = self._dialect.late(job, self._mount, await self._content(job))
+            await (self.problem(FINISHED, job=job) if late is None else self.reply(late))
         else:
             await self.reply(self._dialect.cancelled(job, self._mount, self._expected(job)))
 
-    async def delete(self) -> None:
-        """Forget it, once it has stopped, and answer that."""
-        found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
+    async def delete(self, found: Job | None = None) -> None:
+        """Forget it, once it has stopped, and answer that.
+
+        Args:
+            found: the job, if it has been looked up.
+        """
+        if found is None:
+            found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
         if found is None:
             return
         job = found
