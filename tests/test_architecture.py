@@ -55,6 +55,8 @@ LAYERS = {
     "dialects.documents": 2,
     "dialects._plain_lists": 3,
     "dialects.plain": 3,
+    "dialects._ogc_queries": 3,
+    "dialects.ogc": 3,
     "runners.http_push": 3,
     "runners.local": 3,
     "runners.pgqueuer": 3,
