@@ -1,11 +1,13 @@
 """Dialects spell jobs on the wire; a middleware speaks one (`dialect=`)."""
 
 from raincheck.dialects.base import Dialect
+from raincheck.dialects.google import GoogleDialect
 from raincheck.dialects.ogc import OGCDialect
 from raincheck.dialects.plain import PlainDialect
 
 __all__ = [
     "Dialect",
+    "GoogleDialect",
     "OGCDialect",
     "PlainDialect",
 ]
