@@ -3,11 +3,13 @@
 from raincheck.dialects.base import Dialect
 from raincheck.dialects.google import GoogleDialect
 from raincheck.dialects.ogc import OGCDialect
+from raincheck.dialects.openai import OpenAIDialect
 from raincheck.dialects.plain import PlainDialect
 
 __all__ = [
     "Dialect",
     "GoogleDialect",
     "OGCDialect",
+    "OpenAIDialect",
     "PlainDialect",
 ]
