@@ -61,6 +61,7 @@ LAYERS = {
     "dialects._ogc_queries": 3,
     "dialects.ogc": 3,
     "dialects.openai": 3,
+    "dialects.replicate": 3,
     "runners.http_push": 3,
     "runners.local": 3,
     "runners.pgqueuer": 3,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import raincheck
+import raincheck.dialects
 
 TREE = ast.parse(Path(raincheck.__file__).read_text())
 
@@ -45,6 +46,12 @@ def test_every_public_name_is_documented(name: str) -> None:
     documentation = inspect.getdoc(getattr(raincheck, name))
     assert documentation
     assert documentation.splitlines()[0].endswith((".", ":"))
+
+
+def test_the_dialects_are_spelt_once_as_well() -> None:
+    assert raincheck.dialects.__all__ == sorted(raincheck.dialects.__all__, key=str.casefold)
+    for name in raincheck.dialects.__all__:
+        assert inspect.getdoc(getattr(raincheck.dialects, name))
 
 
 def test_the_version_is_the_distributions() -> None:

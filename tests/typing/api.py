@@ -40,6 +40,14 @@ from raincheck.client import (
     submit,
     submit_sync,
 )
+from raincheck.dialects import (
+    Dialect,
+    GoogleDialect,
+    OGCDialect,
+    OpenAIDialect,
+    PlainDialect,
+    ReplicateDialect,
+)
 from raincheck.dialects.base import Urls
 
 # --- long_running: the arguments stay, the result is awaited -----------------------------------
@@ -159,6 +167,15 @@ asgi_app: ASGIApp = LongRunningMiddleware(
 )
 LongRunningMiddleware(starlette_app, pages=Pages(waiting=None, operator=is_staff_here))
 
+spoken: list[Dialect] = [
+    PlainDialect(),
+    OGCDialect(processes={"buffer": "buffer"}),
+    GoogleDialect(max_content=1024),
+    OpenAIDialect(max_content=1024),
+    ReplicateDialect(model="acme/rain", version="7", max_content=1024),
+]
+LongRunningMiddleware(starlette_app, path="/v1/responses", dialect=spoken[0])
+GoogleDialect(1024)  # type: ignore[call-arg] # keywords only
 LongRunningMiddleware(starlette_app, "/jobs")  # type: ignore[call-arg] # keywords only
 Policy("always")  # type: ignore[call-arg] # keywords only
 Pages(own_list="yes")  # type: ignore[arg-type] # True or False

@@ -5,6 +5,7 @@ from raincheck.dialects.google import GoogleDialect
 from raincheck.dialects.ogc import OGCDialect
 from raincheck.dialects.openai import OpenAIDialect
 from raincheck.dialects.plain import PlainDialect
+from raincheck.dialects.replicate import ReplicateDialect
 
 __all__ = [
     "Dialect",
@@ -12,4 +13,5 @@ __all__ = [
     "OGCDialect",
     "OpenAIDialect",
     "PlainDialect",
+    "ReplicateDialect",
 ]
