@@ -133,6 +133,18 @@ PRINTED = {
         rf"GET /jobs/{ID}: 200 report-cookie=c00k1e \"The report on Ada\"\n",
         rf"GET /jobs/{ID}, Range: bytes=14-: 206 \"Ada\"\n",
     ],
+    "ogc_process.py": [
+        rf"POST /processes/buffer/execution: 201, see /jobs/{ID}\n",
+        rf"GET /jobs/{ID}/results: 404 result-not-ready\n(  running \d+%\n)+  successful\n",
+        rf'GET /jobs/{ID}/results: 200 {{"area":12\.5}}\n',
+        r"without distance: 201, failed, then 422 There is no distance\.\n",
+        r"DELETE: 200 dismissed\nGET /jobs: dismissed, failed, successful\n",
+    ],
+    "openai_background.py": [
+        r"created: in_progress\ncompleted: It will rain in Oslo\.\n",
+        r"failed: There is no such place\.\ncancelled: cancelled\n",
+        r"deleted: 410 The job has expired, or was deleted\.\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
