@@ -320,7 +320,8 @@ def test_a_monitor_says_that_a_job_was_cancelled() -> None:
     assert reply.status == 200
     read = document(reply)
     assert read["status"] == fields(reply)["job-status"] == "canceled"
-    assert not {"response", "resourceLocation", "error"} & read.keys()
+    assert read["error"] == {"code": "cancelled", "message": "The job was cancelled."}
+    assert not {"response", "resourceLocation"} & read.keys()
 
 
 # --- results -----------------------------------------------------------------------------------

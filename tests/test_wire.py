@@ -55,7 +55,8 @@ class Row:
     @property
     def code(self) -> str | None:
         """`error.code` of its document."""
-        return None if self.word != "failed" else self.problem or "handler-response"
+        ended_well = self.word not in ("failed", "canceled")
+        return None if ended_well else self.problem or "handler-response"
 
 
 def answered(status: int) -> CapturedResponse:
@@ -166,6 +167,8 @@ def check_document(row: Row, monitor: httpx.Response) -> None:
         assert error == row.error.document() | {"code": row.code, "message": row.error.detail}
     elif row.response is not None and row.word == "failed":
         assert error["message"] == f"The response has status {row.response.status}."
+    elif row.word == "canceled":
+        assert error["message"] == "The job was cancelled."
 
 
 async def heads(client: httpx.AsyncClient) -> None:

@@ -243,6 +243,8 @@ def _outcome(job: Job, url: str) -> dict[str, Any]:
     problem, response = job.error, job.response
     if problem is not None:
         return {"error": {"code": problem.name, "message": problem.detail, **problem.document()}}
+    if job.state is State.CANCELLED:  # Azure's clients raise it, or else what was reported last
+        return {"error": {"code": "cancelled", "message": "The job was cancelled."}}
     if response is None:
         return {}
     content_type = response.header(b"content-type")
