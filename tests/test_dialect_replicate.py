@@ -58,7 +58,7 @@ EXCHANGES = {
         "running",
         "",
         201,
-        prediction("processing", logs=""),
+        prediction("starting", logs=""),
         {"retry-after": "1", "location": f"{PATH}/ID", "vary": "Prefer"},
     ),
     "predictions.get: starting": Exchange(

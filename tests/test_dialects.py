@@ -224,7 +224,7 @@ async def test_a_store_that_fails_costs_who_waits_only_the_response(
     async with staged(dialect, path, "succeeded", store=store, headers=headers) as stage:
         assert stage.submitted.status_code in (200, 201)
         document = stage.read(stage.submitted)
-        assert document.get("done", document.get("status")) in (False, "in_progress", "processing")
+        assert document.get("done", document.get("status")) in (False, "in_progress", "starting")
 
 
 @embedding
@@ -291,6 +291,8 @@ async def test_a_key_seen_before_has_the_same_job(dialect: Dialect, path: str, s
         assert again.headers["idempotency-replayed"] == "true"
         assert stage.job.id in again.text
         now = stage.read(await stage.ask(f"GET {path}/ID"))
+        if now.get("status") == "processing":  # which a prediction says to a poll alone
+            now["status"] = "starting"
         assert stage.read(again) == now
         other = await stage.client.post("/slow", headers=headers, content=b"other")
         assert other.status_code == 422

@@ -94,6 +94,8 @@ class ReplicateDialect(Dialect):
         if applied:
             fields.append((b"preference-applied", applied))
         document = self._document(job, mount, content)
+        if not job.finished:  # `run`, which has waited, takes each other status for the end
+            document["status"] = WORDS[State.QUEUED]
         return reply(201, document, *fields, job=job, outlook=outlook)
 
     def monitor(
