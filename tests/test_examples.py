@@ -145,6 +145,12 @@ PRINTED = {
         r"failed: There is no such place\.\ncancelled: cancelled\n",
         r"deleted: 410 The job has expired, or was deleted\.\n",
     ],
+    "azure_client.py": [
+        r"begun: running\n",
+        r'result: 201 {"pages":3}\n',
+        r"failed: \(handler-response\) The response has status 422\.\n",
+        r'resumed: 201 {"pages":3}\n',
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
