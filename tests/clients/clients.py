@@ -54,6 +54,7 @@ class Trial:
 
 
 AZURE = ("azure-core==1.41.0", "azure-ai-documentintelligence==1.0.2", "requests==2.34.2")
+OPENAI_ERROR = "openai.types.responses.response_error.ResponseError"
 AZURE_ERROR = "azure.core.exceptions.HttpResponseError"
 BROKEN = r"The gauge of this station is broken\."
 LATE = r"The handler may run for 5 seconds\."
@@ -124,5 +125,84 @@ CLIENTS = [
             "timeout": ("builtins.SystemExit", rf"\[504\].*\n.*\n.*{LATE}"),
         },
         ("smart-fetch==1.0.3", "cumulus-fhir-support==1.12.2"),
+    ),
+    Client(
+        "owslib",
+        "ogc",
+        {"rain": 12.5},
+        {
+            "failure": ("builtins.RuntimeError", BROKEN),
+            "cancel": ("builtins.RuntimeError", GONE),
+            "timeout": ("builtins.RuntimeError", LATE),
+        },
+        ("OWSLib==0.35.0",),
+        "owslib",
+    ),
+    Client(
+        "cuiman",
+        "ogc",
+        {"rain": 12.5},
+        {
+            "failure": ("cuiman.api.exceptions.ClientError", BROKEN),
+            "cancel": ("cuiman.api.exceptions.ClientError", GONE),
+            "timeout": ("cuiman.api.exceptions.ClientError", LATE),
+        },
+        ("cuiman==0.1.1", "gavicore==0.1.1"),
+    ),
+    Client(
+        "google",
+        "google",
+        {"rain": 12.5},
+        {
+            "failure": ("google.api_core.exceptions.InvalidArgument", BROKEN),
+            "cancel": ("google.api_core.exceptions.Cancelled", r"The operation was cancelled\."),
+            "timeout": ("google.api_core.exceptions.DeadlineExceeded", LATE),
+        },
+        ("google-api-core[grpc]==2.44.0", "requests==2.34.2"),
+        "google.api_core.operations_v1",
+    ),
+    Client(
+        "openai",
+        "openai",
+        "12.5 mm",
+        {
+            "failure": (OPENAI_ERROR, f"failed: {BROKEN}"),
+            "cancel": ("builtins.object", "cancelled: "),
+            "timeout": (OPENAI_ERROR, f"failed: {LATE}"),
+        },
+        ("openai==3.57.0",),
+        "openai",
+    ),
+    Client(
+        "openai_node",
+        "openai",
+        "12.5 mm",
+        {
+            "failure": ("Error", f"failed: {BROKEN}"),
+            "cancel": ("Error", "cancelled: "),
+            "timeout": ("Error", f"failed: {LATE}"),
+        },
+    ),
+    Client(
+        "replicate",
+        "replicate",
+        {"rain": 12.5},
+        {
+            "failure": ("replicate.exceptions.ModelError", BROKEN),
+            "cancel": ("replicate.prediction.Prediction", "canceled: "),
+            "timeout": ("replicate.exceptions.ModelError", LATE),
+        },
+        ("replicate==1.0.7",),
+        "replicate",
+    ),
+    Client(
+        "replicate_node",
+        "replicate",
+        {"rain": 12.5},
+        {
+            "failure": ("Error", f"Prediction failed: {BROKEN}"),
+            "cancel": ("Error", "canceled: "),
+            "timeout": ("Error", f"Prediction failed: {LATE}"),
+        },
     ),
 ]
