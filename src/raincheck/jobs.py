@@ -88,6 +88,7 @@ class Jobs:
     Attributes:
         store: where they are.
         availability: whether the store answers.
+        limits: what all routes together keep to.
         policies: of the routes.
         clock: the clock.
         mounted: whether the status routes are mounted by hand.
@@ -119,6 +120,7 @@ class Jobs:
         )
         self.store = environment.store
         self.availability = environment.availability
+        self.limits = environment.limits
         self.policies: RoutePolicies = environment.policies
         self.clock = clock
         self.mounted = False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import anyio
@@ -31,7 +32,7 @@ from raincheck.owners import OwnerOf, Owners
 from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy, require_kind, seconds
 from raincheck.preferences import is_navigation
-from raincheck.routing.table import Candidate, Routing
+from raincheck.routing.table import Candidate, Routing, Rule
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
 from raincheck.session import Session
@@ -43,6 +44,64 @@ DEFAULT_PATH = "/jobs"
 
 
 REPLAYED = (b"idempotency-replayed", b"true")
+
+
+class Setup(NamedTuple):
+    """What a middleware was given, with its defaults, for whoever describes it.
+
+    Attributes:
+        path, policy, pages: as given.
+        dialect: of which kind it is.
+        rules: the path rules.
+        absolute: whether URLs have scheme and host.
+        owned: whether it was told how to find out whose a request is.
+        require_owner: whether every job has an owner.
+        jobs: its `Jobs`; None if it has yet to make them.
+    """
+
+    path: str
+    policy: Policy
+    dialect: type[Dialect]
+    pages: Pages
+    rules: Sequence[Rule]
+    absolute: bool
+    owned: bool
+    require_owner: bool
+    jobs: Jobs | None
+
+    @property
+    def mounted(self) -> bool:
+        """Whether the status routes are mounted by hand."""
+        return self.jobs is not None and self.jobs.mounted
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        path: str = DEFAULT_PATH,
+        routes: Mapping[str, Policy] | None = None,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        owner: OwnerOf | None = None,
+        dialect: Dialect | None = None,
+        base_url: str | None = None,
+        pages: Pages | None = None,
+        jobs: Jobs | None = None,
+        **others: object,
+    ) -> Self:
+        """That of a middleware which will be made with these arguments, and is not there yet."""
+        limits = limits if jobs is None else jobs.limits
+        return cls(
+            path,
+            Policy() if policy is None else policy,
+            PlainDialect if dialect is None else type(dialect),
+            Pages() if pages is None else pages,
+            [Rule.parse(*rule) for rule in (routes or {}).items()],
+            base_url is not None,
+            owner is not None,
+            limits is not None and limits.require_owner,
+            jobs,
+        )
 
 
 class LongRunningMiddleware:
@@ -110,7 +169,7 @@ class LongRunningMiddleware:
         self._below = path + "/"
         self._dialect = PlainDialect() if dialect is None else dialect
         self._mounts = Mounts(_checked_base_url(base_url))
-        owners = Owners(owner)
+        owners = self._owners = Owners(owner)
         self._status = StatusRoutes(
             jobs,
             self._dialect,
@@ -137,6 +196,21 @@ class LongRunningMiddleware:
             complete=self._routing.complete,
             owners=owners,
             mount=path,
+        )
+
+    @property
+    def setup(self) -> Setup:
+        """What it was given: see `raincheck.openapi`."""
+        return Setup(
+            self._path,
+            self.jobs.policies.by_route.default,
+            type(self._dialect),
+            self._status.pages,
+            self._routing.rules,
+            self._mounts.origin is not None,
+            not self._owners.nobody({}),
+            self.jobs.limits.require_owner,
+            self.jobs,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -90,7 +90,7 @@ def walk(
     default = getattr(getattr(router, "router", router), "default", None)
     if default is not None and getattr(default, "__func__", None) is not Router.not_found:
         yield from walk(default, prefix, seen, is_status)
-    for route in _routes(router):
+    for route in routes_of(router):
         kind = getattr(route, "original_route", route)
         if isinstance(kind, WebSocketRoute):
             if mark_of(kind.endpoint):
@@ -152,7 +152,7 @@ def _above_of_functions(app: ASGIApp) -> Sequence[Mark]:
     return next((marks for marks in every if marks and used.isdisjoint(marks)), ())
 
 
-def _routes(router: Any) -> Iterable[Any]:
+def routes_of(router: Any) -> Iterable[Any]:
     """The routes of a router.
 
     FastAPI's included routers are seen through its public iterator; it is never imported for that.

@@ -137,6 +137,9 @@ class Routing:
         is_status: whether an app is the one of the status routes, mounted by hand.
         lists: whether jobs are listed at the mount path itself.
 
+    Attributes:
+        rules: the path rules, as they were read.
+
     Raises:
         ConfigurationError: a rule that is malformed, or that no request can meet; or a marked view
             that is known by now to be called as a plain function.
@@ -159,9 +162,9 @@ class Routing:
         self._route_of = route_of
         self._path = path
         self._lists = lists
-        self._rules = [Rule.parse(key, value) for key, value in rules.items()]
+        self.rules = [Rule.parse(key, value) for key, value in rules.items()]
         self._by_rule = _Table()
-        for rule in self._rules:
+        for rule in self.rules:
             self._check_rule(rule)
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
@@ -194,7 +197,7 @@ class Routing:
 
     def find(self, path: str, method: str) -> Candidate | None:
         """The candidate that a request is, or None for one that is not ours."""
-        if self._rules and (candidate := self._by_rule.find(path, method)) is not None:
+        if self.rules and (candidate := self._by_rule.find(path, method)) is not None:
             return candidate
         return self._by_mark.find(path, method)
 
@@ -247,7 +250,7 @@ class Routing:
             _check_callers(load=True)
             router = router_of(self._app)
             if router is not None:
-                for rule in self._rules:
+                for rule in self.rules:
                     self._check_matches(rule, router, found)
 
     def _check_rule(self, rule: Rule) -> None:
@@ -256,7 +259,7 @@ class Routing:
                 f"routes={{{rule.name!r}: ...}} lies below the status routes at {self._path}; give "
                 'the middleware another path, e.g. path="/_jobs"'
             )
-        for earlier in self._rules[: self._rules.index(rule)]:
+        for earlier in self.rules[: self.rules.index(rule)]:
             if earlier.path == rule.path and rule.methods <= earlier.methods:
                 raise ConfigurationError(
                     f"routes={{{rule.name!r}: ...}} can never match: {earlier.name!r} comes first; "
