@@ -67,6 +67,12 @@ PRINTED = {
         r"bob's job, with a new one: 201 {\"user\":\"bob\",\"visits\":1}\n",
         r"sessions: 0 open\n",
     ],
+    "openapi.py": [
+        r"POST /reports answers 200, 202, 303, 400, 413, 422, 500, 502, 503, 504\n",
+        r"its 202 has Location, Retry-After, and leads to result, delete, monitor, events, ",
+        r"the client asks jobs_result at /jobs/\{job_id\}\n",
+        r'202 running, then 200 {"pages":3}\n',
+    ],
     "progress.py": [
         line
         for path in ("async", "thread")

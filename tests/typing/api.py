@@ -49,6 +49,7 @@ from raincheck.dialects import (
     ReplicateDialect,
 )
 from raincheck.dialects.base import Urls
+from raincheck.openapi import document, install
 
 # --- long_running: the arguments stay, the result is awaited -----------------------------------
 
@@ -239,3 +240,8 @@ transports = follow(httpx2)
 httpx2.Client(transport=transports.FollowTransport(deadline=5, on_update=print))
 Following(deadline=5, on_update=lambda document: print(document["status"]))
 Following(5)  # type: ignore[call-arg] # keywords only
+
+
+def documents(app: FastAPI) -> None:
+    install(app)
+    assert_type(document(app.openapi(), app), dict[str, Any])
