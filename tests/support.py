@@ -24,6 +24,7 @@ from raincheck.job import TRANSITIONS
 from raincheck.stores.base import Store
 from raincheck.testing import lifespan
 from tests.conftest import virtual_jobs
+from tests.documented import watch
 
 
 class Gate:
@@ -46,8 +47,13 @@ class Gate:
 
 
 def client_of(app: ASGIApp, **settings: Any) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, **settings)
-    return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
+    """A client of an app, which sees to it that all answers are documented."""
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, **settings),
+        base_url="http://test",
+        timeout=None,
+        event_hooks={"response": [watch(app)]},
+    )
 
 
 @asynccontextmanager
