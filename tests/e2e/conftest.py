@@ -24,7 +24,9 @@ START = 20.0
 class Server:
     """A server process, and a client of it."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, app: str = "tests.e2e.app:app", **environment: str
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -36,7 +38,7 @@ class Server:
                     sys.executable,
                     "-m",
                     "uvicorn",
-                    "tests.e2e.app:app",
+                    app,
                     f"--port={self.port}",
                     *arguments,
                 ],
