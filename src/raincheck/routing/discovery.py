@@ -111,6 +111,11 @@ def walk(
             yield Found(prefix + ANYTHING, None, None)
 
 
+def found_in(app: Any) -> list[Found]:
+    """What is found in an app, of ASGI or of WSGI, that no middleware of ours is around yet."""
+    return list(walk(app, "", [], lambda layer: False))
+
+
 def _foreign(app: ASGIApp, prefix: str) -> Iterator[Found]:
     """What is found in an app that is not Starlette's."""
     above, routes = _above_of_functions(app), foreign_routes(app)

@@ -67,7 +67,7 @@ def _litestar(app: Any) -> Iterator[ForeignRoute]:
             )
 
 
-def _quart(app: Any) -> Iterator[ForeignRoute]:
+def _werkzeug(app: Any) -> Iterator[ForeignRoute]:
     for rule in app.url_map.iter_rules():
         if rule.websocket:
             continue
@@ -118,9 +118,12 @@ def _patterns(patterns: Iterable[Any], prefix: str) -> Iterator[ForeignRoute]:
 
 _READERS: tuple[tuple[str, str, Callable[[Any], Iterator[ForeignRoute]]], ...] = (
     ("litestar.app", "Litestar", _litestar),
-    ("quart.app", "Quart", _quart),
+    ("quart.app", "Quart", _werkzeug),
     ("falcon.asgi.app", "App", _falcon),
     ("django.core.handlers.asgi", "ASGIHandler", _django),
+    # Of WSGI: their routes are shown, and nobody looks for marks there.
+    ("flask.app", "Flask", _werkzeug),
+    ("django.core.handlers.wsgi", "WSGIHandler", _django),
 )
 
 

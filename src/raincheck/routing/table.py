@@ -311,7 +311,7 @@ class Routing:
                 literal = "{" not in there.path
                 if there.path == rule.path or (literal and rule.pattern.match(there.path)):
                     return
-        for path, method in itertools.product(_samples(rule), rule.methods):
+        for path, method in itertools.product(_samples(rule.path, rule.pattern), rule.methods):
             scope = {"type": "http", "method": method, "path": path, "headers": []}
             if any(route.matches(dict(scope))[0] is Match.FULL for route in router.routes):
                 return
@@ -420,12 +420,22 @@ def _pattern(path: str) -> re.Pattern[str]:
     return compile_path(unnamed)[0]
 
 
-def _samples(rule: Rule) -> Iterator[str]:
-    """Paths that a rule matches, so that at least one is one that the app's route takes too."""
-    names = [match[0] for match in _PARAMETER.finditer(rule.path)]
+def meets(rule: Rule, there: Found) -> bool:
+    """Whether there are requests that a path rule and a route of the app both match."""
+    if there.methods is not None and not there.methods & rule.methods:
+        return False
+    theirs = _pattern(there.path)
+    return any(theirs.match(path) for path in _samples(rule.path, rule.pattern)) or any(
+        rule.pattern.match(path) for path in _samples(there.path, theirs)
+    )
+
+
+def _samples(template: str, pattern: re.Pattern[str]) -> Iterator[str]:
+    """Paths that a template matches, so that at least one is one that another takes too."""
+    names = [match[0] for match in _PARAMETER.finditer(template)]
     for values in itertools.product(_SAMPLES, repeat=min(len(names), 4)):
-        sample = rule.path
+        sample = template
         for name, value in itertools.zip_longest(names, values, fillvalue="1"):
             sample = sample.replace(name, value, 1)
-        if rule.pattern.match(sample):
+        if pattern.match(sample):
             yield sample
