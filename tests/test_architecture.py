@@ -133,6 +133,20 @@ LAYERS = {
     "client.flow": 7,
     "client.transport": 7,
     "client.handles": 7,
+    "cli.printable": 7,
+    "cli.display": 7,
+    "cli.outcomes": 7,
+    "cli.requests": 7,
+    "cli.following": 7,
+    "cli.listing": 7,
+    "cli.settings": 7,
+    "cli.stores": 7,
+    "cli.loading": 7,
+    "cli.checking": 7,
+    "cli.serving": 7,
+    "cli.commands": 7,
+    "cli.entry": 7,
+    "__main__": 7,
     "testing.samples": 7,
     "testing.following": 7,
     "testing.gates": 7,
@@ -155,6 +169,13 @@ BESIDE = "client."
 CORE = {"starlette", "anyio", "cachetools"}
 ONLY_INSIDE_FUNCTIONS = {"tasks": {"trio"}}
 EXTRAS = {
+    "cli.commands": {"click", "httpx2"},
+    "cli.display": {"click", "rich"},
+    "cli.following": {"click", "httpx2"},
+    "cli.listing": {"click", "httpx2", "rich"},
+    "cli.outcomes": {"click", "httpx2"},
+    "cli.requests": {"click", "httpx2"},
+    "cli.serving": {"a2wsgi", "click", "uvicorn"},
     "runners.pgqueuer": {"asyncpg", "pgqueuer"},
     "runners.taskiq": {"taskiq"},
     "stores.postgres": {"asyncpg"},
@@ -236,7 +257,9 @@ def violations(room: str, source: str) -> Iterator[str]:
             yield f"{room} imports {other}, a room of {adapter(other)}"
         elif LAYERS[other] == layer == ADAPTERS:
             yield f"{room} imports {other}, another adapter"
-        elif room.startswith("testing.") and other.startswith(BESIDE):
+        elif (room, other) == ("__main__", "cli.entry") or (
+            room.startswith(("cli.", "testing.")) and other.startswith(BESIDE)
+        ):
             continue
         elif LAYERS[other] == SATELLITES and other.partition(".")[0] != room.partition(".")[0]:
             yield f"{room} imports {other}, a satellite"
@@ -265,6 +288,14 @@ def test_every_layer_is_that_of_a_room() -> None:
 @pytest.mark.parametrize("room", rooms())
 def test_imports_point_down(room: str) -> None:
     assert list(violations(room, rooms()[room])) == []
+
+
+@pytest.mark.parametrize(
+    "room", ["display", "following", "listing", "outcomes", "printable", "requests"]
+)
+def test_commands_that_ask_a_server_speak_through_the_client(room: str) -> None:
+    ours = [name for name, _ in imports(rooms()[f"cli.{room}"]) if name.startswith("raincheck")]
+    assert [name for name in ours if name.split(".")[1] not in ("cli", "client")] == []
 
 
 def test_imports_make_no_circle() -> None:
