@@ -157,6 +157,17 @@ PRINTED = {
         r"failed: \(handler-response\) The response has status 422\.\n",
         r'resumed: 201 {"pages":3}\n',
     ],
+    "serve_untouched.py": [
+        r"\$ raincheck serve .+ --check\n",
+        r"POST /videos\n    POST /videos\n",
+        r"/reports/\{id:int\}\n    GET /reports/\{id:int\}\n",
+        r"answered as before\n    GET /health\n",
+        r"\$ raincheck request http://127\.0\.0\.1:\d+/videos -d frame\n",
+        r"running\n",
+        r"succeeded\n",
+        r'{"bytes":5}\n',
+        r"exit code 0\n",
+    ],
     "durable.py": [
         rf"POST /reports: 202, see /jobs/{ID}\n",
         r"  running 50% page 2 of 4 by process (\d+)\n",
