@@ -116,6 +116,16 @@ PRINTED = {
         r"ann lists: broken failed, report running\n",
         r"eve lists: 404\n",
     ],
+    "telemetry.py": [
+        r"POST /reports/1, /reports/2, /reports/3: 202, 202, 202\n",
+        r'GET /health/ready: 200 {"status":"ready","running":1,"queued":2}\n',
+        r"GET /health/queue: 2 wait, the first for 1\.\d s\n",
+        r'the log: {"level": "WARNING", "route": "report", "run": 1, "seconds": 1\.[5-9], '
+        r'"reason": "timeout"}\n',
+        r"GET /metrics/:\n",
+        r'  raincheck_finished_total{outcome="failed",reason="timeout",route="report"} 1\.0\n',
+        r'  raincheck_jobs{route="report",state="queued"} 1\.0\n',
+    ],
     "browser_form.py": [
         rf"POST /reports: 303, see /jobs/{ID}\n",
         rf"GET /jobs/{ID}: 202, a page: In progress 33%, wrote page 1 of 3\n",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raincheck.errors import INTERRUPTED, IllegalTransition
-from raincheck.job import TRANSITIONS, Job, Progress, State
+from raincheck.job import TRANSITIONS, Job, Progress, State, Trace
 from raincheck.messages import CapturedResponse
 
 RESPONSE = CapturedResponse(200, ((b"content-type", b"text/plain"),), 4)
@@ -361,6 +361,7 @@ def full_job(state: State) -> Job:
         orphaned_at=105.0,
         synchronous=True,
         not_before=106.0,
+        trace=Trace("00-1-2-01", "a=1"),
         extra={"weight": 1},
     )
     defaults = Job._field_defaults
@@ -380,9 +381,10 @@ def test_a_new_job_has_its_fields_where_they_belong(runs: bool) -> None:
         holder="here",
         queue="videos",
         owner="ann",
+        trace=Trace("00-1-2-01"),
     )
     plain = Job("id", "route", State.QUEUED, 100.0)._replace(fence=1, max_runs=5, replayable=True)
-    plain = plain._replace(holder="here", queue="videos", owner="ann")
+    plain = plain._replace(holder="here", queue="videos", owner="ann", trace=Trace("00-1-2-01"))
     if runs:
         plain = plain._replace(state=State.RUNNING, runs=1, started_at=100.0)
     assert new == plain

@@ -11,8 +11,8 @@ from starlette.responses import Response, StreamingResponse
 
 from raincheck import Jobs, Limits, State
 from raincheck.errors import BodyLost, MalformedCursor
-from raincheck.jobs import Statistics
 from raincheck.stores.base import Total
+from raincheck.telemetry.base import Statistics
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 

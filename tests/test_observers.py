@@ -11,18 +11,31 @@ import pytest
 from raincheck.errors import IllegalTransition, NoRoom, Problem, StoreError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedResponse
-from raincheck.runtime.ledger import Ledger, Observer, Transition
+from raincheck.runtime.ledger import Ledger
+from raincheck.runtime.observers import Observers
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.memory import MemoryStore
+from raincheck.telemetry.base import Telemetry, Transition
 from raincheck.testing.samples import request
 from tests.doubles.stores import TrickyStore
 
 pytestmark = pytest.mark.anyio
 
+Observer = Callable[[Transition], None]
 Walk = Callable[[Ledger, Job], Awaitable[Any]]
 OK = CapturedResponse(200, (), 0)
 BROKEN = Problem("crashed", 500, "The handler failed", "It broke.")
+
+
+class Telling(Telemetry):
+    """Passes on what it is told of transitions."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def transition(self, change: Transition) -> None:
+        self._observer(change)
 
 
 def ledger_of(store: Store, *observers: Observer) -> Ledger:
@@ -32,7 +45,7 @@ def ledger_of(store: Store, *observers: Observer) -> Ledger:
         60.0,
         availability=Availability("the store"),
         holder="here",
-        observers=observers,
+        observers=Observers([Telling(observer) for observer in observers]),
     )
 
 

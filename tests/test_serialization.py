@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raincheck import serialization
 from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
-from raincheck.job import Job, Progress, State
+from raincheck.job import Job, Progress, State, Trace
 from raincheck.messages import CapturedRequest, CapturedResponse, Head
 from raincheck.serialization import (
     FORMAT,
@@ -83,6 +84,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "orphaned_at": st.none() | times,
     "synchronous": st.booleans(),
     "not_before": st.none() | times,
+    "trace": st.none() | st.builds(Trace, texts, texts),
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -193,6 +195,7 @@ FULL = Job(
     orphaned_at=1700000000.5,
     synchronous=True,
     not_before=1700000001.5,
+    trace=Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"),
 )
 REQUEST = dataclasses.replace(left.REQUEST, path_params=(), app_root_path=None)
 TIMES = (
@@ -222,7 +225,8 @@ GOLDEN = [
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
         b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true,'
-        b'"not_before":1700000001.5}',
+        b'"not_before":1700000001.5,'
+        b'"trace":["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","a=1"]}',
     ),
 ]
 GOLDEN_REQUESTS = [
@@ -376,6 +380,18 @@ def test_fields_of_a_newer_version_are_kept_as_they_came() -> None:
     head, _, body = GOLDEN_REQUESTS[1][1].partition(b"\n")
     head = json.dumps({**json.loads(head), "weight": 1}).encode()
     assert load_request(head + b"\n" + body) == REQUEST
+
+
+def test_a_version_that_knows_nothing_of_traces_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced = PLAIN._replace(trace=Trace("00-1-2-01", "a=1"))
+    with monkeypatch.context() as older:
+        older.delitem(serialization._JOB_SHAPES, "trace")
+        job = load(dump(traced))
+        assert job.trace is None
+        written = dump(job.start(2.0))
+    assert load(written).trace == traced.trace
 
 
 OTHER_SHAPES = [None, True, 7, 7.5, "text", [], ["text"], [7, 7, 7], {"a": 1}]

@@ -86,6 +86,18 @@ def _cut(message: str) -> str:
     return written[:end].decode("utf-8", "surrogatepass")
 
 
+class Trace(NamedTuple):
+    """A place in a distributed trace, as header fields name it (W3C Trace Context, §3.2 and §3.3).
+
+    Attributes:
+        parent: the value of `traceparent`.
+        state: the value of `tracestate`; empty if there is none.
+    """
+
+    parent: str
+    state: str = ""
+
+
 class Job(NamedTuple):
     """One accepted request and its outcome. A value: every change makes a new one.
 
@@ -118,6 +130,7 @@ class Job(NamedTuple):
         synchronous: whether its request was answered in place, and it only keeps that answer for
             whoever sends the same key again.
         not_before: while it is queued: it does not begin before this time.
+        trace: where in a trace it was accepted, if that is traced.
         extra: fields of its record that only a newer version knows; kept as they came, but for
             what a tombstone keeps.
     """
@@ -146,6 +159,7 @@ class Job(NamedTuple):
     orphaned_at: float | None = None
     synchronous: bool = False
     not_before: float | None = None
+    trace: Trace | None = None
     extra: Mapping[str, Any] | None = None
 
     @classmethod
@@ -161,6 +175,7 @@ class Job(NamedTuple):
         holder: str | None = None,
         queue: str | None = None,
         owner: str | None = None,
+        trace: Trace | None = None,
     ) -> Job:
         """The first version of a job, which is accepted `now`, and `runs` at once or is queued.
 
@@ -195,6 +210,7 @@ class Job(NamedTuple):
                 None,  # orphaned_at
                 False,  # synchronous
                 None,  # not_before
+                trace,
                 None,  # extra
             ),
         )
@@ -399,6 +415,7 @@ class Job(NamedTuple):
                 None,  # orphaned_at
                 self.synchronous,
                 None,  # not_before
+                self.trace,
                 self.extra,
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raincheck.dialects.base import Outlook
 from raincheck.errors import LOOP_ENDED, BodyLost, ConfigurationError, IllegalTransition
+from raincheck.health import Health
 from raincheck.ids import Ids, Origin
 from raincheck.job import Job, State
 from raincheck.messages import RawHeaders
@@ -21,27 +22,17 @@ from raincheck.routing.policies import RoutePolicies
 from raincheck.runners.base import Brought, Run, Runner
 from raincheck.runners.local import LocalRunner
 from raincheck.runtime.environment import Environment
+from raincheck.runtime.observers import Observers
 from raincheck.runtime.run import Run as JobRun
 from raincheck.session import Bound, Session
 from raincheck.stores.base import Fetched, Page, Store, Total
 from raincheck.stores.memory import MemoryStore
+from raincheck.telemetry.base import Figures, Statistics, Telemetry
+from raincheck.telemetry.logging import LoggingTelemetry
 
 logger = logging.getLogger("raincheck")
 
 _MOST_LISTED = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What the jobs of one middleware are at, in this process.
-
-    Attributes:
-        running: handlers that run.
-        queued: requests that wait for their turn.
-    """
-
-    running: int
-    queued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +74,8 @@ class Jobs:
         store: where jobs are kept. Default: a `MemoryStore`.
         runner: where they run. Default: a `LocalRunner`.
         limits: what all routes together keep to.
+        telemetry: told of what becomes of jobs: one, or several. Default: a `LoggingTelemetry`,
+            which is to be among them if others are given and it is still wanted.
         clock: seconds since the epoch; tests pass one that goes with their event loop.
 
     Attributes:
@@ -105,6 +98,7 @@ class Jobs:
         store: Store | None = None,
         runner: Runner | None = None,
         limits: Limits | None = None,
+        telemetry: Telemetry | Sequence[Telemetry] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         require_kind("store", store, Store, 'SQLiteStore("jobs.db")')
@@ -117,6 +111,7 @@ class Jobs:
             LocalRunner() if runner is None else runner,
             Limits() if limits is None else limits,
             clock,
+            Observers(_telemetries(telemetry)),
         )
         self.store = environment.store
         self.availability = environment.availability
@@ -130,6 +125,9 @@ class Jobs:
         self._bound: Bound | None = None
         self.session: Session | None = None
         self._latest: Session | None = None  # the same, also when it is closed
+        self._health = Health(self)
+        self._asked_for_health = False
+        environment.observers.bind(self)
 
     # --- the middleware's side -----------------------------------------------------------------
 
@@ -141,6 +139,7 @@ class Jobs:
         status: ASGIApp,
         policy: Policy,
         rules: Mapping[str, Policy],
+        read: Callable[[], None],
         complete: Callable[[], bool],
         owners: Owners,
         mount: str,
@@ -154,7 +153,7 @@ class Jobs:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._bound = Bound(app, status, owners, Ids(mount), lambda: self.mounted)
+        self._bound = Bound(app, status, read, owners, Ids(mount), lambda: self.mounted)
         self._environment.runner.attach(door)
         self.policies.bind(policy, rules, complete=complete)
 
@@ -172,11 +171,12 @@ class Jobs:
         """
         if self.ready:
             return self._opened()
+        assert self._bound is not None
+        self._bound.read()
         await self._open_store()
         if self.ready:  # somebody else was faster
             return self._opened()
         environment = self._environment
-        assert self._bound is not None
         # Of an event loop that has ended, and what ran on it with it.
         orphaned = [] if self._latest is None else self._latest.runs.ids()
         if lifespan is None:
@@ -191,6 +191,8 @@ class Jobs:
         )
         await environment.runner.open()
         session.begin()
+        if self._asked_for_health:
+            session.counting.keep()
         if environment.lease is None:
             for id in orphaned:
                 await self._end_orphaned(id)
@@ -255,17 +257,46 @@ class Jobs:
         self.mounted = True
         return self._serve_status
 
+    @property
+    def health_app(self) -> ASGIApp:
+        """Probes as an ASGI app, to be mounted where you like, or served on a port of their own.
+
+        `GET /live` is 200 while the event loop turns. `GET /ready` is 200, or 503 while the server
+        stops or the store is away. `GET /queue` is 200 with what waits in the whole deployment:
+        `{"queued": 3, "running": 2, "oldest_queued_seconds": 1.2, "age_seconds": 0.4, "routes":
+        [...]}`, or 503 while that is not known. Each is JSON. None of them waits for the store,
+        which a process that has taken this is asked each second.
+        """
+        self._asked_for_health = True
+        return self._health.app
+
+    async def unready(self) -> str | None:
+        """Why no request should come here now: `draining`, `stopped` or `store-away`; else None."""
+        self._belong("health_app")
+        if self.session is None and self._latest is not None and self._latest.tasks.here():
+            return "stopped"
+        if not self.ready:
+            await self.open()  # no lifespan has come, as for the first request
+        session = self._opened()
+        session.counting.keep()
+        if session.draining:
+            return "draining"
+        return "store-away" if self.availability.away else None
+
     def is_status_app(self, app: object) -> bool:
         """Whether an app is `status_app`."""
         return app == self._serve_status
 
     async def _serve_status(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._belong("status_app").status(scope, receive, send)
+
+    def _belong(self, mounted: str) -> Bound:
         if self._bound is None:
             raise ConfigurationError(
-                "jobs.status_app is mounted, but no LongRunningMiddleware has these jobs; "
+                f"jobs.{mounted} is mounted, but no LongRunningMiddleware has these jobs; "
                 "pass them to it: LongRunningMiddleware(app, jobs=jobs)"
             )
-        await self._bound.status(scope, receive, send)
+        return self._bound
 
     async def get(self, id: str) -> Job | None:
         """A job, or the tombstone of one; None if there is neither."""
@@ -472,12 +503,32 @@ class Jobs:
         """Who minted an id, to go by its marker."""
         return Origin.UNKNOWN if self._bound is None else self._bound.ids.origin(id)
 
+    @property
+    def figures(self) -> Figures | None:
+        """The newest `totals()` at hand, a second or so old; None if nobody keeps them.
+
+        They are kept for `health_app`, and for a telemetry that reads them.
+        """
+        return None if self._latest is None else self._latest.counting.newest
+
     def statistics(self) -> Statistics:
         """How much runs and waits now."""
         if self._latest is None:
             return Statistics(running=0, queued=0)
         occupancy = self._latest.runs.scheduler.occupancy
         return Statistics(running=occupancy.running, queued=occupancy.waiting)
+
+
+def _telemetries(
+    given: Telemetry | Sequence[Telemetry] | None,
+) -> Sequence[Telemetry]:
+    if given is None:
+        return [LoggingTelemetry()]
+    if not isinstance(given, Sequence):
+        given = [given]
+    for each in given:
+        require_kind("telemetry", each, Telemetry, "[LoggingTelemetry(), PrometheusTelemetry()]")
+    return given
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

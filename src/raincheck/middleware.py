@@ -193,6 +193,7 @@ class LongRunningMiddleware:
             status=self._status,
             policy=policy,
             rules=routes or {},
+            read=self._read,
             complete=self._routing.complete,
             owners=owners,
             mount=path,
@@ -260,7 +261,6 @@ class LongRunningMiddleware:
         """Run a candidate in a task of its own, and answer for it once it is accepted."""
         session = self.jobs.session
         if session is None or not session.tasks.here():
-            self._routing.read(mounted=self.jobs.mounted)
             session = await self.jobs.open()
         rule = candidate.rule
         context = copy_context()
@@ -462,8 +462,10 @@ class LongRunningMiddleware:
             await self._reply(reply, handoff, scope, send)
         return job.response is not None or problem is not None
 
-    async def _open(self, lifespan: Scope) -> None:
+    def _read(self) -> None:
         self._routing.read(mounted=self.jobs.mounted)
+
+    async def _open(self, lifespan: Scope) -> None:
         await self.jobs.open(lifespan)
 
 

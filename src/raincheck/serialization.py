@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from raincheck.errors import IllegalTransition, MalformedCursor, Problem, UnreadableRecord
-from raincheck.job import Job, Progress, State
+from raincheck.job import Job, Progress, State, Trace
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 
 FORMAT = 1
@@ -70,6 +70,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "orphaned_at": _TIME,
     "synchronous": _FLAG,
     "not_before": _TIME,
+    "trace": _LIST,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
     "method": _TEXT,
@@ -192,6 +193,8 @@ def _queued(record: bytes | str) -> Job:
         fields["error"] = _error(fields["error"])
     if "response" in fields:
         fields["response"] = _response(fields["response"])
+    if "trace" in fields:
+        fields["trace"] = _trace(fields["trace"])
     return Job(**{**fields, "state": State(fields["state"])}, extra=extra)
 
 
@@ -207,6 +210,13 @@ def _error(found: list[Any]) -> Problem:
         case [str(), int(), str(), str()]:
             return Problem(*found)
     raise TypeError(f"error is {found!r}")
+
+
+def _trace(found: list[Any]) -> Trace:
+    match found:
+        case [str(), str()]:
+            return Trace(*found)
+    raise TypeError(f"trace is {found!r}")
 
 
 def _response(found: list[Any]) -> CapturedResponse:

@@ -20,11 +20,12 @@ from raincheck.runners.base import Brought, Run
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.expiry import Sweeper
 from raincheck.runtime.feeds import Feeds
+from raincheck.runtime.figures import Counting
 from raincheck.runtime.recovery import Recovery
 from raincheck.runtime.replay import Replays
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.stopping import Reason
-from raincheck.shutdown import Waits
+from raincheck.shutdown import Waits, announced
 from raincheck.tasks import open_tasks
 
 logger = logging.getLogger("raincheck")
@@ -37,6 +38,7 @@ class Bound:
     Attributes:
         app: the app that requests are fed to.
         status: the status routes.
+        read: reads the app's routes.
         owners: says whose requests are.
         ids: mints the ids of jobs.
         mounted: says whether the status routes are mounted by hand, inside the app.
@@ -44,6 +46,7 @@ class Bound:
 
     app: ASGIApp
     status: ASGIApp
+    read: Callable[[], None]
     owners: Owners
     ids: Ids
     mounted: Callable[[], bool]
@@ -64,6 +67,7 @@ class Session:
         acceptance: makes jobs of requests.
         waits: what waits here for the sake of clients.
         feeds: what becomes of the jobs that somebody follows here.
+        counting: the figures of the store, if anybody wants them.
     """
 
     def __init__(self, environment: Environment, bound: Bound, lifespan: Scope | None) -> None:
@@ -71,6 +75,7 @@ class Session:
         self.runs = Runs(environment, self.tasks, lifespan)
         self.waits = Waits(self.tasks)
         self.feeds = Feeds(environment, self.tasks)
+        self.counting = Counting(environment, self.tasks)
         self._environment = environment
         self._sweeper = Sweeper(environment, self.tasks)
         self.acceptance = Acceptance(
@@ -85,10 +90,20 @@ class Session:
         self._replays = Replays(environment, self.runs, self.acceptance, self._recovery, bound.app)
 
     def begin(self) -> None:
-        """Look for what nobody holds, and for what is due, on a store that processes share."""
+        """Look for what nobody holds, and for what is due, on a store that processes share.
+
+        And ask for its figures, if a telemetry reads them.
+        """
+        if self._environment.observers.figures:
+            self.counting.keep()
         if self._environment.lease is not None:
             self.tasks.spawn(self._recovery.watch, Context())
             self._sweeper.keep_sweeping()
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is accepted, or the server is known to stop."""
+        return self.acceptance.closed or announced()
 
     async def run(self, id: str) -> Brought:
         """Run a job to its end: see `runners.base.Run`."""

@@ -53,14 +53,14 @@ class Waits:
 
     async def _look(self) -> None:
         while self._open and not self._over:
-            if _announced():
+            if announced():
                 self.end()
             else:
                 await anyio.sleep(_INTERVAL)
         self._looking = False
 
 
-def _announced() -> bool:
+def announced() -> bool:
     """Whether the server that handles SIGTERM means to exit; False where that cannot be seen.
 
     uvicorn's handler is a method of the server that runs here, alone, as its supervisor's child or

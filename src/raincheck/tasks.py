@@ -107,12 +107,14 @@ class Tasks(ABC):
 
     Attributes:
         thread: the one that the event loop runs in.
+        time: gives the time of the event loop, in seconds; in callbacks as well.
         gate: makes a hand-over.
         stopper: makes a stopper around what the running task does next; on the stack that it is
             given until that is left.
     """
 
     thread: int
+    time: Callable[[], float]
     gate: Callable[[], Gate]
     stopper: Callable[[list[Stopper]], Stopper]
 
@@ -209,6 +211,7 @@ class AsyncioTasks(Tasks):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.thread = get_ident()
+        self.time = self._loop.time
         self.gate = partial(_AsyncioGate, self._loop)
         self.stopper = _AsyncioStopper
         self._tasks: set[asyncio.Task[None]] = set()
@@ -382,6 +385,7 @@ class TrioTasks(Tasks):
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
         self.thread = get_ident()
+        self.time = trio.current_time
         self.gate = _EventGate
         current_task = trio.lowlevel.current_task
         self.stopper = partial(_ScopeStopper, here=self.here, current_task=current_task)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Limits, LongRunningMiddleware, MemoryStore, report
 from raincheck.runners.base import Run, Runner, Stop
 from raincheck.runtime.leases import BEAT
+from raincheck.telemetry.base import Telemetry
 from tests.conftest import virtual_jobs
 from tests.doubles.stores import DamagedStore, Line
 from tests.support import Gate, app_of, running, settled, slow_route
@@ -50,7 +51,13 @@ class Two:
         gates: where their handlers wait.
     """
 
-    def __init__(self, stack: AsyncExitStack, limits: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        limits: Mapping[str, Any],
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self._telemetry = telemetry
         self.store = DamagedStore()
         self.lines = {"a": Line(self.store), "b": Line(self.store)}
         self.line = self.lines["a"]
@@ -75,6 +82,7 @@ class Two:
 
         jobs = virtual_jobs(
             store=self.lines[name],
+            telemetry=self._telemetry,
             limits=Limits(lease=LEASE, store_timeout=STORE_TIMEOUT, **limits),
         )
         return app_of(
@@ -110,9 +118,9 @@ class Two:
 
 
 @asynccontextmanager
-async def two(**limits: Any) -> AsyncIterator[Two]:
+async def two(telemetry: Telemetry | None = None, **limits: Any) -> AsyncIterator[Two]:
     async with AsyncExitStack() as stack:
-        both = Two(stack, limits)
+        both = Two(stack, limits, telemetry)
         await both.start("b")
         await both.start("a")
         try:
@@ -205,7 +213,14 @@ class Fleet:
         runs: which of them ran a handler, in order.
     """
 
-    def __init__(self, stack: AsyncExitStack, slots: int, limits: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        slots: int,
+        limits: dict[str, Any],
+        telemetry: Telemetry | None,
+    ) -> None:
+        self._telemetry = telemetry
         self.broker = Broker()
         self.store = MemoryStore()
         self.lines = {name: Line(self.store) for name in ("web", "a", "b")}
@@ -229,6 +244,7 @@ class Fleet:
         jobs = virtual_jobs(
             store=self.lines[name],
             runner=engine,
+            telemetry=self._telemetry,
             limits=Limits(**{"lease": LEASE, "store_timeout": 2, **self._limits}),
         )
         self.apps[name] = app_of(
@@ -261,9 +277,11 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(*workers: str, slots: int = 5, **limits: Any) -> AsyncIterator[Fleet]:
+async def fleet(
+    *workers: str, slots: int = 5, telemetry: Telemetry | None = None, **limits: Any
+) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
-        one = Fleet(stack, slots, limits)
+        one = Fleet(stack, slots, limits, telemetry)
         one.web = await one.start("web")
         for name in workers:
             await one.start(name)

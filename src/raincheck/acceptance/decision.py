@@ -23,7 +23,7 @@ from raincheck.errors import (
     StoreUnavailable,
 )
 from raincheck.ids import Ids
-from raincheck.job import Bounds, Job, Key, State
+from raincheck.job import Bounds, Job, Key, State, Trace
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
 from raincheck.runtime.environment import Environment
@@ -83,6 +83,15 @@ class Acceptance:
         """Accept nothing new."""
         self._closing = True
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing new is accepted."""
+        return self._closing
+
+    def raised(self, job: Job, error: BaseException) -> None:
+        """See `handoff.Acceptor.raised`."""
+        self._environment.observers.raised(job, error, self._environment.clock())
+
     async def accept(self, handoff: Handoff, tries: int = 3) -> None:
         """Make a job of the request: take a place, and be visible before the 202 leaves (law 3).
 
@@ -111,7 +120,9 @@ class Acceptance:
             await handoff.drain()
         ticket = scheduler.admit(handoff.route, owner) if placed else None
         try:
-            job = await self._create(handoff, ticket, owner, keys)
+            follow = environment.observers.follow and not synchronous
+            create = self._create_followed if follow else self._create
+            job = await create(handoff, ticket, owner, keys)
         except BaseException:
             if ticket is not None:
                 scheduler.leave(ticket)
@@ -173,12 +184,33 @@ class Acceptance:
         except Exception as error:
             raise self._without_store(error) from error
 
+    async def _create_followed(
+        self,
+        handoff: Handoff,
+        ticket: Ticket | None,
+        owner: str | None,
+        keys: tuple[Key, ...],
+    ) -> Job | None:
+        """As `_create`, and raises as it does."""
+        assert handoff.route is not None
+        span = self._environment.observers.accepting(handoff.route, handoff.scope)
+        if span is None:
+            return await self._create(handoff, ticket, owner, keys)
+        try:
+            job = await self._create(handoff, ticket, owner, keys, span.trace)
+        except BaseException as error:
+            span.end(None, error)
+            raise
+        span.end(job)
+        return job
+
     async def _create(
         self,
         handoff: Handoff,
         ticket: Ticket | None,
         owner: str | None,
         keys: tuple[Key, ...],
+        trace: Trace | None = None,
     ) -> Job | None:
         """A new job in the store; None if there is an earlier one under one of the keys.
 
@@ -202,6 +234,7 @@ class Acceptance:
             holder=environment.name if ticket is not None or synchronous else None,
             queue=policy.queue,
             owner=owner,
+            trace=trace,
         )
         if synchronous:
             job = job._replace(synchronous=True)
@@ -224,7 +257,7 @@ class Acceptance:
             if ticket is None or not runs:
                 raise self._runs.scheduler.full(job.route, owner=error.owner) from error
             self._runs.block(ticket, error)
-            return await self._create(handoff, ticket, owner, keys)  # it waits, then
+            return await self._create(handoff, ticket, owner, keys, trace)  # it waits, then
         except BaseException as error:
             if not isinstance(error, StoreFull):  # it may be there all the same
                 self._new.undo(job)

@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raincheck.acceptance.request_body import RequestBody
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
-from raincheck.errors import NoRoom, Refusal, Release, RequestTooLarge, is_release
-from raincheck.job import Job, Progress
+from raincheck.errors import CRASHED, NoRoom, Refusal, Release, RequestTooLarge, is_release
+from raincheck.job import Job, Progress, Trace
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
 from raincheck.preferences import NO_PREFERENCE, Decision, decide, parse
-from raincheck.runtime.run import Run, tell_of
+from raincheck.runtime.observers import Spans
+from raincheck.runtime.run import Run
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Stopper, Tasks
 
@@ -42,6 +43,9 @@ VARY = (b"vary", b"Prefer")
 # What routing below us writes into the scope, and what counts and traces above us reads there; not
 # `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
 _ROUTED = ("route", "endpoint", "path_params", "router", "fastapi")
+
+# What names a request's place in a trace (W3C Trace Context, §3.2 and §3.3).
+_TRACING = frozenset({b"traceparent", b"tracestate"})
 
 _UNSET = object()
 
@@ -70,6 +74,9 @@ class Acceptor(Protocol):
 
     async def accept(self, handoff: Handoff) -> None:
         """Make a job of the request. Raises Refusal."""
+
+    def raised(self, job: Job, error: BaseException) -> None:
+        """The app has raised, and no run of the job is to tell of it."""
 
 
 class Handoff:
@@ -292,6 +299,8 @@ class Handoff:
             return block is not None
 
         runs = await self._acceptor.tasks.call(enter)
+        if runs and self.run is not None and self.run.span is not None:
+            self.run.span.enter()  # in the context variables that are the handler's
         return self.stopping.inside_remotely() if runs else None
 
     def _answer(self) -> int | None:
@@ -417,6 +426,26 @@ class Handoff:
         self.run.record(self.scope["method"])
         self._recorded = True
         self._hand_over()
+        if self.run.span is not None:
+            self._follow(self.run.span)
+
+    def _follow(self, span: Spans) -> None:
+        if self._entered:  # by the running task, which is the app's
+            span.enter()
+        elif span.trace is not None:
+            self.retrace(span.trace)
+
+    def retrace(self, trace: Trace | None) -> None:
+        """Let the app, which has not begun, find this place in a trace, and not its client's.
+
+        What is kept of the request stays as it is.
+        """
+        fields = [field for field in self.scope["headers"] if field[0] not in _TRACING]
+        if trace is not None:
+            fields.append((b"traceparent", trace.parent.encode()))
+            if trace.state:
+                fields.append((b"tracestate", trace.state.encode()))
+        self.scope["headers"] = fields
 
     def copy(self, inner: Context | None = None) -> None:
         """Go on in place: the client is answered, and its answer goes to the store as well.
@@ -510,6 +539,8 @@ class Handoff:
             BaseException: the event loop was thrown away.
         """
         current_handoff.set(self)
+        if self.run is not None and self.run.span is not None:
+            self.run.span.enter()
         stopping = self.stopping
         ended: BaseException | None = None
         if stopping.reason is None:  # else cancelled while its start was being recorded
@@ -533,7 +564,7 @@ class Handoff:
         elif ended is not None and self._released:
             job = self.job or self.accepted
             assert job is not None
-            tell_of(job, ended)
+            self._acceptor.raised(job, ended)
         self._acceptor.tasks.release(self)
 
     async def _ended_by(self, error: BaseException, block: Stopper) -> BaseException | None:
@@ -567,7 +598,10 @@ class Handoff:
         try:
             await catchall.answer(error, self.scope, self.receive, self.send, begun=run.started)
         except Exception as raised:
-            logger.error("job %s: the handler for errors raised", run.job.id, exc_info=raised)
+            told = {"job": run.job.id, "route": run.job.route, "reason": CRASHED}
+            logger.error(
+                "job %s: the handler for errors raised", run.job.id, exc_info=raised, extra=told
+            )
 
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""

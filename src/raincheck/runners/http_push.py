@@ -163,7 +163,8 @@ class HttpPushRunner(EngineRunner):
         try:
             there = await attended(receive, conduct)
         except Exception:  # ours: an engine that is told of no success brings it again
-            logger.exception("job %s could not be run when it was brought", id)
+            told = {"job": id}
+            logger.exception("job %s could not be run when it was brought", id, extra=told)
             there, brought = True, Brought.BUSY
         if there:
             status, retry_after = _ANSWERS[brought]

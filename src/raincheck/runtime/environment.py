@@ -13,6 +13,7 @@ from raincheck.policy import Limits, Policy, seconds
 from raincheck.routing.policies import RoutePolicies, bounds
 from raincheck.runners.base import Runner
 from raincheck.runtime.ledger import Ledger
+from raincheck.runtime.observers import Observers
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
@@ -26,11 +27,12 @@ class Environment:
         runner: where they run.
         limits: what all routes together keep to.
         clock: seconds since the epoch.
+        observers: told of what becomes of jobs. Default: nobody.
 
     Attributes:
         store: the store; calls to one that processes share are bounded in time.
         availability, engine: whether the store answers, and the runner's engine.
-        runner, limits, clock: as given.
+        runner, limits, clock, observers: as given.
         in_place: whether accepted handlers go on where they are.
         cancel_grace: seconds that cleanup code has before it is cancelled again.
         name: of this process, as the holder of its jobs.
@@ -43,7 +45,12 @@ class Environment:
     """
 
     def __init__(
-        self, store: Store, runner: Runner, limits: Limits, clock: Callable[[], float]
+        self,
+        store: Store,
+        runner: Runner,
+        limits: Limits,
+        clock: Callable[[], float],
+        observers: Observers | None = None,
     ) -> None:
         if not store.shared and not runner.in_place:
             raise ConfigurationError(
@@ -70,7 +77,9 @@ class Environment:
             availability=self.availability,
             holder=self.name,
             lease=self.lease,
+            observers=observers,
         )
+        self.observers = self.ledger.observers
         self.policies = RoutePolicies(runner, store)
 
     def know_nothing(self) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 from raincheck.errors import (
-    CRASHED,
     NOT_KEPT,
     IllegalTransition,
     LeaseLost,
@@ -27,30 +25,13 @@ from raincheck.messages import (
     RawHeaders,
     named_in_vary,
 )
+from raincheck.runtime.observers import Observers
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Claim, Store
-
-logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 
 _Change = Callable[[Job], Job]
-
-
-class Transition(NamedTuple):
-    """A job has come to another state, in the store as well.
-
-    Attributes:
-        job: the version that it has come to; `gone` if it was deleted.
-        before: the state before that; None for a job that is new.
-    """
-
-    job: Job
-    before: State | None
-
-
-Observer = Callable[[Transition], None]
-"""Is told of each transition, once that is made. What it raises is logged, and changes nothing."""
 
 
 # Seconds that an outcome waits for room: a response that is larger may be failing meanwhile.
@@ -74,6 +55,9 @@ class Ledger:
         holder: the name of this process.
         lease: seconds that a job which starts is this process's own; None for always.
         observers: told of each transition that is made here, in order.
+
+    Attributes:
+        observers: as given.
     """
 
     def __init__(
@@ -85,10 +69,10 @@ class Ledger:
         availability: Availability,
         holder: str | None = None,
         lease: float | None = None,
-        observers: Sequence[Observer] = (),
+        observers: Observers | None = None,
     ) -> None:
         self._store = store
-        self._observers = observers
+        self.observers = Observers(()) if observers is None else observers
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
         # What this process has told the store of what each route's responses vary by.
@@ -111,8 +95,8 @@ class Ledger:
         """
         lease = self._lease
         there = await self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
-        if self._observers and there.id == job.id:
-            self._tell_of(there, None)
+        if self.observers.of[there.state] and there.id == job.id:
+            self.observers.tell(there, None)
         return there
 
     async def start(self, job: Job, bounds: Bounds | None = None) -> Job:
@@ -126,7 +110,7 @@ class Ledger:
 
         def start(job: Job) -> Job:
             if job.state is State.RUNNING and (job.started_at, job.holder) == (now, self._holder):
-                self._tell_of(job, State.QUEUED)
+                self.observers.tell(job, State.QUEUED)
                 return job  # our own write, whose acknowledgement was lost
             return job.start(now, self._holder)
 
@@ -154,8 +138,8 @@ class Ledger:
             if job is None or not job.begun_by(holder, now):
                 raise
             claimed = Claim(job, None, begun=True)
-        if claimed is not None and claimed.begun:
-            self._tell_of(claimed.job, State.QUEUED)
+        if claimed is not None and claimed.begun and self.observers.of[State.RUNNING]:
+            self.observers.tell(claimed.job, State.QUEUED)
         return claimed
 
     async def hold(self, job: Job) -> Job:
@@ -299,7 +283,7 @@ class Ledger:
         withdrawn = self._finished(job, State.CANCELLED, self._clock(), ttl)
         if not await self._store.replace(withdrawn):
             return False
-        self._tell_of(withdrawn, job.state)
+        self.observers.tell(withdrawn, job.state)
         return True
 
     async def finish(
@@ -315,9 +299,6 @@ class Ledger:
         progress: Progress | None = None,
     ) -> Job:
         """Record its outcome. A job that is terminal already stays what it is (law 5).
-
-        One that fails for a reason which its handler did not choose leaves a line in the log; of
-        one whose handler raised the handler's own end says more.
 
         If the store has no room for the end of its response, and after a while still none, it has
         failed.
@@ -342,10 +323,8 @@ class Ledger:
             done = _without_body(done)
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):
-                if done.error is not None:
-                    _log(done, done.error, why)
-                if self._observers:
-                    self._tell_of(done, job.state)
+                if self.observers.of[state]:
+                    self.observers.tell(done, job.state, why)
                 return done
         except Exception as failure:
             self._availability.failed(failure)
@@ -380,9 +359,7 @@ class Ledger:
             unkept = partial(end, state=State.FAILED, **given)
         ended = await self._end_patiently(job, partial(end, **outcome), unkept, tail)
         if ended.finished_at in tried:  # else somebody else ended it
-            if ended.error is not None:
-                _log(ended, ended.error, why)
-            self._tell_of(ended, job.state)
+            self.observers.tell(ended, job.state, why)
         return ended
 
     async def _end_patiently(
@@ -461,7 +438,7 @@ class Ledger:
                     return True  # there is no room for the other one, either
             elif newest.gone or newest.confirmed:
                 return newest.gone
-        self._tell_of(tombstone, job.state)
+        self.observers.tell(tombstone, job.state)
         return True
 
     async def patiently(self, ask: Callable[[], Awaitable[T]], *further: type[Exception]) -> T:
@@ -481,13 +458,6 @@ class Ledger:
         if self._availability.away:
             self._availability.answered()
         return answer
-
-    def _tell_of(self, job: Job, before: State | None) -> None:
-        for observer in self._observers:
-            try:
-                observer(Transition(job, before))
-            except Exception:  # whatever it is, the job is what it is (law 5)
-                logger.exception("an observer of jobs raised")
 
     def _finished(self, job: Job, state: State, now: float, ttl: float, **outcome: Any) -> Job:
         done = job.finish(state, now, ttl=ttl, tombstone_ttl=self._tombstone_ttl, **outcome)
@@ -517,8 +487,9 @@ class Ledger:
             if changed is job:
                 return job
             if await self._store.replace(changed, lease=lease, bounds=bounds):
-                if changed.state is not job.state or changed.gone:
-                    self._tell_of(changed, job.state)
+                moved = changed.state is not job.state or changed.gone
+                if moved and self.observers.of[changed.state]:
+                    self.observers.tell(changed, job.state)
                 return changed
             newest = await self._newest(job)
             if newest is None:
@@ -539,17 +510,6 @@ class Ledger:
 def _without_body(job: Job) -> Job:
     """The same version; what there is of a body goes with its fence."""
     return job._replace(fence=job.fence + 1)
-
-
-def _log(job: Job, error: Problem, why: str | None) -> None:
-    if error.name != CRASHED:
-        logger.warning(
-            "job %s (%s) has failed: %s",
-            job.id,
-            job.route,
-            why or f"{error.title}. {error.detail}",
-            extra={"job": job.id, "route": job.route, "reason": error.name},
-        )
 
 
 def _check_hands(job: Job, fence: int) -> None:

@@ -85,6 +85,7 @@ class Recovery:
                 "job %s cannot be taken over: its record is damaged, or of another version of "
                 "raincheck, whose processes still may",
                 id,
+                extra={"job": id},
             )
 
     async def _take(self, found: Abandoned, room: anyio.Semaphore) -> None:
@@ -183,4 +184,7 @@ class Recovery:
         if found.idle < seconds(self._environment.limits.abandon_after):
             return
         if await self._environment.store.discard(found.id):
-            logger.warning("job %s was given up: nobody could read its record", found.id)
+            told = {"job": found.id}
+            logger.warning(
+                "job %s was given up: nobody could read its record", found.id, extra=told
+            )

@@ -137,6 +137,8 @@ class Replays:
         Raises:
             NoRoom: it waits on, since so many run in other processes.
         """
+        if self._environment.observers.follow:
+            handoff.retrace(None)  # its place will be known when the endpoint is found
         handoff.seek(request, seconds(self._environment.limits.abandon_after))
         await self._conduct(run, handoff)
         if handoff.full is not None:
@@ -192,7 +194,7 @@ class Replays:
                 return Brought.ENDED
             job = await environment.ledger.patiently(partial(environment.store.get, id))
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
-            logger.warning("job %s cannot run here: %s", id, error)
+            logger.warning("job %s cannot run here: %s", id, error, extra={"job": id})
             return Brought.HELD
         if job is None or job.gone or job.finished:
             return Brought.ENDED

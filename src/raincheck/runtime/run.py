@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
@@ -14,7 +13,6 @@ from starlette.types import Message, Scope
 
 from raincheck.errors import (
     ANSWER_NOT_KEPT,
-    CRASHED,
     NOT_KEPT,
     UNREADABLE,
     IllegalTransition,
@@ -34,12 +32,11 @@ from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.policy import Policy, Seconds, seconds
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.flushing import Flusher
+from raincheck.runtime.observers import Spans
 from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Tasks
-
-logger = logging.getLogger("raincheck")
 
 # Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1
@@ -109,6 +106,7 @@ class Run:
         policy, ticket, stopping, held, origin: as given; another policy once its endpoint is known.
         waits: whether it still waits here: it has neither begun nor been cancelled or taken over.
         progress: the handler's newest report.
+        span: follows the run of its job, if anybody does.
     """
 
     __slots__ = (
@@ -127,6 +125,7 @@ class Run:
         "origin",
         "policy",
         "progress",
+        "span",
         "stopping",
         "ticket",
         "waits",
@@ -150,6 +149,7 @@ class Run:
         self.origin = origin
         self.waits = job.state is State.QUEUED
         self.progress: Progress | None = None
+        self.span: Spans | None = None
         self._home = home
         self.stopping = stopping
         self._turn = anyio.Event() if held else None
@@ -304,6 +304,9 @@ class Run:
     def record(self, method: str) -> None:
         """From now on what the app sends is kept, and its time is running."""
         self._method = method
+        observers = self._home.environment.observers
+        if observers.follow:
+            self.span = observers.running(self.job)
         if self.policy.timeout is not None:
             self._watch_time(self.policy.timeout)
 
@@ -525,9 +528,7 @@ class Run:
             try:
                 self._recorded(await write())
             except LeaseLost:
-                logger.warning(
-                    "job %s (%s) was taken over; its outcome here is dropped", job.id, job.route
-                )
+                home.environment.observers.lost(job, home.environment.clock(), ended=True)
             finally:
                 home.left(job)
                 gate.open()
@@ -541,7 +542,8 @@ class Run:
         assert stopping is not None
         told = self.job.synchronous or isinstance(error, ProtocolError)  # by the server, or already
         if error is not None and not told:
-            tell_of(self.job, error)
+            environment = self._home.environment
+            environment.observers.raised(self.job, error, environment.clock())
         if stopping.reason is not None:
             await stopping.stopped()
         if not self._decided:
@@ -549,6 +551,8 @@ class Run:
         for writing in (self._timed_out, self._settling):
             if writing is not None:
                 await writing.wait()
+        if self.span is not None:
+            self.span.end(self.job, error)
         self._method = self._recorder = self._flusher = None
         self._home.ended(self)
 
@@ -609,16 +613,8 @@ class Run:
         """
         if self._decided:
             return
-        job = self.job
-        # Of a synchronous one the client is answered here all the same.
-        what = "its answer is not kept" if job.synchronous else "it stops here"
-        logger.log(
-            logging.INFO if deleted else logging.WARNING,
-            "job %s (%s) was taken over by another process, or deleted; %s",
-            job.id,
-            job.route,
-            what,
-        )
+        job, environment = self.job, self._home.environment
+        environment.observers.lost(job, environment.clock(), deleted=deleted)
         self._decided = True
         if not job.synchronous:
             self.stop(Reason.LOST)
@@ -688,12 +684,6 @@ class Run:
         except (IllegalTransition, UnreadableRecord):  # the next report may fare better
             pass
         return self.progress
-
-
-def tell_of(job: Job, error: BaseException) -> None:
-    """Leave what a job's app raised in the log."""
-    told = {"job": job.id, "route": job.route, "reason": CRASHED}
-    logger.error("job %s on %s raised", job.id, job.route, exc_info=error, extra=told)
 
 
 def _sentence(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -25,6 +25,7 @@ from raincheck.job import Job, State
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.fleet import Fleet
 from raincheck.runtime.leases import Leases
+from raincheck.runtime.loop_watch import LoopWatch
 from raincheck.runtime.run import Origin, Run
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason
@@ -63,6 +64,8 @@ class Runs:
         self._leaving: dict[str, int] = {}
         self._idle: anyio.Event | None = None
         self._unblocking = False
+        self._came: set[str] = set()  # routes of which jobs came since `_ran` was asked
+        self._loop = LoopWatch(tasks, environment.observers, self._ran)
         self._leases: Leases | None = None
         self._fleet: Fleet | None = None
         if environment.lease is not None:
@@ -91,6 +94,11 @@ class Runs:
         """Those that wait for their turn."""
         return [run for run in self._here.values() if run.waits]
 
+    def _ran(self) -> Collection[str]:
+        """The routes of the jobs that have run here since this was asked last."""
+        came, self._came = self._came, set()
+        return came.union(run.job.route for run in self._here.values() if not run.waits)
+
     def ids(self) -> list[str]:
         """The ids of both."""
         return [*self._here]
@@ -105,6 +113,9 @@ class Runs:
     def add(self, run: Run) -> None:
         """A job runs here from now on, or is about to wait."""
         self._here[run.job.id] = run
+        self._came.add(run.job.route)
+        if not self._loop.watching:
+            self._loop.watch()
         if self._leases is not None:
             self._leases.keep(self.tasks)
 

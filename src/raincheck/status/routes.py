@@ -228,7 +228,8 @@ class StatusRoutes:
         """Say that a job which was asked for cannot be read, once."""
         if id not in self._unreadable:
             self._unreadable[id] = True
-            logger.warning("job %s was asked for, and cannot be read: %s", id, error)
+            told = {"job": id}
+            logger.warning("job %s was asked for, and cannot be read: %s", id, error, extra=told)
 
     def _unable(self, action: Action | None, scope: Scope) -> Problem | None:
         """What the query asks that the dialect cannot do; of lists it reads the query itself."""

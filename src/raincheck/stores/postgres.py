@@ -386,7 +386,8 @@ class PostgresStore(Store):
                 [dump(job).decode() for job in tombstones],
             )
         for id in unreadable:
-            logger.warning("job %s has expired; its record could not be read", id)
+            told = {"job": id}
+            logger.warning("job %s has expired; its record could not be read", id, extra=told)
         self._announce(ids + unreadable)
         return True
 

@@ -408,7 +408,10 @@ class RedisStore(Store):
             return await self.replace(job.tombstone(now))
         dropped = await self._drop(id.decode("utf-8", "surrogatepass"), record, now)
         if dropped:
-            logger.warning("job %s has expired; its record could not be read", id.decode())
+            told = {"job": id.decode()}
+            logger.warning(
+                "job %s has expired; its record could not be read", id.decode(), extra=told
+            )
         return dropped
 
     async def _drop(self, id: str, record: bytes, now: float | str = "") -> bool:

@@ -286,7 +286,8 @@ class SQLiteStore(Store):
         while more:
             more, unread = await self._here().write(functools.partial(Changes.sweep, now=now))
             for id in unread:
-                logger.warning("job %s has expired; its record could not be read", id)
+                told = {"job": id}
+                logger.warning("job %s has expired; its record could not be read", id, extra=told)
         while await self._here().write(lambda changes: changes.vacuum()):
             pass
         return bool(await self._read("SELECT 1 FROM jobs LIMIT 1"))

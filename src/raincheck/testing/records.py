@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import anyio
 
-from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.job import Bounds, Job, Key, Progress, State, Trace
 from raincheck.messages import CapturedResponse, Head
 from raincheck.stores.base import (
     Claim,
@@ -48,6 +48,7 @@ class RecordContract:
             clients=2,
             synchronous=True,
             not_before=1003.5,
+            trace=Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"),
         )
         await store.create(full, request())
         assert await store.get("a") == full

@@ -1,0 +1,1 @@
+"""What is told of jobs: the port, and its adapters."""

@@ -1,0 +1,152 @@
+"""Probes and metrics of real servers: two processes, a signal, a store that is killed."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.conftest import Server
+from tests.stores.valkey import Valkey
+
+pytestmark = pytest.mark.real
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def start(store: str, *arguments: str, **environment: str) -> Server:
+        folder = tmp_path / str(len(servers))
+        folder.mkdir()
+        settings = {"RAINCHECK_TEST_STORE": store, **environment}
+        app = "tests.e2e.telemetry_app:app"
+        servers.append(Server(folder, *arguments, app=app, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def scraped(server: Server) -> dict[tuple[str, ...], float]:
+    """The samples of a scrape, each by its name and the values of its labels."""
+    response = server.client.get("/metrics/")
+    assert response.status_code == 200
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def until(done: Callable[[], bool], patience: float = 20.0) -> None:
+    deadline = time.monotonic() + patience
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_processes_on_one_store_are_scraped(start: Start, tmp_path: Path) -> None:
+    one, other = servers = [start(str(tmp_path / "jobs.db")) for _ in range(2)]
+    for server, customers in ((one, ("ann", "bob", "eve")), (other, ("joe",))):
+        for customer in customers:
+            server.follow(server.client.post(f"/work/{customer}"))
+    for _ in range(4):
+        one.client.post("/work/ann?seconds=30")
+    time.sleep(1.5)
+    found = [scraped(server) for server in servers]
+    for each in found:  # what the store has is the same from both
+        assert each["raincheck_jobs", "work", "succeeded"] == 4
+        assert each["raincheck_jobs", "work", "running"] == 2
+        assert each["raincheck_jobs", "work", "queued"] == 2
+        assert 1 < each["raincheck_oldest_queued_seconds", "work"] < 10
+        assert each["raincheck_figures_age_seconds",] < 2
+    # What a process has done is to be added up.
+    assert [each["raincheck_accepted_total", "work"] for each in found] == [7, 1]
+    ended = "raincheck_finished_total", "succeeded", "", "work"
+    assert [each[ended] for each in found] == [3, 1]
+    assert [each["raincheck_running",] for each in found] == [2, 0]
+    assert [each["raincheck_waiting",] for each in found] == [2, 0]
+    labels = set(re.findall(r'route="([^"]*)"', one.client.get("/metrics/").text))
+    assert labels == {"work"}  # and no customer's, whose name is in the URL
+
+
+def test_the_workers_of_one_server_are_scraped_together(start: Start, tmp_path: Path) -> None:
+    (folder := tmp_path / "prometheus").mkdir()
+    settings = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    server = start(str(tmp_path / "jobs.db"), "--workers=2", **settings)
+    jobs = 12
+    for _ in range(jobs):
+        with httpx.Client(base_url=server.client.base_url) as client:  # whichever worker takes it
+            accepted = client.post("/work/ann")
+        server.follow(accepted)
+    time.sleep(1.5)
+    found = scraped(server)
+    assert found["raincheck_accepted_total", "work"] == jobs
+    assert found["raincheck_jobs", "work", "succeeded"] == jobs
+    assert found["raincheck_figures_age_seconds",] < 2
+
+
+def test_after_sigterm_no_probe_is_told_that_it_is_ready(start: Start, tmp_path: Path) -> None:
+    server = start(str(tmp_path / "jobs.db"))
+    accepted = server.client.post("/work/ann?seconds=4")
+    answers: list[httpx.Response] = []
+    base = f"http://127.0.0.1:{server.port}"
+    late = threading.Thread(
+        target=lambda: answers.append(httpx.get(f"{base}/late/ready", timeout=30))
+    )
+    late.start()
+    time.sleep(0.5)  # it is on its way
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    time.sleep(0.3)
+    seen = set[int | str]()
+    while stopping.is_alive():
+        try:
+            seen.add(httpx.get(f"{base}/health/ready", timeout=5).status_code)
+        except httpx.TransportError:
+            seen.add("refused")
+        time.sleep(0.05)
+    stopping.join()
+    late.join()
+    assert [answer.status_code for answer in answers] == [503]
+    assert answers[0].json() == {"status": "draining", "running": 1, "queued": 0}
+    assert seen <= {503, "refused"}
+    # It has drained: another process has the response.
+    again = start(str(tmp_path / "jobs.db"))
+    assert again.client.get(accepted.headers["location"]).text == "done"
+
+
+def test_a_process_whose_store_is_killed_is_not_ready_until_it_is_back(
+    start: Start, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "valkey").mkdir()
+    store = Valkey(folder)
+    store.start()
+    try:
+        server = start(store.url)
+
+        def status(probe: str) -> int:
+            return server.client.get(f"/health/{probe}").status_code
+
+        until(lambda: (status("ready"), status("queue")) == (200, 200))
+        store.kill()
+        until(lambda: status("ready") == 503, 6)
+        assert server.client.get("/health/ready").json()["status"] == "store-away"
+        assert status("live") == 200
+        assert scraped(server)["raincheck_figures_age_seconds",] > 0
+        until(lambda: status("queue") == 503, 15)
+        store.start()
+        until(lambda: (status("ready"), status("queue")) == (200, 200), 10)
+        assert server.follow(server.client.post("/work/ann")).text == "done"
+    finally:
+        store.kill()
