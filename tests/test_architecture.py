@@ -93,6 +93,7 @@ LAYERS = {
     "stores.redis": 3,
     "stores.sqlite": 3,
     "telemetry.logging": 3,
+    "telemetry.opentelemetry": 3,
     "telemetry.prometheus": 3,
     "runtime.observers": 4,
     "runtime.ledger": 4,
@@ -193,6 +194,7 @@ EXTRAS = {
     "stores._postgres_session": {"asyncpg"},
     "stores.redis": {"redis"},
     "stores._redis_line": {"redis"},
+    "telemetry.opentelemetry": {"opentelemetry"},
     "telemetry.prometheus": {"prometheus_client"},
 }
 
