@@ -31,7 +31,7 @@ from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.processes import LEASE, fleet, two
 from tests.doubles.stores import Line, SharedMemory, TrickyStore, failing
-from tests.support import Gate, app_of, gated, hidden, running, settled, slow_route
+from tests.support import Gate, app_of, client_of, gated, hidden, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -253,6 +253,30 @@ async def test_a_job_that_waited_is_replayed_in_a_trace_of_its_own(tracing: Trac
     served = [trace_of(span) for span in tracing.of(SpanKind.SERVER)]
     assert served.count(CLIENT) == 3
     assert len([each for each in served if each in by_trace]) == 2
+
+
+async def test_a_replay_has_nothing_of_the_span_that_fastapi_had_outside(
+    tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own middleware is outside of those that are added, and what it finds in the scope is
+    what the routes inside write to."""
+
+    async def answer(request: Request) -> Any:
+        if (span := request.scope.get("fastapi.telemetry")) is not None:
+            span.set_attribute("http.route", "/slow")
+        await anyio.sleep(1)
+        return "ok"
+
+    inner = app_of(slow_route(answer), jobs=virtual_jobs(limits=Limits(max_running=1)))
+
+    async def outside(scope: Scope, receive: Receive, send: Send) -> None:
+        with tracing.provider.get_tracer("fastapi").start_as_current_span("server") as span:
+            await inner({**scope, "fastapi.telemetry": span}, receive, send)
+
+    async with running(inner), client_of(outside) as client:
+        for each in [await client.post("/slow") for _ in range(2)]:
+            assert (await follow(client, each)).status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.name != "raincheck"] == []
 
 
 async def test_a_held_job_runs_in_a_trace_of_its_own(tracing: Tracing) -> None:

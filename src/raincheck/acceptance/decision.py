@@ -37,6 +37,7 @@ from raincheck.runtime.scheduler import Ticket
 _CAPTURED = frozenset(
     {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string"}
     | {"root_path", "headers", "client", "server"}
+    | {"fastapi.telemetry"}  # FastAPI's span of the request, which has ended by then
 )
 
 
