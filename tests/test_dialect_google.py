@@ -109,7 +109,7 @@ EXCHANGES = {
         refused(
             400,
             "FAILED_PRECONDITION",
-            "It is forgotten only once it has finished; cancel it first.",
+            "A job is forgotten only once it has finished; cancel it first.",
             "UNFINISHED",
         ),
     ),

@@ -111,7 +111,7 @@ EXCHANGES = {
         "running", JOB, 200, info(**RUNNING), {"content-type": "application/json"}
     ),
     "/req/core/job-success: asked to stop": Exchange(
-        "cancelling", JOB, 200, info(**RUNNING | {"message": "It was asked to stop."})
+        "cancelling", JOB, 200, info(**RUNNING | {"message": "The job was asked to stop."})
     ),
     "/req/core/job-success: successful": Exchange("succeeded", JOB, 200, info(**SUCCESSFUL)),
     "/req/core/job-success: failed": Exchange(
@@ -182,7 +182,7 @@ EXCHANGES = {
         "cancelling",
         "DELETE /jobs/ID",
         200,
-        info(**RUNNING | {"message": "It was asked to stop."}),
+        info(**RUNNING | {"message": "The job was asked to stop."}),
     ),
     "dismiss: no such job": Exchange("running", "DELETE /jobs/NOBODY", 404, NO_SUCH_JOB),
     "dismiss: there was one": Exchange("deleted", "DELETE /jobs/ID", 410, GONE),

@@ -16,7 +16,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from raincheck.testing import lifespan
-from tests.matrix.conftest import require
+from tests.matrix.conftest import check_installed
 
 pytestmark = [pytest.mark.matrix, pytest.mark.anyio]
 
@@ -43,9 +43,13 @@ def shown(framework: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     [("litestar", "/schema/openapi.json", "201"), ("quart_schema", "/openapi.json", "200")],
 )
 async def test_the_document_that_is_served_is_whole(
-    framework: str, path: str, done: str, monkeypatch: pytest.MonkeyPatch
+    framework: str,
+    path: str,
+    done: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
 ) -> None:
-    require(framework)
+    check_installed(pytestconfig, framework)
     app = shown(framework, monkeypatch)
     transport = httpx.ASGITransport(app)
     async with (

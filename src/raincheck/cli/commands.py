@@ -336,7 +336,7 @@ def list_(
 @click.option("--operator", help="Who may list all jobs: MODULE:FUNCTION.")
 @click.option("--own-list/--no-own-list", default=None, help="Owners may list their own jobs.")
 @click.option("--factory", is_flag=True, help="MODULE:APP is a function that makes the app.")
-@click.option("--wsgi", is_flag=True, help="It is an app of WSGI (extra wsgi).")
+@click.option("--wsgi", is_flag=True, help="The app is one of WSGI (extra wsgi).")
 @click.option("--check", is_flag=True, help="Show which routes each rule matches, and serve none.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)

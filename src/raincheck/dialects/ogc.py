@@ -183,7 +183,7 @@ def _message(job: Job) -> str | None:
     if job.state is State.FAILED and job.response is not None:
         return f"The response has status {job.response.status}."
     if job.state is State.CANCELLING:
-        return "It was asked to stop."
+        return "The job was asked to stop."
     return None if job.progress is None else job.progress.message
 
 

@@ -316,7 +316,7 @@ def _told() -> Node:
         "responses": {
             "2XX": {"description": "Taken."},
             "410": {"description": "Not wanted; it is not sent again."},
-            "default": {"description": "It is sent again later."},
+            "default": {"description": "The message is sent again later."},
         },
     }
 

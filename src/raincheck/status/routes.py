@@ -68,7 +68,7 @@ UNFINISHED = Problem(
     "unfinished",
     409,
     "The job has not finished",
-    "It is forgotten only once it has finished; cancel it first.",
+    "A job is forgotten only once it has finished; cancel it first.",
 )
 NOT_ALLOWED = Problem(
     "method-not-allowed", 405, "The method is not allowed", "Allow names the methods of this URL."
