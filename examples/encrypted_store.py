@@ -19,7 +19,15 @@ import os
 import struct
 import tempfile
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +348,9 @@ class EncryptedStore(Store):
 
     def abandoned(self) -> AsyncIterator[Abandoned]:
         return self._store.abandoned()  # they have not ended, and so have no response
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        return [self._job(job) for job in await self._store.claim_deliveries(now, lease, limit)]
 
     async def discard(self, id: str) -> bool:
         return await self._store.discard(id)

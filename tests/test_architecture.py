@@ -163,6 +163,7 @@ LAYERS = {
     "testing.keys": 7,
     "testing.bodies": 7,
     "testing.lives": 7,
+    "testing.deliveries": 7,
     "testing.stores": 7,
     "testing.runners": 7,
 }
@@ -427,7 +428,7 @@ def test_stores_and_runners_that_stand_in_for_others_are_in_one_place() -> None:
     assert found == STAND_INS.keys()
 
 
-WRITES = {"append_body", "claim", "create", "learn", "replace"}
+WRITES = {"append_body", "claim", "claim_deliveries", "create", "learn", "replace"}
 """What changes a record, or what belongs to one."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raincheck.errors import INTERRUPTED, IllegalTransition
-from raincheck.job import TRANSITIONS, Job, Progress, State, Trace
+from raincheck.job import TRANSITIONS, Delivery, Job, Progress, State, Trace
 from raincheck.messages import CapturedResponse
 
 RESPONSE = CapturedResponse(200, ((b"content-type", b"text/plain"),), 4)
@@ -362,6 +362,7 @@ def full_job(state: State) -> Job:
         synchronous=True,
         not_before=106.0,
         trace=Trace("00-1-2-01", "a=1"),
+        delivery=Delivery("https://example.com/", "/jobs"),
         extra={"weight": 1},
     )
     defaults = Job._field_defaults

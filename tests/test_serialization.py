@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from raincheck import serialization
 from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
-from raincheck.job import Job, Progress, State, Trace
+from raincheck.job import Delivery, Job, Progress, State, Trace
 from raincheck.messages import CapturedRequest, CapturedResponse, Head
 from raincheck.serialization import (
     FORMAT,
@@ -85,6 +85,20 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "synchronous": st.booleans(),
     "not_before": st.none() | times,
     "trace": st.none() | st.builds(Trace, texts, texts),
+    "delivery": st.none()
+    | st.builds(
+        Delivery,
+        texts,
+        texts,
+        st.booleans(),
+        st.sampled_from(["pending", "delivered", "failed"]),
+        times,
+        numbers,
+        numbers,
+        numbers,
+        st.none() | texts,
+        st.none() | st.tuples(numbers, st.none() | texts, numbers),
+    ),
     "extra": st.none() | st.dictionaries(unheard_of, values, min_size=1, max_size=3),
 }
 REQUESTS: dict[str, st.SearchStrategy[Any]] = {
@@ -196,6 +210,11 @@ FULL = Job(
     synchronous=True,
     not_before=1700000001.5,
     trace=Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"),
+    delivery=Delivery(
+        *("https://example.com/hook", "/jobs", True, "pending", 1700000003.5, 4, 2, 5),
+        last_error="It answered 500.",
+        response=(404, "text/plain", 3),
+    ),
 )
 REQUEST = dataclasses.replace(left.REQUEST, path_params=(), app_root_path=None)
 TIMES = (
@@ -226,7 +245,9 @@ GOLDEN = [
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
         b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true,'
         b'"not_before":1700000001.5,'
-        b'"trace":["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","a=1"]}',
+        b'"trace":["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","a=1"],'
+        b'"delivery":["https://example.com/hook","/jobs",true,"pending",'
+        b'1700000003.5,4,2,5,"It answered 500.",[404,"text/plain",3]]}',
     ),
 ]
 GOLDEN_REQUESTS = [

@@ -98,6 +98,89 @@ class Trace(NamedTuple):
     state: str = ""
 
 
+LOOK_AGAIN = 60.0
+"""Seconds after which a job that is to be told of, and has not ended, is looked at again: also who
+does not know what is owed may have ended it."""
+
+LONGEST_DELIVERY = 7 * 24 * 60 * 60.0
+"""Seconds for which an expired job's tombstone is kept at most until its message is delivered."""
+
+
+class Delivery(NamedTuple):
+    """The message that somebody is owed when a job ends, and what has become of it.
+
+    Attributes:
+        url: where it goes.
+        base: where the job's URLs begin, as its 202 had them.
+        asked: whether the request asked for it; else the author of its route did.
+        status: `"pending"`, `"delivered"`, or `"failed"` once nobody tries any more.
+        not_before: while it is pending: it is not tried before this time.
+        deliveries: how often it was tried.
+        earlier: how often of that before somebody last asked for it again.
+        notes: versions of the job since its outcome, which tell of the message alone.
+        last_error: why the last try has failed; None if it has not.
+        response: status, media type and size of the job's response, which it says also when that
+            has expired; None if there is none.
+    """
+
+    url: str
+    base: str
+    asked: bool = False
+    status: str = "pending"
+    not_before: float = 0.0
+    deliveries: int = 0
+    earlier: int = 0
+    notes: int = 0
+    last_error: str | None = None
+    response: tuple[int, str | None, int] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is still to be delivered."""
+        return self.status == "pending"
+
+    @property
+    def tries(self) -> int:
+        """How often it was tried since it was last asked for."""
+        return self.deliveries - self.earlier
+
+    def about(self, response: CapturedResponse | None) -> Delivery:
+        """The same, of a job that has ended with this response."""
+        if response is None:
+            return self
+        kind = response.header(b"content-type")
+        told = None if kind is None else kind.decode("latin-1")
+        return self._replace(response=(response.status, told, response.size))
+
+    @property
+    def outline(self) -> CapturedResponse | None:
+        """What is known of the response."""
+        if self.response is None:
+            return None
+        status, kind, size = self.response
+        headers = () if kind is None else ((b"content-type", kind.encode("latin-1")),)
+        return CapturedResponse(status, headers, size)
+
+    def tried(self, *, error: str | None = None, again_at: float | None = None) -> Delivery:
+        """What has become of it after another try.
+
+        Args:
+            error: why it has failed; None: it has not.
+            again_at: when it is tried again; None: it is not.
+        """
+        status = "delivered" if error is None else "failed" if again_at is None else "pending"
+        return self._replace(
+            status=status,
+            not_before=self.not_before if again_at is None else again_at,
+            deliveries=self.deliveries + 1,
+            last_error=error,
+        )
+
+    def asked_again(self, now: float) -> Delivery:
+        """The same, as if it had not been tried yet."""
+        return self._replace(status="pending", not_before=now, earlier=self.deliveries)
+
+
 class Job(NamedTuple):
     """One accepted request and its outcome. A value: every change makes a new one.
 
@@ -131,6 +214,7 @@ class Job(NamedTuple):
             whoever sends the same key again.
         not_before: while it is queued: it does not begin before this time.
         trace: where in a trace it was accepted, if that is traced.
+        delivery: the message that its end is told by; None if nobody is told.
         extra: fields of its record that only a newer version knows; kept as they came, but for
             what a tombstone keeps.
     """
@@ -160,6 +244,7 @@ class Job(NamedTuple):
     synchronous: bool = False
     not_before: float | None = None
     trace: Trace | None = None
+    delivery: Delivery | None = None
     extra: Mapping[str, Any] | None = None
 
     @classmethod
@@ -211,6 +296,7 @@ class Job(NamedTuple):
                 False,  # synchronous
                 None,  # not_before
                 trace,
+                None,  # delivery
                 None,  # extra
             ),
         )
@@ -258,6 +344,23 @@ class Job(NamedTuple):
     def due_at(self) -> float | None:
         """When a sweep turns to it; None: never, as it is."""
         return self.purge_at if self.gone else self.expires_at
+
+    @property
+    def deliver_at(self) -> float | None:
+        """When somebody turns to its message; None: never, as it is."""
+        if self.delivery is None or not self.delivery.pending:
+            return None
+        return self.delivery.not_before if self.stage is None else self.created_at + LOOK_AGAIN
+
+    @property
+    def owed(self) -> Delivery | None:
+        """Its message, once it has ended and as long as that is to be delivered."""
+        return self.delivery if self.stage is None and self.deliver_at is not None else None
+
+    @property
+    def news(self) -> int:
+        """The version that its client is told of: what becomes of its message is no news of it."""
+        return self.version if self.delivery is None else self.version - self.delivery.notes
 
     def ready(self, routes: Collection[str], now: float) -> bool:
         """Whether who has these routes may begin it now."""
@@ -416,13 +519,40 @@ class Job(NamedTuple):
                 self.synchronous,
                 None,  # not_before
                 self.trace,
+                self.delivery and self.delivery.about(response),
                 self.extra,
             ),
         )
 
+    def noted(self, delivery: Delivery) -> Job:
+        """The next version, with what has become of its message."""
+        noted = self._replace(
+            version=self.version + 1, delivery=delivery._replace(notes=delivery.notes + 1)
+        )
+        if self.gone and not delivery.pending:  # what its tombstone had for the message can go
+            return noted.tombstone(noted.expires_at or 0.0)._replace(version=noted.version)
+        return noted
+
     def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:
-        """What is left when the job expires or is deleted: its id, and that it was there."""
+        """What is left when the job expires or is deleted: its id, and that it was there.
+
+        Of one that has expired, and of which somebody is still to be told, what to tell as well.
+        """
         purge_at = self.purge_at if tombstone_ttl is None else now + tombstone_ttl
+        tombstone = self._tombstone(now, purge_at)
+        if tombstone_ttl is not None or self.owed is None:
+            return tombstone
+        return tombstone._replace(
+            purge_at=max(purge_at or now, now + LONGEST_DELIVERY),
+            runs=self.runs,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            error=self.error,
+            progress=self.progress,
+            delivery=self.delivery,
+        )
+
+    def _tombstone(self, now: float, purge_at: float | None) -> Job:
         return Job(
             id=self.id,
             route=self.route,

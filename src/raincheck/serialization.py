@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from raincheck.errors import IllegalTransition, MalformedCursor, Problem, UnreadableRecord
-from raincheck.job import Job, Progress, State, Trace
+from raincheck.job import Delivery, Job, Progress, State, Trace
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 
 FORMAT = 1
@@ -71,6 +71,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "synchronous": _FLAG,
     "not_before": _TIME,
     "trace": _LIST,
+    "delivery": _LIST,
 }
 _REQUEST_SHAPES: dict[str, _Types] = {
     "method": _TEXT,
@@ -195,6 +196,8 @@ def _queued(record: bytes | str) -> Job:
         fields["response"] = _response(fields["response"])
     if "trace" in fields:
         fields["trace"] = _trace(fields["trace"])
+    if "delivery" in fields:
+        fields["delivery"] = _delivery(fields["delivery"])
     return Job(**{**fields, "state": State(fields["state"])}, extra=extra)
 
 
@@ -224,6 +227,25 @@ def _response(found: list[Any]) -> CapturedResponse:
         case [int() as status, list() as headers, int() as size]:
             return CapturedResponse(status, _pairs(headers), size)
     raise TypeError(f"response is {found!r}")
+
+
+def _delivery(found: list[Any]) -> Delivery:
+    match found:
+        case [
+            str(),
+            str(),
+            bool(),
+            str(),
+            int() | float(),
+            int(),
+            int(),
+            int(),
+            str() | None,
+            [int(), str() | None, int()] | None as response,
+        ]:
+            told = None if response is None else tuple(response)
+            return Delivery(*found)._replace(response=told)
+    raise TypeError(f"delivery is {found!r}")
 
 
 def dump_head(head: Head) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -258,6 +258,9 @@ class Line(Store):
 
     async def discard(self, id: str) -> bool:
         return await self._over(lambda: self._store.discard(id))
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        return await self._over(lambda: self._store.claim_deliveries(now, lease, limit))
 
     async def sweep(self, now: float) -> bool:
         return await self._over(lambda: self._store.sweep(now))

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Any
 
@@ -91,6 +99,10 @@ class Delayed(Store):
     ) -> Claim | None:
         await self._called("claim", id, routes, holder, now, lease)
         return Claim(job(id), request(), True)
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        await self._called("claim_deliveries", now, lease, limit)
+        return [job("owed")]
 
     async def partial(self, id: str) -> Partial | None:
         await self._called("partial", id)
@@ -219,6 +231,11 @@ BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
         lambda store: store.claim("a", routes=["r"], holder="h", now=1.5, lease=5.0),
         ("a", ["r"], "h", 1.5, 5.0),
         Claim(job("a"), request(), True),
+    ),
+    "claim_deliveries": (
+        lambda store: store.claim_deliveries(1.5, 5.0, 7),
+        (1.5, 5.0, 7),
+        [job("owed")],
     ),
     "partial": (lambda store: store.partial("a"), ("a",), Partial(job("a"), None, 7)),
     "list": (

@@ -1738,8 +1738,8 @@ async def test_what_was_there_before_it_was_counted_is_counted(
         assert await store.replace(finished(new, 1000.0 + number))
     async with connected(postgres, schema) as connection:  # as the version before left it
         await connection.execute(
-            "DROP TABLE ended; DROP FUNCTION count_ended CASCADE; ALTER TABLE jobs DROP stored;"
-            " UPDATE version SET number = 6"
+            "DROP TABLE ended, deliveries; DROP FUNCTION count_ended CASCADE;"
+            " ALTER TABLE jobs DROP stored; UPDATE version SET number = 6"
         )
     await store.aclose()
     assert await open_store().totals() == {("r", State.FAILED): Total(3, 1000.0, 3.0)}

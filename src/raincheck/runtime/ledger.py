@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from raincheck.errors import (
     UnreadableRecord,
 )
 from raincheck.idempotency import unheard
-from raincheck.job import Bounds, Job, Key, Progress, State
+from raincheck.job import Bounds, Delivery, Job, Key, Progress, State
 from raincheck.messages import (
     CapturedRequest,
     CapturedResponse,
@@ -404,6 +404,47 @@ class Ledger:
             _check_hands(newest, fence)
             job = newest
         return ended
+
+    async def take_deliveries(self, lease: float, limit: int) -> Sequence[Job]:
+        """Jobs whose message is to be delivered here now: see `Store.claim_deliveries`."""
+        return await self._store.claim_deliveries(self._clock(), lease, limit)
+
+    async def note(self, job: Job, delivery: Delivery) -> Job | None:
+        """Record what has become of a job's message; the job stays what it is (law 5).
+
+        Args:
+            job: the version whose message was delivered, or tried to be.
+            delivery: what is to be known of it from now on.
+
+        Returns:
+            The version that says so; None if its message is somebody else's now, or nobody's.
+
+        Raises:
+            StoreError: whatever the store raises.
+        """
+        known = job.delivery
+        while not await self._store.replace(noted := job.noted(delivery)):
+            newest = await self._store.get(job.id)
+            if newest is None or newest.owed is None or newest.delivery != known:
+                return None
+            job = newest  # it has expired meanwhile
+        return noted
+
+    async def redeliver(self, job: Job) -> Job:
+        """Record that the message of a job which has ended is to be delivered now, or once more.
+
+        Raises:
+            IllegalTransition: it has none, has not ended, or is gone.
+            StoreError: whatever the store raises.
+        """
+        now = self._clock()
+
+        def again(job: Job) -> Job:
+            if job.delivery is None or not job.finished:
+                raise IllegalTransition("there is no message to deliver")
+            return job.noted(job.delivery.asked_again(now))
+
+        return await self._advance(job, again)
 
     async def bury(self, job: Job, *, remember: bool) -> None:
         """Leave a tombstone in its place, or, if nobody ever knew of it, one that goes at once."""

@@ -297,6 +297,24 @@ MIGRATIONS = (
     CREATE INDEX ON raincheck.jobs (deployment, route, owner) INCLUDE (stored)
         WHERE stored > 0 AND NOT gone;
     """,
+    # The jobs whose end somebody is to be told of: few, and those that are not leave it alone. What
+    # becomes of a message changes no job's count.
+    """
+    CREATE TABLE raincheck.deliveries (
+        deployment text COLLATE "C",
+        id text COLLATE "C",
+        due double precision NOT NULL,      -- when somebody turns to it: seconds, epoch
+        lease_until timestamptz,            -- by this server's clock
+        PRIMARY KEY (deployment, id)
+    );
+    CREATE INDEX ON raincheck.deliveries (deployment, due);
+    DROP TRIGGER count_changed ON raincheck.jobs;
+    CREATE TRIGGER count_changed AFTER UPDATE ON raincheck.jobs
+        FOR EACH ROW WHEN ((NEW.state IS NULL OR OLD.state IS NULL)
+            AND (NEW.state, NEW.gone, NEW.status, NEW.created_at, NEW.seconds)
+                IS DISTINCT FROM (OLD.state, OLD.gone, OLD.status, OLD.created_at, OLD.seconds))
+        EXECUTE FUNCTION raincheck.count_ended();
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 
@@ -307,7 +325,7 @@ WHERE relnamespace = to_regnamespace($1) AND relname = ANY ($2)
     AND NOT has_table_privilege(pg_class.oid, privilege)
 """
 
-TABLES = ("jobs", "keys", "requests", "chunks", "varying", "ended")
+TABLES = ("jobs", "keys", "requests", "chunks", "varying", "ended", "deliveries")
 """Those that the store writes to."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('raincheck'), hashtext($1))"

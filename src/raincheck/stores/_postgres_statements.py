@@ -46,17 +46,29 @@ WITH there AS (
 ), kept AS (
     INSERT INTO raincheck.requests (deployment, id, request)
     SELECT 'deployment', $1, $15::bytea WHERE $15 IS NOT NULL AND EXISTS (SELECT FROM job)
-)
+){owed}
 SELECT record FROM there
 """
 
-CREATE = _CREATING.format(or_no_room="", stored="NULL")
+# When somebody turns to the message of a job; NULL: it has none any more. Who delivers it has it
+# also when the job expires meanwhile.
+_OWED = """, owed AS (
+    INSERT INTO raincheck.deliveries (deployment, id, due)
+    SELECT 'deployment', $1, ${n}::float8 WHERE ${n} IS NOT NULL AND EXISTS (SELECT FROM job)
+    ON CONFLICT (deployment, id) DO UPDATE SET
+        due = excluded.due, lease_until = CASE WHEN $5::boolean THEN deliveries.lease_until END
+), settled AS (
+    DELETE FROM raincheck.deliveries
+    WHERE deployment = 'deployment' AND id = $1 AND ${n} IS NULL AND EXISTS (SELECT FROM job)
+)"""
+
+CREATE = _CREATING.format(or_no_room="", stored="NULL", owed="")
+CREATE_OWED = _CREATING.format(or_no_room="", stored="NULL", owed=_OWED.format(n=18))
 
 # It takes its lock only if there is no earlier job, and before any row's, so that nobody who waits
 # for it has what its holder waits for.
-CREATE_WITHIN = _CREATING.format(
-    stored="CASE WHEN $22::bigint IS NOT NULL THEN 0 END",
-    or_no_room="""
+_STORED = "CASE WHEN $22::bigint IS NOT NULL THEN 0 END"
+_OR_NO_ROOM = """
     UNION ALL
     SELECT 'stored' WHERE $22::bigint <= (
         SELECT coalesce(sum(stored), 0) FROM raincheck.jobs
@@ -68,7 +80,10 @@ CREATE_WITHIN = _CREATING.format(
         'deployment', $1, 0, $8, $18, $16, $17, $19, $20, $21
     ) AS bound
     WHERE bound IS NOT NULL AND ($20 IS NOT NULL OR $21 IS NOT NULL)
-    """,
+    """
+CREATE_WITHIN = _CREATING.format(or_no_room=_OR_NO_ROOM, stored=_STORED, owed="")
+CREATE_OWED_WITHIN = _CREATING.format(
+    or_no_room=_OR_NO_ROOM, stored=_STORED, owed=_OWED.format(n=23)
 )
 
 GET = "SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1"
@@ -171,11 +186,12 @@ WITH {no_room} job AS (
     FROM unnest($17::bigint[], $18::bytea[]) AS tail (start, chunk) WHERE EXISTS (SELECT FROM job)
     ON CONFLICT (deployment, id, fence, start) DO UPDATE SET chunk = excluded.chunk
         WHERE length(chunks.chunk) = 0
-)
+){owed}
 SELECT 'replaced' FROM job {or_no_room}
 """
 
-REPLACE = _REPLACING.format(no_room="", and_room="", or_no_room="")
+REPLACE = _REPLACING.format(no_room="", and_room="", or_no_room="", owed="")
+REPLACE_OWED = _REPLACING.format(no_room="", and_room="", or_no_room="", owed=_OWED.format(n=20))
 
 REPLACE_WITHIN = _REPLACING.format(
     no_room="""
@@ -189,9 +205,10 @@ REPLACE_WITHIN = _REPLACING.format(
     ),""",
     and_room="AND NOT EXISTS (SELECT FROM no_room)",
     or_no_room="UNION ALL SELECT bound FROM no_room",
+    owed="",
 )
 
-ONCE = (REPLACE, REPLACE_WITHIN)
+ONCE = (REPLACE, REPLACE_OWED, REPLACE_WITHIN)
 """Those that would find their own version there, and say that it was not the next one."""
 
 # The lock holds off whoever is about to replace the job until the chunk is there. A head may have
@@ -339,6 +356,42 @@ FROM raincheck.jobs
 WHERE deployment = 'deployment' AND lease_until <= now()
     AND (lease_until, id) > (coalesce($1::timestamptz, '-infinity'), $2)
 ORDER BY lease_until, id LIMIT 50
+"""
+
+DELIVERABLE = """
+SELECT EXISTS (
+    SELECT FROM raincheck.deliveries WHERE deployment = 'deployment' AND due <= $1
+        AND coalesce(lease_until <= now(), true)
+)
+"""
+
+OWED = """
+SELECT owed.id, record FROM raincheck.deliveries AS owed
+    LEFT JOIN raincheck.jobs ON jobs.deployment = 'deployment' AND jobs.id = owed.id
+WHERE owed.deployment = 'deployment' AND owed.due <= $1
+    AND coalesce(owed.lease_until <= now(), true)
+ORDER BY owed.due LIMIT $2 FOR UPDATE OF owed SKIP LOCKED
+"""
+
+LEASE_DELIVERIES = """
+UPDATE raincheck.deliveries SET
+    lease_until = clock_timestamp() + $2::float8 * interval '1 second'
+WHERE deployment = 'deployment' AND id = ANY ($1)
+"""
+
+TURN_TO = """
+UPDATE raincheck.deliveries SET due = later.due
+FROM unnest($1::text[], $2::float8[]) AS later (id, due)
+WHERE deployment = 'deployment' AND deliveries.id = later.id
+"""
+
+SETTLE = "DELETE FROM raincheck.deliveries WHERE deployment = 'deployment' AND id = ANY ($1)"
+
+UNOWED = """
+DELETE FROM raincheck.deliveries AS owed
+WHERE deployment = 'deployment' AND NOT EXISTS (
+    SELECT FROM raincheck.jobs WHERE deployment = 'deployment' AND id = owed.id
+)
 """
 
 # Rows that are locked are being buried by another process.

@@ -10,6 +10,7 @@ from raincheck.stores._redis_scripts import (
     APPEND,
     CLAIM,
     CREATE,
+    DELIVERIES,
     DROP,
     FETCH,
     FIND,
@@ -22,6 +23,7 @@ from raincheck.stores._redis_scripts import (
     REPLACE,
     REQUEST,
     SWEEP,
+    TURN_TO,
     Script,
 )
 
@@ -56,7 +58,7 @@ return {redis.acl_check_cmd and 1 or 0, of_keys or '', of_channel or '', denied,
 
 _SCRIPTS = (
     *(CREATE, FIND, LEARN, REPLACE, JOIN, APPEND, READ, RENEW, ABANDONED, SWEEP, RECORD, DROP),
-    *(CLAIM, FETCH, REQUEST, PARTIAL, LIST, TOTALS),
+    *(CLAIM, FETCH, REQUEST, PARTIAL, LIST, TOTALS, DELIVERIES, TURN_TO),
 )
 
 COMMANDS = sorted(

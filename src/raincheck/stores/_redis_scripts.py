@@ -57,6 +57,11 @@ def named(name: str | None) -> str:
     return "-" if name is None else f"{len(name)}:{name}"
 
 
+def turn(job: Job) -> float | str:
+    """When somebody turns to its message."""
+    return "" if job.deliver_at is None else job.deliver_at
+
+
 def most(job: Job, bounds: Bounds | None, keys: Collection[Key]) -> tuple[str | int, ...]:
     """What `no_room` compares with, and the marks of keys; most calls have neither."""
     if bounds is None and not keys:
@@ -291,10 +296,20 @@ end
 """
 )
 
-# Without allow-oom: the one that a full server refuses.
-CREATE = Script(
-    "",
-    """
+# What of a message is said last, and where it is kept: when somebody turns to it, '' for never; and
+# until when one has it, who has it also when its job expires meanwhile.
+_EXPECTING = "expect('zset', due .. ':deliveries', leases .. ':deliveries')"
+_OWING = """
+local turn = ARGV[#ARGV]
+if turn == '' then
+  call('ZREM', due .. ':deliveries', id)
+else
+  call('ZADD', due .. ':deliveries', turn, id)
+end
+if stage ~= 'gone' then call('ZREM', leases .. ':deliveries', id) end
+"""
+
+_CREATING = """
 local job, request, _, due, leases, busy, listed, keys, passing = unpack(KEYS, 1, 9)
 local jobs, id, record, version, fence, state, captured, lease, score = unpack(ARGV, 1, 9)
 local created, time, route, owner, of_route, of_owner, of_stored = unpack(ARGV, 10)
@@ -312,6 +327,7 @@ local full = group and no_room(busy, group, route, owner, of_route, of_owner)
 if full then return full end
 local counted = group and group .. route .. owner .. id or ''
 expect('zset', due, leases, busy)
+-- expecting
 if #KEYS >= 10 then expect('set', keys, passing) end
 
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', stage,
@@ -324,9 +340,19 @@ if lease ~= '' and unfinished(stage) then call('ZADD', leases, clock() + lease, 
 if group then call('ZADD', busy, 0, counted) end
 call('ZADD', due, score, id)
 relist(listed, id, listing(state, route), owner, created, took(stage, time))
+-- owing
 return false
-""",
-)
+"""
+
+
+def _variants(text: str) -> tuple[str, str]:
+    """A script for jobs without a message, and for those that have one."""
+    plain = text.replace("-- expecting\n", "").replace("-- owing\n", "")
+    return plain, text.replace("-- expecting", _EXPECTING).replace("-- owing", _OWING)
+
+
+# Without allow-oom: those that a full server refuses.
+CREATE, CREATE_OWED = (Script("", text) for text in _variants(_CREATING))
 
 FIND = Script(
     "flags=no-writes",
@@ -366,6 +392,7 @@ if counted ~= left then expect('zset', busy) end
 if not unfinished(stage) then expect('zset', leases, due) elseif lease ~= '' then
   expect('zset', leases)
 end
+-- expecting
 if #KEYS >= 10 then expect('set', keys, passing) end
 local lasting = keyed and (stage == 'gone' or keep ~= '') and own(id, keys) or {}
 local freed = keyed and stage ~= 'queued' and stage ~= 'running' and own(id, passing) or {}
@@ -414,14 +441,17 @@ end
 if stage ~= old[6] then
   relist(listed, id, listing(state, route), owner, created, took(stage, time))
 end
+-- owing
 return 1
 """
 
 # Not repeatable: it would find its own version, and say that it was not the next one.
-REPLACE = Script("flags=allow-oom", _REPLACING, repeatable=False)
+REPLACE, REPLACE_OWED = (
+    Script("flags=allow-oom", text, repeatable=False) for text in _variants(_REPLACING)
+)
 
 # With keys, for which a full server has no room.
-JOIN = Script("", _REPLACING, repeatable=False)
+JOIN = Script("", _variants(_REPLACING)[0], repeatable=False)
 
 # Begins a job that waits, as `Job.ready` says, with what starts it behind its record: the server
 # reads none. Without a first line of its own format the record, or the captured request, is another
@@ -558,6 +588,57 @@ for i = 1, #found, 2 do
   page[#page + 1] = {found[i], found[i + 1], record_of(jobs .. found[i])}
 end
 return {string.format('%.6f', now), page}
+""",
+)
+
+# Takes those that are due: of a job that is not there none is due, and one that has not ended is
+# looked at again later.
+DELIVERIES = Script(
+    "flags=allow-oom",
+    """
+local deliveries, leases = unpack(KEYS)
+local jobs, now, lease, limit, later = unpack(ARGV)
+local time, page, skip = clock(), {}, 0
+limit = tonumber(limit)
+expect('zset', deliveries, leases)
+while #page < limit do
+  local ids = call('ZRANGE', deliveries, '-inf', now, 'BYSCORE', 'LIMIT', skip, limit)
+  for _, id in ipairs(ids) do
+    local job = redis.pcall('HMGET', jobs .. id, 'record', 'stage')
+    local held = call('ZSCORE', leases, id)
+    if not job[1] then
+      call('ZREM', deliveries, id)
+      call('ZREM', leases, id)
+    elseif unfinished(job[2]) then
+      call('ZADD', deliveries, now + later, id)
+    else
+      skip = skip + 1
+      if #page < limit and (not held or tonumber(held) <= time) then
+        call('ZADD', leases, time + lease, id)
+        page[#page + 1] = {id, job[1]}
+      end
+    end
+  end
+  if #ids < limit then break end
+end
+return page
+""",
+)
+
+# Puts off one that is not due, or drops it.
+TURN_TO = Script(
+    "flags=allow-oom",
+    """
+local deliveries, leases = unpack(KEYS)
+for i = 1, #ARGV, 2 do
+  local id, turn = ARGV[i], ARGV[i + 1]
+  if turn == '' then
+    call('ZREM', deliveries, id)
+  elseif call('ZSCORE', deliveries, id) then
+    call('ZADD', deliveries, turn, id)
+  end
+  call('ZREM', leases, id)
+end
 """,
 )
 

@@ -12,7 +12,7 @@ from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import dump, dump_head, dump_request, load, load_request, readable
 from raincheck.stores._sqlite_place import Room
-from raincheck.stores.base import Claim
+from raincheck.stores.base import Claim, turns_to
 
 # Seconds since the epoch by SQLite's own clock, to the millisecond: the same for every process of
 # the machine, whatever Python's clock says in one.
@@ -46,6 +46,20 @@ RENEW = "UPDATE jobs SET lease_until = NOW + ? WHERE number = ?".replace("NOW", 
 # The head of a response is a piece beside its body, of a fence that no job has: it goes with that,
 # and no version of raincheck reads it as a part of it. It stays as it came first.
 PUT_HEAD = "INSERT OR IGNORE INTO bodies VALUES (?, ~?, 0, ?)"
+
+# Who delivers the message of a job has it also when that expires meanwhile.
+OWE = """
+INSERT INTO deliveries VALUES (?1, ?2, NULL) ON CONFLICT (job)
+DO UPDATE SET due = ?2, lease_until = CASE WHEN ?3 THEN lease_until END
+"""
+
+OWED = """
+SELECT deliveries.job, record FROM deliveries LEFT JOIN jobs ON number = job
+WHERE deliveries.due <= ? AND coalesce(deliveries.lease_until <= NOW, true)
+ORDER BY deliveries.due LIMIT ?
+""".replace("NOW", NOW)
+
+LEASE_DELIVERY = "UPDATE deliveries SET lease_until = NOW + ? WHERE job = ?".replace("NOW", NOW)
 
 UNHELD = "SELECT number, record FROM jobs WHERE id = ? AND lease_until <= NOW".replace("NOW", NOW)
 
@@ -125,6 +139,8 @@ class Changes:
             self._give(number, keys)
         if kept:
             self._execute("INSERT INTO requests VALUES (?, ?)", (number, kept))
+        if job.delivery is not None:
+            self._owe(number, job)
         return None
 
     def replace(
@@ -170,6 +186,8 @@ class Changes:
         else:
             places = _places(job, stage)
             self._execute(UPDATE, (*columns, *places, len(keys), lease, number, job.stored))
+            if job.delivery is not None and stage is None:
+                self._owe(number, job)
         self.ids.append(job.id)
         return True
 
@@ -236,6 +254,19 @@ class Changes:
         self._forget(row[0], id)
         return True
 
+    def claim_deliveries(self, now: float, lease: float, limit: int) -> list[Job]:
+        taken = []
+        for number, record in self._execute(OWED, (now, limit)).fetchall():
+            job = readable(record or "")
+            if record is None or (job is not None and job.deliver_at is None):
+                self._execute("DELETE FROM deliveries WHERE job = ?", (number,))
+            elif job is not None and (later := turns_to(job, now)) is not None:
+                self._execute("UPDATE deliveries SET due = ? WHERE job = ?", (later, number))
+            else:
+                self._execute(LEASE_DELIVERY, (lease, number))
+                taken += [] if job is None else [job]
+        return taken
+
     def sweep(self, now: float) -> tuple[bool, list[str]]:
         """Bury or forget some jobs.
 
@@ -259,6 +290,7 @@ class Changes:
                 self.replace(job.tombstone(now))
             if self._db.total_changes >= end:
                 break
+        self._execute("DELETE FROM deliveries WHERE job NOT IN (SELECT number FROM jobs)")
         return bool(due), unread
 
     def catch_up(self) -> None:
@@ -285,6 +317,13 @@ class Changes:
         self._execute(f"PRAGMA incremental_vacuum({VACUUMED})").fetchall()
         ((left,),) = self._execute("PRAGMA page_count")
         return bool(left < pages)
+
+    def _owe(self, number: int | None, job: Job) -> None:
+        """Somebody is to be told of a job, or is not any more."""
+        if (at := job.deliver_at) is None:
+            self._execute("DELETE FROM deliveries WHERE job = ?", (number,))
+        else:
+            self._execute(OWE, (number, at, job.gone))
 
     def _forget(self, number: int, id: str) -> None:
         """Drop a job with all that is its, whatever its record says."""

@@ -131,7 +131,14 @@ BEGIN
 END;
 """
 
-MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED, 5: _STORED}
+# The jobs whose end somebody is to be told of, and when to turn to each: the message itself is in
+# its record. What is here of a job that has none any more, or is not there, goes when it is found.
+_TOLD = """
+CREATE TABLE deliveries (job INTEGER PRIMARY KEY, due REAL NOT NULL, lease_until REAL);
+CREATE INDEX deliverable ON deliveries (due);
+"""
+
+MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED, 5: _STORED, 6: _TOLD}
 """Each makes of a file that has the schema before what this number stands for (`PRAGMA
 user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
 append. A process of an older version may have the file open meanwhile, and goes on: its statements

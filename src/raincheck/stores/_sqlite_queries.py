@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from raincheck.job import State
 from raincheck.serialization import load_cursor
+from raincheck.stores._sqlite_changes import NOW
 
 # The pieces from the one on that has the byte before this one: it tells an end from a body that is
 # not there any more. What was read and what is large stays where it is: `length` does not read it.
@@ -47,6 +48,11 @@ WHERE version IS NULL OR version > json_extract(value, '$[0]')
     OR CASE WHEN json_extract(value, '$[1]') IS NOT NULL
         THEN SIZE + (HEAD IS NOT NULL) > json_extract(value, '$[1]') END
 """.replace("HEAD", _HEAD).replace("SIZE", _SIZE)
+
+DELIVERABLE = """
+SELECT 1 FROM deliveries WHERE due <= ? AND coalesce(lease_until <= NOW, true) LIMIT 1
+""".replace("NOW", NOW)
+"""Whether there is a message for `Changes.claim_deliveries`: nobody writes to find that out."""
 
 BEHIND = "SELECT 1 FROM jobs WHERE as_of IS NOT version LIMIT 1"
 """Whether there are jobs that are not listed as they are, since an older version wrote them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import anyio
 
-from raincheck.job import Bounds, Job, Key, State
+from raincheck.job import LOOK_AGAIN, TRANSITIONS, Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 
 SMALL = 64 * 1024
@@ -432,6 +433,38 @@ class Store(ABC):
         """
         return False
 
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        """Take jobs whose message is to be delivered, in one step, those due longest first.
+
+        Jobs that are `owed` one and whose `deliver_at` has come; also those whose outcome was
+        written by who knows nothing of messages, within a time of `LOOK_AGAIN`. Nobody else is
+        given them before the lease has ended or a newer version is there, and their versions stay
+        what they are. One that cannot be read is left to those who can.
+
+        Default: looks at every job that has ended, and takes one by a version of its own, so that
+        no expired job is among them.
+
+        Args:
+            now: seconds since the epoch.
+            lease: seconds.
+            limit: how many at most, at least 1.
+        """
+        taken: builtins.list[Job] = []
+        after: str | None = None
+        ended = [state for state in State if not TRANSITIONS[state]]
+        while True:
+            page = await self.list(states=ended, after=after)
+            for job in page.jobs:
+                if (delivery := job.owed) is None or delivery.not_before > now:
+                    continue
+                mine = job.noted(delivery._replace(not_before=now + lease))
+                if await self.replace(mine):
+                    taken.append(mine)
+                if len(taken) == limit:
+                    return taken
+            if (after := page.after) is None:
+                return taken
+
     @abstractmethod
     async def sweep(self, now: float) -> bool:
         """Turn jobs that have expired into tombstones, and drop the tombstones due by `purge_at`.
@@ -448,6 +481,13 @@ class Store(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Release what the store holds. It may be used again afterwards."""
+
+
+def turns_to(job: Job, now: float) -> float | None:
+    """When whoever delivers messages turns to a job again that has one; None: now."""
+    if job.owed is None:
+        return now + LOOK_AGAIN
+    return job.owed.not_before if job.owed.not_before > now else None
 
 
 def told(job: Job) -> Partial:

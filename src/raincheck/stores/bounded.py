@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -152,6 +152,10 @@ class BoundedStore(Store):
     async def discard(self, id: str) -> bool:
         with self._in_time():
             return await self._store.discard(id)
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        with self._in_time():
+            return await self._store.claim_deliveries(now, lease, limit)
 
     async def sweep(self, now: float) -> bool:
         with self._in_time():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
-from heapq import merge
+from heapq import merge, nsmallest
 from itertools import chain, islice
 from sys import getsizeof
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import anyio
 from cachetools import TLRUCache
 
 from raincheck.errors import ConfigurationError, NoRoom, Problem, StoreFull
-from raincheck.job import TRANSITIONS, Bounds, Job, Key, Progress, State
+from raincheck.job import TRANSITIONS, Bounds, Delivery, Job, Key, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 from raincheck.serialization import dump_cursor, load_cursor
 from raincheck.stores._memory_bodies import Body
@@ -50,9 +50,9 @@ class MemoryStore(Store):
 
     Args:
         max_bytes: how much may be kept, each record counted with its headers, its bodies, its keys,
-            the message of its last report and 1 KiB besides. From there on new jobs are refused;
-            results are never evicted, and a job that was accepted before may end beyond the bound.
-            Default 512 MiB.
+            the message of its last report, the URL of its callback, and 1 KiB besides. From there
+            on new jobs are refused; results are never evicted, and a job that was accepted before
+            may end beyond the bound. Default 512 MiB.
 
     Raises:
         ConfigurationError: `max_bytes` is not a positive whole number.
@@ -77,6 +77,8 @@ class MemoryStore(Store):
         self._bodies: dict[str, bytes | Body] = {}
         self._heads: dict[str, Head] = {}  # of responses that are still to end
         self._leases: dict[str, float] = {}
+        # When each message is due, and until when somebody has it.
+        self._owed: dict[str, tuple[float, float]] = {}
         self._keys: dict[str, tuple[str, str | None, bool]] = {}  # whose each is, and the rest
         self._names: dict[str, list[str]] = {}  # of the keys of each job that has any
         self._varying: dict[str, frozenset[str]] = {}  # what each route's responses vary by
@@ -127,6 +129,8 @@ class MemoryStore(Store):
             cost += _said(job.progress)
         if self._bytes + cost > self._max_bytes:
             raise self._full()
+        if job.delivery is not None:
+            cost += len(job.delivery.url)
         self._live[job.id] = job
         self._order.add(job.id)
         self._bytes += cost
@@ -325,6 +329,14 @@ class MemoryStore(Store):
             if (until := self._leases.get(id, math.inf)) <= now:
                 yield Abandoned(id, self._live[id], now - until)
 
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        clock = self._clock()
+        due = ((at, id) for id, (at, until) in self._owed.items() if at <= now and until <= clock)
+        taken = nsmallest(limit, due)
+        for at, id in taken:
+            self._owed[id] = at, clock + lease
+        return [self._there(id) for _, id in taken]
+
     async def sweep(self, now: float) -> bool:
         self._most = max(self._most, len(self))
         self._due.update(self._newly_due)
@@ -335,7 +347,8 @@ class MemoryStore(Store):
                 self._put(job, job.tombstone(now))
             else:
                 del self._at_rest[id]
-                self._bytes -= RECORD_COST
+                self._bytes -= RECORD_COST + _kept(job)
+                self._owed.pop(id, None)
                 self._waiting.wake((id,))
         self._order.prune(len(self), self._has)
         self._ended.prune(len(self), self._has)
@@ -406,6 +419,7 @@ class MemoryStore(Store):
         self._bodies = dict(self._bodies)
         self._heads = dict(self._heads)
         self._leases = dict(self._leases)
+        self._owed = dict(self._owed)
         self._keys = dict(self._keys)
         self._names = dict(self._names)
         self._newly_due = dict(self._newly_due)
@@ -418,18 +432,23 @@ class MemoryStore(Store):
     def _put(self, old: Job, job: Job) -> None:
         id, rests = job.id, job.finished or job.gone
         if rests:
-            if self._live.pop(id, None) is None:
+            if self._live.pop(id, None) is not None:
+                if not job.gone:
+                    self._ended.come(id)
+            elif job.gone:
                 self._ended.go(old)
-            if not job.gone:
-                self._ended.come(id)
             self._at_rest[id] = _packed(job)
+            if job.delivery is not None or id in self._owed:
+                self._owe(job)
         else:
             self._live[id] = job
         if id in self._names and not job.joinable:
             self._take_keys(job)
         if not job.replayable and (request := self._requests.pop(id, None)) is not None:
             self._bytes -= _cost(request)
-        if job.response is not None:
+        if old.response is not None or old.delivery is not None:
+            self._bytes += _kept(job) - _kept(old)
+        elif job.response is not None:
             self._bytes += _size(job.response.headers)
         if job.progress is not old.progress:
             self._bytes += _said(job.progress) - _said(old.progress)
@@ -439,8 +458,6 @@ class MemoryStore(Store):
             self._drop_body(id)
         elif rests and id in self._heads:  # its response has one of its own
             self._drop_head(id)
-        if job.gone and old.response is not None:
-            self._bytes -= _size(old.response.headers)
         if (due := job.due_at) is not None:
             self._newly_due[id] = due
         if rests and id in self._counted:
@@ -458,6 +475,12 @@ class MemoryStore(Store):
             self._stored.pop(group, None)
         if job.gone:
             self._counted.discard(job.id)
+
+    def _owe(self, job: Job) -> None:
+        """A job that has ended has a message, or had one."""
+        _, until = self._owed.pop(job.id, (0.0, -math.inf))
+        if (at := job.deliver_at) is not None:
+            self._owed[job.id] = at, until if job.gone else -math.inf
 
     def _give(self, id: str, keys: Collection[Key]) -> None:
         for name, fingerprint, lasting in keys:
@@ -519,6 +542,7 @@ look in every full collection.
 """
 
 _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "error"))
+_DELIVERY = Job._fields.index("delivery")
 _GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
 _ROUTE, _STATE, _CREATED_AT = map(Job._fields.index, ("route", "state", "created_at"))
 
@@ -535,6 +559,8 @@ def _packed(job: Job) -> _Packed:
         fields[_RESPONSE] = tuple(job.response)
     if job.error is not None:
         fields[_ERROR] = astuple(job.error)
+    if job.delivery is not None:
+        fields[_DELIVERY] = tuple(job.delivery)
     return tuple(fields)
 
 
@@ -549,11 +575,19 @@ def _unpacked(packed: _Packed) -> Job:
         fields[_PROGRESS] = Progress(*progress)
     if (error := packed[_ERROR]) is not None:
         fields[_ERROR] = Problem(*error)
+    if (delivery := packed[_DELIVERY]) is not None:
+        fields[_DELIVERY] = Delivery._make(delivery)
     return Job._make(fields)
 
 
 def _cost_of(keys: Collection[Key]) -> int:
     return sum(KEY_COST + len(key.name) + len(key.fingerprint or "") for key in keys)
+
+
+def _kept(job: Job) -> int:
+    """What a record counts for by what it says of a response and a message."""
+    size = 0 if job.response is None else _size(job.response.headers)
+    return size if job.delivery is None else size + len(job.delivery.url)
 
 
 def _said(progress: Progress | None) -> int:

@@ -51,6 +51,7 @@ from raincheck.stores.base import (
     Partial,
     Store,
     Total,
+    turns_to,
 )
 from raincheck.stores.servers import opening
 
@@ -154,10 +155,12 @@ class PostgresStore(Store):
         route = sql.digest(job.counts_for)
         owner = None if job.owner is None else sql.digest(job.owner)
         arguments = [*sql.columns(job, keys), lease, kept, route, owner]
+        owed = () if job.delivery is None else (job.deliver_at,)
         if (most := sql.most(job, bounds)) is None:
-            there = await self._value(sql.CREATE, *arguments)
+            there = await self._value(sql.CREATE_OWED if owed else sql.CREATE, *arguments, *owed)
         else:
-            there = await self._value_within(most, sql.CREATE_WITHIN, *arguments)
+            create = sql.CREATE_OWED_WITHIN if owed else sql.CREATE_WITHIN
+            there = await self._value_within(most, create, *arguments, owed=owed)
         return job if there is None else load(there)
 
     async def get(self, id: str) -> Job | None:
@@ -229,7 +232,9 @@ class PostgresStore(Store):
             *sql.pieces(tail),
             job.stored,
         ]
-        if (most := sql.most(job, bounds)) is None:
+        if job.delivery is not None and job.stage is None:  # nothing bounds what has ended
+            replaced = await self._value(sql.REPLACE_OWED, *arguments, job.deliver_at)
+        elif (most := sql.most(job, bounds)) is None:
             replaced = await self._value(sql.REPLACE, *arguments)
         else:
             replaced = await self._value_within(most[:3], sql.REPLACE_WITHIN, *arguments)
@@ -339,11 +344,38 @@ class PostgresStore(Store):
                 yield Abandoned(row["id"], readable(row["record"]), row["idle"])
             since, id = rows[-1]["lease_until"], rows[-1]["id"]
 
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        if not await self._value(sql.DELIVERABLE, now):  # as a rule
+            return []
+        taken: builtins.list[Job] = []
+        leased: builtins.list[str] = []
+        settled: builtins.list[str] = []
+        later: dict[str, float] = {}
+        async with self._changing() as connection:
+            for id, record in await connection.fetch(self._server.in_schema(sql.OWED), now, limit):
+                job = readable(record or "")
+                if record is None or (job is not None and job.deliver_at is None):
+                    settled.append(id)
+                elif job is not None and (at := turns_to(job, now)) is not None:
+                    later[id] = at
+                else:
+                    leased.append(id)
+                    taken += [] if job is None else [job]
+            for statement, *words in (
+                (sql.LEASE_DELIVERIES, leased, lease),
+                (sql.SETTLE, settled),
+                (sql.TURN_TO, [*later], [*later.values()]),
+            ):
+                if words[0]:
+                    await connection.execute(self._server.in_schema(statement), *words)
+        return taken
+
     async def sweep(self, now: float) -> bool:
         while await self._bury(now):
             pass
         while await self._value(sql.PURGE, now, BATCH) == BATCH:
             pass
+        await self._rows(sql.UNOWED)
         while await self._value(sql.DESCRIBE, BATCH, sql.digest("")) == BATCH:
             pass
         while await self._value(sql.ADD_UP, ADDED_UP) == ADDED_UP:
@@ -405,12 +437,18 @@ class PostgresStore(Store):
         rows = await self._rows(statement, *arguments)
         return rows[0][0] if rows else None
 
-    async def _value_within(self, most: Sequence[Any], statement: str, *arguments: Any) -> Any:
+    async def _value_within(
+        self,
+        most: Sequence[Any],
+        statement: str,
+        *arguments: Any,
+        owed: tuple[float | None, ...] = (),
+    ) -> Any:
         """The same, of a statement that may say which bound leaves no room."""
         # In another isolation, which only a proxy's connections may have, it would count what was
         # there before it had its lock.
         isolation = "read_committed" if self._server.pooled else None
-        arguments = *arguments, self._server.schema, *most
+        arguments = *arguments, self._server.schema, *most, *owed
         rows = await self._rows(statement, *arguments, isolation=isolation)
         value = rows[0][0] if rows else None
         if value in ("owner", "route", "stored"):

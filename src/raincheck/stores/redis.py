@@ -13,6 +13,10 @@ Keys, all behind `{raincheck:<deployment>}:`, which keeps them in one slot of a 
     leases           sorted set: every leased id, by when its lease ends (the server's clock)
     busy             sorted set: every unfinished job by whether it waits or runs, its route, its
                      owner and its id, so that those that count together stand side by side
+    due:deliveries   sorted set: the ids of jobs whose end somebody is to be told of, by when to
+                     turn to them (the callers' clocks)
+    leases:deliveries
+                     sorted set: those among them that somebody delivers, by when that lease ends
     listed           hash: which sets list a job, and the seconds that it ran if it has ended
     listed:totals    hash: those of each group (a state and a route) of which there were any
     listed:stored    hash: the bytes that results take by route and owner, where that is counted,
@@ -28,13 +32,14 @@ of a response.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from raincheck.errors import ConfigurationError, StoreError
-from raincheck.job import Bounds, Job, Key, State
+from raincheck.job import LOOK_AGAIN, Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 from raincheck.serialization import (
     STARTABLE,
@@ -56,6 +61,8 @@ from raincheck.stores._redis_scripts import (
     APPEND,
     CLAIM,
     CREATE,
+    CREATE_OWED,
+    DELIVERIES,
     DROP,
     FETCH,
     FIND,
@@ -66,8 +73,10 @@ from raincheck.stores._redis_scripts import (
     RECORD,
     RENEW,
     REPLACE,
+    REPLACE_OWED,
     REQUEST,
     SWEEP,
+    TURN_TO,
     WINDOW,
     Script,
     check_room,
@@ -79,6 +88,7 @@ from raincheck.stores._redis_scripts import (
     place,
     state_of,
     times,
+    turn,
 )
 from raincheck.stores.base import (
     Abandoned,
@@ -90,6 +100,7 @@ from raincheck.stores.base import (
     Store,
     Total,
     told,
+    turns_to,
 )
 from raincheck.stores.servers import NeverWorks, checked, opening
 
@@ -105,6 +116,7 @@ LISTED = 100
 
 OWN = (
     *(("zset", name) for name in ("due", "leases", "busy")),
+    *(("zset", name) for name in ("due:deliveries", "leases:deliveries")),
     *(("hash", name) for name in ("listed", "listed:totals", "listed:stored")),
 )
 """Keys that are there as long as there are jobs, each with its kind."""
@@ -172,8 +184,11 @@ class RedisStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
+        rest: tuple[Word, ...] = most(job, bounds, keys)
+        if job.delivery is not None:
+            rest = *(rest or ("", "", "")), turn(job)
         there = await self._run(
-            CREATE,
+            CREATE if job.delivery is None else CREATE_OWED,
             self._keys_of(job.id, keys),
             self._key("job:"),
             job.id,
@@ -186,7 +201,7 @@ class RedisStore(Store):
             due(job),
             *times(job),
             *place(job),
-            *most(job, bounds, keys),
+            *rest,
         )
         check_room(there)
         return job if there is None else load(there)
@@ -253,8 +268,12 @@ class RedisStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
+        script = JOIN if keys else REPLACE
+        rest: tuple[Word, ...] = most(job, bounds, keys)
+        if job.delivery is not None and job.stage is None:  # which neither has keys nor is bounded
+            script, rest = REPLACE_OWED, ("", "", "", turn(job))
         replaced = await self._run(
-            JOIN if keys else REPLACE,
+            script,
             self._keys_of(job.id, keys),
             self._key("changed"),
             job.id,
@@ -272,7 +291,7 @@ class RedisStore(Store):
             job.stored,
             *times(job),
             *place(job),
-            *most(job, bounds, keys),
+            *rest,
         )
         check_room(replaced)
         return bool(replaced)
@@ -384,6 +403,24 @@ class RedisStore(Store):
                     continue
                 seen.add(id)
                 yield Abandoned(id.decode(), readable(record), float(now) - float(ended))
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        keys = [self._key("due:deliveries"), self._key("leases:deliveries")]
+        taken: builtins.list[Job] = []
+        others: builtins.list[Word] = []
+        words = (self._key("job:"), now, lease, limit, LOOK_AGAIN)
+        for id, record in await self._run(DELIVERIES, keys, *words):
+            if (job := readable(record)) is None:
+                continue
+            if job.deliver_at is None:
+                others += [id, ""]
+            elif (later := turns_to(job, now)) is not None:
+                others += [id, later]
+            else:
+                taken.append(job)
+        if others:
+            await self._run(TURN_TO, keys, *others)
+        return taken
 
     async def discard(self, id: str) -> bool:
         record = await self._run(RECORD, [self._key("job:", id)])

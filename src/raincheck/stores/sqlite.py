@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,16 @@ from raincheck.stores._sqlite_calls import Unusable, explained
 from raincheck.stores._sqlite_changes import NOW, Changes
 from raincheck.stores._sqlite_file import File
 from raincheck.stores._sqlite_loop import Use
-from raincheck.stores._sqlite_queries import BEHIND, FETCH, PARTIAL, PIECES, ROUTES, TOTALS, listing
+from raincheck.stores._sqlite_queries import (
+    BEHIND,
+    DELIVERABLE,
+    FETCH,
+    PARTIAL,
+    PIECES,
+    ROUTES,
+    TOTALS,
+    listing,
+)
 from raincheck.stores.base import (
     SMALL,
     Abandoned,
@@ -279,6 +288,11 @@ class SQLiteStore(Store):
 
     async def discard(self, id: str) -> bool:
         return await self._here().write(lambda changes: changes.discard(id))
+
+    async def claim_deliveries(self, now: float, lease: float, limit: int) -> Sequence[Job]:
+        if not await self._read(DELIVERABLE, now):  # as a rule; and nobody else waits for that
+            return []
+        return await self._here().write(lambda changes: changes.claim_deliveries(now, lease, limit))
 
     async def sweep(self, now: float) -> bool:
         await self._catch_up()  # so that the first list need not, of many

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from raincheck.errors import NoRoom, StoreError, crashed
-from raincheck.job import Bounds, Job, State
+from raincheck.job import Bounds, Delivery, Job, State
 from raincheck.messages import CapturedRequest, CapturedResponse
 from raincheck.runtime.recorder import PIECE
 from raincheck.stores.base import (
@@ -24,6 +24,12 @@ def job(id: str = "a", **fields: Any) -> Job:
 def waiting(id: str = "a", **fields: Any) -> Job:
     """A job that waits and whose captured request is kept, for tests of stores."""
     return job(id, **{"state": State.QUEUED, "replayable": True, **fields})
+
+
+def told(id: str = "a", not_before: float = 0.0, **fields: Any) -> Job:
+    """A running job that somebody is told of once it has ended, for tests of stores."""
+    delivery = Delivery("https://example.com/hook?ü", "/jobs", not_before=not_before)
+    return job(id, delivery=delivery, **fields)
 
 
 def request(body: bytes = b"\x00\xff", **fields: Any) -> CapturedRequest:
