@@ -126,6 +126,12 @@ PRINTED = {
         r'  raincheck_finished_total{outcome="failed",reason="timeout",route="report"} 1\.0\n',
         r'  raincheck_jobs{route="report",state="queued"} 1\.0\n',
     ],
+    "callbacks.py": [
+        r"POST /reports/7: 202, applied: respond-async, callback\n",
+        r"received: succeeded, with 200, after 1 delivery that was turned away\n",
+        r'the job: {"status": "delivered", "deliveries": 2, "last_error": null}\n',
+        r"to a URL that nothing permits: 202, applied: respond-async\n",
+    ],
     "browser_form.py": [
         rf"POST /reports: 303, see /jobs/{ID}\n",
         rf"GET /jobs/{ID}: 202, a page: In progress 33%, wrote page 1 of 3\n",

@@ -93,7 +93,8 @@ async def test_the_page_has_what_the_document_has() -> None:
         page = await shown(client)
         first, second = rows(page)
         assert re.fullmatch(
-            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC slow Running 1 Cancel Delete Delete for good",
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC slow Running 1 "
+            "Cancel Send the callback again Delete Delete for good",
             first,
         )
         assert "refuse ann Failed The response has status 422. 50%" in second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -35,6 +35,8 @@ from raincheck import (
 from raincheck.dialects.base import Dialect, Outlook
 from raincheck.dialects.base import Mount as Place
 from raincheck.dialects.plain import PlainDialect
+from raincheck.job import Delivery
+from raincheck.messages import CapturedResponse
 from raincheck.openapi import document, install
 from raincheck.openapi.operations import doors
 from raincheck.openapi.plain import SCHEMAS, callbacks
@@ -351,7 +353,7 @@ def test_lists_are_there_for_whom_they_are_turned_on() -> None:
     for pages, paths in [
         (Pages(), set()),
         (Pages(own_list=True), {"/jobs"}),
-        (Pages(operator=nobody), {"/jobs", "/jobs/totals"}),
+        (Pages(operator=nobody), {"/jobs", "/jobs/totals", "/jobs/{job_id}/redeliver"}),
     ]:
         _, found = operation_of(Policy(), pages=pages)
         assert {*found["paths"]} - {*STATUS, "/slow"} == paths
@@ -779,6 +781,27 @@ STATES = {
 CHANGES = [("POST", "/cancel"), ("DELETE", ""), ("POST", "/delete")]
 
 
+async def redelivered(deployment: Deployment, ask: Callable[..., Awaitable[Any]]) -> None:
+    """Have a callback sent again, as far as that can be had."""
+    told = Job("r" * 30, "route", State.RUNNING, 1.7e9, fence=1, runs=1, started_at=1.7e9)
+    told = told._replace(delivery=Delivery("https://example.com/", "/jobs"))
+    ended = told.finish(
+        State.SUCCEEDED, 1.7e9, ttl=1e9, tombstone_ttl=1e9, response=CapturedResponse(200, (), 0)
+    )
+    url, operator, store = f"/jobs/{told.id}/redeliver", {"x-admin": "yes"}, deployment.store
+    await ask("POST", url)
+    await ask("POST", url, **{"sec-fetch-site": "cross-site"})
+    await store.create(told)
+    assert (await ask("POST", url, **operator)).status_code == 409
+    await store.replace(ended)
+    assert (await ask("POST", url, **operator)).status_code == 200
+    assert (await ask("POST", f"{url}?list=/", **ASKING[2], **operator)).status_code == 303
+    there = await store.get(told.id)
+    assert there is not None
+    await store.replace(there.tombstone(1.7e9, 1e9))
+    assert (await ask("POST", url, **operator)).status_code == 410
+
+
 @pytest.mark.anyio
 async def test_every_answer_of_every_status_route_in_every_state_is_documented() -> None:
     deployment = Deployment()
@@ -809,8 +832,9 @@ async def test_every_answer_of_every_status_route_in_every_state_is_documented()
             for admin in ("yes", "no"):
                 for method in ("GET", "HEAD"):
                     await ask(method, f"/jobs{query}", **{"x-admin": admin})
+        await redelivered(deployment, ask)
         deployment.store.before = failing("get", "fetch", "list", "totals", "partial")
-        for tail in ("/status", "/events", "/cancel", "/delete", "", "/stream"):
+        for tail in ("/status", "/events", "/cancel", "/delete", "", "/stream", "/redeliver"):
             for method in ("GET", "HEAD", "POST", "DELETE"):
                 await ask(method, "/jobs/" + "x" * 30 + tail, **{"x-admin": "yes"})
         for path in ("/jobs", "/jobs/totals"):

@@ -62,6 +62,7 @@ IMPOSSIBLE = [
     *cases(Policy, "queue", "", 1, True, b"videos", ["videos"]),
     *cases(Policy, "drop_headers", "Cookie", "", b"Cookie", (b"Cookie",), ["Cookie", 1], [None]),
     *cases(Policy, "drop_headers", 5, None, ("Coo kie",), ("Cookie:",), ("",), ("Cookie", "\n")),
+    *cases(Policy, "callback", 7, True, b"https://example.com/", ["https://example.com/"]),
     *cases(Policy, "ttl", 1e18, 36526 * 86400, timedelta.max),
     *cases(Policy, "timeout", 1e10),
     *cases(Limits, "tombstone_ttl", 1e18),
@@ -115,6 +116,7 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Policy, "coalesce", True, False, str),
         *cases(Policy, "hold", True, False),
         *cases(Policy, "live", True, False),
+        *cases(Policy, "callback", None, "https://example.com/", str),
         *cases(Policy, "on_interrupt", "fail", "rerun"),
         *cases(Policy, "max_runs", None, 1),
         *cases(Policy, "queue", None, "videos"),
@@ -217,6 +219,7 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "queue": None,
         "drop_headers": frozenset(),
         "live": False,
+        "callback": None,
     }
     assert dataclasses.asdict(Limits()) == {
         "max_running": 100,

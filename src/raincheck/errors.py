@@ -20,6 +20,7 @@
         ├── KeyReused               422
         ├── OverQuota               429
         ├── StoredTooMuch           429
+        ├── CallbackUnknown         500
         ├── OwnerUnknown            500
         ├── QueueFull               503
         ├── RunnerUnavailable       503
@@ -299,6 +300,14 @@ class OwnerUnknown(Refusal):
     name = "owner-unknown"
     status = 500
     title = "The owner cannot be determined"
+
+
+class CallbackUnknown(Refusal):
+    """Where the end of the job is to be told cannot be determined, or may not be told to."""
+
+    name = "callback-unknown"
+    status = 500
+    title = "The callback cannot be determined"
 
 
 class OverQuota(Refusal):

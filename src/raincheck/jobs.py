@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
+import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck.dialects.base import Outlook
+from raincheck.callbacks import Callbacks
+from raincheck.dialects.base import Dialect, Outlook
+from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import LOOP_ENDED, BodyLost, ConfigurationError, IllegalTransition
 from raincheck.health import Health
 from raincheck.ids import Ids, Origin
@@ -21,12 +24,14 @@ from raincheck.policy import Limits, Policy, require_kind
 from raincheck.routing.policies import RoutePolicies
 from raincheck.runners.base import Brought, Run, Runner
 from raincheck.runners.local import LocalRunner
+from raincheck.runtime.deliveries import Deliveries
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.observers import Observers
 from raincheck.runtime.run import Run as JobRun
 from raincheck.session import Bound, Session
 from raincheck.stores.base import Fetched, Page, Store, Total
 from raincheck.stores.memory import MemoryStore
+from raincheck.tasks import open_tasks
 from raincheck.telemetry.base import Figures, Statistics, Telemetry
 from raincheck.telemetry.logging import LoggingTelemetry
 
@@ -76,6 +81,7 @@ class Jobs:
         limits: what all routes together keep to.
         telemetry: told of what becomes of jobs: one, or several. Default: a `LoggingTelemetry`,
             which is to be among them if others are given and it is still wanted.
+        callbacks: to whom the end of jobs may be told. Default: to nobody.
         clock: seconds since the epoch; tests pass one that goes with their event loop.
 
     Attributes:
@@ -90,6 +96,7 @@ class Jobs:
     Raises:
         ConfigurationError: an argument of another kind, or a runner whose workers could not see the
             jobs of this store.
+        ImportError: what callbacks need is not installed.
     """
 
     def __init__(
@@ -99,11 +106,13 @@ class Jobs:
         runner: Runner | None = None,
         limits: Limits | None = None,
         telemetry: Telemetry | Sequence[Telemetry] | None = None,
+        callbacks: Callbacks | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         require_kind("store", store, Store, 'SQLiteStore("jobs.db")')
         require_kind("runner", runner, Runner, "TaskiqRunner(broker)")
         require_kind("limits", limits, Limits, "Limits(max_running=20)")
+        require_kind("callbacks", callbacks, Callbacks, 'Callbacks(secrets=["whsec_..."])')
         if not callable(clock):
             raise ConfigurationError(f"clock={clock!r}: it is no function, like time.time")
         environment = self._environment = Environment(
@@ -112,6 +121,7 @@ class Jobs:
             Limits() if limits is None else limits,
             clock,
             Observers(_telemetries(telemetry)),
+            callbacks,
         )
         self.store = environment.store
         self.availability = environment.availability
@@ -143,6 +153,8 @@ class Jobs:
         complete: Callable[[], bool],
         owners: Owners,
         mount: str,
+        dialect: Dialect,
+        base_of: Callable[[Scope], str],
     ) -> None:
         """Take the app to run, the middleware itself, the status routes and the policies; once.
 
@@ -153,7 +165,9 @@ class Jobs:
             raise ConfigurationError(
                 "jobs=...: these Jobs belong to another LongRunningMiddleware; make one for each"
             )
-        self._bound = Bound(app, status, read, owners, Ids(mount), lambda: self.mounted)
+        self._bound = Bound(
+            app, status, read, owners, Ids(mount), lambda: self.mounted, dialect, base_of
+        )
         self._environment.runner.attach(door)
         self.policies.bind(policy, rules, complete=complete)
 
@@ -483,6 +497,50 @@ class Jobs:
         if job is not None and not job.gone:
             await self._environment.ledger.bury(job, remember=True)
         return job
+
+    async def redeliver(self, id: str) -> Job | None:
+        """Have the end of a job told now, or once more, as if that had not been tried yet.
+
+        Whoever delivers callbacks does it: this process, if it has `callbacks=`, or another one.
+
+        Returns:
+            The job afterwards; None if there is none.
+
+        Raises:
+            IllegalTransition: it has not ended, or has nobody to tell.
+            StoreError: the store does not answer.
+        """
+        job = await self.get(id)
+        if job is None or job.gone:
+            return job
+        return await self._environment.ledger.redeliver(job)
+
+    async def deliver(self) -> None:
+        """Deliver callbacks until it is cancelled, in a process that serves no app.
+
+        One that has these jobs in a middleware does that by itself, workers of an engine included.
+        Messages are spelt by the plain dialect.
+
+        Raises:
+            ConfigurationError: there are no callbacks, or the store can never work as it is set up.
+        """
+        environment = self._environment
+        if environment.callbacks is None or environment.poster is None:
+            raise ConfigurationError(
+                "jobs.deliver() delivers callbacks, and there are none: give "
+                "Jobs(callbacks=Callbacks(secrets=[...]))"
+            )
+        await self._open_store()
+        tasks, post = open_tasks(), environment.poster()
+        deliveries = Deliveries(environment, environment.callbacks, PlainDialect(), post, tasks)
+        deliveries.begin()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(environment.cancel_grace, shield=True):
+                await deliveries.close()
+                await tasks.aclose()
+                await self.store.aclose()
 
     async def forget(self, job: Job) -> None:
         """Drop a job whose client has its response and was never told of a job.

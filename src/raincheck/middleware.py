@@ -31,7 +31,7 @@ from raincheck.messages import servable
 from raincheck.owners import OwnerOf, Owners
 from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy, require_kind, seconds
-from raincheck.preferences import is_navigation
+from raincheck.preferences import Decision, is_navigation
 from raincheck.routing.table import Candidate, Routing, Rule
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
@@ -197,6 +197,8 @@ class LongRunningMiddleware:
             complete=self._routing.complete,
             owners=owners,
             mount=path,
+            dialect=self._dialect,
+            base_of=self._base_of,
         )
 
     @property
@@ -353,9 +355,17 @@ class LongRunningMiddleware:
             shown = self._dialect.navigated(job, mount) if is_navigation(handoff.fields) else None
             if shown is None:
                 outlook = session.runs.outlook(job)
-                shown = self._dialect.accepted(job, mount, outlook, decision.applied, content)
+                applied = decision.applied
+                if decision.callback is not None:
+                    applied = _applied(decision, job)
+                shown = self._dialect.accepted(job, mount, outlook, applied, content)
             reply = shown
         await self._reply(reply, handoff, scope, send)
+
+    def _base_of(self, scope: Scope) -> str:
+        """Where the URLs of a request's job begin."""
+        root_path = self._routing.root_path or scope.get("root_path", "")
+        return self._mounts.at(root_path + self._path).url
 
     def _for_people(
         self, problem: Problem, reply: Reply, handoff: Handoff, *, failed: bool = False
@@ -467,6 +477,14 @@ class LongRunningMiddleware:
 
     async def _open(self, lifespan: Scope) -> None:
         await self.jobs.open(lifespan)
+
+
+def _applied(decision: Decision, job: Job) -> bytes | None:
+    """What of the client's preferences was applied (RFC 7240 §3)."""
+    delivery = job.delivery
+    if delivery is None or not delivery.asked or delivery.url != decision.callback:
+        return decision.applied  # not taken, or it is an earlier request's job
+    return b"callback" if decision.applied is None else decision.applied + b", callback"
 
 
 def _check_kinds(

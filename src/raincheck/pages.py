@@ -63,6 +63,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "actions": "Actions",
         "delete": "Delete",
         "delete_note": "Delete for good",
+        "redeliver": "Send the callback again",
         "newest": "Newest",
         "older": "Older",
         "pages": "Pages",
@@ -88,8 +89,8 @@ class Pages:
             response, sync or async. A response with status 200 is sent as the 202 that it stands
             for. None: no page of a job, a browser gets the documents that programs get.
         operator: says whether a request, an `HTTPConnection`, is that of somebody who may list,
-            cancel and delete all jobs; a bool, sync or async: the app's own authorisation. Default
-            None: nobody may, and there is no list.
+            cancel and delete all jobs, and send their callbacks again; a bool, sync or async: the
+            app's own authorisation. Default None: nobody may, and there is no list.
         own_list: owners may list their own jobs. Default False.
         words: what the pages say, in place of English: some or all of `raincheck.pages.WORDS`.
 

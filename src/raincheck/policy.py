@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, Self, TypedDict
@@ -15,6 +15,10 @@ from raincheck.messages import CapturedRequest
 
 Seconds = float | timedelta
 """A span of time: seconds, or a `timedelta`."""
+
+CallbackOf = Callable[[Any], "str | Awaitable[str | None] | None"]
+"""Gives the URL that the end of a request's job is told to, if any; sync or async. It is given the
+`starlette.requests.Request`, without its body."""
 
 MIB = 1024 * 1024
 
@@ -54,6 +58,7 @@ class PolicySettings(TypedDict, total=False):
     queue: str | None
     drop_headers: Collection[str]
     live: bool
+    callback: str | CallbackOf | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,10 @@ class Policy:
         live: keep the response as it comes, ten times a second at most, so that whoever follows it
             (`/stream`) sees it in time. Of `text/event-stream` that is always done; of others what
             comes is kept in pieces of 256 KiB. Default False.
+        callback: where the end of each job is told by POST: a URL, or a function of the request
+            that gives one or None; sync or async. It takes `Jobs(callbacks=Callbacks(...))`. What
+            it raises, and a URL that may not be told to, refuses the request with 500. Default
+            None: nobody is told, unless the client asks for it and may.
 
     Raises:
         ConfigurationError: a value that cannot work; the message names the field.
@@ -135,6 +144,7 @@ class Policy:
     queue: str | None = None
     drop_headers: Collection[str] = ()
     live: bool = False
+    callback: str | CallbackOf | None = None
 
     def __post_init__(self) -> None:
         check = Check(self)
@@ -170,6 +180,8 @@ class Policy:
             check.fail("queue", "is a name or None")
         check.names("drop_headers")
         check.boolean("live")
+        if not (self.callback is None or isinstance(self.callback, str) or callable(self.callback)):
+            check.fail("callback", "is a URL, a function of the request or None")
 
     @property
     def runs(self) -> int:

@@ -16,8 +16,10 @@ _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # noqa: S105 - the grammar's word, no
 _WORD = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*+")?+'
 _PARAMETER = rf"(?:{_TOKEN}{_OWS}(?:={_OWS}{_WORD}{_OWS})?+)?+"
 _PREFERENCE = re.compile(
-    rf"{_OWS}(?P<name>{_TOKEN}){_OWS}(?:={_OWS}(?P<value>{_WORD}){_OWS})?+(?:;{_OWS}{_PARAMETER})*+"
+    rf"{_OWS}(?P<name>{_TOKEN}){_OWS}(?:={_OWS}(?P<value>{_WORD}){_OWS})?+"
+    rf"(?P<parameters>(?:;{_OWS}{_PARAMETER})*+)"
 )
+_NAMED = re.compile(rf";{_OWS}(?:(?P<name>{_TOKEN}){_OWS}(?:={_OWS}(?P<value>{_WORD}){_OWS})?+)?+")
 # What stands between commas; a quote that is not closed takes the rest of its line.
 _ELEMENT = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.?)*+(?:"|\Z))++', re.DOTALL)
 _DELTA_SECONDS = re.compile(r"[0-9]{1,9}")
@@ -31,10 +33,13 @@ class Preference:
         respond_async: `respond-async` was among its preferences (RFC 7240 §4.1).
         wait: seconds of `wait` (§4.3); infinite for a bare `wait`, which Replicate's clients
             send; None if there was none, or none that can be read.
+        callback: the `url` of `callback`: where its job's end is to be told (OData 4.01, §8.2.8.2);
+            None if there was none.
     """
 
     respond_async: bool = False
     wait: float | None = None
+    callback: str | None = None
 
 
 NO_PREFERENCE = Preference()
@@ -48,11 +53,13 @@ class Decision:
         asynchronous: accept at the handler's entry; otherwise the route is a plain one.
         wait: seconds to wait for the response before the 202.
         applied: the value of `Preference-Applied` on the 202, or None (RFC 7240 §3).
+        callback: where the client wants to be told of the end, if it may.
     """
 
     asynchronous: bool
     wait: float = 0.0
     applied: bytes | None = None
+    callback: str | None = None
 
 
 _SYNCHRONOUS = Decision(asynchronous=False)
@@ -66,14 +73,29 @@ def parse(headers: Iterable[tuple[bytes, bytes]]) -> Preference:
     regard to case, and of a repeated preference the first counts.
     """
     seen: dict[str, str | None] | None = None
+    callback: str | None = None
     for name, line in headers:
         if name != b"prefer":
             continue
         seen = {} if seen is None else seen
         for element in _ELEMENT.findall(line.decode("latin-1")):
             if match := _PREFERENCE.fullmatch(element):
-                seen.setdefault(match["name"].lower(), match["value"])
-    return NO_PREFERENCE if seen is None else Preference("respond-async" in seen, _wait(seen))
+                preference = match["name"].lower()
+                if preference == "callback" and preference not in seen:
+                    callback = _url(match["parameters"])
+                seen.setdefault(preference, match["value"])
+    if seen is None:
+        return NO_PREFERENCE
+    return Preference("respond-async" in seen, _wait(seen), callback)
+
+
+def _url(parameters: str) -> str | None:
+    """The first parameter called `url`, without its quotes (RFC 9110 §5.6.4)."""
+    for match in _NAMED.finditer(parameters):
+        if (match["name"] or "").lower() == "url":
+            value = match["value"] or ""
+            return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+    return None
 
 
 def _wait(seen: dict[str, str | None]) -> float | None:
@@ -94,7 +116,8 @@ def decide(policy: Policy, preference: Preference) -> Decision:
     wait = seconds(policy.wait)
     if preference.wait is not None:
         wait = min(preference.wait, seconds(policy.max_wait))
-    return Decision(True, wait, b"respond-async" if preference.respond_async else None)
+    applied = b"respond-async" if preference.respond_async else None
+    return Decision(True, wait, applied, preference.callback)
 
 
 def is_navigation(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -13,10 +13,12 @@ import anyio
 from starlette.types import ASGIApp, Scope
 
 from raincheck.acceptance.decision import Acceptance
+from raincheck.dialects.base import Dialect
 from raincheck.ids import Ids
 from raincheck.owners import Owners
 from raincheck.policy import seconds
 from raincheck.runners.base import Brought, Run
+from raincheck.runtime.deliveries import Deliveries
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.expiry import Sweeper
 from raincheck.runtime.feeds import Feeds
@@ -42,6 +44,8 @@ class Bound:
         owners: says whose requests are.
         ids: mints the ids of jobs.
         mounted: says whether the status routes are mounted by hand, inside the app.
+        dialect: spells jobs.
+        base_of: says where the URLs of a request's job begin.
     """
 
     app: ASGIApp
@@ -50,6 +54,8 @@ class Bound:
     owners: Owners
     ids: Ids
     mounted: Callable[[], bool]
+    dialect: Dialect
+    base_of: Callable[[Scope], str]
 
 
 class Session:
@@ -85,20 +91,29 @@ class Session:
             owners=bound.owners,
             ids=bound.ids,
             mounted=bound.mounted,
+            base_of=bound.base_of,
         )
         self._recovery = Recovery(environment, self.runs)
+        self._deliveries: Deliveries | None = None
+        if environment.callbacks is not None and environment.poster is not None:
+            post = environment.poster()
+            self._deliveries = Deliveries(
+                environment, environment.callbacks, bound.dialect, post, self.tasks
+            )
         self._replays = Replays(environment, self.runs, self.acceptance, self._recovery, bound.app)
 
     def begin(self) -> None:
         """Look for what nobody holds, and for what is due, on a store that processes share.
 
-        And ask for its figures, if a telemetry reads them.
+        For those who are to be told of a job's end; and for its figures, if a telemetry reads them.
         """
         if self._environment.observers.figures:
             self.counting.keep()
         if self._environment.lease is not None:
             self.tasks.spawn(self._recovery.watch, Context())
             self._sweeper.keep_sweeping()
+        if self._deliveries is not None:
+            self._deliveries.begin()
 
     @property
     def draining(self) -> bool:
@@ -140,5 +155,8 @@ class Session:
         with anyio.move_on_after(grace):
             for run in runs.running():
                 await run.interrupt()
+        if self._deliveries is not None:
+            with anyio.move_on_after(grace):
+                await self._deliveries.close()
         with anyio.move_on_after(grace):
             await self.tasks.aclose()

@@ -87,6 +87,7 @@ async def call(request: Request) -> None:
     retry_after=2,
     hold=True,
     live=True,
+    callback="https://example.com/hook",
 )
 async def with_settings(request: Request) -> Response:
     return Response()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import anyio
+from starlette.requests import Request
+from starlette.types import Scope
 
 from raincheck.acceptance.confirmation import Confirmation
 from raincheck.acceptance.deduplication import Deduplication
 from raincheck.acceptance.handoff import Handoff
+from raincheck.callbacks import Callbacks, Refused
 from raincheck.decorator import Mark
 from raincheck.errors import (
+    CallbackUnknown,
     NoRoom,
     OwnerRequired,
     OwnerUnknown,
@@ -23,7 +30,7 @@ from raincheck.errors import (
     StoreUnavailable,
 )
 from raincheck.ids import Ids
-from raincheck.job import Bounds, Job, Key, State, Trace
+from raincheck.job import Bounds, Delivery, Job, Key, State, Trace
 from raincheck.owners import OwnerError, Owners
 from raincheck.policy import Policy, seconds
 from raincheck.runtime.environment import Environment
@@ -31,6 +38,8 @@ from raincheck.runtime.expiry import Sweeper
 from raincheck.runtime.run import Origin, Run
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.scheduler import Ticket
+
+logger = logging.getLogger("raincheck")
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -51,6 +60,7 @@ class Acceptance:
         owners: says whose requests are.
         ids: mints the ids of jobs.
         mounted: says whether the status routes are mounted by hand, inside the app.
+        base_of: says where the URLs of a request's job begin.
 
     Attributes:
         tasks, limiter, cancel_grace, route_of: see `handoff.Acceptor`.
@@ -65,6 +75,7 @@ class Acceptance:
         owners: Owners,
         ids: Ids,
         mounted: Callable[[], bool],
+        base_of: Callable[[Scope], str],
     ) -> None:
         self.tasks = runs.tasks
         self.limiter: anyio.CapacityLimiter = runs.limiter
@@ -76,6 +87,7 @@ class Acceptance:
         self._owners = owners
         self._ids = ids
         self._mounted = mounted
+        self._base_of = base_of
         self._new = Confirmation(environment, runs, sweeper)
         self._twins = Deduplication(environment, self._new.sure_of)
         self._closing = False
@@ -239,6 +251,8 @@ class Acceptance:
         )
         if synchronous:
             job = job._replace(synchronous=True)
+        elif environment.callbacks is not None:
+            job = job._replace(delivery=await self._promise(environment.callbacks, handoff, job))
         if handoff.upload.lost and ticket is not None and not runs:
             raise QueueFull(
                 "No handler is free, and the request cannot wait for one: more of its body was "
@@ -266,6 +280,30 @@ class Acceptance:
                 raise self._without_store(error) from error
             raise
         return job if there is job or there.id == job.id else None
+
+    async def _promise(self, callbacks: Callbacks, handoff: Handoff, job: Job) -> Delivery | None:
+        """Who is to be told of a new job's end: whom its author names, else whom its client does.
+
+        Raises:
+            CallbackUnknown: the author's cannot be determined, or may not be told.
+        """
+        policy, decision = handoff.policy, handoff.decision
+        assert decision is not None
+        assert handoff.outer_scope is not None
+        url, asked = decision.callback, True
+        if policy.callback is not None:
+            try:
+                if (found := await _callback_of(policy, handoff.scope)) is not None:
+                    callbacks.check(found, asked=False)
+                    url, asked = found, False
+            except Exception as error:
+                logger.exception("the callback of a request to %s cannot be used", job.route)
+                raise CallbackUnknown("Whom to tell cannot be determined.") from error
+        if url is None or (asked and not _may_be_told(callbacks, url)):
+            return None
+        # A response in time is the answer itself, and no job's.
+        not_before = job.created_at + decision.wait
+        return Delivery(url, self._base_of(handoff.outer_scope), asked, not_before=not_before)
 
     async def _submit(self, job: Job) -> None:
         """Hand a new job to an engine that runs it elsewhere.
@@ -322,6 +360,27 @@ def _stored_too_much(policy: Policy) -> StoredTooMuch:
         "some, or wait until they expire."
     )
     return StoredTooMuch(detail, retry_after=max(1, min(60, round(seconds(policy.ttl)))))
+
+
+async def _callback_of(policy: Policy, scope: Scope) -> str | None:
+    """What a policy says of whom to tell. Raises whatever its function raises."""
+    if not callable(policy.callback):
+        return policy.callback
+    said: Any = policy.callback(Request(scope))
+    if inspect.isawaitable(said):
+        said = await said
+    if not isinstance(said, str | None):
+        raise TypeError(f"Policy(callback=...) gave {type(said).__name__}; it is a URL or None")
+    return said
+
+
+def _may_be_told(callbacks: Callbacks, url: str) -> bool:
+    """Whether a client's URL is visibly none that is refused."""
+    try:
+        callbacks.check(url, asked=True)
+    except Refused:
+        return False
+    return True
 
 
 def _origin(handoff: Handoff) -> Origin:

@@ -45,6 +45,7 @@ class Urls(NamedTuple):
         events: the same document as an event stream; None where there is none.
         cancel: a POST asks the job to stop; None where a POST cannot.
         delete: a POST has it forgotten; None where a POST cannot.
+        redeliver: a POST has its end told once more; None where a POST cannot.
     """
 
     result: str
@@ -52,6 +53,7 @@ class Urls(NamedTuple):
     events: str | None
     cancel: str | None
     delete: str | None = None
+    redeliver: str | None = None
 
 
 class Action(Enum):
@@ -66,6 +68,7 @@ class Action(Enum):
     DELETE = "that it is forgotten, and stops before that"
     DISMISS = "that it stops, or is forgotten if it has"
     FORGET = "that it is forgotten, which only a job that has finished can be"
+    REDELIVER = "that its end is told once more to whoever is owed that, for an operator"
     LIST = "the jobs that there are, of whomever asks, or for an operator all"
     TOTALS = "how many there are, for an operator"
 

@@ -36,7 +36,7 @@ from raincheck.dialects.documents import (
     timestamp,
 )
 from raincheck.errors import Problem
-from raincheck.job import Job, State
+from raincheck.job import Delivery, Job, State
 from raincheck.messages import RawHeaders
 
 _quote = json.encoder.encode_basestring_ascii
@@ -56,6 +56,7 @@ _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "/stream": {"GET": Action.STREAM, "HEAD": Action.STREAM},
     "/cancel": {"POST": Action.CANCEL},
     "/delete": {"POST": Action.DELETE},  # which a form cannot
+    "/redeliver": {"POST": Action.REDELIVER},
 }
 """What each method does at what stands behind a job's id."""
 
@@ -79,7 +80,8 @@ class PlainDialect(Dialect):
 
     def urls(self, job: Job, mount: Mount) -> Urls:
         url = f"{mount.url}/{job.id}"
-        return Urls(url, url + "/status", url + "/events", url + "/cancel", url + "/delete")
+        posts = (url + "/cancel", url + "/delete", url + "/redeliver")
+        return Urls(url, url + "/status", url + "/events", *posts)
 
     def accepted(
         self,
@@ -214,7 +216,17 @@ def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
         url,
         url,
     )
+    if job.delivery is not None:
+        return document[:-1].encode() + b", " + _encoded(_callback(job.delivery))[1:]
     return document.encode()
+
+
+def _callback(delivery: Delivery | None) -> dict[str, Any]:
+    """What has become of the message about a job's end, and not where it goes."""
+    if delivery is None:
+        return {}
+    status, deliveries, error = delivery.status, delivery.deliveries, delivery.last_error
+    return {"callback": {"status": status, "deliveries": deliveries, "last_error": error}}
 
 
 def _finished(job: Job, url: str) -> dict[str, Any]:
@@ -229,6 +241,7 @@ def _finished(job: Job, url: str) -> dict[str, Any]:
         "expires_at": timestamp(job.expires_at),
         "runs": job.runs,
         **_outcome(job, url),
+        **_callback(job.delivery),
         "links": {
             "self": url + "/status",
             "result": url,

@@ -76,6 +76,14 @@ _FAILED = {
 }
 _CANCELED = {"error": _closed({**_ERROR, "code": {"type": "string", "const": "cancelled"}})}
 
+_CALLBACK = _closed(
+    {
+        "status": {"type": "string", "enum": ["pending", "delivered", "failed"]},
+        "deliveries": _COUNT,
+        "last_error": {"type": ["string", "null"]},
+    }
+)
+
 
 def _job(states: list[State], members: Node, *optional: str, more: Node, **rules: Any) -> Node:
     """The document of a job in one of these states."""
@@ -94,10 +102,11 @@ def _job(states: list[State], members: Node, *optional: str, more: Node, **rules
         **ending,
         "runs": _COUNT,
         **members,
+        "callback": _CALLBACK,
         "links": _closed(urls, *stream),
         **more,
     }
-    return _closed(properties, *optional, *more.keys() & {"owner"}, **rules)
+    return _closed(properties, *optional, "callback", *more.keys() & {"owner"}, **rules)
 
 
 def _jobs(beginning: str, more: Node) -> Node:
@@ -467,6 +476,16 @@ def _delete(setup: Setup) -> dict[str, Node]:
     }
 
 
+def _redeliver(setup: Setup) -> dict[str, Node]:
+    return {
+        "200": _status("The callback is going to be sent again.", Job_Status="JobEnded"),
+        "303": _sent_on("A browser is sent back to where the button was."),
+        "403": _problem("A page of another site sent it.", setup),
+        "409": _problem("The job has not ended, or tells nobody.", setup),
+        **_absent(setup),
+    }
+
+
 def _listing(setup: Setup, name: str, what: str) -> dict[str, Node]:
     found = _status(what, name)
     if setup.pages.waiting is not None or name == "JobList":
@@ -514,6 +533,8 @@ def status_routes(setup: Setup, *, each: str = "schema") -> dict[str, dict[str, 
     if operator:
         totals = _listing(setup, "JobTotals", "How many jobs there are.")
         found["/totals"] = _read("totals", "How many jobs there are", totals, [])
+        again = _named("redeliver", "Send a job's callback again", _redeliver(setup))
+        found["/{job_id}/redeliver"] = {"post": again}
     return found
 
 

@@ -41,15 +41,17 @@ class RoutePolicies:
     Args:
         runner: where jobs run; not every policy goes with every runner.
         store: where they are kept; nor with every store.
+        told: whether anybody can be told of the end of a job.
 
     Attributes:
         by_route: the policies of the routes.
     """
 
-    def __init__(self, runner: Runner, store: Store) -> None:
+    def __init__(self, runner: Runner, store: Store, *, told: bool = False) -> None:
         self.by_route = ByRoute()
         self._runner = runner
         self._store = store
+        self._tells = told
         self._marks: dict[str, Mark] = {}
         self._told: set[str] = set()
         self._rules: Collection[str] = ()
@@ -119,6 +121,11 @@ class RoutePolicies:
         return seconds(self.of(job).ttl)
 
     def _checked(self, route: str, policy: Policy) -> Policy:
+        if policy.callback is not None and not self._tells:
+            raise ConfigurationError(
+                f"{route}: callback=... has a message sent, and nothing here sends any; give "
+                "Jobs(callbacks=Callbacks(secrets=[...]))"
+            )
         if not self._runner.in_place:
             _check_elsewhere(route, policy)
         if policy.queue is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 
+from raincheck.callbacks import Callbacks
 from raincheck.errors import ConfigurationError
 from raincheck.job import Bounds, Job, State
 from raincheck.policy import Limits, Policy, seconds
@@ -28,11 +30,13 @@ class Environment:
         limits: what all routes together keep to.
         clock: seconds since the epoch.
         observers: told of what becomes of jobs. Default: nobody.
+        callbacks: to whom the end of jobs may be told; None: to nobody.
 
     Attributes:
         store: the store; calls to one that processes share are bounded in time.
         availability, engine: whether the store answers, and the runner's engine.
-        runner, limits, clock, observers: as given.
+        runner, limits, clock, observers, callbacks: as given.
+        poster: makes what posts, if there are callbacks.
         in_place: whether accepted handlers go on where they are.
         cancel_grace: seconds that cleanup code has before it is cancelled again.
         name: of this process, as the holder of its jobs.
@@ -42,6 +46,7 @@ class Environment:
 
     Raises:
         ConfigurationError: the runner's workers could not see the jobs of this store.
+        ImportError: what posts callbacks is not installed.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Environment:
         limits: Limits,
         clock: Callable[[], float],
         observers: Observers | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         if not store.shared and not runner.in_place:
             raise ConfigurationError(
@@ -80,7 +86,9 @@ class Environment:
             observers=observers,
         )
         self.observers = self.ledger.observers
-        self.policies = RoutePolicies(runner, store)
+        self.policies = RoutePolicies(runner, store, told=callbacks is not None)
+        self.callbacks = callbacks
+        self.poster = None if callbacks is None else _poster(callbacks)
 
     def know_nothing(self) -> None:
         """Forget whether store and engine answered: that was on another event loop, if ever."""
@@ -106,3 +114,10 @@ class Environment:
             self.engine.failed(error)
             return False
         return True
+
+
+def _poster(callbacks: Callbacks) -> Callable[[], Any]:
+    """What makes a poster on an event loop; only here is needed what it is made of."""
+    from raincheck.runtime.posting import Poster
+
+    return lambda: Poster(callbacks)

@@ -105,7 +105,7 @@ class Stream:
         """
         reply = self._stands(job)
         fields = [field for field in reply.headers if field[0] not in _ABOUT_A_BODY]
-        seen = job.version == _last_seen(self._scope)
+        seen = job.news == _last_seen(self._scope)
         if seen and job.finished:
             await send_reply(Reply(204, fields), self._scope, self._send)
             return
@@ -151,7 +151,7 @@ class Stream:
 
 
 def _told(job: Job, stands: Reply, retry: int | None = None) -> bytes:
-    return framed(stands.body, event="status", id=str(job.version), retry=retry)
+    return framed(stands.body, event="status", id=str(job.news), retry=retry)
 
 
 def _last_seen(scope: Scope) -> int | None:

@@ -159,6 +159,9 @@ class ListPage:
             "delete_note": self._words["delete_note"],
             "delete url": url(urls.delete) + back,
             "no delete": unless(urls.delete),
+            "redeliver": self._words["redeliver"],
+            "redeliver url": url(urls.redeliver) + back,
+            "no redeliver": unless(listed.operator and job.finished and job.delivery),
         }
 
     def _for_script(self) -> dict[str, Any]:

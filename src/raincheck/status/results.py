@@ -64,7 +64,8 @@ def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders,
     size = job.response.size
     headers, etag, ranges = offered(headers, size)
     if etag is None:
-        etag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, job.version)
+        version = job.version if job.delivery is None else job.news
+        etag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, version)
         headers = (*headers, (b"etag", etag))
     return headers, wanted(scope["headers"], size, etag, ranges, scope["method"])
 

@@ -22,7 +22,14 @@ from raincheck.dialects.base import (
     Place,
     Reply,
 )
-from raincheck.errors import BodyLost, Problem, StoreError, StoreUnavailable, UnreadableRecord
+from raincheck.errors import (
+    BodyLost,
+    IllegalTransition,
+    Problem,
+    StoreError,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
@@ -63,6 +70,9 @@ _NOWHERE = Place("", {})
 UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.")
 EXPIRED = Problem("expired", 410, "The job is gone", "The job has expired, or was deleted.")
 CANCELLED = Problem("cancelled", 410, "The job was cancelled", "The job will have no response.")
+UNTOLD = Problem(
+    "no-callback", 409, "There is nothing to deliver", "The job has not ended, or tells nobody."
+)
 FINISHED = Problem("finished", 409, "The job has finished", "A finished job cannot be cancelled.")
 UNFINISHED = Problem(
     "unfinished",
@@ -259,6 +269,8 @@ class StatusRoutes:
             await exchange.delete()
         elif action is Action.DISMISS or action is Action.FORGET:
             await exchange.dismiss(cancels=action is Action.DISMISS)
+        elif action is Action.REDELIVER:
+            await exchange.redeliver()
         elif action is Action.LIST or action is Action.TOTALS:
             await exchange.lists(action)
         elif place.actions:
@@ -615,6 +627,20 @@ class _Exchange:
             job, self._mount, self._expected(job), finished=found.finished
         )
         await self.reply(reply)
+
+    async def redeliver(self) -> None:
+        """Have its end told once more, for an operator, and answer how it stands."""
+        job = await self._routes.access.listed(self.id, self._scope)
+        try:
+            if job is not None and not job.gone:
+                job = await self._routes.jobs.redeliver(self.id)
+        except IllegalTransition:
+            await self.problem(UNTOLD)
+            return
+        if job is None or job.gone:
+            await self._miss(job)
+        elif not await self._went_back():
+            await self.reply(self._stands(job))
 
     async def _went_back(self) -> bool:
         """Whether it was a button of a list, and the browser has been sent back there."""
