@@ -25,6 +25,7 @@ from starlette.routing import Mount, Route
 from raincheck import (
     ConfigurationError,
     Job,
+    Jobs,
     Limits,
     LongRunningMiddleware,
     Pages,
@@ -32,6 +33,7 @@ from raincheck import (
     State,
     long_running,
 )
+from raincheck.callbacks import Callbacks
 from raincheck.dialects.base import Dialect, Outlook
 from raincheck.dialects.base import Mount as Place
 from raincheck.dialects.plain import PlainDialect
@@ -39,7 +41,7 @@ from raincheck.job import Delivery
 from raincheck.messages import CapturedResponse
 from raincheck.openapi import document, install
 from raincheck.openapi.operations import doors
-from raincheck.openapi.plain import SCHEMAS, callbacks
+from raincheck.openapi.plain import SCHEMAS
 from tests.conftest import virtual_jobs
 from tests.documented import Documented, validate
 from tests.doubles.stores import TrickyStore, failing, no_trick
@@ -657,22 +659,33 @@ def test_a_document_of_3_2_has_the_schema_of_each_event() -> None:
     }
 
 
+TOLD = Callbacks(secrets=["whsec_" + "A" * 32])
+ASKED = Callbacks(secrets=["whsec_" + "A" * 32], allow=["https://hooks.example/*"])
+
+
 @pytest.mark.parametrize(
-    ("url", "asked", "told"),
+    ("url", "permitted", "told"),
     [
-        (None, False, []),
-        (print, False, []),  # nobody knows before the request
-        ("https://a.example/ended", False, ["https://a.example/ended"]),
-        (None, True, ["{$request.header.Prefer}"]),
-        ("https://a.example", True, ["https://a.example", "{$request.header.Prefer}"]),
+        (None, None, []),
+        (None, TOLD, []),
+        (lambda request: None, TOLD, []),  # nobody knows before the request
+        ("https://a.example/ended", TOLD, ["https://a.example/ended"]),
+        (None, ASKED, ["{$request.header.Prefer}"]),
+        ("https://a.example", ASKED, ["https://a.example", "{$request.header.Prefer}"]),
     ],
 )
 def test_callback_objects_are_there_where_somebody_may_be_told(
-    url: object, asked: bool, told: list[str]
+    url: Any, permitted: Callbacks | None, told: list[str]
 ) -> None:
-    slow, _ = operation_of(Policy(), {"callbacks": callbacks(url, asked=asked)})
-    assert [expression for each in slow["callbacks"].values() for expression in each] == told
-    for each in slow["callbacks"].values():
+    jobs = Jobs(callbacks=permitted)
+    theirs: dict[str, Any] = {
+        "theirs": {"https://b.example": {"post": {"responses": {"200": {"description": "Taken."}}}}}
+    }
+    slow, _ = operation_of(Policy(callback=url), {"callbacks": theirs}, jobs=jobs)
+    ours = {name: each for name, each in slow["callbacks"].items() if name != "theirs"}
+    assert slow["callbacks"].keys() - ours.keys() == {"theirs"}
+    assert [expression for each in ours.values() for expression in each] == told
+    for each in ours.values():
         (posted,) = (item["post"] for item in each.values())
         assert [field["name"] for field in posted["parameters"]] == [
             *("webhook-id", "webhook-timestamp", "webhook-signature")

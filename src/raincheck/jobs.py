@@ -87,7 +87,7 @@ class Jobs:
     Attributes:
         store: where they are.
         availability: whether the store answers.
-        limits: what all routes together keep to.
+        limits, callbacks: as given.
         policies: of the routes.
         clock: the clock.
         mounted: whether the status routes are mounted by hand.
@@ -126,6 +126,7 @@ class Jobs:
         self.store = environment.store
         self.availability = environment.availability
         self.limits = environment.limits
+        self.callbacks = environment.callbacks
         self.policies: RoutePolicies = environment.policies
         self.clock = clock
         self.mounted = False

@@ -20,6 +20,7 @@ from raincheck.openapi.plain import (
     SCHEMAS,
     Node,
     accepted,
+    callbacks,
     parameters,
     refusals,
     status_routes,
@@ -162,6 +163,7 @@ class _Writer:
                 self._add_parameters(path, operation, policy)
                 if plain:
                     self._add_responses(path, operation, door, policy, links)
+                    self._add_callbacks(operation, door, policy)
                 else:
                     spelt = f"As raincheck's {door.setup.dialect.__name__} spells it."
                     operation.setdefault("responses", {}).setdefault(
@@ -310,6 +312,15 @@ class _Writer:
             theirs = self._resolved(responses[status])
             if "$ref" not in theirs:
                 responses[status] = self._merged(theirs, own)
+
+    def _add_callbacks(self, operation: Node, door: Door, policy: Policy) -> None:
+        """Say who is told of the end of its jobs, where that is turned on."""
+        jobs = door.setup.jobs
+        permitted = None if jobs is None else jobs.callbacks
+        if permitted is not None:
+            ours = self._own(callbacks(policy.callback, asked=bool(permitted.allow)))
+            if ours:
+                operation["callbacks"] = {**ours, **operation.get("callbacks", {})}
 
     def _merged(self, theirs: Node, ours: Node) -> Node:
         """A response that the author has described, and that may be ours as well."""
