@@ -261,7 +261,9 @@ FORGED = [
     pytest.param(changed(signature="0" * 64), id="another signature"),
     pytest.param(changed(signature="ü"), id="one that is no ASCII"),
     pytest.param(changed(signature=None), id="none"),
+    pytest.param(changed(signature="\ud800"), id="one that is no text"),
     pytest.param(changed(job=["a"]), id="no job"),
+    pytest.param(changed(job="\ud800"), id="a job that is no text"),
     pytest.param(lambda _: b"", id="nothing"),
     pytest.param(lambda _: b"\xff\xfe", id="no text"),
     pytest.param(lambda _: b"[1]", id="a list"),
@@ -358,6 +360,24 @@ async def test_an_engine_may_be_known_by_its_token(asynchronous: bool) -> None:
     headers = {"authorization": "Bearer token"}
     assert (await pushed.bring(body, headers=headers)).status_code == 200
     assert ids == ["a"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_where_a_token_cannot_be_read_nothing_runs(
+    asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As libraries say of a token that it is none."""
+
+    def verified(request: Request) -> Any:
+        raise ValueError("no token")
+
+    async def later(request: Request) -> Any:
+        return verified(request)
+
+    pushed = Pushed(authenticate=later if asynchronous else verified)
+    await pushed.runner.submit("a")
+    assert (await pushed.bring(pushed.given[0].body)).status_code == 403
+    assert [record.levelname for record in said(caplog)] == ["ERROR"]
 
 
 async def test_a_message_that_is_too_large_is_none() -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -82,7 +82,7 @@ class HttpPushRunner(EngineRunner):
             all of them are accepted, so that a new one can be put before an old one.
         authenticate: instead of `secrets`, or besides: whether a request comes from the engine, as
             by its OIDC token. A function or coroutine function of a Starlette `Request`, whose body
-            it leaves unread.
+            it leaves unread. If it raises, the answer is no, and the log says why.
         queues: the names of the queues that policies name.
         expires_after: seconds for which a message is accepted, as the clocks of the machines have
             it. Default: 7 days.
@@ -177,10 +177,8 @@ class HttpPushRunner(EngineRunner):
         Raises:
             _Refused: it does not, or is none.
         """
-        if self._authenticate is not None:
-            told = self._authenticate(request)
-            if not (await told if inspect.isawaitable(told) else told):
-                raise _Refused(403)
+        if not await self._known(request):
+            raise _Refused(403)
         body = b""
         async with aclosing(request.stream()) as chunks:
             async for chunk in chunks:
@@ -189,17 +187,27 @@ class HttpPushRunner(EngineRunner):
                     raise _Refused(413)
         message = _unwrapped(body)
         id, expires, signature = (message.get(key) for key in ("job", "expires", "signature"))
-        if not isinstance(id, str) or (self._keys and not self._signed(id, expires, signature)):
+        if not _plain(id) or (self._keys and not self._signed(id, expires, signature)):
             raise _Refused(403)
         return id
 
-    def _signed(self, id: str, expires: Any, signature: Any) -> bool:
-        if not isinstance(signature, str) or type(expires) is not int or expires < time.time():
+    async def _known(self, request: Request) -> bool:
+        """Whether `authenticate` lets it in; if that cannot tell, it does not. Logged."""
+        if self._authenticate is None:
+            return True
+        try:
+            told = self._authenticate(request)
+            return bool(await told if inspect.isawaitable(told) else told)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            logger.exception("whether a request comes from the engine could not be determined")
             return False
-        given = signature.encode()
-        found = [
-            hmac.compare_digest(_signature(k, id, expires).encode(), given) for k in self._keys
-        ]
+
+    def _signed(self, id: str, expires: Any, signature: Any) -> bool:
+        if not _plain(signature) or type(expires) is not int or expires < time.time():
+            return False
+        found = [hmac.compare_digest(_signature(k, id, expires), signature) for k in self._keys]
         return any(found)
 
 
@@ -211,6 +219,11 @@ class _Refused(Exception):
 
 def _answered(status: int, headers: dict[str, str] | None = None) -> Response:
     return PlainTextResponse("", status, {"cache-control": "no-store", **(headers or {})})
+
+
+def _plain(text: object) -> TypeGuard[str]:
+    """Whether it is ASCII, as ids and signatures are: JSON has strings that no encoding has."""
+    return isinstance(text, str) and text.isascii()
 
 
 def _signature(key: bytes, id: str, expires: int) -> str:
