@@ -251,6 +251,9 @@ class Jobs:
         return self._latest
 
     async def _run(self, id: str) -> Brought:
+        fresh = self._bound is not None and self._latest is None
+        if not self.ready and (fresh or self.session is not None):
+            await self.open()  # an engine has called before a lifespan or a request came
         return await self._opened().run(id)
 
     def _stop(self, id: str) -> None:

@@ -12,17 +12,19 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Mount
 from starlette.types import Message
 
-from raincheck import Limits, LongRunningMiddleware, Policy
+from raincheck import Jobs, Limits, LongRunningMiddleware, Policy
 from raincheck.errors import ConfigurationError
 from raincheck.runners.base import Runner
 from raincheck.runners.http_push import HttpPushRunner, Push
 from raincheck.testing import RunnerContract, follow
 from tests.conftest import virtual_jobs
 from tests.doubles.stores import SharedMemory
-from tests.support import Gate, RawRequest, app_of, running, said, settled, slow_route
+from tests.support import Gate, RawRequest, app_of, client_of, running, said, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -233,6 +235,32 @@ async def test_one_that_goes_wrong_is_brought_again(caplog: pytest.LogCaptureFix
     await pushed.runner.submit("a")
     assert (await pushed.bring(pushed.given[0].body)).status_code == 503
     assert [record.levelname for record in said(caplog)] == ["ERROR"]
+
+
+async def test_the_first_request_of_a_process_may_be_the_engines() -> None:
+    """As docs/serverless.md has it: no lifespan reaches what is mounted."""
+    store = SharedMemory()
+
+    async def answer(request: Request) -> Any:
+        return "done"
+
+    def process() -> tuple[Pushed, Starlette, Jobs]:
+        pushed = Pushed()
+        jobs = virtual_jobs(store=store, runner=pushed.runner)
+        marked = app_of(slow_route(answer), jobs=jobs)
+        return pushed, Starlette(routes=[Mount("/run", pushed.runner.app), Mount("", marked)]), jobs
+
+    pushed, first, accepting = process()
+    _, second, fresh = process()
+    try:
+        async with client_of(first) as client, client_of(second) as engine:
+            accepted = await client.post("/slow")
+            brought = await engine.post("/run/", content=pushed.given[0].body)
+            assert brought.status_code == 200
+            assert (await follow(client, accepted)).json() == "done"
+    finally:
+        await accepting.close()
+        await fresh.close()
 
 
 # --- who may bring -----------------------------------------------------------------------------
