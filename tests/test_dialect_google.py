@@ -245,6 +245,7 @@ async def test_pages_of_a_list_follow_one_another() -> None:
         ("/v1/operations", "operations/ID"),
         ("/api/v1beta1/operations", "operations/ID"),
         ("/jobs", "jobs/ID"),
+        ("/dev1/operations", "dev1/operations/ID"),
     ],
 )
 async def test_a_name_is_what_stands_behind_the_version(path: str, name: str) -> None:

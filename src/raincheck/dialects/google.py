@@ -47,7 +47,7 @@ _ACTIONS: Mapping[str, Mapping[str, Action]] = {
 _LIST = {"GET": Action.LIST, "HEAD": Action.LIST}
 
 # The name of an operation is the path of its URL behind the version.
-_VERSION = re.compile(r"(?:.*?/)?v[0-9]+[a-z0-9]*/")
+_VERSION = re.compile(r"^.*?/v[0-9]+[a-z0-9]*/")
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 _FILTER = re.compile(r"\s*done\s*=\s*(true|false)\s*", re.IGNORECASE)
 
