@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from typing import Any
 from unittest.mock import ANY
 
@@ -200,6 +201,33 @@ async def test_an_exchange_is_that_of_the_specification(exchange: Exchange) -> N
             ),
             response("completed", output=said("wet")),
             id="compressed text",
+        ),
+        pytest.param(
+            Response(
+                gzip.compress(b"wet ") + gzip.compress(b"and cold"),
+                media_type="text/plain",
+                headers={"content-encoding": "gzip"},
+            ),
+            response("completed", output=said("wet and cold")),
+            id="text that was compressed in two parts",
+        ),
+        pytest.param(
+            Response(
+                zlib.compress(b"wet"),
+                media_type="text/plain",
+                headers={"content-encoding": "deflate"},
+            ),
+            response("completed", output=said("wet")),
+            id="text that was deflated",
+        ),
+        pytest.param(
+            Response(
+                zlib.compress(b"wet ") + zlib.compress(b"and cold"),
+                media_type="text/plain",
+                headers={"content-encoding": "deflate"},
+            ),
+            failed("The response is not coded as it says."),
+            id="deflated text with something behind it",
         ),
         pytest.param(
             Response(b"?", media_type="text/plain", headers={"content-encoding": "br"}),

@@ -7,6 +7,8 @@ import math
 import zlib
 from contextlib import suppress
 from email.message import Message
+from gzip import GzipFile
+from io import BytesIO
 from typing import Any, NamedTuple
 
 from raincheck.dialects.base import Content
@@ -18,7 +20,6 @@ LARGEST = 2**20
 """Bytes of a response's body that a document has at most, if nothing else is said."""
 
 _LONGEST_SENTENCE = 1000
-_GZIPPED = 16 + zlib.MAX_WBITS
 
 
 class Unfit(ValueError):
@@ -110,16 +111,29 @@ def _decoded(response: CapturedResponse, content: Content, most: int) -> bytes:
         return content.body
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         raise Unfit(f"The response has the content coding {coding.decode('latin-1')}.")
-    reader = zlib.decompressobj(zlib.MAX_WBITS if coding == b"deflate" else _GZIPPED)
     try:
-        body = reader.decompress(content.body, most + 1)
-    except zlib.error:
+        body = _inflated(content.body, coding, most)
+    except (OSError, EOFError, zlib.error):
         raise Unfit("The response is not coded as it says.") from None
     if len(body) > most:
         raise _too_large(len(body), most)
-    if not reader.eof:
-        raise Unfit("The response is not coded as it says.")
     return body
+
+
+def _inflated(body: bytes, coding: bytes, most: int) -> bytes:
+    """All that has been compressed; of what is larger than `most` a little more than that.
+
+    Raises:
+        OSError, EOFError, zlib.error: it was not, or the end is not there.
+    """
+    if coding != b"deflate":  # of gzip there may be several members (RFC 1952 §2.2)
+        with GzipFile(fileobj=BytesIO(body)) as file:
+            return file.read(most + 1)
+    reader = zlib.decompressobj()
+    inflated = reader.decompress(body, most + 1)
+    if len(inflated) <= most and (not reader.eof or reader.unused_data):
+        raise EOFError
+    return inflated
 
 
 def _too_large(size: int, most: int) -> Unfit:
