@@ -104,6 +104,28 @@ async def test_an_operator_sees_how_a_job_stands_and_never_its_response(
             assert "secret" not in response.text
 
 
+# --- law 1: what has ended can be read -----------------------------------------------------------
+
+ODD = [
+    pytest.param(b"wet \xff", "text/plain; charset=idna", id="a charset that is none of a body's"),
+    pytest.param(b"wet \xff", "text/plain; charset=undefined", id="one that reads nothing"),
+    pytest.param(b"wet \xff", "text/plain; charset*=idna''%00", id="one with a NUL"),
+    pytest.param(b"[" * 900 + b"]" * 900, "application/json", id="lists in lists"),
+    pytest.param(b'{"detail":' * 900 + b"1" + b"}" * 900, "application/json", id="deep detail"),
+]
+
+
+@embedding
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize(("body", "kind"), ODD)
+async def test_a_response_that_nobody_expected_can_be_read(
+    body: bytes, kind: str, status: int, dialect: Dialect, path: str
+) -> None:
+    answer = Response(body, status, {"content-type": kind})
+    async with staged(dialect, path, "succeeded", answer=answer) as stage:
+        assert (await stage.ask(f"GET {path}/ID")).status_code == 200
+
+
 # --- law 6: a cancel tells the truth -------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ def text(response: CapturedResponse, body: bytes) -> str | None:
         return None
     try:
         return body.decode(kind.get_content_charset("utf-8"), "replace")
-    except LookupError:
+    except (LookupError, ValueError):  # no such charset, or one that cannot leave out what is none
         return body.decode("utf-8", "replace")
 
 
@@ -87,7 +87,9 @@ def failure(job: Job, content: Content | None, most: int) -> tuple[int, str]:
         with suppress(Unfit):
             said = reading(response, content, most)
     told = text(response, said) if isinstance(said, bytes) else said and said.value
-    sentence = _sentence(told).strip()[:_LONGEST_SENTENCE]
+    sentence = ""
+    with suppress(RecursionError):
+        sentence = _sentence(told).strip()[:_LONGEST_SENTENCE]
     return response.status, sentence or f"The response has status {response.status}."
 
 
