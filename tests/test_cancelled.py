@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from raincheck import (
@@ -142,6 +143,57 @@ async def test_who_asks_stops_when_its_job_is_cancelled(
         assert loop.swallowed == 0  # it is no `Exception`
         assert session.closed == (make is in_fastapi)
         assert said(caplog) == []
+
+
+@pytest.mark.parametrize("middleware", [0, 2])
+async def test_a_stream_that_stops_where_it_asks_is_no_response(middleware: int) -> None:
+    """Law 2: `BaseHTTPMiddleware` inside sends the end of one that was cut short."""
+    loop = Loop()
+
+    def endpoint(request: Request) -> Response:
+        def rows() -> Iterator[str]:
+            yield "the first of many"
+            loop.compute()
+            yield "the last"
+
+        return StreamingResponse(rows())
+
+    app = Starlette(
+        routes=[Route("/slow", long_running(endpoint), methods=["POST"])],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)] * middleware,
+    )
+    async with running(LongRunningMiddleware(app)) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: loop.rounds)
+        await client.post(accepted.json()["links"]["cancel"])
+        with anyio.fail_after(10):
+            response = await follow(client, accepted)
+        assert (response.status_code, response.headers["job-status"]) == (410, "canceled")
+
+
+async def test_a_thread_that_asks_once_the_handler_has_unwound_stops_as_well() -> None:
+    """The first one that asks ends a group of tasks, and so the app."""
+    first, second = Loop(), Loop()
+
+    def later() -> None:
+        first.cleaned_up.wait(10)
+        time.sleep(0.5)
+        second.compute()
+
+    async def endpoint(request: Request) -> Response:
+        async with anyio.create_task_group() as group:
+            for compute in (first.compute, later):
+                group.start_soon(partial(anyio.to_thread.run_sync, compute, abandon_on_cancel=True))
+        return PlainTextResponse("to the end")
+
+    app = Starlette(routes=[Route("/slow", long_running(endpoint), methods=["POST"])])
+    async with running(LongRunningMiddleware(app)) as client:
+        accepted = await client.post("/slow")
+        await until(lambda: first.rounds)
+        await client.post(accepted.json()["links"]["cancel"])
+        await until(second.cleaned_up.is_set)
+        assert second.rounds == 1
+        assert (await follow(client, accepted)).status_code == 410
 
 
 @pytest.mark.parametrize("make", APPS)

@@ -68,6 +68,9 @@ class Door:
     def stops(self) -> bool:
         return False
 
+    def unwind(self) -> None:
+        raise AssertionError("nothing asks to stop")
+
     def report(self, progress: Progress) -> None:
         self.events.append(f"reported {progress.fraction}")
 

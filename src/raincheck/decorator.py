@@ -72,6 +72,9 @@ class Entrance(Protocol):
     def stops(self) -> bool:
         """Whether the handler is to stop, for whatever reason."""
 
+    def unwind(self) -> None:
+        """Note that it does, from where it is: what it has sent of a response is not all of it."""
+
     def report(self, progress: Progress) -> None:
         """Note how far the handler is."""
 

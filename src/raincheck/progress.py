@@ -80,4 +80,5 @@ def raise_if_cancelled() -> None:
     """
     handoff = current_handoff.get()
     if handoff is not None and handoff.stops:
+        handoff.unwind()
         raise Cancelled

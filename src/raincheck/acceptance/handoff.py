@@ -241,6 +241,11 @@ class Handoff:
         """See `decorator.Entrance.stops`."""
         return self.stopping.wanted
 
+    def unwind(self) -> None:
+        """See `decorator.Entrance.unwind`."""
+        if self.run is not None and self.run.started:
+            self.stopping.tear()
+
     @property
     def limiter(self) -> anyio.CapacityLimiter | None:
         """See `decorator.Entrance.limiter`."""

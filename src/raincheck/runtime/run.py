@@ -375,14 +375,18 @@ class Run:
         if response is None:
             return
         self._complete = True
-        if stopping.reason is not None:
+        reason = stopping.reason
+        if stopping.torn and reason is not None:  # that is the end that middleware has put to it
+            stopping.disconnect()
+            return
+        if reason is not None:
             stopping.spare()
         if response.status < 400:
             await self._decide(State.SUCCEEDED, response)
-        elif stopping.reason is None:
+        elif reason is None:
             await self._decide(State.FAILED, response)
         else:  # what an error handler made of the stop is no outcome of its own
-            await self._decide_stopped(stopping.reason)
+            await self._decide_stopped(reason)
         # As servers do. Litestar's streams end when they hear of it, and not before.
         stopping.disconnect()
 

@@ -31,6 +31,10 @@ class Stopping:
     Args:
         tasks: the tasks it is one of.
         grace: seconds that its cleanup code has before it is cancelled again.
+
+    Attributes:
+        reason: why it is to stop; None if it is not.
+        torn: whether code that asked has stopped where it was, amid a response.
     """
 
     __slots__ = (
@@ -41,15 +45,18 @@ class Stopping:
         "_grace",
         "_listeners",
         "_noted",
+        "_spared",
         "_stoppers",
         "_tasks",
         "_threads",
         "_timers",
         "reason",
+        "torn",
     )
 
     def __init__(self, tasks: Tasks, grace: float) -> None:
         self.reason: Reason | None = None
+        self.torn = False
         self._tasks = tasks
         self._grace = grace
         self._stoppers: list[Stopper] = []
@@ -60,6 +67,7 @@ class Stopping:
         self._asked = False
         self._done = False
         self._noted = False
+        self._spared = False
         self._threads: _Threads | None = None
 
     def inside(self) -> Stopper:
@@ -80,8 +88,8 @@ class Stopping:
 
     @property
     def wanted(self) -> bool:
-        """Whether the app is to stop, and has not ended, nor been spared."""
-        return self.reason is not None and not self._done
+        """Whether the app is to stop, or what it has left behind, and neither has been spared."""
+        return self.reason is not None and not self._spared
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -105,6 +113,10 @@ class Stopping:
             self.after(self._grace, self._threads.lose_patience)
             self._ask()
 
+    def tear(self) -> None:
+        """Code that asked stops where it is, amid a response."""
+        self.torn = True
+
     def disconnect(self) -> None:
         """Tell the app, by `http.disconnect`, that nobody listens any more."""
         self._disconnected = True
@@ -123,8 +135,9 @@ class Stopping:
                 self._listeners -= 1
 
     def end(self) -> None:
-        """The app has ended: ask no more."""
+        """The app has ended: ask no more. Threads that it was stopped with may ask on."""
         self._done = True
+        self._spared = self._spared or self.reason is None
         if self._timers is not None:
             for call_off in self._timers.values():
                 call_off()
@@ -132,6 +145,7 @@ class Stopping:
     def spare(self) -> None:
         """Its response is complete: a cancellation comes too late for what may still run."""
         if self.reason is Reason.CANCELLED:
+            self._spared = True
             self.end()
 
     async def stopped(self) -> None:
