@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 
-from raincheck import Job, Jobs, LongRunningMiddleware, Pages, State
+from raincheck import ConfigurationError, Job, Jobs, LongRunningMiddleware, Pages, State
 from raincheck.dialects import (
     Dialect,
     GoogleDialect,
@@ -503,6 +503,22 @@ async def test_two_middlewares_speak_two_dialects_of_the_jobs_of_one_store() -> 
         assert operation["response"]["value"] == {"path": "/slow"}
         assert (await client.delete(google)).json() == {}
         assert (await client.get(plain)).status_code == 410
+
+
+async def test_two_middlewares_do_not_have_one_store_that_is_for_one() -> None:
+    """A cancel would be lost between them, and its client told that it was not."""
+    store = MemoryStore()
+
+    def app() -> LongRunningMiddleware:
+        return app_of(gated(Gate(), methods=["POST"]), jobs=virtual_jobs(store=store))
+
+    for _ in range(2):  # one after the other they may
+        async with running(app()) as client:
+            assert (await client.post("/slow")).status_code == 202
+    async with running(app()):
+        with pytest.raises(ConfigurationError, match="the same MemoryStore"):
+            async with running(app()):
+                pass
 
 
 async def test_each_of_two_apps_has_its_dialect() -> None:

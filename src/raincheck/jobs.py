@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,6 +39,9 @@ from raincheck.telemetry.logging import LoggingTelemetry
 logger = logging.getLogger("raincheck")
 
 _MOST_LISTED = 1000
+
+_USERS = WeakValueDictionary[int, "Jobs"]()
+"""Who has opened each store that is for one alone, by the store's `id()`: who has it keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +186,12 @@ class Jobs:
             What there is on it.
 
         Raises:
-            ConfigurationError: the store can never work as it is set up.
+            ConfigurationError: the store can never work as it is set up, or is another's.
         """
         if self.ready:
             return self._opened()
         assert self._bound is not None
+        self._claim_store()
         self._bound.read()
         await self._open_store()
         if self.ready:  # somebody else was faster
@@ -218,6 +223,18 @@ class Jobs:
         if job is not None and not (job.finished or job.gone):
             ttl = self.policies.ttl(job)
             await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=LOOP_ENDED)
+
+    def _claim_store(self) -> None:
+        if self.store.shared:
+            return
+        user = _USERS.setdefault(id(self.store), self)
+        if user is not self and user.ready:
+            raise ConfigurationError(
+                f"two LongRunningMiddlewares have the same {type(self.store).__name__}: a cancel "
+                "that came to one would not reach a handler that the other runs; give each its "
+                "own, or both one that processes share, such as SQLiteStore(...)"
+            )
+        _USERS[id(self.store)] = self
 
     async def _open_store(self) -> None:
         """See whether the store can ever work; one that is merely away may come back."""
