@@ -59,6 +59,7 @@ LAYERS = {
     "dialects._plain_lists": 3,
     "dialects.plain": 3,
     "dialects._google_codes": 3,
+    "dialects._google_values": 3,
     "dialects.google": 3,
     "dialects._ogc_queries": 3,
     "dialects.ogc": 3,

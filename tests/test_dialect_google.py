@@ -211,6 +211,45 @@ async def test_a_response_is_what_an_operation_can_have(answer: Response, outcom
         assert stage.read(await stage.ask(GET)) == operation(True, outcome)
 
 
+UNCARRIED = [
+    pytest.param(b'{"a": "\\ud800"}', id="half a surrogate pair"),
+    pytest.param(b'["\xed\xa0\x80"]', id="the same, as bytes"),
+    pytest.param(b'{"a": %b}' % (b"9" * 309), id="more than a double has"),
+    pytest.param(b"[" * 50 + b"]" * 50, id="lists in lists"),
+    pytest.param(b'{"a": ' * 50 + b"1" + b"}" * 50, id="objects in objects"),
+]
+CARRIED = [
+    pytest.param(b'{"a": "\\ud83c\\udf27"}', id="a whole surrogate pair"),
+    pytest.param(b'{"a": "%b"}' % (b"9" * 309), id="digits that are text"),
+    pytest.param(b"[1%b]" % (b"0" * 308), id="as much as a double has"),
+    pytest.param(b"[" * 49 + b"]" * 49, id="lists in lists, as deep as may be"),
+]
+
+
+@pytest.mark.parametrize("body", UNCARRIED)
+async def test_json_that_protobuf_cannot_carry_is_a_body(body: bytes) -> None:
+    """google-api-core's parser raises at such a `Struct`: the operation could not be read."""
+    answer = Response(body, media_type="application/json")
+    async with staged(DIALECT, PATH, "succeeded", answer=answer) as stage:
+        response = (await stage.ask(GET)).json()["response"]
+    assert response.pop("data") == b64encode(body).decode()
+    kind = "type.googleapis.com/google.api.HttpBody"
+    assert response == {"@type": kind, "contentType": "application/json"}
+
+
+@pytest.mark.parametrize("body", CARRIED)
+async def test_json_that_it_can_carry_is_itself(body: bytes) -> None:
+    answer = Response(body, media_type="application/json")
+    async with staged(DIALECT, PATH, "succeeded", answer=answer) as stage:
+        assert (await stage.ask(GET)).json()["response"]["value"] == json.loads(body)
+
+
+async def test_no_message_has_what_utf8_does_not_have() -> None:
+    answer = Response(b'{"detail": "half a \\ud83c"}', 422, media_type="application/json")
+    async with staged(DIALECT, PATH, "succeeded", answer=answer) as stage:
+        assert (await stage.ask(GET)).json()["error"] == {"code": 3, "message": "half a ?"}
+
+
 @pytest.mark.parametrize("timeout", [{"json": {"timeout": "7s"}}, {"params": {"timeout": "7s"}}])
 async def test_a_wait_lasts_as_long_as_it_says(timeout: dict[str, Any]) -> None:
     async with staged(DIALECT, PATH) as stage:

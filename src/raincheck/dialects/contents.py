@@ -30,6 +30,7 @@ class Json(NamedTuple):
     """A body that is JSON, and what it says."""
 
     value: Any
+    body: bytes
 
 
 def checked_size(max_content: int) -> int:
@@ -58,7 +59,7 @@ def reading(response: CapturedResponse, content: Content, most: int) -> Json | b
         return None
     if _is_json(_media_type(response).get_content_type()):
         with suppress(ValueError, RecursionError):
-            return Json(json.loads(body, parse_float=_finite, parse_constant=_finite))
+            return Json(json.loads(body, parse_float=_finite, parse_constant=_finite), body)
     return body
 
 

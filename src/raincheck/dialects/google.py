@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from raincheck.dialects._google_codes import error, name_of
+from raincheck.dialects._google_values import carried, written
 from raincheck.dialects.base import (
     Action,
     Asked,
@@ -166,7 +167,7 @@ class GoogleDialect(Dialect):
             return error("CANCELLED", "The operation was cancelled.")
         if job.state is State.FAILED:
             status, message = failure(job, content, self.embeds)
-            return error(name_of(status), message)
+            return error(name_of(status), written(message))
         response = job.response
         if response is None or content is None:
             return {}
@@ -176,21 +177,22 @@ class GoogleDialect(Dialect):
             return error("OUT_OF_RANGE", str(unfit))
         if said is None:
             return {"response": {"@type": _ANY + "protobuf.Empty", "value": {}}}
-        if isinstance(said, Json):
+        if isinstance(said, Json) and carried(said):
             kind = "protobuf.Struct" if isinstance(said.value, dict) else "protobuf.Value"
             return {"response": {"@type": _ANY + kind, "value": said.value}}
         media = (response.header(b"content-type") or b"").decode("latin-1")
-        body = {"contentType": media, "data": b64encode(said).decode()}
-        return {"response": {"@type": _ANY + "api.HttpBody", **body}}
+        data = b64encode(said.body if isinstance(said, Json) else said).decode()
+        return {"response": {"@type": _ANY + "api.HttpBody", "contentType": media, "data": data}}
 
 
 def _metadata(job: Job, outlook: Outlook | None) -> dict[str, Any]:
     fraction = None if job.progress is None else job.progress.fraction
+    message = None if job.progress is None else job.progress.message
     value = {
         "createTime": timestamp(job.created_at),
         "endTime": timestamp(job.finished_at),
         "progressPercent": None if fraction is None else round(100 * fraction, 2),
-        "message": None if job.progress is None else job.progress.message,
+        "message": None if message is None else written(message),
         "queuePosition": None if outlook is None or job.finished else outlook.queue_position,
     }
     return {"@type": _ANY + "protobuf.Struct", "value": value}
