@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from raincheck import ConfigurationError, Jobs, Limits, LongRunningMiddleware, MemoryStore, Policy
-from raincheck.testing import lifespan
+from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
 from tests.doubles.servers import Uvicorn
 from tests.doubles.stores import LOST, REFUSED, Line, TrickyStore
@@ -147,6 +149,29 @@ async def test_it_can_be_served_by_itself_and_taken_when_the_jobs_are_open() -> 
             assert (await client.get("/ready")).status_code == 200
             await anyio.sleep(0.1)
             assert (await client.get("/queue")).json()["queued"] == 0
+
+
+async def test_probes_on_the_event_loop_of_another_thread_leave_the_jobs_where_they_are() -> None:
+    """A server of their own in a thread: the jobs that run here are nobody's to take."""
+    jobs = virtual_jobs()
+
+    async def probed() -> list[httpx.Response]:
+        async with client_of(jobs.health_app) as client:
+            return [await client.get(path) for path in ("/ready", "/live", "/ready")]
+
+    async with running(app_of(gated(gate := Gate()), jobs=jobs)) as client:
+        accepted, session = await client.post("/slow"), jobs.session
+        for backend in ("asyncio", "trio"):
+            told = await anyio.to_thread.run_sync(partial(anyio.run, probed, backend=backend))
+            assert [each.status_code for each in told] == [200] * 3
+            assert told[0].json() == {"status": "ready", "running": 1, "queued": 0}
+        await settled()
+        assert jobs.figures is not None  # kept here, by this loop
+        assert jobs.session is session
+        gate.open()
+        assert (await follow(client, accepted)).status_code == 200
+    told = await anyio.to_thread.run_sync(anyio.run, probed)
+    assert (told[0].status_code, told[0].json()["status"]) == (503, "stopped")
 
 
 async def test_a_probe_asks_the_store_nothing_and_a_request_costs_no_more() -> None:

@@ -308,12 +308,14 @@ class Jobs:
     async def unready(self) -> str | None:
         """Why no request should come here now: `draining`, `stopped` or `store-away`; else None."""
         self._belong("health_app")
-        if self.session is None and self._latest is not None and self._latest.tasks.here():
+        session = self._latest
+        elsewhere = session is not None and session.lives_elsewhere()
+        if self.session is None and session is not None and (elsewhere or session.tasks.here()):
             return "stopped"
-        if not self.ready:
-            await self.open()  # no lifespan has come, as for the first request
-        session = self._opened()
-        session.counting.keep()
+        if session is None or not (elsewhere or self.ready):
+            session = await self.open()  # no lifespan has come, as for the first request
+        if not elsewhere:
+            session.counting.keep()
         if session.draining:
             return "draining"
         return "store-away" if self.availability.away else None

@@ -120,6 +120,13 @@ class Session:
         """Whether nothing new is accepted, or the server is known to stop."""
         return self.acceptance.closed or announced()
 
+    def lives_elsewhere(self) -> bool:
+        """Whether its event loop runs in another thread than whoever asks; figures are kept then.
+
+        What is there belongs to that loop: nobody opens the jobs anew because of a question.
+        """
+        return self.tasks.remote() and self.tasks.call_soon(self.counting.keep)
+
     async def run(self, id: str) -> Brought:
         """Run a job to its end: see `runners.base.Run`."""
         return await self._replays.run(id)
