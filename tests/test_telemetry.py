@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ from starlette.types import Scope
 
 from raincheck import ConfigurationError, Job, Jobs, Limits, MemoryStore, State
 from raincheck.errors import StoreError
+from raincheck.job import Trace
 from raincheck.telemetry.base import Span, Telemetry, Transition
 from raincheck.telemetry.logging import LoggingTelemetry
 from raincheck.telemetry.prometheus import PrometheusTelemetry
@@ -130,6 +132,44 @@ async def test_law_5_a_telemetry_that_fails_changes_no_job_and_is_logged(
     raised = {str(record.exc_info[1]) for record in lines if record.exc_info}
     spans = {"enter", "end"} if broken is Broken else {"accepting", "running"}
     assert raised == {"transition", "raised"} | spans
+
+
+class Untraceable(BrokenSpan):
+    @property
+    def trace(self) -> Trace | None:  # type: ignore[override]
+        raise ValueError("trace")
+
+
+async def later() -> None: ...
+
+
+def raises_cancelled() -> Any:
+    raise asyncio.CancelledError
+
+
+def raises_bare() -> Any:
+    raise BaseException
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("give", [Untraceable, later, str, raises_cancelled, raises_bare])
+async def test_law_5_whatever_a_telemetry_gives_or_raises_the_job_is_what_it_is(
+    give: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Notes):
+        def accepting(self, route: str, scope: Scope) -> Span | None:
+            return give()  # type: ignore[no-any-return]
+
+        def running(self, job: Job) -> Span | None:
+            return give()  # type: ignore[no-any-return]
+
+    jobs = virtual_jobs(telemetry=(odd := Odd()), limits=Limits(max_running=1))
+    async with running(app_of(slow_route(ok), jobs=jobs)) as client:
+        with anyio.fail_after(10):
+            accepted = [await client.post("/slow") for _ in range(2)]
+        assert [(await follow(client, each)).status_code for each in accepted] == [200, 200]
+    assert odd.heard.count("running -> succeeded") == 2
+    assert len(said(caplog)) >= 4
 
 
 async def test_several_are_told_and_what_is_given_takes_the_place_of_the_log(

@@ -30,7 +30,8 @@ class Spans:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._spans = spans
-        self.trace: Trace | None = next((span.trace for span in spans if span.trace), None)
+        traces = [_tell(getattr, span, "trace") for span in spans]
+        self.trace: Trace | None = next((trace for trace in traces if trace), None)
 
     def enter(self) -> None:
         """See `Span.enter`."""
@@ -93,17 +94,25 @@ class Observers:
 
     def accepting(self, route: str, scope: Scope) -> Spans | None:
         """See `Telemetry.accepting`."""
-        return _together([_tell(begin, route, scope) for begin in self._accepting])
+        return _together([_begun(begin, route, scope) for begin in self._accepting])
 
     def running(self, job: Job) -> Spans | None:
         """See `Telemetry.running`."""
-        return _together([_tell(begin, job) for begin in self._running])
+        return _together([_begun(begin, job) for begin in self._running])
 
 
 def _overridden(name: str, telemetries: Sequence[Telemetry]) -> list[Callable[..., Span | None]]:
     """This method of those that have one of their own."""
     default = getattr(Telemetry, name)
     return [getattr(each, name) for each in telemetries if getattr(type(each), name) is not default]
+
+
+def _begun(begin: Callable[..., Span | None], *arguments: Any) -> Span | None:
+    span: object = _tell(begin, *arguments)
+    if span is None or isinstance(span, Span):
+        return span
+    logger.error("%r gave %r; only a Span is followed, and no coroutine", begin, span)
+    return None
 
 
 def _together(spans: Sequence[Span | None]) -> Spans | None:
@@ -114,6 +123,8 @@ def _together(spans: Sequence[Span | None]) -> Spans | None:
 def _tell(told: Callable[..., T], *arguments: Any, **more: Any) -> T | None:
     try:
         return told(*arguments, **more)
-    except Exception:  # whatever it is, the job is what it is (law 5)
+    except (KeyboardInterrupt, SystemExit):  # the process is to end
+        raise
+    except BaseException:  # whatever it is, the job is what it is (law 5); nobody has awaited
         logger.exception("an observer of jobs raised")
         return None
