@@ -450,5 +450,5 @@ def test_two_middlewares_need_a_registry_each(prometheus: Prometheus) -> None:
     Jobs(telemetry=prometheus.telemetry)
     with pytest.raises(ConfigurationError, match=r"PrometheusTelemetry\(registry="):
         Jobs(telemetry=prometheus.telemetry)
-    with pytest.raises(ValueError, match="Duplicated timeseries"):
+    with pytest.raises(ConfigurationError, match=r"a registry of its own: registry=Coll.*Duplicat"):
         PrometheusTelemetry(registry=prometheus.registry)

@@ -49,6 +49,9 @@ class PrometheusTelemetry(Telemetry):
         registry: of prometheus-client. Default: its `REGISTRY`. Two middlewares in one process need
             one each.
 
+    Raises:
+        ConfigurationError: the registry has another one.
+
     Attributes:
         collector: what is registered for the figures and for what runs and waits, which do not
             go through files as the others do in the multiprocess mode of prometheus-client.
@@ -59,6 +62,16 @@ class PrometheusTelemetry(Telemetry):
 
     def __init__(self, *, registry: CollectorRegistry = REGISTRY) -> None:
         self.collector = JobsCollector()
+        try:
+            self._register(registry)
+        except ValueError as error:
+            raise ConfigurationError(
+                "PrometheusTelemetry(registry=...): the registry has one already, or metrics of "
+                "these names; make one in a process, or give each app that you make a registry of "
+                f"its own: registry=CollectorRegistry() ({error})"
+            ) from error
+
+    def _register(self, registry: CollectorRegistry) -> None:
         self._accepted = Counter(
             "raincheck_accepted", "Jobs that were accepted here.", ["route"], registry=registry
         )
