@@ -649,6 +649,36 @@ def test_what_cannot_be_completed_says_why() -> None:
             document(schema, LongRunningMiddleware(Starlette()))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"paths": None}, "its paths is None"),
+        ({"paths": {"/slow": None}}, "its /slow is None"),
+        ({"components": None}, "its components is None"),
+        ({"components": {"schemas": None}}, "its schemas is None"),
+    ],
+)
+def test_a_part_that_yaml_has_read_as_nothing_is_named(more: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        document({**written(slow_post={}), **more}, LongRunningMiddleware(Starlette()))
+
+
+def test_where_a_document_is_mounted_begins_with_a_slash() -> None:
+    with pytest.raises(ConfigurationError, match='begins with a slash, as "/v1"'):
+        document(written(slow_post={}), LongRunningMiddleware(Starlette()), mounted="v1")
+
+
+def test_extensions_of_the_paths_are_left_alone() -> None:
+    app = LongRunningMiddleware(hidden(Starlette()), routes={"POST /slow": Policy()})
+    schema = written(slow_post={})
+    schema["paths"] |= {"x-owner": "team", "x-groups": {"get": {"operationId": 7}}}
+    schema["components"] = {"x-source": None}
+    found = document(schema, app)
+    assert "202" in found["paths"]["/slow"]["post"]["responses"]
+    assert found["paths"]["x-owner"] == "team"
+    assert found["paths"]["x-groups"] == {"get": {"operationId": 7}}
+
+
 def test_a_document_of_3_2_has_the_schema_of_each_event() -> None:
     app = LongRunningMiddleware(hidden(Starlette()), routes={"POST /slow": Policy()})
     found = document({**written(slow_post={}), "openapi": "3.2.0"}, app)

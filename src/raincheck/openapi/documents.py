@@ -57,6 +57,8 @@ def document(schema: Mapping[str, Any], app: ASGIApp, *, mounted: str = "") -> d
         ConfigurationError: it is no such document, or the app has no `LongRunningMiddleware`.
     """
     _check(schema)
+    if mounted and not mounted.startswith("/"):
+        raise ConfigurationError(f'document(mounted={mounted!r}): it begins with a slash, as "/v1"')
     return _Writer(schema, [*doors(app)], mounted).written()
 
 
@@ -123,6 +125,21 @@ def _check(schema: Mapping[str, Any]) -> None:
             f"document(schema): it says openapi={version!r}; give one of OpenAPI 3.1 or 3.2, as a "
             "dict"
         )
+    components = schema.get("components", {})
+    paths = schema.get("paths", {})
+    parts = {"paths": paths, "components": components}
+    for holder in (paths, components):
+        if isinstance(holder, Mapping):
+            parts |= {name: each for name, each in holder.items() if not _is_extension(name)}
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            raise ConfigurationError(
+                f"document(schema): its {name} is {part!r}, and no dict; leave out what is empty"
+            )
+
+
+def _is_extension(name: object) -> bool:
+    return str(name).startswith("x-")
 
 
 class _Writer:
@@ -148,6 +165,7 @@ class _Writer:
         self._ids: set[str] = {
             operation["operationId"]
             for path in self._paths
+            if not _is_extension(path)
             for _, operation in self._operations(path)
             if "operationId" in operation
         }
