@@ -104,15 +104,15 @@ async def test_where_owners_are_required_what_has_none_is_refused(marked: str) -
         gate.open()
 
 
-async def test_a_synchronous_answer_needs_no_owner() -> None:
+async def test_a_synchronous_answer_needs_no_owner_unless_it_is_kept() -> None:
     jobs = virtual_jobs(limits=Limits(require_owner=True))
     gate = Gate()
     gate.open()
     app = app_of(gated(gate, respond="preferred"), jobs=jobs)
     async with running(app) as client:
         assert (await client.post("/slow")).status_code == 200
-        asked = await client.post("/slow", headers={"prefer": "respond-async"})
-        assert asked.status_code == 401
+        for fields in ({"prefer": "respond-async"}, {"idempotency-key": "k"}):
+            assert (await client.post("/slow", headers=fields)).status_code == 401
 
 
 def waits(gate: Gate) -> Any:

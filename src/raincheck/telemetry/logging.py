@@ -24,7 +24,7 @@ class LoggingTelemetry(Telemetry):
     - `reason`: the name of the problem, e.g. `timeout`; `crashed` of what has raised;
     - `seconds`: how long that run took until then; None if there was none;
     - `owner`: the first 16 hexadecimal digits of the SHA-256 of the owner; None without one. Who
-      knows an owner finds its lines by that, and who reads the log learns no name.
+      knows or guesses an owner finds its lines by that, and who reads the log learns no name.
 
     Never a body, nor a header field. Nothing is written of a job that goes well.
     """
