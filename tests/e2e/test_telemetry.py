@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Server
+from tests.servers import free_port
 from tests.stores.valkey import Valkey
 
 pytestmark = pytest.mark.real
@@ -53,6 +57,11 @@ def until(done: Callable[[], bool], patience: float = 20.0) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_two_processes_on_one_store_are_scraped(start: Start, tmp_path: Path) -> None:
@@ -150,3 +159,19 @@ def test_a_process_whose_store_is_killed_is_not_ready_until_it_is_back(
         assert server.follow(server.client.post("/work/ann")).text == "done"
     finally:
         store.kill()
+
+
+def test_probes_on_a_port_of_their_own_see_the_drain(start: Start, tmp_path: Path) -> None:
+    port = free_port()
+    server = start(str(tmp_path / "jobs.db"), RAINCHECK_TEST_HEALTH=str(port))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as probe:
+        until(partial(listens, port))
+        assert server.client.post("/work/ann?seconds=3").status_code == 202
+        ready = probe.get("/ready")
+        assert (ready.status_code, ready.json()["running"]) == (200, 1)
+        server.client.close()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        drains = probe.get("/ready")
+        assert (drains.status_code, drains.json()["status"]) == (503, "draining")
+    assert server.process.wait(60) in (0, -signal.SIGTERM)
