@@ -20,7 +20,7 @@ from raincheck.owners import authenticated_user, cookie, header
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore, no_trick, taking
-from tests.support import Gate, app_of, gated, running, settled, slow_route
+from tests.support import Gate, app_of, gated, running, said, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -243,6 +243,28 @@ async def test_an_extractor_that_gives_no_string_is_a_mistake() -> None:
 
     async with running(app_of(gated(Gate()), owner=number)) as client:
         assert (await client.post("/slow")).status_code == 500
+
+
+@pytest.mark.parametrize("owner", ["\ud800", "ann\udc80"])
+async def test_an_owner_that_no_utf_8_can_say_is_a_mistake(
+    owner: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JSON, and so a claim of a token, may have halves of characters; SQLite keeps none."""
+
+    def whose(connection: HTTPConnection) -> str:
+        return owner if by_header(connection) == "odd" else "bob"
+
+    async with running(app_of(gated(gate := Gate()), owner=whose)) as client:
+        refused = await client.post("/slow", headers=user("odd"))
+        assert refused.status_code == 500
+        assert refused.json()["type"] == "urn:raincheck:problem:owner-unknown"
+        accepted = await client.post("/slow", headers=user("bob"))
+        url = accepted.headers["location"]
+        assert (await client.get(url, headers=user("odd"))).status_code == 404
+        assert (await client.get(url, headers=user("bob"))).status_code == 202
+        gate.open()
+    lines = {record.getMessage() for record in said(caplog)}
+    assert lines == {"the owner of a request could not be determined"}
 
 
 def test_a_user_without_an_identity_is_known_by_its_name() -> None:

@@ -104,7 +104,8 @@ class Owners:
         """Whose a request is.
 
         Raises:
-            OwnerError: the extractor raised, or gave something else than a string or None. Logged.
+            OwnerError: the extractor raised, or gave something else than a string that has an
+                encoding, or None. Logged.
         """
         if self.nobody(scope):
             return None
@@ -115,6 +116,8 @@ class Owners:
                 owner = await owner
             if owner is not None and not isinstance(owner, str):
                 raise TypeError(f"owner= gave {type(owner).__name__}; it is a string or None")
+            if owner is not None:
+                owner.encode()  # halves of characters, as JSON may have them, not all stores keep
         except Exception as error:
             logger.exception("the owner of a request could not be determined")
             raise OwnerError from error
