@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from raincheck.job import State
+from raincheck.routing.policies import RoutePolicies
 from raincheck.stores.base import Total
 from raincheck.telemetry.base import Figures, Statistics
 
@@ -24,9 +25,11 @@ class Subject(Protocol):
 
     Attributes:
         clock: gives seconds since the epoch.
+        policies: of the routes that are known.
     """
 
     clock: Callable[[], float]
+    policies: RoutePolicies
 
     async def unready(self) -> str | None:
         """Why no request should come here now; None if they may."""
@@ -78,7 +81,8 @@ class Health:
         known = figures is not None and age is not None and age <= STALE and why != "stopped"
         if figures is None or not known:
             return _answer(503, {"status": "unknown", "age_seconds": age})
-        routes = {route for route, _ in figures.totals}
+        # Also those that have no job: a scaler that asks for one of them wants its 0.
+        routes = {route for route, _ in figures.totals} | self._subject.policies.by_route.keys()
         document = {
             "status": "known",
             **_counted(figures, routes, now),
