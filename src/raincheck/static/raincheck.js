@@ -205,7 +205,7 @@ class Following {
       return await Promise.race([job, alarm.rung]);
     } catch (error) {
       if (this.#options.cancel && this.#options.signal?.aborted) this.#orphaned(job);
-      if (this.#left <= 0) throw this.#error(DeadlineExceeded, "there was no answer in time");
+      if (alarm.late) throw this.#error(DeadlineExceeded, "there was no answer in time");
       throw error;
     } finally {
       alarm.off();
