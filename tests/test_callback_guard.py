@@ -244,6 +244,28 @@ def test_who_may_name_what(url: str, client: bool, author: bool) -> None:
                 settings.check(url, asked=asked)
 
 
+@pytest.mark.parametrize(
+    ("path", "may"),
+    [
+        ("/a/in/b/in/c/hook", True),
+        ("/a/in/b/hook/hook", True),
+        ("//in//hook", True),
+        ("/a/in/hook", False),
+        ("/a/in/b/hook/c", False),
+        ("/a/out/b/hook", False),
+        ("/in/" * 500 + "/hooks", False),
+    ],
+)
+def test_a_pattern_of_several_stars_is_soon_compared(path: str, may: bool) -> None:
+    target = Target.of(f"https://example.com{path}")
+    began = time.perf_counter()
+    assert callbacks("https://example.com/*/in/*/hook").allows(target) is may
+    assert callbacks("https://example.com/*/*/*/*/hook").allows(target) is (
+        path.endswith("/hook") and path.count("/") >= 5
+    )
+    assert time.perf_counter() - began < 0.5
+
+
 def test_without_a_pattern_no_client_may_name_any() -> None:
     with pytest.raises(Refused, match="No pattern"):
         callbacks().check("https://example.com/hook", asked=True)

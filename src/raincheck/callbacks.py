@@ -240,7 +240,12 @@ def _pattern(text: str) -> tuple[Target, re.Pattern[str]]:
             f"Callbacks(allow=[{text!r}]): {error} A pattern is scheme://host[:port]/path with * "
             "in the path, like 'https://hooks.example.com/in/*'"
         ) from None
-    return target, re.compile(".*".join(map(re.escape, target.path.split("*"))))
+    first, *rest = map(re.escape, target.path.split("*"))
+    if not rest:
+        return target, re.compile(first)
+    *middle, last = rest
+    # Each piece where it comes first: to try the others takes a power of the length of the URL.
+    return target, re.compile(first + "".join(f"(?>.*?{each})" for each in middle) + ".*" + last)
 
 
 # --- addresses ---------------------------------------------------------------------------------
