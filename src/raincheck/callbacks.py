@@ -34,7 +34,7 @@ _WAITS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<target>(?:/[!-~]*)?)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,  # without the second "s" is also the long one, "k" also kelvin
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
