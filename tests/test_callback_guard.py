@@ -183,6 +183,8 @@ def test_every_version_of_python_says_the_same(python: str, tmp_path: Path) -> N
         "https://example.com/hook/%2e%2E/admin",
         "https://example.com/hook/..%2fadmin",
         "https://example.com/./hook",
+        "https://example.com/hook/..;/admin",
+        "https://example.com/hook/..%3ba=b/admin",
         "https://example.com?url",
         "https://[::1",
         "https://[::1%25eth0]/",

@@ -88,7 +88,8 @@ class Target(NamedTuple):
         if "\\" in target or "#" in target:
             raise Refused("The URL has a backslash or a fragment.")
         segments = unquote(target.partition("?")[0]).replace("\\", "/").split("/")
-        if not {".", ".."}.isdisjoint(segments):
+        # Also with parameters, which servers of servlets take away before they go up.
+        if not {".", ".."}.isdisjoint(each.partition(";")[0] for each in segments):
             raise Refused("The path of the URL has dot segments.")
         port = int(found["port"] or _DEFAULT_PORTS[scheme])
         if not 0 < port < 65536:
