@@ -28,7 +28,7 @@ from raincheck import (
 from raincheck.callbacks import Answer, Callbacks, Refused, Unreachable
 from tests.conftest import virtual_jobs
 from tests.doubles.receivers import SECRET, Message, Network
-from tests.doubles.stores import Line
+from tests.doubles.stores import DamagedStore, Line
 from tests.support import Gate, app_of, running, said, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -511,6 +511,27 @@ async def test_a_store_that_is_away_delays_it_and_loses_nothing(network: Network
         line.mend()
         await anyio.sleep(10)
         assert len(network.got) == 2
+
+
+async def test_what_can_be_read_no_more_when_it_is_noted_stops_no_other(network: Network) -> None:
+    """A process of a newer version has changed it meanwhile."""
+    store = DamagedStore()
+
+    async def change(message: Message) -> Answer:
+        network.answer = network.takes
+        job = await store.get(id := message.headers["webhook-id"])
+        assert job is not None
+        await store.replace(job.confirm())
+        store.unreadable.add(id)
+        return Answer(204, None)
+
+    network.answer = change
+    async with client_for(jobs=told(store=store)) as client:
+        await client.post("/slow", headers=ASKS)
+        await anyio.sleep(2)
+        accepted = await client.post("/slow", headers=ASKS)
+        await anyio.sleep(2)
+        assert (await callback_of(client, accepted))["status"] == "delivered"
 
 
 # --- clients that follow the job ------------------------------------------------------------------

@@ -424,7 +424,10 @@ class Ledger:
         """
         known = job.delivery
         while not await self._store.replace(noted := job.noted(delivery)):
-            newest = await self._store.get(job.id)
+            try:
+                newest = await self._store.get(job.id)
+            except UnreadableRecord:  # a process of a newer version has changed it
+                return None
             if newest is None or newest.owed is None or newest.delivery != known:
                 return None
             job = newest  # it has expired meanwhile
