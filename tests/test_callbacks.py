@@ -226,14 +226,15 @@ async def test_an_answer_in_time_is_no_job_and_nobody_is_told(network: Network) 
     assert not network.got
 
 
+@pytest.mark.parametrize("takes", [1, 10])
 async def test_nobody_is_told_while_an_answer_in_time_is_still_being_sent(
-    network: Network,
+    network: Network, takes: float
 ) -> None:
     app = app_of(slow_route(done, wait=5, max_wait=10), jobs=told())
 
     async def slowly(scope: Any, receive: Any, send: Any) -> None:
         async def late(message: Any) -> None:
-            await anyio.sleep(1)
+            await anyio.sleep(takes)
             await send(message)
 
         await app(scope, receive, late if scope["type"] == "http" else send)

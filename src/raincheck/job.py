@@ -533,6 +533,10 @@ class Job(NamedTuple):
             return noted.tombstone(noted.expires_at or 0.0)._replace(version=noted.version)
         return noted
 
+    def settled(self) -> Job:
+        """The next version, without a message."""
+        return self._replace(version=self.version + 1, delivery=None)
+
     def tombstone(self, now: float, tombstone_ttl: float | None = None) -> Job:
         """What is left when the job expires or is deleted: its id, and that it was there.
 

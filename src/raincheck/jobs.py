@@ -565,6 +565,16 @@ class Jobs:
                 await tasks.aclose()
                 await self.store.aclose()
 
+    async def settle(self, job: Job) -> None:
+        """Have nobody told of a job's end: its client gets the response itself.
+
+        If the store fails, it is told of if that takes longer than the client was to wait.
+        """
+        try:
+            await self._environment.ledger.settle(job)
+        except Exception as error:
+            self.availability.failed(error)
+
     async def forget(self, job: Job) -> None:
         """Drop a job whose client has its response and was never told of a job.
 

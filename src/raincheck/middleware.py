@@ -397,11 +397,14 @@ class LongRunningMiddleware:
         assert decision is not None
         wait = decision.wait if decision.asynchronous else seconds(handoff.policy.max_wait)
         itself = accepted.synchronous or not decision.asynchronous
+        alone = handoff.made and not handoff.keyed  # nobody else can ask for it
 
         async def begin(message: Message) -> None:
             nonlocal begun
             if not begun:  # it is what the client gets, and not a 202 after all
                 begun = True
+                if alone and accepted.delivery is not None:
+                    await self.jobs.settle(accepted)  # it may take this client longer than `wait`
                 handoff.show_route(scope)
                 bring_back(inner)
             await send(message)
@@ -423,7 +426,7 @@ class LongRunningMiddleware:
             if itself:
                 raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
             return False
-        if handoff.made and not handoff.keyed:  # nobody else can ask for it
+        if alone:
             await self.jobs.forget(job)
         return True
 

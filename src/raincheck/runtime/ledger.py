@@ -449,6 +449,14 @@ class Ledger:
 
         return await self._advance(job, again)
 
+    async def settle(self, job: Job) -> None:
+        """Record that a job has no message any more.
+
+        Raises:
+            StoreError: whatever the store raises.
+        """
+        await self._advance(job, lambda job: job if job.delivery is None else job.settled())
+
     async def bury(self, job: Job, *, remember: bool) -> None:
         """Leave a tombstone in its place, or, if nobody ever knew of it, one that goes at once."""
         now = self._clock()

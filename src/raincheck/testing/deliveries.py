@@ -141,6 +141,15 @@ class DeliveryContract:
         assert not await store.sweep(3000.0)
         assert ids_of(await store.claim_deliveries(3000.0, 60.0, 10)) == []
 
+    async def test_a_job_without_its_message_is_told_of_no_more(self, store: Store) -> None:
+        done = await ends(store, told(started_at=999.0))
+        before = await store.totals()
+        assert await store.replace(settled := done.settled())
+        assert ids_of(await store.claim_deliveries(1000.0, 60.0, 10)) == []
+        assert await store.get("a") == settled
+        assert await store.totals() == before
+        assert ids_of(await store.claim_deliveries(9000.0, 60.0, 10)) == []
+
     async def test_each_of_many_is_given_to_one_of_many(self, store: Store) -> None:
         for n in range(40):
             await ends(store, told(f"{n}"))
