@@ -473,22 +473,29 @@ async def test_what_goes_wrong_is_told_to_the_owner(
     assert len(network.got) == (1 if ends else 2)
 
 
-async def test_a_url_that_settings_permit_no_more_is_not_sent_to(network: Network) -> None:
+async def test_a_url_that_settings_do_not_permit_is_not_sent_to_and_left_to_those_that_do(
+    network: Network,
+) -> None:
+    """A process that has not been told of a pattern yet, or not of this app's."""
     store = MemoryStore()
     network.says(500)
     async with client_for(jobs=told(store=store)) as client:
         await client.post("/slow", headers=ASKS)
         await anyio.sleep(2)
     before = len(network.got)
+    network.says(204)
     async with client_for(jobs=virtual_jobs(store=store, callbacks=settings(allow=[]))):
         await anyio.sleep(60)
     assert len(network.got) == before
     (job,) = (await store.list()).jobs
     assert job.delivery is not None
     assert (job.delivery.status, job.delivery.last_error) == (
-        "failed",
+        "pending",
         "No pattern permits the URL.",
     )
+    async with client_for(jobs=told(store=store)):
+        await anyio.sleep(2000)
+    assert len(network.got) == before + 1
 
 
 async def test_no_secret_is_in_the_record(network: Network) -> None:

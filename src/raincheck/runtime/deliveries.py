@@ -129,9 +129,9 @@ class Deliveries:
             return
         try:
             target = self._callbacks.check(delivery.url, asked=delivery.asked)
-        except Refused as refused:  # it was permitted when it was accepted
-            error = str(refused)
-            self._tasks.spawn(partial(self._note, job, delivery.tried(error=error)), Context())
+        except Refused as refused:  # but not by whoever has accepted it, who may take it up later
+            later = self._failed_once_more(delivery, str(refused), None)
+            self._tasks.spawn(partial(self._note, job, later), Context())
             return
         place = target.host, target.port
         receiver = self._receivers.setdefault(place, Receiver())
