@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -96,6 +97,28 @@ async def test_of_a_thousand_receivers_a_third_hang_or_fail_and_the_others_get_t
     for address in well:
         (body,) = sites.got[address]
         assert json.loads(body)["status"] == "succeeded"
+
+
+async def test_names_that_nobody_answers_for_take_no_others_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolve, end = socket.getaddrinfo, threading.Event()
+
+    def answer(host: Any, port: int, *of: Any, **more: Any) -> Any:
+        if str(host).startswith("hangs"):
+            end.wait(20)
+        named = str(host).endswith(".example")
+        return resolve("127.0.0.1" if named else host, port, *of, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    async with Sites(lambda address: 204) as sites:
+        names = [f"{'hangs' if n % 2 else 'well'}{n}.example:{sites.port}" for n in range(200)]
+        jobs = told([f"http://{name}/" for name in names])
+        async with running(app_of(slow_route(done), jobs=jobs)) as client:
+            for name in names:
+                await ask(client, f"http://{name}/")
+            await until(lambda: len(sites.got.get("127.0.0.1", ())) >= 100, within=8)
+            end.set()
 
 
 @pytest.fixture(params=["SQLite", "Redis", "PostgreSQL"])

@@ -19,7 +19,8 @@ except ImportError as error:
     ) from error
 
 # How many names are resolved at once, each in a thread, and how many addresses of one are tried.
-_RESOLVED, _ADDRESSES = 32, 4
+# No fewer than requests are open: else some whose name servers hang have all others wait for them.
+_RESOLVED, _ADDRESSES = 256, 4
 
 # Bytes of an answer's body that are read, and seconds of that, so that the receiver sees it taken.
 _READ, _PATIENCE = 16 * 1024, 2.0
