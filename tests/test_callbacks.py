@@ -362,6 +362,27 @@ async def test_an_expired_job_is_told_of_and_is_gone_to_its_client(network: Netw
     assert last.headers["webhook-id"] == first.headers["webhook-id"]
 
 
+async def test_an_expired_job_whose_key_is_used_again_is_told_of_as_well(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raincheck.runtime.expiry.SWEEP_INTERVAL", 36_000.0)
+    network.says(503)
+    async with client_for(ttl=60) as client:
+        headers = {**ASKS, "idempotency-key": "k"}
+        first = await client.post("/slow", headers=headers)
+        await anyio.sleep(100)
+        network.says(204)
+        second = await client.post("/slow", headers=headers)
+        assert second.headers["location"] != first.headers["location"]
+        assert (await client.get(first.headers["location"])).status_code == 410
+        await anyio.sleep(400)
+    told_of = [message.headers["webhook-id"] for message in network.got]
+    assert told_of == [first.json()["job_id"]] * 2 + [
+        second.json()["job_id"],
+        first.json()["job_id"],
+    ]
+
+
 # --- receivers that do not take it ----------------------------------------------------------------
 
 

@@ -107,7 +107,7 @@ class Deduplication:
             if found is None:
                 pass
             elif found.job.expired(self._environment.clock()):
-                await self._ledger.bury(found.job, remember=True)  # no sweep has freed its keys yet
+                await self._ledger.expire(found.job)  # no sweep has freed its keys yet
             elif key.lasting:
                 compare(key, found.fingerprint)
                 handoff.join(found.job, replayed=True)

@@ -463,6 +463,11 @@ class Ledger:
         ttl = self._tombstone_ttl if remember else 0.0
         await self._advance(job, lambda job: job if job.gone else job.tombstone(now, ttl))
 
+    async def expire(self, job: Job) -> None:
+        """Leave in the place of a job that has expired what a sweep would leave."""
+        now = self._clock()
+        await self._advance(job, lambda job: job if job.gone else job.tombstone(now))
+
     async def confirm(self, job: Job) -> Job:
         """Record that a new job is accepted, if nothing else says so already."""
         sure = partial(self._advance, job, lambda job: job if job.confirmed else job.confirm())
