@@ -422,3 +422,15 @@ def test_changes_are_lines_for_programs(listed: str) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert len({tuple(each) for each in seen}) >= 3
+
+
+@pytest.mark.parametrize(
+    "page", [{"jobs": [1], "next": "?"}, {"jobs": [{"job_id": "a"}], "next": "/\ud800"}], ids=str
+)
+def test_a_list_that_leads_nowhere_has_an_end(raincheck: Command, page: dict[str, Any]) -> None:
+    async def jobs(request: Request) -> Response:
+        return Response(json.dumps(page), media_type="application/json")
+
+    with serving(Starlette(routes=[Route("/jobs", jobs)])) as url:
+        done = raincheck("list", f"{url}/jobs")
+    assert (done.code, done.err) == (0, "")

@@ -663,3 +663,19 @@ def test_errors_go_to_other_processes(http: ModuleType) -> None:
             assert isinstance(error, http.HTTPError)
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), again.status_url) == (kind, "late", "http://test/s")
+
+
+@pytest.mark.parametrize(
+    "link", ["http://h:x/", "/\x1b]0;title\x07", "http://xn--\xe9.-x/", "ftp://h/", "javascript:1"]
+)
+async def test_a_link_that_is_no_url_is_no_link(http: ModuleType, link: str) -> None:
+    server = ByHand(shown("Succeeded", resourceLocation=link))
+    server.first = {"location": link}
+    async with client_of(http, server.app) as client:
+        assert (await client.post("/work")).status_code == 202  # no job that is known
+        server.first = {"operation-location": link, "location": "/status/1"}
+        server.document = {"links": {"self": link, "cancel": link, "events": link}}
+        assert (await client.post("/work")).json()["status"] == "Succeeded"
+        server.first = {"operation-location": "/status/1", "location": link}
+        server.script = [shown("Succeeded", resourceLocation=link)]
+        assert (await client.post("/work")).json()["status"] == "Succeeded"

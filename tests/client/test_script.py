@@ -657,3 +657,18 @@ def test_the_types_declare_what_the_module_exports() -> None:
     assert exported.findall(module) == exported.findall(types) != []
     used = set(re.findall(r"\boptions\.(\w+)", module))
     assert used <= set(re.findall(r"^  (\w+)\?: ", types, re.MULTILINE))
+
+
+@pytest.mark.parametrize("link", ["http://h:x/", "javascript:1", "ftp://h/"])
+def test_a_link_that_is_no_url_is_no_link(link: str) -> None:
+    server = ByHand()
+    server.first = {"location": link, "content-location": "/status/1"}
+    server.document = {"links": {"result": link, "self": link, "events": link}}
+    source = """
+    const response = await follow(fetch(url + "/work", { method: "POST" }), { onUpdate() {} });
+    say([response.status, await response.json()]);
+    """
+    assert by_hand(source, server, speed=20) == [DONE]
+    server.first = {"location": link}
+    source = 'say((await follow(fetch(url + "/work", { method: "POST" }))).status);'
+    assert by_hand(source, server) == [202]

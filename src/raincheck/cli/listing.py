@@ -14,7 +14,7 @@ import httpx2
 from raincheck.cli.display import fraction, on_terminal
 from raincheck.cli.outcomes import Exit, Stop
 from raincheck.cli.printable import printable
-from raincheck.client.wire import Document, document_of, origin_of, passes, sentence_of
+from raincheck.client.wire import Document, document_of, joined, origin_of, passes, sentence_of
 
 COLUMNS = ("id", "status", "progress", "route", "owner", "created", "message")
 """Of a line that a program reads; a table has `age` in place of `created`."""
@@ -58,12 +58,13 @@ class Listing:
         jobs, following = document.get("jobs"), document.get("next")
         if response.status_code != 200 or not isinstance(jobs, list):
             raise _no_list(response, document)
-        found += [job for job in jobs if isinstance(job, dict)]
-        if not isinstance(following, str):
+        shown = [job for job in jobs if isinstance(job, dict)]
+        found += shown
+        after = joined(url, following) if isinstance(following, str) else None
+        if after is None or not shown:
             return None
-        after = url.join(following)
         # Nobody else gets what this request says of whoever asks.
-        return after if origin_of(after) == origin_of(url) and jobs else None
+        return after if origin_of(after) == origin_of(url) else None
 
 
 def _no_list(response: httpx2.Response, document: Document) -> Stop:

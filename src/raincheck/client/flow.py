@@ -26,6 +26,7 @@ from raincheck.client.wire import (
     document_of,
     has_ended,
     has_failed,
+    joined,
     located,
     outcome_of,
     passes,
@@ -411,7 +412,7 @@ class Flow:
                 if redirects(response):
                     if led == MOST_REDIRECTS:
                         raise self._error(Unreachable, "its status URL redirects too often")
-                    url, led = response.request.url.join(response.headers["location"]), led + 1
+                    url, led = joined(response.request.url, response.headers["location"]), led + 1
                     failing = self._clock()
                     continue
                 what = f"HTTP {response.status_code}"

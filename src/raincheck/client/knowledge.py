@@ -11,9 +11,11 @@ from raincheck.client.wire import (
     has_ended,
     has_failed,
     is_status,
+    joined,
     links_of,
     located,
     retry_after,
+    urls_of,
     waits,
 )
 
@@ -83,11 +85,11 @@ class Knowledge:
         says is the result's. Ours says in its document what is where.
         """
         headers, base = response.headers, response.request.url
-        operation = headers.get("operation-location")
+        operation = joined(base, headers.get("operation-location"))
         if operation is None or "result" in links_of(document):
             known = cls(request, Place(located(response), "response"))
         else:
-            known = cls(request, Place(base.join(operation), "document"))
+            known = cls(request, Place(operation, "document"))
             known._hear_of_result(base, headers.get("location"))
         known.learn(response, document)
         return known
@@ -103,16 +105,16 @@ class Knowledge:
             self.place = Place(moved or url, shows)
         elif moved is not None and self.place.shows == "response":
             self.place = Place(moved, "response")
-        links = links_of(document)
+        links = urls_of(document, url)
         if "result" in links:  # ours
-            self.place = Place(url.join(links["result"]), "response")
+            self.place = Place(links["result"], "response")
             self.prompt = True  # its wire says so
             if "self" in links:
-                self.monitor = Place(url.join(links["self"]), "document")
+                self.monitor = Place(links["self"], "document")
         if "cancel" in links:
-            self.cancel = url.join(links["cancel"])
+            self.cancel = links["cancel"]
         if "events" in links:
-            self.events = url.join(links["events"])
+            self.events = links["events"]
         self.prompt = self.prompt or waits(response)
         if response.status_code == 202 and ("status" not in document or has_ended(document)):
             document = {**document, "status": "running"}
@@ -131,8 +133,8 @@ class Knowledge:
             return None
         resource = document.get("resourceLocation")
         if isinstance(resource, str):
-            return response.request.url.join(resource)
+            return joined(response.request.url, resource)
         return self._request.url if self._request.method in ("PUT", "PATCH") else self._result
 
     def _hear_of_result(self, base: Any, location: str | None) -> None:
-        self._result = None if location is None else base.join(location)
+        self._result = joined(base, location)

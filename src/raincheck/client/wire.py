@@ -38,7 +38,9 @@ def redirects(response: Response) -> bool:
     """Whether it leads elsewhere, and is not what a handler has answered."""
     headers = response.headers
     return (
-        response.status_code in _REDIRECTS and "location" in headers and "job-status" not in headers
+        response.status_code in _REDIRECTS
+        and "job-status" not in headers
+        and joined(response.request.url, headers.get("location")) is not None
     )
 
 
@@ -49,9 +51,21 @@ def located(response: Response) -> Any:
     FHIR's ("Asynchronous Request Pattern").
     """
     for name in ("location", "operation-location", "content-location"):
-        if name in response.headers:
-            return response.request.url.join(response.headers[name])
+        where = joined(response.request.url, response.headers.get(name))
+        if where is not None:
+            return where
     return None
+
+
+def joined(url: Any, link: str | None) -> Any:
+    """Where a server's link leads; None if that is no URL of http or https, or there is no link."""
+    if link is None:
+        return None
+    try:
+        found = url.join(link)
+    except Exception:  # `InvalidURL`, of either module, or what is no Unicode
+        return None
+    return found if found.scheme in ("http", "https") and found.host else None
 
 
 def waits(response: Response) -> bool:
@@ -99,6 +113,12 @@ def links_of(document: Document) -> Mapping[str, str]:
     if not isinstance(links, dict):
         return {}
     return {name: link for name, link in links.items() if isinstance(link, str)}
+
+
+def urls_of(document: Document, base: Any) -> Mapping[str, Any]:
+    """The same, absolute; without those that lead nowhere."""
+    found = {name: joined(base, link) for name, link in links_of(document).items()}
+    return {name: url for name, url in found.items() if url is not None}
 
 
 def has_ended(document: Document) -> bool:

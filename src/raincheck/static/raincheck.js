@@ -145,10 +145,12 @@ class Following {
   async ended() {
     while (!this.response) {
       if (this.#place.shows === "document" && hasEnded(this.status)) {
-        const url = this.status.resourceLocation ?? this.#result;
+        const resource = this.status.resourceLocation;
+        const named = typeof resource === "string";
+        const url = named ? joined(resource, this.#last.url) : this.#result;
         if (hasFailed(this.status)) throw await this.noResponse();
         if (!url) return this.#last;
-        this.#place = { url: resolved(url, this.#last.url), shows: "response" };
+        this.#place = { url, shows: "response" };
       }
       await this.#poll(this.#place, this.#options.wait);
     }
@@ -224,7 +226,8 @@ class Following {
   // Takes from a 202 what it says of a job; whether it does.
   async #accepted(response) {
     if (response.status !== 202) return false;
-    const [where, operation] = [located(response), field(response, "operation-location")];
+    const where = located(response);
+    const operation = joined(field(response, "operation-location"), response.url);
     if (!where) {
       if (response.type !== "cors") return false;
       const message = "the 202 has no Location that this page may read: the server's CORS policy " +
@@ -235,8 +238,8 @@ class Following {
     if (operation === undefined || linksOf(document).result) {
       this.#settle({ url: where, shows: "response" }, response.url);
     } else {
-      this.#settle({ url: resolved(operation, response.url), shows: "document" }, response.url);
-      this.#result = resolved(field(response, "location"), response.url);
+      this.#settle({ url: operation, shows: "document" }, response.url);
+      this.#result = joined(field(response, "location"), response.url);
     }
     this.#learn(document, response);
     return true;
@@ -255,14 +258,15 @@ class Following {
     } else if (moved && this.#place.shows === "response") {
       this.#place = { url: moved, shows: "response" };
     }
-    const links = linksOf(document);
+    const named = Object.entries(linksOf(document)).filter(([, link]) => typeof link === "string");
+    const links = Object.fromEntries(named.map(([name, link]) => [name, joined(link, base)]));
     if (links.result) {
-      this.#place = { url: resolved(links.result, base), shows: "response" };
+      this.#place = { url: links.result, shows: "response" };
       this.#prompt = true; // our wire says so
-      if (links.self) this.#monitor = { url: resolved(links.self, base), shows: "document" };
+      if (links.self) this.#monitor = { url: links.self, shows: "document" };
     }
-    if (links.cancel) this.#cancel = resolved(links.cancel, base);
-    if (links.events) this.#events = resolved(links.events, base);
+    if (links.cancel) this.#cancel = links.cancel;
+    if (links.events) this.#events = links.events;
     if (/(^|,)\s*wait\b/i.test(field(response, "preference-applied") ?? "")) this.#prompt = true;
     const unsaid = !document.status || hasEnded(document);
     if (response?.status === 202 && unsaid) document = { ...document, status: "running" };
@@ -487,6 +491,16 @@ function resolved(url, base) {
   return url === undefined ? undefined : new URL(url, base || globalThis.location?.href).href;
 }
 
+// Where a server's link leads; nowhere if that is no URL of http or https.
+function joined(link, base) {
+  try {
+    const url = resolved(link, base);
+    return /^https?:/.test(url) ? url : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 function isForeign(url) {
   const here = globalThis.location?.origin;
   return here !== undefined && new URL(url).origin !== here;
@@ -495,8 +509,8 @@ function isForeign(url) {
 // `Location` is what most servers say, `Operation-Location` Azure's, and `Content-Location` FHIR's.
 function located(response) {
   const names = ["location", "operation-location", "content-location"];
-  const name = names.find((each) => response.headers.has(each));
-  return name && resolved(field(response, name), response.url);
+  const urls = names.map((name) => joined(field(response, name), response.url));
+  return urls.find((url) => url !== undefined);
 }
 
 // Whether an answer is the job's response, to be seen without its body.
