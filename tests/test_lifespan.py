@@ -233,6 +233,36 @@ async def test_an_app_that_raises_when_it_has_shut_down_is_heard() -> None:
             pass
 
 
+async def test_a_lifespan_may_end_in_another_task_than_it_began() -> None:
+    # As a fixture of pytest-asyncio does, and `enterAsyncContext` of unittest.
+    async def answer(request: Request) -> Response:
+        return Response("late")
+
+    app = LongRunningMiddleware(Starlette(routes=[slow_route(answer)]), jobs=virtual_jobs())
+    opened = lifespan(app)
+    async with anyio.create_task_group() as group:
+        group.start_soon(opened.__aenter__)
+    async with client_of(app) as client:
+        assert (await follow(client, await client.post("/slow"))).text == "late"
+
+    async def close() -> None:
+        await opened.__aexit__(None, None, None)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(close)
+
+
+async def test_an_app_whose_lifespan_breaks_off_is_heard_at_the_end() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        raise ValueError("it broke")
+
+    with pytest.raises(ValueError, match="it broke"):
+        async with lifespan(app):
+            await anyio.sleep(0.1)
+
+
 @long_running
 async def marked_socket(websocket: WebSocket) -> None:
     await websocket.close()

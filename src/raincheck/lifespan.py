@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import Any
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raincheck.errors import ConfigurationError
+from raincheck.tasks import open_tasks
 
 # Seconds that an app which has failed may take to end.
 _PATIENCE = 1.0
@@ -111,6 +113,8 @@ class Lifespan:
 async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
     """Run an app's lifespan around a block, as a server does.
 
+    The block may end in another task than it began.
+
     Yields:
         The lifespan state.
 
@@ -123,7 +127,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
     to_app_send, to_app = anyio.create_memory_object_stream[Message](2)
     from_app_send, from_app = anyio.create_memory_object_stream[Message](2)
     ended = anyio.Event()
-    asked = True  # the app is at its start-up or shutdown, and somebody waits for how that goes
     raised: Exception | None = None
 
     async def run() -> None:
@@ -132,8 +135,6 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
             with from_app_send:
                 await app(scope, to_app.receive, from_app_send.send)
         except Exception as error:
-            if not asked:
-                raise
             raised = error
         finally:
             ended.set()
@@ -149,17 +150,20 @@ async def lifespan(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
             await ended.wait()
         return raised or RuntimeError(f"{answer['type']}: {answer.get('message', '')}")
 
-    with to_app_send, to_app, from_app:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
+    # No task group: fixtures of pytest-asyncio and unittest end in another task than they began.
+    tasks = open_tasks()
+    with to_app_send, to_app, from_app_send, from_app:
+        try:
+            tasks.spawn(run, copy_context())
             failed = await say("startup")
             if failed is None:
-                asked = False
                 yield state
-                asked = True
                 failed = await say("shutdown")
-            if failed is not None:
-                group.cancel_scope.cancel()
+            if failed is None:
+                await ended.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await tasks.aclose()
     if failed is not None:
         raise failed
     if raised is not None:
