@@ -434,3 +434,12 @@ def test_a_list_that_leads_nowhere_has_an_end(raincheck: Command, page: dict[str
     with serving(Starlette(routes=[Route("/jobs", jobs)])) as url:
         done = raincheck("list", f"{url}/jobs")
     assert (done.code, done.err) == (0, "")
+
+
+def test_a_coding_that_is_none_is_said(raincheck: Command) -> None:
+    async def broken(request: Request) -> Response:
+        return Response(b"plain", headers={"content-encoding": "gzip"})
+
+    with serving(Starlette(routes=[Route("/jobs", broken)])) as url:
+        done = raincheck("list", f"{url}/jobs")
+    assert (done.code, len(done.err.splitlines())) == (7, 1)

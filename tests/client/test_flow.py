@@ -679,3 +679,16 @@ async def test_a_link_that_is_no_url_is_no_link(http: ModuleType, link: str) -> 
         server.first = {"operation-location": "/status/1", "location": link}
         server.script = [shown("Succeeded", resourceLocation=link)]
         assert (await client.post("/work")).json()["status"] == "Succeeded"
+
+
+def test_a_coding_that_is_none_passes_like_an_answer_cut_off(http: ModuleType) -> None:
+    broken = {"content-encoding": "gzip", "location": "/status"}
+    answers = [
+        http.Response(202, headers=broken, stream=http.ByteStream(b"plain")),
+        http.Response(502, headers=broken, stream=http.ByteStream(b"plain")),
+        http.Response(200, text="done"),
+    ]
+    work = http.MockTransport(lambda request: answers.pop(0))
+    transport = follow(http).FollowTransport(work, sleep=lambda seconds: None)
+    with http.Client(transport=transport) as client:
+        assert client.post("http://test/work").text == "done"

@@ -215,7 +215,7 @@ class Conversation:
                 message = printable(str(error).partition("; its status URL is ")[0])
             going_on = code in (Exit.LATE, Exit.UNREACHABLE)
             raise Stop(code, message + (self._how_to_go_on() if going_on else "")) from error
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise Stop(Exit.UNREACHABLE, f"{self._host()}: {_reason(error)}") from error
 
     def _ask(self) -> None:
@@ -314,5 +314,5 @@ def _head(response: httpx2.Response) -> bytes:
     return b"\r\n".join([first.encode("ascii", "replace"), *fields, b"", b""])
 
 
-def _reason(error: httpx2.TransportError) -> str:
+def _reason(error: httpx2.RequestError) -> str:
     return printable(str(error) or type(error).__name__)

@@ -40,7 +40,7 @@ class Listing:
 
         Raises:
             Stop: there is no such list for whoever asks.
-            TransportError: the server cannot be reached.
+            RequestError: the server cannot be reached, or answers what cannot be read.
         """
         found: list[Document] = []
         url: httpx2.URL | None = self._request.url
@@ -142,7 +142,7 @@ def follow(listing: Listing, every: float) -> None:
             try:
                 rows = [row_of(job) for job in listing.jobs()]
                 trouble = ""
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 trouble = f"the server does not answer: {printable(error)}"
             except Stop as stop:
                 if stop.code is not Exit.UNREACHABLE:
@@ -162,7 +162,7 @@ def _follow_lines(listing: Listing, every: float) -> None:
         time.sleep(every)
         try:
             jobs = listing.jobs()
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             click.echo(f"raincheck: the server does not answer: {printable(error)}", err=True)
 
 
@@ -170,7 +170,7 @@ def _asked(listing: Listing) -> list[Document]:
     """The jobs, for the first time: who cannot be reached now is not waited for."""
     try:
         return listing.jobs()
-    except httpx2.TransportError as error:
+    except httpx2.RequestError as error:
         raise Stop(Exit.UNREACHABLE, printable(str(error) or type(error).__name__)) from error
 
 

@@ -160,7 +160,10 @@ class Flow:
         self._clock = clock
         self._chance = chance
         self._ends = None if settings.deadline is None else clock() + settings.deadline
-        self._passing = (http.NetworkError, http.TimeoutException, http.RemoteProtocolError)
+        self._passing = (
+            *(http.NetworkError, http.TimeoutException, http.RemoteProtocolError),
+            http.DecodingError,  # of a body whose coding is not what its fields say
+        )
         self._unsent = (http.ConnectError, http.ConnectTimeout, http.PoolTimeout)
         self._pause = FIRST_PAUSE
         self._took = 0.0  # by the last poll, in seconds

@@ -59,7 +59,9 @@ class Driver:
         """Do one step; what is returned goes on to the next."""
         try:
             return partial(steps.send, self._do(step))
-        except self._http.TransportError as error:
+        except self._http.RequestError as error:
+            if isinstance(step, Read):  # its coding may be broken, and more is to come
+                step.response.close()
             return partial(steps.throw, error)
 
     def close(self) -> None:
@@ -103,7 +105,9 @@ class AsyncDriver:
     async def done(self, steps: Steps[T], step: Step) -> Callable[[], Step]:
         try:
             return partial(steps.send, await self._do(step))
-        except self._http.TransportError as error:
+        except self._http.RequestError as error:
+            if isinstance(step, Read):
+                await step.response.aclose()
             return partial(steps.throw, error)
 
     async def aclose(self) -> None:
