@@ -118,6 +118,7 @@ def test_a_password_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"headers": ["novalue"]}, "'novalue' is no 'Name: value'"),
         ({"headers": [": value"]}, "': value' is no 'Name: value'"),
         ({"headers": ["X-A: ✓"]}, "cannot be sent"),
+        ({"form": ["a=@/dev/null;type=a\nb"]}, "cannot be sent"),
         ({"form": ["novalue"]}, "'novalue' is no 'name=value' and no 'name=@file'"),
         ({"url": "ftp://h/"}, "'ftp://h/' is no URL of http or https"),
         ({"url": "http://"}, "'http://' is no URL of http or https"),

@@ -166,6 +166,15 @@ def test_workers_need_a_store_that_they_share(
     assert "give a store that they share, like --store sqlite:jobs.db, or --workers 1" in done.err
 
 
+def test_a_number_of_workers_that_is_none_is_said(
+    raincheck: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    done = raincheck("serve", f"{HERE}:plain", "--route", "POST /videos")
+    assert (done.code, done.out) == (2, b"")
+    assert "WEB_CONCURRENCY='auto': it is a whole number" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

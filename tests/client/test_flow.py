@@ -692,3 +692,17 @@ def test_a_coding_that_is_none_passes_like_an_answer_cut_off(http: ModuleType) -
     transport = follow(http).FollowTransport(work, sleep=lambda seconds: None)
     with http.Client(transport=transport) as client:
         assert client.post("http://test/work").text == "done"
+
+
+def test_a_deadline_may_be_far_away(http: ModuleType) -> None:
+    seen: list[float] = []
+
+    def work(request: Any) -> Any:
+        seen.extend(request.extensions["timeout"].values())
+        return http.Response(200)
+
+    for deadline in 40 * 86400.0, float("inf"):
+        transport = follow(http).FollowTransport(http.MockTransport(work), deadline=deadline)
+        with http.Client(transport=transport, timeout=None) as client:
+            client.get("http://test/")
+    assert max(seen) * 1000 < 2**31  # what poll(2) takes

@@ -100,7 +100,7 @@ def build(
     try:
         request = client.build_request(method, target, headers=sent, **body.arguments())
         request.read()
-    except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+    except (httpx2.InvalidURL, ValueError) as error:
         raise click.UsageError(f"the request cannot be sent: {error}") from error
     for name, value in given:
         if value is None:

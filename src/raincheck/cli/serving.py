@@ -172,7 +172,7 @@ def serve(served: Served, arguments: Sequence[str]) -> None:
     from uvicorn.main import main as uvicorn
 
     with uvicorn.make_context("raincheck serve ... --", ["app", *arguments]) as context:
-        workers = context.params["workers"] or int(os.environ.get("WEB_CONCURRENCY") or 1)
+        workers = context.params["workers"] or _concurrency()
         several = workers > 1 or bool(context.params.get("reload"))
         app = served.load()
         wrapped = served.wrapped(app)
@@ -188,6 +188,14 @@ def serve(served: Served, arguments: Sequence[str]) -> None:
         context.params["app"] = _named(served) if several else wrapped
         context.params["factory"] = several
         uvicorn.invoke(context)
+
+
+def _concurrency() -> int:
+    """The workers of an environment variable that uvicorn knows."""
+    said = os.environ.get("WEB_CONCURRENCY") or "1"
+    if not said.isdecimal() or not said.isascii():
+        raise ConfigurationError(f"WEB_CONCURRENCY={said!r}: it is a whole number of workers")
+    return int(said)
 
 
 def _named(served: Served) -> str:

@@ -46,6 +46,9 @@ MOST_SUBMISSIONS = 3
 
 MOST_REDIRECTS = 10
 
+LONGEST_TIMEOUT = 1_000_000.0
+"""Seconds: a socket takes no timeout of more than three weeks, while a deadline may be further."""
+
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _LOST = frozenset({502, 504})
@@ -454,6 +457,7 @@ class Flow:
             timeout["read"] += wait
         left = self._left()
         if left is not None:
+            left = min(left, LONGEST_TIMEOUT)
             for name in ("connect", "read", "write", "pool"):
                 given = timeout.get(name)
                 timeout[name] = max(0.1, left if given is None else min(given, left))
