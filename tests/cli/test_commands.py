@@ -148,6 +148,8 @@ def test_a_job_can_be_left_to_itself(url: str, raincheck: Command) -> None:
         (["h", "-o", "/nowhere/out"], "there is no directory for '/nowhere/out'"),
         (["h", "-o", "/"], "is a directory"),
         (["h", "--deadline", "0"], "--deadline"),
+        (["h", "--deadline", "inf"], "--deadline"),
+        (["h", "--deadline", "nan"], "--deadline"),
         (["h", "--nothing"], "No such option"),
     ],
     ids=str,
@@ -443,3 +445,23 @@ def test_a_coding_that_is_none_is_said(raincheck: Command) -> None:
     with serving(Starlette(routes=[Route("/jobs", broken)])) as url:
         done = raincheck("list", f"{url}/jobs")
     assert (done.code, len(done.err.splitlines())) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "code"),
+    [
+        ("request -s", "<&- >&- 2>&-", 0),
+        ("request -s --json @-", "<&-", 0),
+        ("request -d x", "2>&-", 0),
+        ("watch --help", ">/dev/full", 23),
+        ("watch --help", ">/dev/full 2>/dev/full", 23),
+    ],
+)
+def test_closed_and_full_streams_are_no_crash(
+    url: str, words: str, streams: str, code: int
+) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m raincheck {words} {url}/echo {streams}",
+        shell=True, capture_output=True, text=True, executable="/bin/bash", timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr

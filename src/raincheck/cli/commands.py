@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +100,20 @@ class Options:
         return [*words, *(["-o", self.output] if self.output else [])]
 
 
+class _Seconds(click.FloatRange):
+    """A range that has no place for what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if isnan(found):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
 _ASYNC = [("prefer", "respond-async")]
+
+_MONTHS = 1e7
+"""Seconds that nobody waits for; what is more than that, or no number, is a mistake."""
 
 _OF_THE_REQUEST = ("content-type", "prefer", "idempotency-key", "accept")
 """Fields that are not needed to ask for a job."""
@@ -122,6 +138,13 @@ def run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor can what is left be written at the end
+        with suppress(OSError):  # stderr may be there, too
+            click.echo(f"raincheck: stdout cannot be written: {error.strerror}", err=True)
+        return Exit.UNWRITTEN
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -163,7 +186,7 @@ def _of_output(command: F) -> F:
         click.option("-s", "--silent", is_flag=True, help="Show no progress."),
         click.option(
             "--deadline",
-            type=click.FloatRange(min=0, min_open=True),
+            type=_Seconds(min=0, max=_MONTHS, min_open=True),
             metavar="SECONDS",
             help="How long it may take in all; then the job goes on without you.",
         ),
@@ -262,7 +285,7 @@ def cancel(status_url: str, **said: Any) -> int:
 @click.option("--watch", "watching", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.1),
+    type=_Seconds(min=0.1, max=_MONTHS),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

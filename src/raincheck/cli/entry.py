@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _NEEDED = frozenset({"click", "httpx2", "rich", "uvicorn"})
@@ -14,6 +15,10 @@ def main() -> int:
     Returns:
         Its exit code, as `raincheck.cli.outcomes.Exit` has them.
     """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # it is closed, as by `>&-`
+            mode = "w" if number else "r"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     try:
         from raincheck.cli.commands import run
 
