@@ -465,3 +465,13 @@ def test_closed_and_full_streams_are_no_crash(
         shell=True, capture_output=True, text=True, executable="/bin/bash", timeout=60,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
+def test_ctrl_c_at_the_start_is_no_crash(
+    raincheck: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raincheck.cli.commands.run", interrupted)
+    assert raincheck("request", "h") == (130, b"", "")

@@ -23,6 +23,8 @@ def main() -> int:
         from raincheck.cli.commands import run
 
         return run()
+    except KeyboardInterrupt:  # before there is anything that could be asked about
+        return 130
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
