@@ -52,7 +52,8 @@ def package(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """What users of raincheck see of its types, in full: each public name has a known one."""
-    session.install(f"{_built(session, '*.whl')}[cli,client,pgqueuer,postgres,redis,taskiq,wsgi]")
+    extras = "celery,cli,client,pgqueuer,postgres,redis,taskiq,wsgi"
+    session.install(f"{_built(session, '*.whl')}[{extras}]")
     session.install("httpx", "pyright[nodejs]", "pytest", "types-cachetools")
     session.chdir(session.create_tmp())  # else it takes the tree for the package
     session.run("pyright", "--verifytypes", "raincheck", "--ignoreexternal")

@@ -14,7 +14,8 @@ from starlette.types import Message
 
 import raincheck
 
-EXTRAS = {"asyncpg", "click", "httpx", "httpx2", "opentelemetry", "redis", "rich", "taskiq"}
+EXTRAS = {"asyncpg", "celery", "click", "httpx", "httpx2"}
+EXTRAS |= {"opentelemetry", "redis", "rich", "taskiq"}
 
 
 @raincheck.long_running

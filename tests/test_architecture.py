@@ -65,6 +65,7 @@ LAYERS = {
     "dialects.ogc": 3,
     "dialects.openai": 3,
     "dialects.replicate": 3,
+    "runners.celery": 3,
     "runners.http_push": 3,
     "runners.local": 3,
     "runners.pgqueuer": 3,
@@ -189,6 +190,7 @@ EXTRAS = {
     "cli.outcomes": {"click", "httpx2"},
     "cli.requests": {"click", "httpx2"},
     "cli.serving": {"a2wsgi", "click", "uvicorn"},
+    "runners.celery": {"celery"},
     "runners.pgqueuer": {"asyncpg", "pgqueuer"},
     "runners.taskiq": {"taskiq"},
     "runtime.posting": {"httpx2"},
@@ -392,6 +394,7 @@ STAND_INS = {
     "test_recorder.Keeping": "it keeps the pieces of bodies as it is told",
     "test_responses.Disk": "it counts the bytes of bodies alone, and refuses them alone",
     "test_responses.SharedDisk": "the same, as if others saw it too",
+    "runners.test_celery._Here": "runs jobs on the event loop of the contract's tests",
 }
 """Stores and runners that stand outside `tests/doubles`, where one of its own has no use for
 others; why."""

@@ -1,7 +1,8 @@
-"""The app of the distributed tests: in one process without a broker, else over taskiq's workers.
+"""The app of the distributed tests: in one process without a broker, else over an engine's workers.
 
 uvicorn tests.e2e.distributed_app:app
 taskiq worker tests.e2e.distributed_app:broker        (or :videos)
+celery -A tests.e2e.distributed_app:broker worker     (or -Q videos)
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from taskiq import AsyncBroker
 
 from raincheck import Limits, LongRunningMiddleware, Policy, long_running, report
 from raincheck.progress import current_job
+from raincheck.runners.base import Runner
 from raincheck.runners.taskiq import TaskiqRunner
 from raincheck.stores.redis import RedisStore
 
 LOG = Path(os.environ["RAINCHECK_TEST_LOG"])
 BROKER = os.environ.get("RAINCHECK_TEST_BROKER", "")
+ENGINE = os.environ.get("RAINCHECK_TEST_ENGINE", "taskiq")
 
 visitor: ContextVar[str] = ContextVar("visitor", default="nobody")
 
@@ -200,12 +203,22 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
     note("shutdown", os.getpid())
 
 
-broker = broker_at(BROKER, "taskiq") if BROKER else None
-videos = broker_at(BROKER, "videos") if BROKER else None
-runner = None
-if broker is not None and videos is not None:
-    # The middleware is made when the app is first called: a worker has to know which app that is.
-    where = None if "RAINCHECK_TEST_FORGET" in os.environ else "tests.e2e.distributed_app:app"
+broker: Any = None
+runner: Runner | None = None
+# The middleware is made when the app is first called: a worker has to know which app that is.
+where = None if "RAINCHECK_TEST_FORGET" in os.environ else "tests.e2e.distributed_app:app"
+if BROKER and ENGINE == "celery":
+    from celery import Celery  # type: ignore[import-untyped]  # it brings no types
+
+    from raincheck.runners.celery import CeleryRunner
+
+    broker = Celery("shop", broker=BROKER)
+    broker.conf.task_default_queue = "shop"
+    broker.conf.worker_prefetch_multiplier = 1
+    broker.conf.worker_disable_prefetch = True
+    runner = CeleryRunner(broker, queues=["videos"], app=where)
+elif BROKER:
+    broker, videos = broker_at(BROKER, "taskiq"), broker_at(BROKER, "videos")
     runner = TaskiqRunner(broker, queues={"videos": videos}, app=where)
 
 app = Starlette(

@@ -1,4 +1,4 @@
-"""A fleet: web servers and taskiq's workers, each a process, over one store and one broker."""
+"""A fleet: web servers and an engine's workers, each a process, over one store and one broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from uuid import uuid4
 
 import httpx
 
@@ -116,12 +117,40 @@ class Web(Member):
 class Worker(Member):
     """`taskiq worker`, with one process that works unless told otherwise."""
 
+    ready: ClassVar[str] = "Listening started."
+    """What it says when it takes jobs."""
+
+    begins: ClassVar[str] = "Executing task"
+    """What it says when it begins one."""
+
     def __init__(self, log: Path, queue: str, *options: str, **environment: str) -> None:
-        command = ("-m", "taskiq", "worker", f"{APP}:{queue}", "--workers", "1", *options)
-        super().__init__(log, *command, **environment)
+        super().__init__(log, "-m", *self.command(queue), *(options or self.usual), **environment)
+
+    usual: ClassVar[tuple[str, ...]] = ("--workers", "1")
+    """Options of one that is told none."""
+
+    def command(self, queue: str) -> tuple[str, ...]:
+        """What starts it; for the queue `"broker"`, the one of most jobs, or `"videos"`."""
+        return ("taskiq", "worker", f"{APP}:{queue}")
 
     def wait(self) -> None:
-        self._wait(lambda: "Listening started." in self.said())
+        self._wait(lambda: self.ready in self.said())
+
+
+class CeleryWorker(Worker):
+    """`celery worker`, with a pool of threads unless told otherwise."""
+
+    ready = "ready."
+    begins = "received"
+    usual = ("--pool=threads", "--concurrency=100")
+
+    def command(self, queue: str) -> tuple[str, ...]:
+        queue, name = "shop" if queue == "broker" else queue, f"{uuid4().hex}@%h"
+        app = ("celery", "-A", f"{APP}:broker")
+        return (*app, "worker", "-Q", queue, "-n", name, "--loglevel=INFO")
+
+
+WORKERS = {"taskiq": Worker, "celery": CeleryWorker}
 
 
 class Fleet:
@@ -130,11 +159,15 @@ class Fleet:
     Args:
         folder: for logs and for what the servers keep.
         broker: `"redis"`, `"nats"` or `"rabbitmq"`; empty for jobs that run where they come in.
+        engine: `"taskiq"` or `"celery"`, whose workers run them otherwise.
         environment: the app's.
     """
 
-    def __init__(self, folder: Path, broker: str = "", **environment: str) -> None:
+    def __init__(
+        self, folder: Path, broker: str = "", engine: str = "taskiq", **environment: str
+    ) -> None:
         self._folder = folder
+        self._worker = WORKERS[engine]
         self._log = folder / "notes"
         self.members: list[Member] = []
         for name in ("store", "broker"):
@@ -150,6 +183,7 @@ class Fleet:
         self._environment = {
             "RAINCHECK_TEST_STORE": self.store.url,
             "RAINCHECK_TEST_BROKER": self.broker.url if self.broker else "",
+            "RAINCHECK_TEST_ENGINE": engine,
             "RAINCHECK_TEST_LOG": str(self._log),
             **environment,
         }
@@ -169,7 +203,7 @@ class Fleet:
     def worker(self, queue: str = "broker", *options: str, **environment: str) -> Worker:
         """One more worker; it may not listen yet."""
         environment = {**self._environment, **environment}
-        worker = Worker(self._file("worker"), queue, *options, **environment)
+        worker = self._worker(self._file("worker"), queue, *options, **environment)
         self.members.append(worker)
         return worker
 

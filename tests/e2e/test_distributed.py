@@ -1,4 +1,4 @@
-"""Web servers and taskiq's workers as real processes, over real brokers.
+"""Web servers and the workers of taskiq and Celery as real processes, over real brokers.
 
 Everything here is killed, paused or cut off as it would be. `benchmarks/fleet.py` does it longer.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ pytestmark = pytest.mark.real
 
 LEASE = 2.0
 
+ENGINES = ("taskiq", "celery")
 
-def made(folder: Path, broker: str, **environment: str) -> Fleet:
+
+def made(folder: Path, broker: str, engine: str = "taskiq", **environment: str) -> Fleet:
     """A fleet whose servers run; without them the test is skipped, and fails where it must not."""
     try:
-        fleet = Fleet(folder, broker, **environment)
+        fleet = Fleet(folder, broker, engine, **environment)
         fleet.start()
     except Exception as error:
         if os.environ.get("RAINCHECK_CI") and not (
@@ -44,8 +47,8 @@ def made(folder: Path, broker: str, **environment: str) -> Fleet:
 def fleet_of(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     fleets: list[Fleet] = []
 
-    def make(broker: str, **environment: str) -> Fleet:
-        fleets.append(made(tmp_path, broker, **environment))
+    def make(broker: str, engine: str = "taskiq", **environment: str) -> Fleet:
+        fleets.append(made(tmp_path, broker, engine, **environment))
         return fleets[-1]
 
     yield make
@@ -54,10 +57,16 @@ def fleet_of(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
 
 
 class Standing:
-    """A fleet that several tests use: two web servers and a worker."""
+    """A fleet that several tests use: two web servers and a worker.
 
-    def __init__(self, fleet: Fleet) -> None:
+    Attributes:
+        queue: where ids of jobs whose policy names no queue wait, a list in Valkey.
+        most: bytes of a message at most.
+    """
+
+    def __init__(self, fleet: Fleet, engine: str) -> None:
         self.fleet = fleet
+        self.queue, self.most = {"taskiq": ("taskiq", 300), "celery": ("shop", 1200)}[engine]
         self.web, self.other = fleet.web(), fleet.web()
         self.worker = fleet.worker()
         for member in (self.web, self.other, self.worker):
@@ -73,16 +82,27 @@ class Standing:
         """Tell the worker of jobs, whoever did so before."""
         assert isinstance(self.fleet.broker, Valkey)
         self.fleet.broker.ask("DEL", "videos")
-        self.fleet.broker.ask("LPUSH", "taskiq", *messages)
+        self.fleet.broker.ask("LPUSH", self.queue, *messages)
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
-    fleet = made(tmp_path_factory.mktemp("standing"), "redis")
-    try:
-        yield Standing(fleet)
-    finally:
+def standing_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Standing]]:
+    fleets: list[Fleet] = []
+
+    @cache
+    def stand(engine: str) -> Standing:
+        fleets.append(made(tmp_path_factory.mktemp(engine), "redis", engine))
+        return Standing(fleets[-1], engine)
+
+    yield stand
+    for fleet in fleets:
         fleet.close()
+
+
+@pytest.fixture(params=ENGINES)
+def standing(request: pytest.FixtureRequest, standing_of: Callable[[str], Standing]) -> Standing:
+    engine: str = request.param
+    return standing_of(engine)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +117,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         fleet.close()
 
 
-@pytest.fixture(params=["in one process", "over taskiq's workers"])
-def web(request: pytest.FixtureRequest) -> Web:
+@pytest.fixture(params=["in one process", *ENGINES])
+def web(request: pytest.FixtureRequest, standing_of: Callable[[str], Standing]) -> Web:
     if request.param == "in one process":
         one: Web = request.getfixturevalue("alone")
         return one
-    standing: Standing = request.getfixturevalue("standing")
-    return standing.web
+    return standing_of(request.param).web
 
 
 # --- the same app, the same exchange -----------------------------------------------------------
@@ -163,7 +182,7 @@ def test_an_id_is_all_that_travels(standing: Standing) -> None:
     (message,) = standing.messages("videos")  # nobody works there
     assert url.rpartition("/")[2].encode() in message
     assert b"secret" not in message
-    assert len(message) < 300
+    assert len(message) < standing.most
     standing.bring(message)
     assert standing.web.follow(url).status_code == 200
 
@@ -203,7 +222,7 @@ def test_redelivery_of_a_job_that_runs_or_has_ended_does_nothing(standing: Stand
     standing.bring(message)
     response = web.follow(url)
     standing.bring(message, message)
-    until(lambda: not standing.messages("taskiq"))
+    until(lambda: not standing.messages(standing.queue))
     assert web.follow(web.accepted("/work?seconds=0")).status_code == 201
     assert web.client.get(url).content == response.content
     assert [words[1] for words in fleet.notes("begin")].count(url.rpartition("/")[2]) == 1
@@ -285,20 +304,94 @@ def test_a_worker_drains_in_time_and_gives_back_what_it_does_not_finish(
     assert len(fleet.notes("begin")) == 33
 
 
-def test_a_worker_without_its_app_says_what_is_missing(fleet_of: Callable[..., Fleet]) -> None:
-    worker = fleet_of("redis").worker(RAINCHECK_TEST_FORGET="1")
-    until(lambda: "TaskiqRunner(..., app='myapp:app')" in worker.said())
-    assert "Listening started" not in worker.said()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_worker_without_its_app_says_what_is_missing(
+    engine: str, fleet_of: Callable[..., Fleet]
+) -> None:
+    worker = fleet_of("redis", engine).worker(RAINCHECK_TEST_FORGET="1")
+    until(lambda: f"{engine.capitalize()}Runner(..., app='myapp:app')" in worker.said())
+    assert worker.ready not in worker.said()
+
+
+POOLS = {"threads": 30, "prefork": 4, "gevent": 30, "solo": 1}
+"""Celery's pools, and how many jobs each has at once here."""
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_pool_of_celery_runs_cancels_and_drains(
+    pool: str, fleet_of: Callable[..., Fleet]
+) -> None:
+    fleet = fleet_of("redis", "celery", RAINCHECK_TEST_DRAIN="1", RAINCHECK_TEST_LEASE="30")
+    most = POOLS[pool]
+    web = fleet.web()
+    worker = fleet.worker("broker", f"--pool={pool}", f"--concurrency={most}")
+    web.wait()
+    worker.wait()
+    assert len(fleet.notes("startup")) == 1  # the web server's: no job has come yet
+    first = web.follow(web.accepted("/work?seconds=0.4")).json()
+    assert (first["by"] == worker.process.pid) is (pool != "prefork")  # in a child, after its fork
+    assert web.follow(web.accepted("/in-thread")).text == "from a thread"
+    several = [web.accepted("/work?seconds=2") for _ in range(min(most, 10))]
+    until(lambda: {web.state(url) for url in several} == {"running"})  # side by side
+    assert {web.follow(url).status_code for url in several} == {201}
+
+    url = web.accepted("/work?seconds=30")
+    until(lambda: web.state(url) == "running")
+    start = time.monotonic()
+    web.post(url + "/cancel")
+    until(lambda: any(url.endswith(note[1]) for note in fleet.notes("stopped")))
+    assert time.monotonic() - start < 1.0
+    until(lambda: web.state(url) == "canceled")
+
+    # One after the other in the pool that has one place: the second waits in the broker.
+    lost, long = web.accepted("/once?seconds=60"), web.accepted("/work?seconds=3")
+    until(lambda: web.state(lost) == "running")
+    until(lambda: most == 1 or web.state(long) == "running")
+    assert worker.stop() < 15
+    assert worker.process.returncode == 0
+    assert web.follow(lost).status_code == 503
+    assert web.state(long) == "queued"
+    lives = [{words[1] for words in fleet.notes(word)} for word in ("startup", "shutdown")]
+    assert lives[0] - lives[1] == {str(web.process.pid)}  # all apps of the worker were shut down
+    fleet.worker()
+    assert web.follow(long).json()["by"] != first["by"]
+
+
+def test_a_child_of_celery_that_dies_or_is_replaced(fleet_of: Callable[..., Fleet]) -> None:
+    fleet = fleet_of("redis", "celery")
+    web = fleet.web()
+    options = ("--pool=prefork", "--concurrency=1", "--max-tasks-per-child=2")
+    fleet.worker("broker", *options, "--soft-time-limit=4").wait()
+    web.wait()
+    url = web.accepted("/work?seconds=2")
+    until(lambda: fleet.notes("begin"))
+    os.kill(int(fleet.notes("begin")[0][3]), signal.SIGKILL)
+    assert web.follow(url).status_code == 201  # another child, once the lease is over
+    by = [web.follow(web.accepted("/work?seconds=0")).json()["by"] for _ in range(4)]
+    assert len(set(by)) >= 2
+    replaced = {str(pid) for pid in by[:-2]}
+    until(lambda: replaced <= {words[1] for words in fleet.notes("shutdown")})
+    # A task that Celery breaks off takes its run with it.
+    assert web.follow(web.accepted("/once?seconds=40")).status_code == 503
 
 
 # --- when a broker is not there ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broker", ["redis", "nats", "rabbitmq"])
+@pytest.mark.parametrize(
+    ("broker", "engine"),
+    [
+        ("redis", "taskiq"),
+        ("nats", "taskiq"),
+        ("rabbitmq", "taskiq"),
+        ("redis", "celery"),
+        ("rabbitmq", "celery"),
+    ],
+)
 def test_a_broker_that_comes_late_and_goes_again(
-    broker: str, fleet_of: Callable[..., Fleet]
+    broker: str, engine: str, fleet_of: Callable[..., Fleet]
 ) -> None:
-    fleet = fleet_of(broker, RAINCHECK_TEST_ACK_WAIT="1")
+    fleet = fleet_of(broker, engine, RAINCHECK_TEST_ACK_WAIT="1")
     assert fleet.broker is not None
     fleet.broker.kill()
     web, worker = fleet.web(), fleet.worker()
