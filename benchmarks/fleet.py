@@ -1,15 +1,17 @@
 """A fleet under faults: real brokers, real worker processes, and nothing may be lost.
 
     python benchmarks/fleet.py [--broker redis|nats|rabbitmq|all] [--jobs 2000] [--workers 3]
+    python benchmarks/fleet.py --broker celery|celery-rabbitmq --rate 30
 
 Needs `pip install raincheck[dev]`; for RabbitMQ also `apt-get install rabbitmq-server`, whose node
 is started here, in a folder and on ports of its own.
 
-A web server accepts jobs while `taskiq worker` processes run them. Meanwhile one worker is killed
-every second (SIGKILL, and replaced), one is stopped for longer than its lease and goes on, and the
-broker is killed once and started again: Valkey as a broker keeps nothing, so that all that waits
-in it is gone. The store is another Valkey. Nine of ten jobs may run again (`on_interrupt="rerun"`),
-the tenth may not. After `--kills` workers there is peace. The run fails unless
+A web server accepts jobs while `taskiq worker` processes run them, or Celery's, with a pool of
+threads. Meanwhile one worker is killed every second (SIGKILL, and replaced), one is stopped for
+longer than its lease and goes on, and the broker is killed once and started again: Valkey as a
+broker keeps nothing, so that all that waits in it is gone. The store is another Valkey. Nine of ten
+jobs may run again (`on_interrupt="rerun"`), the tenth may not. After `--kills` workers there is
+peace. The run fails unless
 
 - each accepted job has an outcome that its client has read: its response, or of those that may not
   run twice a 502, or a 503 if their worker stopped in time;
@@ -46,9 +48,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.e2e.fleet import Fleet, Worker
 from tests.servers import Missing
 
-BROKERS = ("redis", "nats", "rabbitmq")
+BROKERS = ("redis", "nats", "rabbitmq")  # of taskiq
 
-VERSIONS = ("taskiq", "taskiq-redis", "taskiq-nats", "taskiq-aio-pika", "redis", "starlette")
+CELERYS = {"celery": "redis", "celery-rabbitmq": "rabbitmq"}
+"""Celery, and its broker."""
+
+VERSIONS = ("taskiq", "taskiq-redis", "taskiq-nats", "taskiq-aio-pika", "celery", "redis")
 
 # Seconds after its acceptance in which a job must have its outcome.
 PATIENCE = 300.0
@@ -105,7 +110,7 @@ class Faults:
             ready = [
                 worker
                 for worker in self._workers
-                if worker is not self._spared and "Listening started." in worker.said()
+                if worker is not self._spared and worker.ready in worker.said()
             ]
             if ready:  # else this second's has not even started
                 victim = self._chance.choice(ready)
@@ -120,7 +125,7 @@ class Faults:
         worker = None
         while worker is None:
             await asyncio.sleep(0.05)
-            ready = [one for one in self._workers if "Executing task" in one.said()]
+            ready = [one for one in self._workers if one.begins in one.said()]
             worker = self._chance.choice(ready) if ready else None
         self._spared = worker
         start = time.monotonic()
@@ -168,7 +173,10 @@ async def follow(client: httpx.AsyncClient, run: Run, number: int, seconds: floa
     job = Accepted(response.headers["location"], once, time.monotonic())
     run.jobs.append(job)
     while time.monotonic() < job.since + PATIENCE:
-        response = await client.get(job.url, headers={"prefer": "wait=10"})
+        try:
+            response = await client.get(job.url, headers={"prefer": "wait=10"})
+        except httpx.RemoteProtocolError:  # the server closes what was idle, and was slow to say so
+            continue
         if response.status_code != 202:
             job.status, job.body = response.status_code, response.content
             job.took = time.monotonic() - job.since
@@ -193,7 +201,9 @@ def wrong(job: Accepted, again: httpx.Response, began: list[int]) -> str:
 
 
 async def measure(broker: str, folder: Path, arguments: argparse.Namespace) -> bool:
-    fleet = Fleet(folder, broker, RAINCHECK_TEST_LEASE=str(arguments.lease))
+    engine = "celery" if broker in CELERYS else "taskiq"
+    lease = str(arguments.lease)
+    fleet = Fleet(folder, CELERYS.get(broker, broker), engine, RAINCHECK_TEST_LEASE=lease)
     run = Run()
     try:
         fleet.start()
@@ -262,7 +272,7 @@ def tell(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--broker", choices=(*BROKERS, "all"), default="all")
+    parser.add_argument("--broker", choices=(*BROKERS, *CELERYS, "all"), default="all")
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two kills")
