@@ -268,10 +268,14 @@ class Jobs:
         return self._latest
 
     async def _run(self, id: str) -> Brought:
-        fresh = self._bound is not None and self._latest is None
-        if not self.ready and (fresh or self.session is not None):
+        session = self.session
+        if session is None:
+            opens = self._latest is None and self._bound is not None
+        else:
+            opens = not session.tasks.here()
+        if opens:
             await self.open()  # an engine has called before a lifespan or a request came
-        return await self._opened().run(id)
+        return await (self._latest or self._opened()).run(id)
 
     def _stop(self, id: str) -> None:
         if self._latest is not None:
