@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -18,8 +18,9 @@ import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import LongRunningMiddleware, long_running, report
 from raincheck.client import (
@@ -361,3 +362,86 @@ def test_the_deadline_comes_out_of_an_sdk(ours: Ours, url: str) -> None:
         response = SyncRemoteJob.from_url(client, late.status_url).response()
     assert response.json()["id"] == "chat-1"
     assert ours.runs == 1
+
+
+# --- answers that do not end ---------------------------------------------------------------------
+
+
+def without_an_end(piece: bytes, pause: float) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[bytes]:
+        while True:
+            yield piece
+            await anyio.sleep(pause)
+
+    return StreamingResponse(pieces(), 202, {"retry-after": "1"})
+
+
+# Whoever breaks a body off on trio, httpcore leaves generators of its own behind.
+broken_off = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <async_generator object .*(Stream|_body)"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@contextmanager
+def endless(piece: bytes, pause: float) -> Iterator[tuple[str, list[int]]]:
+    """A server whose 202 and whose first poll never end; and how much of them it has sent."""
+    sent: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            sent.append(len(message.get("body", b"")))
+            await send(message)
+
+        if scope["type"] == "lifespan":
+            return
+        number = len(asked)
+        asked.append(scope["path"])
+        if number > 1:
+            await JSONResponse({"whole": True})(scope, receive, send)
+            return
+        response = without_an_end(piece, pause)
+        response.headers["location"] = "/status/1"
+        await response(scope, receive, counted)
+
+    asked: list[str] = []
+    with serving(app) as url:
+        yield url, sent
+
+
+def test_of_an_answer_without_an_end_no_more_is_read_than_a_document_has(http: ModuleType) -> None:
+    with endless(b" " * 65_536, 0) as (url, sent):
+        transport, _ = follow(http)
+        with http.Client(transport=transport()) as client:
+            assert client.post(f"{url}/work").json() == {"whole": True}
+        assert sum(sent) < 32 * 1024 * 1024  # with what is on the way
+
+
+@broken_off
+async def test_nor_by_an_asynchronous_client(http: ModuleType) -> None:
+    with endless(b" " * 65_536, 0) as (url, sent):
+        _, transport = follow(http)
+        async with http.AsyncClient(transport=transport()) as client:
+            assert (await client.post(f"{url}/work")).json() == {"whole": True}
+        assert sum(sent) < 32 * 1024 * 1024
+
+
+def test_the_deadline_holds_for_an_answer_that_comes_byte_by_byte(http: ModuleType) -> None:
+    with endless(b" ", 0.05) as (url, _):
+        transport, _ = follow(http)
+        start = time.monotonic()
+        client = http.Client(transport=transport(deadline=1))
+        with client, pytest.raises(DeadlineExceeded) as caught:
+            client.post(f"{url}/work")
+        assert time.monotonic() - start < 5
+        assert caught.value.status_url == f"{url}/status/1"
+
+
+@broken_off
+async def test_so_does_that_of_an_asynchronous_client(http: ModuleType) -> None:
+    with endless(b" ", 0.05) as (url, _):
+        _, transport = follow(http)
+        with anyio.fail_after(5):
+            async with http.AsyncClient(transport=transport(deadline=1)) as client:
+                with pytest.raises(DeadlineExceeded):
+                    await client.post(f"{url}/work")

@@ -46,6 +46,9 @@ MOST_SUBMISSIONS = 3
 
 MOST_REDIRECTS = 10
 
+MOST_READ = 1024 * 1024
+"""Bytes of an answer that is no result."""
+
 LONGEST_TIMEOUT = 1_000_000.0
 """Seconds: a socket takes no timeout of more than three weeks, while a deadline may be further."""
 
@@ -66,9 +69,17 @@ _AS_JSON = {"content-type": "application/json"}
 
 
 class Read(NamedTuple):
-    """A step: read the whole body of a response, which gives its connection back."""
+    """A step: read the whole body of a response, which gives its connection back.
+
+    Attributes:
+        response: which.
+        within: seconds that this may take; None for any. Then it is a read timeout.
+        most: bytes that come, before they are decoded; None for any. More are a read error.
+    """
 
     response: Response
+    within: float | None = None
+    most: int | None = None
 
 
 class Next(NamedTuple):
@@ -223,7 +234,7 @@ class Flow:
         self._credentials.keep(response)
         if response.status_code == 202 and located(response) is not None:
             try:
-                yield Read(response)
+                yield self._read(response)
                 document = document_of(response.content)
             except self._passing:  # its fields are enough
                 document = {}
@@ -309,7 +320,7 @@ class Flow:
             if has_ended(document):
                 return document
         response = yield self.cancellation()
-        yield Read(response)
+        yield self._read(response)
         status, document = response.status_code, document_of(response.content)
         if status == 409:  # it had ended before
             return (yield from self.status())
@@ -343,7 +354,7 @@ class Flow:
         if response.status_code not in _GONE or "job-status" in response.headers:
             yield Close(response)
             return outcome_of(response)
-        yield Read(response)
+        yield self._read(response)
         reason = sentence_of(document_of(response.content), f"HTTP {response.status_code}")
         raise self._error(NoResponse, reason)
 
@@ -381,6 +392,16 @@ class Flow:
             yield from self._passed(parser.retry)
         return document, useful
 
+    def _read(self, response: Response) -> Read:
+        """What is no result is short, and nothing takes longer than there is time."""
+        short = response.status_code == 202 or passes(response) or redirects(response)
+        left = self._left()
+        return Read(
+            response,
+            within=None if left is None else max(0.1, left),
+            most=MOST_READ if short else None,
+        )
+
     # --- polls and pauses ----------------------------------------------------------------------
 
     def _asked(
@@ -408,7 +429,7 @@ class Flow:
                 self._credentials.keep(response)
                 answered = not (passes(response) or redirects(response))
                 if not (answered and unread(response)):
-                    yield Read(response)
+                    yield self._read(response)
             except self._passing as error:
                 what, trouble = repr(error), error
             else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -73,6 +74,7 @@ class Driver:
         if isinstance(step, float):
             return self._sleep(step)
         if isinstance(step, Read):
+            _bound(self._http, step)
             return step.response.read()
         if isinstance(step, Close):
             return step.response.close()
@@ -119,6 +121,7 @@ class AsyncDriver:
         if isinstance(step, float):
             return await anyio.sleep(step)
         if isinstance(step, Read):
+            _bound(self._http, step)
             return await step.response.aread()
         if isinstance(step, Close):
             return await step.response.aclose()
@@ -127,6 +130,52 @@ class AsyncDriver:
                 self._streaming, self._pieces = step.response, step.response.aiter_bytes()
             return await anext(self._pieces, b"")
         return await self._send(step)
+
+
+def _bound(http: ModuleType, step: Read) -> None:
+    """Let the body of a response end in an error where it is too long, or comes too slowly.
+
+    Between two pieces, that is: each of them has the timeout of its request.
+    """
+    response, within, most = step
+    if (within is None and most is None) or response.is_stream_consumed:
+        return
+    ends = None if within is None else time.monotonic() + within
+
+    def check(taken: int) -> None:
+        if ends is not None and time.monotonic() > ends:
+            raise http.ReadTimeout("the answer takes too long", request=response.request)
+        if most is not None and taken > most:
+            message = f"the answer has more than {most:,} bytes"
+            raise http.ReadError(message, request=response.request)
+
+    response.stream = _bounded(http, response.stream, check)
+
+
+def _bounded(http: ModuleType, stream: Any, check: Callable[[int], None]) -> Any:
+    """A body, of which each piece is checked by how much has come so far."""
+
+    class Bounded(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[name-defined,misc] # the module given
+        def __iter__(self) -> Iterator[bytes]:
+            taken = 0
+            for piece in stream:
+                check(taken := taken + len(piece))
+                yield piece
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            taken = 0
+            async with aclosing(aiter(stream)) as pieces:
+                async for piece in pieces:
+                    check(taken := taken + len(piece))
+                    yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
 
 
 class Transports(NamedTuple):
