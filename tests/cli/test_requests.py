@@ -123,6 +123,10 @@ def test_a_password_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"url": "ftp://h/"}, "'ftp://h/' is no URL of http or https"),
         ({"url": "http://"}, "'http://' is no URL of http or https"),
         ({"url": "http://h:port/"}, "'http://h:port/': "),
+        ({"method": "BAD METHOD"}, "'BAD METHOD' is no method"),
+        ({"headers": ["X Y: z"]}, "'X Y' is no name of a field"),
+        ({"headers": ["X: a\nb"]}, "the value of X has a line end"),
+        ({"headers": ["Content-Length: 5"], "data": ["abc"]}, "the body has 3 bytes; leave it out"),
     ],
 )
 def test_what_cannot_be_sent_is_named(words: dict[str, Any], said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import click
 import httpx2
 
 _FORM = "application/x-www-form-urlencoded"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNFIT = re.compile(r"[\0\r\n]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +99,38 @@ def build(
     if user is not None and "authorization" not in names:
         given.append(("Authorization", _basic(user)))
     given += [(name, value) for name, value in (*body.fields(), *otherwise) if name not in names]
+    _check(method, given)
     sent = [(name, value) for name, value in given if value is not None]
     try:
         request = client.build_request(method, target, headers=sent, **body.arguments())
         request.read()
     except (httpx2.InvalidURL, ValueError) as error:
         raise click.UsageError(f"the request cannot be sent: {error}") from error
+    length = request.headers.get("content-length")
+    if length is not None and length != str(len(request.content)):
+        raise click.BadParameter(
+            f"Content-Length is {length}, and the body has {len(request.content)} bytes; "
+            "leave it out",
+            param_hint="-H",
+        )
     for name, value in given:
         if value is None:
             request.headers.pop(name, None)
     return request
+
+
+def _check(method: str, fields: Iterable[tuple[str, str | None]]) -> None:
+    """See that all can be sent, before anything is (RFC 9110 §5.6.2, §5.5, §9.1)."""
+    if not _TOKEN.fullmatch(method):
+        raise click.BadParameter(f"{method!r} is no method, like POST", param_hint="METHOD")
+    for name, value in fields:
+        if not _TOKEN.fullmatch(name):
+            raise click.BadParameter(f"{name!r} is no name of a field", param_hint="-H")
+        if _UNFIT.search(value or ""):
+            raise click.BadParameter(
+                f"the value of {name} has a line end or a NUL, which no field can have",
+                param_hint="-H",
+            )
 
 
 def parsed(headers: Iterable[str]) -> Iterable[tuple[str, str | None]]:
