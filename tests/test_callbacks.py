@@ -209,13 +209,13 @@ async def test_a_rule_for_a_path_tells_as_well(network: Network) -> None:
 
 
 async def test_the_urls_in_the_message_are_those_of_the_202(network: Network) -> None:
-    middleware = {"base_url": "https://api.example", "path": "/work/jobs"}
+    middleware = {"base_url": "https://api.example", "path": "/api/jobs"}
     async with client_for(middleware=middleware) as client:
         accepted = await client.post("/slow", headers=ASKS)
         await anyio.sleep(2)
     document = json.loads(network.got[0].body)
     assert document["links"]["result"] == accepted.headers["location"]
-    assert document["links"]["result"].startswith("https://api.example/work/jobs/")
+    assert document["links"]["result"].startswith("https://api.example/api/jobs/")
 
 
 async def test_an_answer_in_time_is_no_job_and_nobody_is_told(network: Network) -> None:

@@ -240,11 +240,11 @@ def test_a_middleware_around_others_is_found_and_so_is_one_inside() -> None:
     app = slow_api()
     around = CORSMiddleware(LongRunningMiddleware(app), allow_origins=["*"])
     assert asynchronous(completed(app.openapi(), around)) == {("/slow", "post")}
-    app.add_middleware(LongRunningMiddleware, path="/work")
+    app.add_middleware(LongRunningMiddleware, path="/api")
     app.add_middleware(CORSMiddleware)
     found = completed(app.openapi(), app)
     assert asynchronous(found) == {("/slow", "post")}
-    assert "/work/{job_id}/status" in found["paths"]
+    assert "/api/{job_id}/status" in found["paths"]
 
 
 def test_an_app_that_is_mounted_with_a_middleware_of_its_own() -> None:

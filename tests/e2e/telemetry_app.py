@@ -75,7 +75,7 @@ app = LongRunningMiddleware(
     Starlette(
         lifespan=lifespan(),
         routes=[
-            Route("/work/{customer}", work, methods=["POST"]),
+            Route("/orders/{customer}", work, methods=["POST"]),
             Route("/plain", plain),
             Mount("/metrics", metrics()),
             Mount("/health", jobs.health_app),

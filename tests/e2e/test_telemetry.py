@@ -68,9 +68,9 @@ def test_two_processes_on_one_store_are_scraped(start: Start, tmp_path: Path) ->
     one, other = servers = [start(str(tmp_path / "jobs.db")) for _ in range(2)]
     for server, customers in ((one, ("ann", "bob", "eve")), (other, ("joe",))):
         for customer in customers:
-            server.follow(server.client.post(f"/work/{customer}"))
+            server.follow(server.client.post(f"/orders/{customer}"))
     for _ in range(4):
-        one.client.post("/work/ann?seconds=30")
+        one.client.post("/orders/ann?seconds=30")
     time.sleep(1.5)
     found = [scraped(server) for server in servers]
     for each in found:  # what the store has is the same from both
@@ -96,7 +96,7 @@ def test_the_workers_of_one_server_are_scraped_together(start: Start, tmp_path: 
     jobs = 12
     for _ in range(jobs):
         with httpx.Client(base_url=server.client.base_url) as client:  # whichever worker takes it
-            accepted = client.post("/work/ann")
+            accepted = client.post("/orders/ann")
         server.follow(accepted)
     time.sleep(1.5)
     found = scraped(server)
@@ -107,7 +107,7 @@ def test_the_workers_of_one_server_are_scraped_together(start: Start, tmp_path: 
 
 def test_after_sigterm_no_probe_is_told_that_it_is_ready(start: Start, tmp_path: Path) -> None:
     server = start(str(tmp_path / "jobs.db"))
-    accepted = server.client.post("/work/ann?seconds=4")
+    accepted = server.client.post("/orders/ann?seconds=4")
     answers: list[httpx.Response] = []
     base = f"http://127.0.0.1:{server.port}"
     late = threading.Thread(
@@ -156,7 +156,7 @@ def test_a_process_whose_store_is_killed_is_not_ready_until_it_is_back(
         until(lambda: status("queue") == 503, 15)
         store.start()
         until(lambda: (status("ready"), status("queue")) == (200, 200), 10)
-        assert server.follow(server.client.post("/work/ann")).text == "done"
+        assert server.follow(server.client.post("/orders/ann")).text == "done"
     finally:
         store.kill()
 
@@ -166,7 +166,7 @@ def test_probes_on_a_port_of_their_own_see_the_drain(start: Start, tmp_path: Pat
     server = start(str(tmp_path / "jobs.db"), RAINCHECK_TEST_HEALTH=str(port))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as probe:
         until(partial(listens, port))
-        assert server.client.post("/work/ann?seconds=3").status_code == 202
+        assert server.client.post("/orders/ann?seconds=3").status_code == 202
         ready = probe.get("/ready")
         assert (ready.status_code, ready.json()["running"]) == (200, 1)
         server.client.close()
