@@ -177,6 +177,11 @@ class _Station(StartStopStep):  # type: ignore[misc] # it has no types
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self.runner.outermost()  # a worker without it is to say so, and not to start
+        if not worker.pool_cls.signal_safe:
+            # Of threads and greenlets. There Celery, whose broker has come back, would set its
+            # prefetch count from the thread of a task, and await the answer on the socket that its
+            # main thread reads: over AMQP either may wait for ever (Celery 5.7.0).
+            worker.app.conf.worker_enable_prefetch_count_reduction = False
         self.told, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         worker_shutting_down.connect(self.hear, sender=worker.hostname)
