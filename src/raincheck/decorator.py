@@ -33,7 +33,7 @@ _NAME = re.compile(r"[\w.:<>#-]{1,200}")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 MARK = "__raincheck_mark__"
 """The attribute of a decorated endpoint that holds its `Mark`."""

@@ -291,7 +291,7 @@ class OwnerRequired(Refusal):
     status = 401
     title = "Authentication is required"
     # RFC 9110 §11.6.1 wants a scheme. This one makes no browser ask for a password.
-    headers = ((b"www-authenticate", b"Bearer"),)
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ((b"www-authenticate", b"Bearer"),)
 
 
 class OwnerUnknown(Refusal):

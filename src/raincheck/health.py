@@ -53,7 +53,7 @@ class Health:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self.app = Router(
+        self.app: Router = Router(
             [
                 Route("/live", self._live),
                 Route("/ready", self._ready),

@@ -30,13 +30,14 @@ from raincheck.runtime.environment import Environment
 from raincheck.runtime.observers import Observers
 from raincheck.runtime.run import Run as JobRun
 from raincheck.session import Bound, Session
+from raincheck.stores.availability import Availability
 from raincheck.stores.base import Fetched, Page, Store, Total
 from raincheck.stores.memory import MemoryStore
 from raincheck.tasks import open_tasks
 from raincheck.telemetry.base import Figures, Statistics, Telemetry
 from raincheck.telemetry.logging import LoggingTelemetry
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 _MOST_LISTED = 1000
 
@@ -127,13 +128,13 @@ class Jobs:
             Observers(_telemetries(telemetry)),
             callbacks,
         )
-        self.store = environment.store
-        self.availability = environment.availability
-        self.limits = environment.limits
-        self.callbacks = environment.callbacks
+        self.store: Store = environment.store
+        self.availability: Availability = environment.availability
+        self.limits: Limits = environment.limits
+        self.callbacks: Callbacks | None = environment.callbacks
         self.policies: RoutePolicies = environment.policies
         self.clock = clock
-        self.mounted = False
+        self.mounted: bool = False
         environment.runner.bind(self._run, self._stop, self._spawn)
         if store is not None and store.deployment is not None:
             environment.runner.belong(store.deployment)

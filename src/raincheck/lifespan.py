@@ -17,7 +17,7 @@ from raincheck.tasks import open_tasks
 # Seconds that an app which has failed may take to end.
 _PATIENCE = 1.0
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 Opening = Callable[[], Awaitable[None]]
 

@@ -20,7 +20,7 @@ from starlette.types import Scope
 
 from raincheck.errors import ConfigurationError
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 OwnerOf = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 """Says whose a connection is; sync or async."""

@@ -9,7 +9,7 @@ from raincheck.decorator import current_handoff
 from raincheck.errors import Cancelled
 from raincheck.job import Job, Progress
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 _SLIP = 1e-6
 """What a fraction may lie outside for being a sum of others."""

@@ -28,9 +28,9 @@ from raincheck.runtime.replay import Replays
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.stopping import Reason
 from raincheck.shutdown import Waits, announced
-from raincheck.tasks import open_tasks
+from raincheck.tasks import Tasks, open_tasks
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,14 @@ class Session:
     """
 
     def __init__(self, environment: Environment, bound: Bound, lifespan: Scope | None) -> None:
-        self.tasks = open_tasks()
-        self.runs = Runs(environment, self.tasks, lifespan)
-        self.waits = Waits(self.tasks)
-        self.feeds = Feeds(environment, self.tasks)
-        self.counting = Counting(environment, self.tasks)
+        self.tasks: Tasks = open_tasks()
+        self.runs: Runs = Runs(environment, self.tasks, lifespan)
+        self.waits: Waits = Waits(self.tasks)
+        self.feeds: Feeds = Feeds(environment, self.tasks)
+        self.counting: Counting = Counting(environment, self.tasks)
         self._environment = environment
         self._sweeper = Sweeper(environment, self.tasks)
-        self.acceptance = Acceptance(
+        self.acceptance: Acceptance = Acceptance(
             environment,
             self.runs,
             self._sweeper,

@@ -71,7 +71,7 @@ class Stopper(ABC):
 
     def __init__(self, stack: list[Stopper]) -> None:
         self._stack = stack
-        self.orphaned = False
+        self.orphaned: bool = False
         stack.append(self)
 
     @abstractmethod
@@ -210,10 +210,10 @@ class AsyncioTasks(Tasks):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.thread = get_ident()
-        self.time = self._loop.time
-        self.gate = partial(_AsyncioGate, self._loop)
-        self.stopper = _AsyncioStopper
+        self.thread: int = get_ident()
+        self.time: Callable[[], float] = self._loop.time
+        self.gate: Callable[[], Gate] = partial(_AsyncioGate, self._loop)
+        self.stopper: Callable[[list[Stopper]], Stopper] = _AsyncioStopper
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept: dict[object, asyncio.Task[None]] = {}
 
@@ -384,11 +384,13 @@ class TrioTasks(Tasks):
         self._trio = trio.lowlevel
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
-        self.thread = get_ident()
-        self.time = trio.current_time
-        self.gate = _EventGate
+        self.thread: int = get_ident()
+        self.time: Callable[[], float] = trio.current_time
+        self.gate: Callable[[], Gate] = _EventGate
         current_task = trio.lowlevel.current_task
-        self.stopper = partial(_ScopeStopper, here=self.here, current_task=current_task)
+        self.stopper: Callable[[list[Stopper]], Stopper] = partial(
+            _ScopeStopper, here=self.here, current_task=current_task
+        )
         self._scopes: set[anyio.CancelScope] = set()
         self._empty = anyio.Event()
 

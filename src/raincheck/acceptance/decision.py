@@ -38,8 +38,9 @@ from raincheck.runtime.expiry import Sweeper
 from raincheck.runtime.run import Origin, Run
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.scheduler import Ticket
+from raincheck.tasks import Tasks
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
@@ -77,9 +78,9 @@ class Acceptance:
         mounted: Callable[[], bool],
         base_of: Callable[[Scope], str],
     ) -> None:
-        self.tasks = runs.tasks
+        self.tasks: Tasks = runs.tasks
         self.limiter: anyio.CapacityLimiter = runs.limiter
-        self.cancel_grace = environment.cancel_grace
+        self.cancel_grace: float = environment.cancel_grace
         self.route_of: Callable[[Mark], tuple[str, Policy]] = environment.policies.of_mark
         self._environment = environment
         self._runs = runs

@@ -25,7 +25,7 @@ from raincheck.runtime.run import Run
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Stopper, Tasks
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # Extensions with which an app could answer past `send` (ASGI HTTP, "Extensions").
 _BYPASSING = frozenset(
@@ -183,7 +183,7 @@ class Handoff:
         vary: bool = False,
     ) -> None:
         self.route = route
-        self.policy = policy
+        self.policy: Policy = policy
         self.run = run
         self.outer_scope: Scope | None = scope
         self.scope: Scope = dict(scope)
@@ -192,23 +192,23 @@ class Handoff:
         self.context = context
         self.inner = inner
         state = scope.get("state")
-        self.state = dict(state) if isinstance(state, dict) else state
+        self.state: Any = dict(state) if isinstance(state, dict) else state
         stopping = None if run is None else run.stopping
-        self.stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
-        self.upload = RequestBody(policy.max_request_size)
+        self.stopping: Stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
+        self.upload: RequestBody = RequestBody(policy.max_request_size)
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
-        self.vary = vary
+        self.vary: bool = vary
         self.accepted: Job | None = None
-        self.made = False
-        self.runs = False
-        self.named = False
-        self.replayed = False
-        self.keyed = False
+        self.made: bool = False
+        self.runs: bool = False
+        self.named: bool = False
+        self.replayed: bool = False
+        self.keyed: bool = False
         self.refusal: Refusal | None = None
         self.error: BaseException | None = None
         self.handed_over: Gate = acceptor.tasks.gate()
-        self.seeks = False
+        self.seeks: bool = False
         self.full: NoRoom | None = None
         self._acceptor = acceptor
         self._app = app

@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 from starlette.types import Message
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 IN_MEMORY = 1024 * 1024
 """Bytes of what the app reads before an entry that are kept in memory; what is more is kept in a
@@ -46,9 +46,9 @@ class RequestBody:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.size = 0
-        self.whole = False
-        self.lost = False
+        self.size: int = 0
+        self.whole: bool = False
+        self.lost: bool = False
         self._chunks: list[bytes] = []  # those that are not in the file
         self._read = 0  # as many of these the app has
         self._file: IO[bytes] | None = None

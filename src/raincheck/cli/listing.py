@@ -33,7 +33,7 @@ class Listing:
         self._client = client
         self._request = request
         self._limit = limit
-        self.more = False
+        self.more: bool = False
 
     def jobs(self) -> list[Document]:
         """The newest ones, page after page up to the limit.

@@ -33,7 +33,7 @@ class Parser:
     """
 
     def __init__(self) -> None:
-        self.retry = 3.0
+        self.retry: float = 3.0
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._text = ""
         self._event = ""

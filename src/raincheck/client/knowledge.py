@@ -67,13 +67,13 @@ class Knowledge:
     """
 
     def __init__(self, request: Request, place: Place) -> None:
-        self.place = place
+        self.place: Place = place
         self.monitor: Place | None = None
         self.cancel: Any = None
         self.events: Any = None
         self.document: Document = {}
         self.again: float | None = None
-        self.prompt = False
+        self.prompt: bool = False
         self._request = request
         self._result: Any = None
 

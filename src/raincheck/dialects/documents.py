@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import parse_qsl, urlencode
@@ -16,7 +16,7 @@ from raincheck.job import TRANSITIONS, Job, State
 from raincheck.messages import RawHeaders
 
 # Documents are trees that we build ourselves, so nothing in them can be circular.
-encode = json.JSONEncoder(check_circular=False).encode
+encode: Callable[[object], str] = json.JSONEncoder(check_circular=False).encode
 """JSON, as text."""
 
 NO_STORE = (b"cache-control", b"no-store")

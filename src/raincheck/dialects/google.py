@@ -68,7 +68,7 @@ class GoogleDialect(Dialect):
     """
 
     def __init__(self, *, max_content: int = LARGEST) -> None:
-        self.embeds = checked_size(max_content)
+        self.embeds: int = checked_size(max_content)
 
     def place(self, path: str) -> Place | None:
         if path in ("", "/"):

@@ -72,7 +72,7 @@ class OGCDialect(Dialect):
         ConfigurationError: `processes` is no such mapping.
     """
 
-    settles = 2.0
+    settles: float = 2.0
 
     def __init__(self, *, processes: Mapping[str, str] | None = None) -> None:
         self._processes = {} if processes is None else _checked(processes)

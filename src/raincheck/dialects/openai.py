@@ -55,10 +55,10 @@ class OpenAIDialect(Dialect):
         ConfigurationError: `max_content` is no size.
     """
 
-    settles = 2.0
+    settles: float = 2.0
 
     def __init__(self, *, max_content: int = LARGEST) -> None:
-        self.embeds = checked_size(max_content)
+        self.embeds: int = checked_size(max_content)
 
     def place(self, path: str) -> Place | None:
         id, slash, route = path[1:].partition("/")

@@ -67,12 +67,12 @@ class ReplicateDialect(Dialect):
         ConfigurationError: `max_content` is no size.
     """
 
-    settles = 2.0
+    settles: float = 2.0
 
     def __init__(
         self, *, model: str = "raincheck/app", version: str = "1", max_content: int = LARGEST
     ) -> None:
-        self.embeds = checked_size(max_content)
+        self.embeds: int = checked_size(max_content)
         self._of = {"model": model, "version": version}
 
     def place(self, path: str) -> Place | None:

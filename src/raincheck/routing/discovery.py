@@ -19,7 +19,7 @@ from raincheck.decorator import Mark, mark_of, marked_above
 from raincheck.errors import ConfigurationError
 from raincheck.routing.frameworks import foreign_routes
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 Methods = frozenset[str] | None
 """Methods of a route; None for all."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from raincheck.decorator import Mark, mark_of
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 DEPTH = 8
 """How many functions inside one another are looked through for a mark."""

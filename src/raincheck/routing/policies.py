@@ -12,7 +12,7 @@ from raincheck.policy import Policy, seconds
 from raincheck.runners.base import Runner
 from raincheck.stores.base import Store
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 _UNBOUNDED = Bounds()
 
@@ -22,7 +22,7 @@ class ByRoute(dict[str, Policy]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.default = Policy()
+        self.default: Policy = Policy()
 
     def fall_back(self, default: Policy) -> None:
         """Take the policy of routes that are not known."""
@@ -48,7 +48,7 @@ class RoutePolicies:
     """
 
     def __init__(self, runner: Runner, store: Store, *, told: bool = False) -> None:
-        self.by_route = ByRoute()
+        self.by_route: ByRoute = ByRoute()
         self._runner = runner
         self._store = store
         self._tells = told

@@ -162,15 +162,15 @@ class Routing:
         self._route_of = route_of
         self._path = path
         self._lists = lists
-        self.rules = [Rule.parse(key, value) for key, value in rules.items()]
+        self.rules: list[Rule] = [Rule.parse(key, value) for key, value in rules.items()]
         self._by_rule = _Table()
         for rule in self.rules:
             self._check_rule(rule)
             self._by_rule.add(rule.path, rule.methods, Candidate(rule.policy, rule))
         self._by_mark = _Table()
         self._complete = False
-        self.root_path = ""  # that the app itself gives its requests
-        self.hides = False  # whether the app has something that cannot be read
+        self.root_path: str = ""  # that the app itself gives its requests
+        self.hides: bool = False  # whether the app has something that cannot be read
         self._near: tuple[str, ...] = ()
         # The route lists that were read, and their lengths: routes may be added later. At first
         # one that is never right, so that a request reads the app unless a lifespan did.

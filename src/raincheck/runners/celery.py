@@ -22,10 +22,10 @@ try:
         worker_process_shutdown,
         worker_shutting_down,
     )
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "CeleryRunner needs Celery. Install it with: pip install raincheck[celery]"
-    ) from error
+    ) from _error
 
 from starlette.types import ASGIApp
 
@@ -73,7 +73,7 @@ class CeleryRunner(EngineRunner):
 
     _spawn: Callable[[Run, str], None]
     _senders: anyio.CapacityLimiter
-    _station: _Station | None = None
+    _told: int | None = None  # as `employ` was told
     _life: _Life | None = None
 
     def __init__(
@@ -138,17 +138,21 @@ class CeleryRunner(EngineRunner):
             run, name=TASK, bind=True, shared=False, ignore_result=True, max_retries=None
         )
 
-    def employ(self, station: _Station | None) -> None:
-        """Work for a worker of Celery's, before its pool has any process; None: no longer."""
+    def employ(self, told: int | None) -> None:
+        """Work for a worker of Celery's, before its pool has any process; None: no longer.
+
+        Args:
+            told: can be read from as soon as that has been told to stop.
+        """
         with self._entering:
-            self._station = station
+            self._told = told
 
     def _entered(self) -> _Life | None:
         """The life of the app in this process, which its first job begins; None: it is over."""
         with self._entering:  # a pool of threads has several first jobs
-            station = self._station
-            if station is not None and (self._life is None or self._life.broken):
-                self._life = _Life(self, self.outermost(), station.told)
+            told = self._told
+            if told is not None and (self._life is None or self._life.broken):
+                self._life = _Life(self, self.outermost(), told)
                 worker_process_shutdown.connect(self.leave)  # of a child in a pool of processes
             return self._life
 
@@ -185,7 +189,7 @@ class _Station(StartStopStep):  # type: ignore[misc] # it has no types
         self.told, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         worker_shutting_down.connect(self.hear, sender=worker.hostname)
-        self.runner.employ(self)
+        self.runner.employ(self.told)
 
     def hear(self, **_: Any) -> None:
         """The worker was told to stop, perhaps a second time."""

@@ -23,7 +23,7 @@ from raincheck.policy import Seconds, seconds
 from raincheck.runners.base import Brought
 from raincheck.runners.engines import EngineRunner
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # A day in which an engine may try again, and some more.
 _EXPIRES_AFTER = 7 * 24 * 3600.0

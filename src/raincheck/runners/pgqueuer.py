@@ -14,17 +14,17 @@ from starlette.types import ASGIApp
 try:
     import asyncpg  # type: ignore[import-untyped]  # it brings no types
     from pgqueuer import Job, Queries, QueueManager
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "PgQueuerRunner needs pgqueuer and asyncpg. Install them with: "
         "pip install raincheck[pgqueuer]"
-    ) from error
+    ) from _error
 
 from raincheck.errors import ConfigurationError
 from raincheck.lifespan import lifespan
 from raincheck.runners.engines import EngineRunner, apart
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 

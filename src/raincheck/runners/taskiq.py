@@ -19,7 +19,7 @@ from raincheck.lifespan import lifespan
 from raincheck.policy import require_kind
 from raincheck.runners.engines import EngineRunner, apart
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 TASK = "raincheck:run"
 """The name of the one task that the workers know; its argument is a job's id."""

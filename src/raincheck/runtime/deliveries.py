@@ -19,7 +19,7 @@ from raincheck.policy import seconds
 from raincheck.runtime.environment import Environment
 from raincheck.tasks import Tasks
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # Seconds between looks for messages that are due. The first look at one is at most that late.
 _INTERVAL = 0.5
@@ -234,7 +234,7 @@ class Receiver:
     __slots__ = ("_unanswered", "requests")
 
     def __init__(self) -> None:
-        self.requests = anyio.CapacityLimiter(_AT_ONCE)
+        self.requests: anyio.CapacityLimiter = anyio.CapacityLimiter(_AT_ONCE)
         self._unanswered = 0  # in a row
 
     @property

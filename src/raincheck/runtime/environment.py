@@ -63,20 +63,21 @@ class Environment:
                 "runner=...: it runs jobs in other processes, which cannot see those of "
                 f"{type(store).__name__}; give store=... one that they share"
             )
-        self.availability = Availability("the store")
-        self.engine = Availability("the engine that runs jobs")
+        self.availability: Availability = Availability("the store")
+        self.engine: Availability = Availability("the engine that runs jobs")
         self._timeout = seconds(limits.store_timeout)
-        bounded = store.shared
-        self.store = BoundedStore(store, self._timeout, self.availability) if bounded else store
+        self.store: Store = store
+        if store.shared:
+            self.store = BoundedStore(store, self._timeout, self.availability)
         self.runner = runner
-        self.in_place = runner.in_place
+        self.in_place: bool = runner.in_place
         self.limits = limits
         self.clock = clock
-        self.cancel_grace = seconds(limits.cancel_grace)
-        self.name = secrets.token_urlsafe(9)
+        self.cancel_grace: float = seconds(limits.cancel_grace)
+        self.name: str = secrets.token_urlsafe(9)
         # Where no other process sees them nobody could take jobs over, and leases are spared.
-        self.lease = seconds(limits.lease) if store.shared else None
-        self.ledger = Ledger(
+        self.lease: float | None = seconds(limits.lease) if store.shared else None
+        self.ledger: Ledger = Ledger(
             self.store,
             clock,
             seconds(limits.tombstone_ttl),
@@ -85,10 +86,10 @@ class Environment:
             lease=self.lease,
             observers=observers,
         )
-        self.observers = self.ledger.observers
-        self.policies = RoutePolicies(runner, store, told=callbacks is not None)
+        self.observers: Observers = self.ledger.observers
+        self.policies: RoutePolicies = RoutePolicies(runner, store, told=callbacks is not None)
         self.callbacks = callbacks
-        self.poster = None if callbacks is None else _poster(callbacks)
+        self.poster: Callable[[], Any] | None = None if callbacks is None else _poster(callbacks)
 
     def know_nothing(self) -> None:
         """Forget whether store and engine answered: that was on another event loop, if ever."""

@@ -25,7 +25,7 @@ class Sweeper:
     """
 
     def __init__(self, environment: Environment, tasks: Tasks) -> None:
-        self.sweeping = False
+        self.sweeping: bool = False
         self._environment = environment
         self._tasks = tasks
 

@@ -72,7 +72,7 @@ class Ledger:
         observers: Observers | None = None,
     ) -> None:
         self._store = store
-        self.observers = Observers(()) if observers is None else observers
+        self.observers: Observers = Observers(()) if observers is None else observers
         self._clock = clock
         self._tombstone_ttl = tombstone_ttl
         # What this process has told the store of what each route's responses vary by.

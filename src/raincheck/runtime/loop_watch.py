@@ -30,7 +30,7 @@ class LoopWatch:
     def __init__(
         self, tasks: Tasks, observers: Observers, ran: Callable[[], Collection[str]]
     ) -> None:
-        self.watching = False
+        self.watching: bool = False
         self._tasks = tasks
         self._observers = observers
         self._ran = ran

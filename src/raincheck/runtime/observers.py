@@ -11,7 +11,7 @@ from starlette.types import Scope
 from raincheck.job import Job, State, Trace
 from raincheck.telemetry.base import Source, Span, Telemetry, Transition
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 
@@ -64,8 +64,8 @@ class Observers:
         }
         self._accepting = _overridden("accepting", telemetries)
         self._running = _overridden("running", telemetries)
-        self.follow = bool(self._accepting or self._running)
-        self.figures = any(each.figures for each in telemetries)
+        self.follow: bool = bool(self._accepting or self._running)
+        self.figures: bool = any(each.figures for each in telemetries)
 
     def bind(self, source: Source) -> None:
         """See `Telemetry.bind`. Raises what it raises."""

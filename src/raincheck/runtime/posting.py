@@ -13,10 +13,10 @@ from raincheck.callbacks import Answer, Callbacks, Target, Unreachable, address_
 
 try:
     import httpx2
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "Jobs(callbacks=...) needs httpx2. Install it with: pip install raincheck[callbacks]"
-    ) from error
+    ) from _error
 
 # How many names are resolved at once, each in a thread, and how many addresses of one are tried.
 # No fewer than requests are open: else some whose name servers hang have all others wait for them.

@@ -53,8 +53,8 @@ class Recorder:
     )
 
     def __init__(self, method: str, max_size: int, *, live: bool = False) -> None:
-        self.max_size = max_size
-        self.live = live
+        self.max_size: int = max_size
+        self.live: bool = live
         self.piece: tuple[int, bytes] | None = None
         self._method = method
         self._status: int | None = None

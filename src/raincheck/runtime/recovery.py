@@ -20,7 +20,7 @@ from raincheck.runtime.leases import LOOKS
 from raincheck.runtime.runs import Runs
 from raincheck.stores.base import Abandoned
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # How many abandoned jobs are taken over at once. One after the other each would wait for the store
 # alone; a process that died may have left hundreds.

@@ -23,7 +23,7 @@ from raincheck.runtime.run import Run
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.stopping import Reason, Stopping
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 REPLAY = "raincheck.replay"
 """The key that is true in the scope of a request which the app is given once more."""

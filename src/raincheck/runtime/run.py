@@ -142,12 +142,12 @@ class Run:
         held: bool = False,
         origin: Origin | None = None,
     ) -> None:
-        self.job = job
-        self.policy = policy
-        self.ticket = ticket
-        self.held = held
-        self.origin = origin
-        self.waits = job.state is State.QUEUED
+        self.job: Job = job
+        self.policy: Policy = policy
+        self.ticket: Ticket | None = ticket
+        self.held: bool = held
+        self.origin: Origin | None = origin
+        self.waits: bool = job.state is State.QUEUED
         self.progress: Progress | None = None
         self.span: Spans | None = None
         self._home = home

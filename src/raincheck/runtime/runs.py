@@ -54,9 +54,9 @@ class Runs:
     def __init__(self, environment: Environment, tasks: Tasks, lifespan: Scope | None) -> None:
         self.environment = environment
         self.tasks = tasks
-        self.scheduler = Scheduler(environment.limits, environment.policies.by_route)
-        self.limiter = anyio.CapacityLimiter(environment.limits.max_running)
-        self.interruption = LOOP_ENDED if lifespan is None else INTERRUPTED
+        self.scheduler: Scheduler = Scheduler(environment.limits, environment.policies.by_route)
+        self.limiter: anyio.CapacityLimiter = anyio.CapacityLimiter(environment.limits.max_running)
+        self.interruption: Problem = LOOP_ENDED if lifespan is None else INTERRUPTED
         self._lifespan = lifespan or {}
         self._here: dict[str, Run] = {}  # those that run and those that wait
         # Those of which the store has not heard the last word from here yet, each with its fence.

@@ -41,10 +41,10 @@ class Ticket:
     __slots__ = ("number", "owner", "route", "running", "turn")
 
     def __init__(self, number: int, route: _Route, owner: str | None, *, running: bool) -> None:
-        self.number = number
-        self.route = route
-        self.owner = owner
-        self.running = running
+        self.number: int = number
+        self.route: _Route = route
+        self.owner: str | None = owner
+        self.running: bool = running
         self.turn: Callable[[], None] | None = None
 
     def wait(self, turn: Callable[[], None]) -> None:
@@ -217,14 +217,15 @@ class _Route:
     )
 
     def __init__(self, name: str, policies: Mapping[str, Policy]) -> None:
-        self.name = name
-        self.policies = policies  # asked each time: a route's own may be known later than its jobs
-        self.running = 0
+        self.name: str = name
+        # Asked each time: a route's own may be known later than its jobs.
+        self.policies: Mapping[str, Policy] = policies
+        self.running: int = 0
         self.running_by_owner: dict[str, int] = {}
-        self.queue = _Queue()
+        self.queue: _Queue = _Queue()
         self.durations: Durations | None = None  # once any are known
-        self.elsewhere = 0  # how many wait in other processes, as far as that is known
-        self.blocked = False
+        self.elsewhere: int = 0  # how many wait in other processes, as far as that is known
+        self.blocked: bool = False
         self.blocked_owners: set[str | None] = set()
         self._owners_bound: int | None = None  # when some were set aside
 

@@ -56,7 +56,7 @@ class Stopping:
 
     def __init__(self, tasks: Tasks, grace: float) -> None:
         self.reason: Reason | None = None
-        self.torn = False
+        self.torn: bool = False
         self._tasks = tasks
         self._grace = grace
         self._stoppers: list[Stopper] = []

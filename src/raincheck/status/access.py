@@ -17,7 +17,7 @@ from raincheck.pages import OperatorOf
 from raincheck.serialization import dump, load
 from raincheck.stores.base import Fetched
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # What is done with a job that is there is done with this one where there is none.
 _DECOY = Job(

@@ -42,7 +42,7 @@ class Lists:
         self._dialect = dialect
         self._access = access
         self._own = pages.own_list
-        self.on = pages.own_list or pages.operator is not None
+        self.on: bool = pages.own_list or pages.operator is not None
         self._page = ListPage(pages)
 
     async def reply(

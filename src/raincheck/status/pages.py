@@ -25,7 +25,7 @@ from raincheck.job import TRANSITIONS, Job, State
 from raincheck.pages import WORDS, Pages, Waiting
 from raincheck.status.results import send_reply
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # What a document's fields say of its content; a page has its own.
 _OF_CONTENT = frozenset({b"content-type", b"content-length", b"content-location"})
@@ -129,7 +129,7 @@ class Screen:
     """
 
     def __init__(self, pages: Pages, clock: Callable[[], float]) -> None:
-        self.on = pages.waiting is not None
+        self.on: bool = pages.waiting is not None
         self._make = pages.waiting
         self._clock = clock
         self._words = {**WORDS, **pages.words}

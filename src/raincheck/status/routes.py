@@ -38,6 +38,7 @@ from raincheck.owners import Owners
 from raincheck.pages import Pages
 from raincheck.preferences import is_navigation, parse
 from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
+from raincheck.sites import Origin as SiteOrigin
 from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
 from raincheck.status.events import Stream
@@ -63,7 +64,7 @@ from raincheck.status.stream import (
 )
 from raincheck.stores.base import Partial
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 _NOWHERE = Place("", {})
 
@@ -125,9 +126,9 @@ class Mounts:
     """
 
     def __init__(self, base_url: str | None) -> None:
-        self.origin = None if base_url is None else origin_of(base_url)
+        self.origin: SiteOrigin | None = None if base_url is None else origin_of(base_url)
         """An origin that pages of ours are known to have."""
-        self.at = lru_cache(maxsize=1024)(partial(_mount, base_url))
+        self.at: Callable[[str], Mount] = lru_cache(maxsize=1024)(partial(_mount, base_url))
         """Gives the mount whose path is this prefix."""
 
 
@@ -176,14 +177,14 @@ class StatusRoutes:
         max_wait: float,
         pages: Pages,
     ) -> None:
-        self.access = Access(jobs, owners, pages.operator)
+        self.access: Access = Access(jobs, owners, pages.operator)
         self.jobs = jobs
         self.dialect = dialect
         self.pages = pages
-        self.lists = Lists(jobs, dialect, self.access, pages)
-        self.screen = Screen(pages, jobs.clock)
+        self.lists: Lists = Lists(jobs, dialect, self.access, pages)
+        self.screen: Screen = Screen(pages, jobs.clock)
         self._mounts = mounts
-        self.max_wait = min(max_wait, LONGEST_POLL)
+        self.max_wait: float = min(max_wait, LONGEST_POLL)
         self._warned = False
         self._unreadable = LRUCache[str, bool](maxsize=1024)  # those that the log has told of
 

@@ -27,10 +27,10 @@ try:
         ResponseError,
     )
     from redis.exceptions import ConnectionError as Disconnected
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
-    ) from error
+    ) from _error
 
 IDLE = 1.0
 """Seconds without a question after which the next one goes out behind a PING: the server may have

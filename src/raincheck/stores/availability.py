@@ -11,7 +11,7 @@ import anyio
 
 from raincheck.errors import IllegalTransition, StoreError, UnreadableRecord
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Availability:
 
     def reset(self) -> None:
         """Know nothing: another event loop has another clock."""
-        self.away = False
+        self.away: bool = False
         self._told = False
         self._since = 0.0
         self._said = self._back = -math.inf

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 try:
     import asyncpg  # type: ignore[import-untyped]  # it brings no types
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "PostgresStore needs asyncpg. Install it with: pip install raincheck[postgres]"
-    ) from error
+    ) from _error
 
 import raincheck.stores._postgres_statements as sql
 from raincheck.errors import ConfigurationError, NoRoom, StoreError
@@ -55,7 +55,7 @@ from raincheck.stores.base import (
 )
 from raincheck.stores.servers import opening
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 PAGE = 4
 """Rows of a response body that are read at once."""
@@ -132,7 +132,7 @@ class PostgresStore(Store):
         if not isinstance(connections, int) or connections < 1:
             raise ConfigurationError(f"connections={connections!r}: it needs at least 1")
         self._server = Server(dsn, deployment, schema, timeout, listen)
-        self.deployment = self._server.deployment
+        self.deployment: str = self._server.deployment
         self._connections = connections
         self._migrates = migrate
         self._session: Session | None = None

@@ -104,7 +104,7 @@ from raincheck.stores.base import (
 )
 from raincheck.stores.servers import NeverWorks, checked, opening
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ class RedisStore(Store):
                 f"RedisStore(timeout={timeout!r}): timeout is a number of seconds above 0"
             )
         self._name, self._user, self._connect = server(url)
-        self.deployment = checked(deployment)
+        self.deployment: str = checked(deployment)
         self._prefix = f"{{raincheck:{deployment}}}:"
         self._timeout = timeout
         self._opened: Line | None = None

@@ -45,7 +45,7 @@ from raincheck.stores.base import (
     told,
 )
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 ROWS = 100
 """Pieces of a body, at most, that are read on the event loop at once: a tenth of a millisecond."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 from raincheck.errors import CRASHED
 from raincheck.job import Job, State
 from raincheck.telemetry.base import Telemetry, Transition, reason_of
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 
 class LoggingTelemetry(Telemetry):
@@ -29,7 +29,7 @@ class LoggingTelemetry(Telemetry):
     Never a body, nor a header field. Nothing is written of a job that goes well.
     """
 
-    states = frozenset({State.FAILED})
+    states: ClassVar[Collection[State]] = frozenset({State.FAILED})
 
     def transition(self, change: Transition) -> None:
         job, error = change.job, change.job.error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 from starlette.types import Scope
 
@@ -14,11 +15,11 @@ try:
     from opentelemetry import context as contexts
     from opentelemetry import metrics, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "OpenTelemetryTelemetry needs opentelemetry-api. Install it with: "
         "pip install raincheck[opentelemetry]"
-    ) from error
+    ) from _error
 
 # The conventions for messaging are still in development: their names stand here and nowhere else.
 SYSTEM = "messaging.system"
@@ -58,7 +59,9 @@ class OpenTelemetryTelemetry(Telemetry):
         meter_provider: Default: the global one.
     """
 
-    states = frozenset({State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED})
+    states: ClassVar[Collection[State]] = frozenset(
+        {State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED}
+    )
 
     def __init__(
         self,

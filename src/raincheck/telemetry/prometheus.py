@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import ClassVar
 
 from raincheck.errors import ConfigurationError
 from raincheck.job import State
@@ -14,11 +15,11 @@ try:
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "PrometheusTelemetry needs prometheus-client. Install it with: "
         "pip install raincheck[prometheus]"
-    ) from error
+    ) from _error
 
 
 class PrometheusTelemetry(Telemetry):
@@ -57,11 +58,11 @@ class PrometheusTelemetry(Telemetry):
             go through files as the others do in the multiprocess mode of prometheus-client.
     """
 
-    states = frozenset(State)
+    states: ClassVar[Collection[State]] = frozenset(State)
     figures = True
 
     def __init__(self, *, registry: CollectorRegistry = REGISTRY) -> None:
-        self.collector = JobsCollector()
+        self.collector: JobsCollector = JobsCollector()
         try:
             self._register(registry)
         except ValueError as error:
