@@ -185,7 +185,7 @@ class _Station(StartStopStep):  # type: ignore[misc] # it has no types
             # Of threads and greenlets. There Celery, whose broker has come back, would set its
             # prefetch count from the thread of a task, and await the answer on the socket that its
             # main thread reads: over AMQP either may wait for ever (Celery 5.7.0).
-            worker.app.conf.worker_enable_prefetch_count_reduction = False
+            worker.app.conf.update(worker_enable_prefetch_count_reduction=False)
         self.told, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         worker_shutting_down.connect(self.hear, sender=worker.hostname)
