@@ -67,6 +67,14 @@ def test_ci_installs_typescript() -> None:
     assert "npm install --prefix tests/client/types" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_ci_wants_the_type_of_every_public_name() -> None:
+    """From outside of the tree, where it finds what is installed."""
+    command = "pyright --verifytypes raincheck --ignoreexternal"
+    assert f'(cd "$environments" && {command})\n' in (ROOT / ".ci" / "run").read_text()
+    words = ", ".join(f'"{word}"' for word in command.split())
+    assert f"session.run({words})" in (ROOT / "noxfile.py").read_text()
+
+
 def test_every_picture_that_is_shown_is_there() -> None:
     """Those of the pages are made by `docs/screenshots.py`."""
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
