@@ -12,7 +12,7 @@ import pytest
 from benchmarks.walks import WALKS, walk
 
 EAGER = sys.version_info >= (3, 12)
-"""Whether a task takes its first steps in the midst of what starts it, and leads back from there."""
+"""Whether a task takes its first steps in the midst of what starts it, which leads back there."""
 
 # Name of the walk: the most calls of our functions, files that they stand in, returns to a file
 # that was left before, and `get`s of the store.
