@@ -5,7 +5,6 @@ Interpreters that are not installed are passed over, and nox says which.
 
 from __future__ import annotations
 
-import sys
 import tarfile
 from pathlib import Path
 
@@ -38,10 +37,13 @@ def package(session: nox.Session) -> None:
     sdist, wheel = _built(session, "*.tar.gz"), _built(session, "*.whl")
     session.install("twine", "cyclonedx-bom")
     session.run("twine", "check", "--strict", str(sdist), str(wheel))
-    session.install(str(wheel))
-    bom = sdist.parent / "raincheck.cdx.json"
-    session.run("cyclonedx-py", "environment", "--output-file", str(bom), sys.executable)
     place = Path(session.create_tmp())
+    # Of what the wheel brings with it, and nothing of these tools.
+    session.run("python", "-m", "venv", "--clear", "--without-pip", str(place / "parts"))
+    python = str(place / "parts" / "bin" / "python")
+    session.run("python", "-m", "pip", "--python", python, "install", str(wheel))
+    bom = sdist.parent / "raincheck.cdx.json"
+    session.run("cyclonedx-py", "environment", "--output-file", str(bom), python)
     with tarfile.open(sdist) as archive:
         archive.extractall(place, filter="data")
     session.chdir(place / sdist.name.removesuffix(".tar.gz"))
