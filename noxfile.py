@@ -27,8 +27,7 @@ def wheel(session: nox.Session) -> None:
     """The wheel, with no extra, accepts a job and serves its response."""
     session.install(str(_built(session, "*.whl")))
     script = Path(".ci/smoke.py").absolute()
-    session.chdir(session.create_tmp())  # apart from the tree
-    session.run("python", "-W", "error", str(script))
+    session.run("python", "-I", "-W", "error", str(script))  # apart from the tree
 
 
 @nox.session

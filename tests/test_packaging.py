@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,15 @@ def test_ci_wants_the_type_of_every_public_name() -> None:
     assert f'(cd "$environments" && {command})\n' in (ROOT / ".ci" / "run").read_text()
     words = ", ".join(f'"{word}"' for word in command.split())
     assert f"session.run({words})" in (ROOT / "noxfile.py").read_text()
+
+
+@pytest.mark.real
+def test_what_tries_the_wheel_works() -> None:
+    """Of the tree, where it cannot see what the wheel may lack."""
+    script = ROOT / ".ci" / "smoke.py"
+    tried = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr
+    assert "works with no extra" in tried.stdout
 
 
 def test_every_picture_that_is_shown_is_there() -> None:
