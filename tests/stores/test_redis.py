@@ -1600,3 +1600,11 @@ async def test_a_socket_file_will_do(serve: Serve, tmp_path: Path) -> None:
     store = RedisStore(f"unix://{tmp_path}/valkey.sock?db=3", deployment="shop")
     assert await store.create(job()) == job()
     await store.aclose()
+
+
+def test_commands_are_written_as_redis_py_writes_them() -> None:
+    words = ("EVALSHA", "a" * 40, 2, b"\0\r\n", "ü", "\ud800", "", 1.5, float("inf"), -1)
+    commands = [words, ("PING",), ("SET", "key", b"x" * 100_000)]
+    _, _, connect = line_room.server("redis://localhost")
+    written = b"".join(connect().pack_commands(commands))
+    assert line_room.packed(commands) == written

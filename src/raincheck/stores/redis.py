@@ -169,6 +169,7 @@ class RedisStore(Store):
         self.deployment: str = checked(deployment)
         self._prefix = f"{{raincheck:{deployment}}}:"
         self._timeout = timeout
+        self._of_all = [*map(self._key, ("due", "leases", "busy", "listed"))]
         self._opened: Line | None = None
 
     async def open(self) -> None:
@@ -465,11 +466,15 @@ class RedisStore(Store):
         return f"{self._prefix}{kind}{name}"
 
     def _keys_of(self, id: str, keys: Collection[Key] = ()) -> Sequence[str]:
+        own = self._prefix
         return [
-            *(self._key(kind, id) for kind in ("job:", "request:", "body:")),
-            *map(self._key, ("due", "leases", "busy", "listed")),
-            *(self._key(kind, id) for kind in ("keys:", "passing:")),
-            *(self._key("key:", key.name) for key in keys),
+            f"{own}job:{id}",
+            f"{own}request:{id}",
+            f"{own}body:{id}",
+            *self._of_all,
+            f"{own}keys:{id}",
+            f"{own}passing:{id}",
+            *[f"{own}key:{key.name}" for key in keys],
         ]
 
     async def _run(
