@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import compress
+from operator import ne
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -34,6 +36,8 @@ STARTABLE = _encode({"format": FORMAT})[:-1].encode() + b","
 
 _NAMES = tuple(name for name in Job._fields if name != "extra")
 _DEFAULTS = [Job._field_defaults.get(name, ...) for name in _NAMES]  # no value is the Ellipsis
+
+_STATES = {state.value: state for state in State}
 
 _Types = tuple[type, ...]
 
@@ -100,11 +104,8 @@ T = TypeVar("T")
 def dump(job: Job) -> bytes:
     """A job as bytes."""
     # All of a tuple but its end, which is not written as it is.
-    fields: dict[str, Any] = {"format": FORMAT} | {
-        name: value
-        for name, value, default in zip(_NAMES, job, _DEFAULTS, strict=False)
-        if value != default
-    }
+    fields: dict[str, Any] = {"format": FORMAT}
+    fields.update(compress(zip(_NAMES, job, strict=False), map(ne, job, _DEFAULTS)))
     if job.extra is not None:
         fields |= job.extra
     if job.progress is not None:
@@ -182,9 +183,9 @@ def _queued(record: bytes | str) -> Job:
     fields = _read(record)
     extra = None
     for name, value in fields.items():
-        if name not in _JOB_SHAPES:
+        if (shapes := _JOB_SHAPES.get(name)) is None:
             extra = {**(extra or {}), name: value}
-        elif value.__class__ not in _JOB_SHAPES[name]:
+        elif value.__class__ not in shapes:
             raise TypeError(f"{name} is {value!r}")
     for name in extra or ():
         del fields[name]
@@ -198,7 +199,8 @@ def _queued(record: bytes | str) -> Job:
         fields["trace"] = _trace(fields["trace"])
     if "delivery" in fields:
         fields["delivery"] = _delivery(fields["delivery"])
-    return Job(**{**fields, "state": State(fields["state"])}, extra=extra)
+    fields["state"] = _STATES[fields["state"]]
+    return Job(**fields, extra=extra)
 
 
 def _progress(found: list[Any]) -> Progress:
