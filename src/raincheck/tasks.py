@@ -19,7 +19,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future as ConcurrentFuture
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
@@ -194,6 +194,14 @@ class Tasks(ABC):
         """Cancel every task and wait for it."""
 
 
+def limit(delay: float) -> AbstractContextManager[object]:
+    """A block that is cancelled after so many seconds, which ends as `TimeoutError` then."""
+    try:
+        return _AsyncioLimit(asyncio.get_running_loop(), delay)
+    except RuntimeError:  # no asyncio loop is running, so it is trio's
+        return anyio.fail_after(delay)
+
+
 def open_tasks() -> Tasks:
     """The tasks of the running event loop."""
     try:
@@ -271,6 +279,35 @@ class AsyncioTasks(Tasks):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+class _AsyncioLimit(AbstractContextManager[None]):
+    """`asyncio.timeout()` without its coroutines: this stands around every call of a store."""
+
+    __slots__ = ("_cancels", "_late", "_task", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self._task, self._cancels, self._late = task, task.cancelling(), False
+        self._timer = loop.call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._late = True
+        self._task.cancel()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if not self._late:
+            return
+        alone = self._task.uncancel() <= self._cancels  # else others cancel it as well
+        if alone and isinstance(exc, asyncio.CancelledError):
+            raise TimeoutError from exc
 
 
 class _AsyncioGate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import (
     AsyncIterator,
@@ -348,6 +349,16 @@ async def test_the_callers_own_deadline_stays_the_callers(name: str) -> None:
         await BOUNDED[name][0](BoundedStore(inside, TIMEOUT))
     assert anyio.current_time() - start == pytest.approx(TIMEOUT / 2, abs=0.1)
     assert inside.reading == 0
+
+
+def test_a_caller_that_is_cancelled_as_its_time_is_up_is_cancelled() -> None:
+    async def run() -> None:
+        asking = asyncio.create_task(BoundedStore(Delayed(hang), 0.02).get("a"))
+        asyncio.get_running_loop().call_later(0.02, asking.cancel)  # both in one turn of the loop
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+
+    asyncio.run(run())
 
 
 @every_call

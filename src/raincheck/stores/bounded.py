@@ -13,6 +13,7 @@ from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Partial, Store, Total
+from raincheck.tasks import limit
 
 
 class BoundedStore(Store):
@@ -162,8 +163,11 @@ class BoundedStore(Store):
             return await self._store.sweep(now)
 
     async def aclose(self) -> None:
-        with self._in_time():
-            await self._store.aclose()
+        try:
+            with anyio.fail_after(self._timeout):  # which a store holds off while it has to finish
+                await self._store.aclose()
+        except TimeoutError as error:
+            raise _late(self._timeout) from error
 
     def _answered(self) -> None:
         if self._availability.away:
@@ -188,17 +192,17 @@ class BoundedStore(Store):
 
 
 class _InTime:
-    """`anyio.fail_after`, with an error that says what it is about; and no generators to enter."""
+    """A block that ends in time, or with an error that says what it is about."""
 
-    __slots__ = ("_availability", "_scope", "_timeout")
+    __slots__ = ("_availability", "_limit", "_timeout")
 
     def __init__(self, timeout: float, availability: Availability) -> None:
         self._timeout = timeout
         self._availability = availability
-        self._scope = anyio.CancelScope(deadline=anyio.current_time() + timeout)
+        self._limit = limit(timeout)
 
     def __enter__(self) -> None:
-        self._scope.__enter__()
+        self._limit.__enter__()
 
     def __exit__(
         self,
@@ -206,8 +210,15 @@ class _InTime:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._scope.__exit__(exc_type, exc, traceback)
-        if self._scope.cancelled_caught or isinstance(exc, TimeoutError):
-            raise StoreError(f"it has not answered for {self._timeout:g} seconds") from exc
+        try:
+            self._limit.__exit__(exc_type, exc, traceback)
+            if isinstance(exc, TimeoutError):  # the store's own
+                raise exc
+        except TimeoutError as error:
+            raise _late(self._timeout) from error
         if self._availability.away and (exc is None or isinstance(exc, NoRoom)):
             self._availability.answered()
+
+
+def _late(timeout: float) -> StoreError:
+    return StoreError(f"it has not answered for {timeout:g} seconds")
