@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+
 from raincheck.stores._postgres_changes import Changes
 from raincheck.stores._postgres_schema import migrate
 from raincheck.stores._postgres_server import FAILURES, Server, spawn
@@ -34,7 +36,7 @@ class Session:
         self.changes = Changes(server, self.connection)
         self._server = server
         self._migrates = migrates
-        self._places = asyncio.Semaphore(connections)
+        self._places = anyio.Semaphore(connections, fast_acquire=True)
         self._idle: deque[tuple[Any, float]] = deque()  # connections, each with its last use
         self._opening = asyncio.Lock()
         self._serving: asyncio.Task[None] | None = None
@@ -58,17 +60,49 @@ class Session:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """One of the connections; waits for its turn."""
-        async with self._places:
-            connection = await self._take()
-            try:
-                yield connection
-            except BaseException:  # it may be in the middle of a statement
-                connection.terminate()
-                raise
-            if self._serving is None or self._serving.done():  # the store was closed
-                connection.terminate()
-            else:
-                self._idle.append((connection, self.loop.time()))
+        connection, whole = await self.take(), False
+        try:
+            yield connection
+            whole = True
+        finally:
+            self.give_back(connection, whole=whole)
+
+    def at_hand(self) -> Any:
+        """A connection for a statement, if one is free that was used just now; else None."""
+        if not self._idle:
+            return None
+        connection, used = self._idle[-1]
+        now = self.loop.time()
+        if used <= now - RESTED or self._idle[0][1] < now - IDLE or connection.is_closed():
+            return None
+        try:
+            self._places.acquire_nowait()
+        except anyio.WouldBlock:
+            return None
+        self._idle.pop()
+        return connection
+
+    async def take(self) -> Any:
+        """A connection, once it is its turn: whoever takes one gives it back."""
+        await self._places.acquire()
+        try:
+            return await self._take()
+        except BaseException:
+            self._places.release()
+            raise
+
+    def give_back(self, connection: Any, *, whole: bool) -> None:
+        """One is done with a connection.
+
+        Args:
+            connection: which.
+            whole: whether it is for the next one; else it may be in the middle of a statement.
+        """
+        if not whole or self._serving is None or self._serving.done():  # the store was closed
+            connection.terminate()
+        else:
+            self._idle.append((connection, self.loop.time()))
+        self._places.release()
 
     def forget(self) -> None:
         """Use none of the connections again that are idle: one has died, and so may the others."""

@@ -154,9 +154,14 @@ class PostgresStore(Store):
         kept = dump_request(request) if request is not None and job.replayable else None
         route = sql.digest(job.counts_for)
         owner = None if job.owner is None else sql.digest(job.owner)
-        arguments = [*sql.columns(job, keys), lease, kept, route, owner]
         owed = () if job.delivery is None else (job.deliver_at,)
-        if (most := sql.most(job, bounds)) is None:
+        most = sql.most(job, bounds)
+        if not (keys or owed) and kept is None and most is None:
+            arguments = [*sql.columns(job, None), lease, route, owner]
+            if await self._value(sql.CREATE_ALONE, *arguments) is not None:
+                return job  # else there is one of its id
+        arguments = [*sql.columns(job, keys), lease, kept, route, owner]
+        if most is None:
             there = await self._value(sql.CREATE_OWED if owed else sql.CREATE, *arguments, *owed)
         else:
             create = sql.CREATE_OWED_WITHIN if owed else sql.CREATE_WITHIN
@@ -459,30 +464,51 @@ class PostgresStore(Store):
         self, statement: str, *arguments: Any, isolation: str | None = None
     ) -> builtins.list[Any]:
         """What the statement says; with `isolation`, in a transaction for it alone."""
-        own = self._server.in_schema(statement)
-        async with self._opened() as session:
+        own, session = self._server.in_schema(statement), self._here()
+        until = session.loop.time() + self._server.timeout
+        try:
             try:
-                return await self._tried(session, own, arguments, isolation)
+                return await self._tried(session, own, arguments, isolation, until)
             except LOST:
                 if statement in sql.ONCE:
                     raise  # it may have been done
                 session.forget()
-            return await self._tried(session, own, arguments, isolation)
+            return await self._tried(session, own, arguments, isolation, until)
+        except FAILURES as error:
+            raise self._server.failure(error) from error
 
     async def _tried(
-        self, session: Session, statement: str, arguments: tuple[Any, ...], isolation: str | None
+        self,
+        session: Session,
+        statement: str,
+        arguments: tuple[Any, ...],
+        isolation: str | None,
+        until: float,
     ) -> builtins.list[Any]:
         """The same on one connection, until it has lost no race."""
-        async with session.connection() as connection:
+        connection, whole = session.at_hand(), False
+        if connection is None:
+            async with asyncio.timeout_at(until):
+                await session.open()
+                connection = await session.take()
+        try:
+            rows: builtins.list[Any]
             for _ in range(TRIES):
                 with suppress(*_RACES):
-                    rows: builtins.list[Any]
-                    if isolation is None:
-                        rows = await connection.fetch(statement, *arguments)
+                    if isolation is None:  # as a rule, and asyncpg's timeout is the cheaper one
+                        left = until - session.loop.time()
+                        rows = await connection.fetch(statement, *arguments, timeout=left)
                     else:
-                        async with connection.transaction(isolation=isolation):
+                        async with (
+                            asyncio.timeout_at(until),
+                            connection.transaction(isolation=isolation),
+                        ):
                             rows = await connection.fetch(statement, *arguments)
+                    whole = True
                     return rows
+            whole = True
+        finally:
+            session.give_back(connection, whole=whole)
         raise StoreError(f"{self._server}: others were faster {TRIES} times")
 
     @asynccontextmanager
@@ -498,6 +524,16 @@ class PostgresStore(Store):
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Session]:
         """What is open in this event loop; what fails or takes too long is a `StoreError`."""
+        session = self._here()
+        try:
+            async with asyncio.timeout(self._server.timeout):
+                await session.open()
+                yield session
+        except FAILURES as error:
+            raise self._server.failure(error) from error
+
+    def _here(self) -> Session:
+        """What there is in this event loop, be it open or not."""
         loop = _running_loop()
         if loop is None:
             raise ConfigurationError(
@@ -508,12 +544,7 @@ class PostgresStore(Store):
             session = self._session = Session(
                 self._server, self._connections, migrates=self._migrates
             )
-        try:
-            async with asyncio.timeout(self._server.timeout):
-                await session.open()
-                yield session
-        except FAILURES as error:
-            raise self._server.failure(error) from error
+        return session
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
