@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from raincheck.job import TRANSITIONS, Job, State
 from raincheck.stores._memory_order import Order, Place
 from raincheck.stores.base import Total
+
+
+class End(NamedTuple):
+    """What is looked at of a job that has ended: who, when, how, and the seconds that it ran."""
+
+    created_at: float
+    route: str
+    owner: str | None
+    state: State
+    seconds: float
 
 
 class _Count:
@@ -35,16 +46,16 @@ class Ended:
     sweep.
 
     Args:
-        job: the job of an id as long as it is listed among those that have ended; else None.
+        of: the end of a job as long as it is listed among those that have ended; else None.
 
     Attributes:
         come: tells it the id of a job that has ended.
     """
 
-    __slots__ = ("_counts", "_job", "_new", "_orders", "come")
+    __slots__ = ("_counts", "_new", "_of", "_orders", "come")
 
-    def __init__(self, job: Callable[[str], Job | None]) -> None:
-        self._job = job
+    def __init__(self, of: Callable[[str], End | None]) -> None:
+        self._of = of
         self._orders = {state: Order(self._place) for state in State if not TRANSITIONS[state]}
         self._counts: dict[tuple[str, State], _Count] = {}
         self._new: list[str] = []
@@ -57,16 +68,19 @@ class Ended:
             return
         count = self._counts[job.route, job.state]
         if count.jobs > 1:
-            count.add(-1, -ran(job))
+            count.add(-1, -ran(job.started_at, job.finished_at))
         else:
             del self._counts[job.route, job.state]
 
     def take_up(self) -> None:
         """Put those that are new where they belong."""
         for id in self._new:
-            if (job := self._job(id)) is not None:
-                self._orders[job.state].add(id)
-                self._counts.setdefault((job.route, job.state), _Count()).add(1, ran(job))
+            if (end := self._of(id)) is not None:
+                _, route, _, state, seconds = end
+                self._orders[state].add(id)
+                if (count := self._counts.get((route, state))) is None:
+                    count = self._counts[route, state] = _Count()
+                count.add(1, seconds)
         self._new.clear()
 
     def order(self, state: State) -> Order:
@@ -93,16 +107,14 @@ class Ended:
         return next(filter(self._is_there, order.oldest_first(route)), (None,))[0]
 
     def _is_there(self, place: Place) -> bool:
-        job = self._job(place[1])
-        return job is not None and job.created_at == place[0]
+        end = self._of(place[1])
+        return end is not None and end.created_at == place[0]
 
     def _place(self, id: str) -> tuple[float, str, str | None] | None:
-        job = self._job(id)
-        return None if job is None else (job.created_at, job.route, job.owner)
+        end = self._of(id)
+        return None if end is None else end[:3]
 
 
-def ran(job: Job) -> float:
-    """How many seconds a job has run, once it has ended."""
-    if job.finished_at is None or job.started_at is None:
-        return 0.0
-    return job.finished_at - job.started_at
+def ran(started_at: float | None, finished_at: float | None) -> float:
+    """How many seconds a job has run that began and ended then."""
+    return 0.0 if started_at is None or finished_at is None else finished_at - started_at

@@ -19,7 +19,7 @@ from raincheck.job import TRANSITIONS, Bounds, Delivery, Job, Key, Progress, Sta
 from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
 from raincheck.serialization import dump_cursor, load_cursor
 from raincheck.stores._memory_bodies import Body
-from raincheck.stores._memory_ended import Ended
+from raincheck.stores._memory_ended import End, Ended, ran
 from raincheck.stores._memory_order import Order, Place, within
 from raincheck.stores.base import (
     SMALL,
@@ -91,7 +91,7 @@ class MemoryStore(Store):
         self._counted: set[str] = set()
         self._stored: dict[tuple[str, str | None], int] = {}
         self._order = Order(self._listed)
-        self._ended = Ended(self._ended_job)
+        self._ended = Ended(self._end_of)
         self._most = 0  # jobs, since the dicts were made
 
     @property
@@ -112,9 +112,9 @@ class MemoryStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> Job:
-        there = self._get(job.id)
-        if there is not None:
-            return there
+        id = job.id
+        if id in self._live or id in self._at_rest:
+            return self._there(id)
         for key in keys:
             if (taken := self._keys.get(key.name)) is not None:
                 return self._there(taken[0])
@@ -131,17 +131,17 @@ class MemoryStore(Store):
             raise self._full()
         if job.delivery is not None:
             cost += len(job.delivery.url)
-        self._live[job.id] = job
-        self._order.add(job.id)
+        self._live[id] = job
+        self._order.add(id)
         self._bytes += cost
         if bounds is not None and bounds.stored is not None and job.owner is not None:
-            self._counted.add(job.id)
+            self._counted.add(id)
         if keys:
-            self._give(job.id, keys)
+            self._give(id, keys)
         if request is not None:
-            self._requests[job.id] = request
+            self._requests[id] = request
         if lease is not None:
-            self._leases[job.id] = self._clock() + lease
+            self._leases[id] = self._clock() + lease
         return job
 
     async def get(self, id: str) -> Job | None:
@@ -200,7 +200,8 @@ class MemoryStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
-        old = self._get(job.id)
+        id = job.id
+        old = self._live.get(id) or self._get(id)
         if old is None or old.version + 1 != job.version:
             return False
         if keys and any(key.name in self._keys for key in keys):
@@ -211,15 +212,15 @@ class MemoryStore(Store):
         if bounds is not None and not (job.stage is None or _alike(old, job)):
             self._check_room(job, bounds)
         if job.fence != old.fence:
-            self._drop_body(job.id)
+            self._drop_body(id)
         if tail:
-            self._append(job.id, tail)
+            self._append(id, tail)
         if lease is not None:
-            self._leases[job.id] = self._clock() + lease
+            self._leases[id] = self._clock() + lease
         self._put(old, job)
         if keys:
             self._bytes += cost
-            self._give(job.id, keys)
+            self._give(id, keys)
         return True
 
     async def append_body(
@@ -378,9 +379,12 @@ class MemoryStore(Store):
             return None
         return row[_CREATED_AT], row[_ROUTE], row[_OWNER]
 
-    def _ended_job(self, id: str) -> Job | None:
+    def _end_of(self, id: str) -> End | None:
         row = self._at_rest.get(id)
-        return None if row is None or row[_GONE] or row[_SYNCHRONOUS] else _unpacked(row)
+        if row is None or row[_GONE] or row[_SYNCHRONOUS]:
+            return None
+        seconds = ran(row[_STARTED_AT], row[_FINISHED_AT])
+        return End(row[_CREATED_AT], row[_ROUTE], row[_OWNER], _STATES[row[_STATE]], seconds)
 
     def _has(self, id: str) -> bool:
         return id in self._live or id in self._at_rest
@@ -430,12 +434,13 @@ class MemoryStore(Store):
         self._most = len(self)
 
     def _put(self, old: Job, job: Job) -> None:
-        id, rests = job.id, job.finished or job.gone
+        id, gone, response = job.id, job.gone, job.response
+        rests = gone or job.finished
         if rests:
             if self._live.pop(id, None) is not None:
-                if not job.gone:
+                if not gone:
                     self._ended.come(id)
-            elif job.gone:
+            elif gone:
                 self._ended.go(old)
             self._at_rest[id] = _packed(job)
             if job.delivery is not None or id in self._owed:
@@ -444,17 +449,17 @@ class MemoryStore(Store):
             self._live[id] = job
         if id in self._names and not job.joinable:
             self._take_keys(job)
-        if not job.replayable and (request := self._requests.pop(id, None)) is not None:
-            self._bytes -= _cost(request)
+        if id in self._requests and not job.replayable:
+            self._bytes -= _cost(self._requests.pop(id))
         if old.response is not None or old.delivery is not None:
             self._bytes += _kept(job) - _kept(old)
-        elif job.response is not None:
-            self._bytes += _size(job.response.headers)
+        elif response is not None:
+            self._bytes += _size(response.headers)
         if job.progress is not old.progress:
             self._bytes += _said(job.progress) - _said(old.progress)
         if rests:
             self._leases.pop(id, None)
-        if job.gone or (rests and job.response is None):  # not `bodied`
+        if gone or (rests and response is None):  # not `bodied`
             self._drop_body(id)
         elif rests and id in self._heads:  # its response has one of its own
             self._drop_head(id)
@@ -545,22 +550,24 @@ _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "
 _DELIVERY = Job._fields.index("delivery")
 _GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
 _ROUTE, _STATE, _CREATED_AT = map(Job._fields.index, ("route", "state", "created_at"))
+_STARTED_AT, _FINISHED_AT = map(Job._fields.index, ("started_at", "finished_at"))
 
 _STATES = {state.value: state for state in State}
+_WORDS = {state: word for word, state in _STATES.items()}
 _FINAL = {state for state in State if not TRANSITIONS[state]}
 
 
 def _packed(job: Job) -> _Packed:
     fields: list[Any] = list(job)
-    fields[_STATE] = job.state.value
-    if job.progress is not None:
-        fields[_PROGRESS] = astuple(job.progress)
-    if job.response is not None:
-        fields[_RESPONSE] = tuple(job.response)
-    if job.error is not None:
-        fields[_ERROR] = astuple(job.error)
-    if job.delivery is not None:
-        fields[_DELIVERY] = tuple(job.delivery)
+    fields[_STATE] = _WORDS[fields[_STATE]]
+    if (progress := fields[_PROGRESS]) is not None:
+        fields[_PROGRESS] = astuple(progress)
+    if (response := fields[_RESPONSE]) is not None:
+        fields[_RESPONSE] = tuple(response)
+    if (error := fields[_ERROR]) is not None:
+        fields[_ERROR] = astuple(error)
+    if (delivery := fields[_DELIVERY]) is not None:
+        fields[_DELIVERY] = tuple(delivery)
     return tuple(fields)
 
 
