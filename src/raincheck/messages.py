@@ -212,19 +212,19 @@ def end_to_end(headers: Iterable[Any]) -> RawHeaders:
 def unsendable(response: CapturedResponse, method: str) -> str | None:
     """Why a server could not send this finished response, or None if it could."""
     status, headers, size = response
-    length = b"%d" % size if size else b""
-    announced: set[bytes] = set()
+    length, announced = b"%d" % size, None
     for name, value in headers:
-        if name.lower() != b"content-length":
+        if len(name) != 14 or name.lower() != b"content-length":
             continue
-        announced.add(value)
-        text = value.decode("latin-1")
-        if not value.isdigit():
-            return f"Content-Length is no number but {text!r}"
-        if status not in BODILESS and method != "HEAD" and value.lstrip(b"0") != length:
-            return f"Content-Length says {text}, the body has {size}"
-    if len(announced) > 1:
-        return "it has several values of Content-Length"
+        if value != length:
+            text, bodiless = value.decode("latin-1"), status in BODILESS or method == "HEAD"
+            if not value.isdigit():
+                return f"Content-Length is no number but {text!r}"
+            if not bodiless and value.lstrip(b"0") != length.lstrip(b"0"):
+                return f"Content-Length says {text}, the body has {size}"
+        if announced is not None and value != announced:
+            return "it has several values of Content-Length"
+        announced = value
     return f"a {status} response has no body" if size and status in BODILESS else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from typing import NamedTuple, Self
@@ -376,12 +376,12 @@ class LongRunningMiddleware:
             return screen.problem(problem, reply, failed=failed)
         return reply
 
-    async def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> None:
+    def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> Awaitable[None]:
         if handoff.replayed:
             reply.headers.append(REPLAYED)
         if handoff.vary:
             reply.headers.append(VARY)
-        await send_reply(reply, scope, send)
+        return send_reply(reply, scope, send)
 
     async def _answer_in_time(
         self, accepted: Job, handoff: Handoff, scope: Scope, send: Send, inner: Context

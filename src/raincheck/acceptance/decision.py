@@ -86,6 +86,7 @@ class Acceptance:
         self._runs = runs
         self._sweeper = sweeper
         self._owners = owners
+        self._asks = environment.limits.require_owner or not owners.nobody({})
         self._ids = ids
         self._mounted = mounted
         self._base_of = base_of
@@ -118,7 +119,7 @@ class Acceptance:
         if self._closing:
             raise ShuttingDown("The server accepts nothing new.", retry_after=self._until_restart())
         owner = None
-        if environment.limits.require_owner or not self._owners.nobody(handoff.scope):
+        if self._asks or "user" in handoff.scope:
             owner = await self._owner(handoff)
         keys: tuple[Key, ...] = ()
         if policy.coalesce or handoff.named:
@@ -160,14 +161,13 @@ class Acceptance:
 
     def _take_in(self, handoff: Handoff, job: Job, ticket: Ticket | None, *, keyed: bool) -> None:
         """A job runs here, or waits."""
-        waits = job.state is State.QUEUED
+        runs, policy, waits = self._runs, handoff.policy, job.state is State.QUEUED
         if waits and not handoff.holds:
-            run = Run(self._runs, job, handoff.policy, ticket, origin=_origin(handoff))
+            run = Run(runs, job, policy, ticket, origin=_origin(handoff))
         else:
-            stopping = handoff.stopping
-            run = Run(self._runs, job, handoff.policy, ticket, stopping=stopping, held=waits)
+            run = Run(runs, job, policy, ticket, stopping=handoff.stopping, held=waits)
         handoff.become(run, keyed=keyed)
-        (self._runs.wait if waits else self._runs.add)(run)
+        (runs.wait if waits else runs.add)(run)
 
     async def _owner(self, handoff: Handoff) -> str | None:
         assert handoff.outer_scope is not None
@@ -238,23 +238,14 @@ class Acceptance:
         runs = synchronous or (ticket is not None and ticket.running)
         max_runs = 1 if environment.lease is None or synchronous else policy.runs
         replayable = max_runs > 1 if runs else not handoff.holds
-        job = Job.accepted(
-            self._ids.mint(),
-            handoff.route,
-            environment.clock(),
-            runs=runs,
-            max_runs=max_runs,
-            replayable=replayable,
-            holder=environment.name if ticket is not None or synchronous else None,
-            queue=policy.queue,
-            owner=owner,
-            trace=trace,
-        )
+        holder = environment.name if ticket is not None or synchronous else None
+        id, route, now, queue = self._ids.mint(), handoff.route, environment.clock(), policy.queue
+        job = Job.accepted(id, route, now, runs, max_runs, replayable, holder, queue, owner, trace)
         if synchronous:
             job = job._replace(synchronous=True)
         elif environment.callbacks is not None:
             job = job._replace(delivery=await self._promise(environment.callbacks, handoff, job))
-        if handoff.upload.lost and ticket is not None and not runs:
+        if not runs and handoff.upload.lost and ticket is not None:
             raise QueueFull(
                 "No handler is free, and the request cannot wait for one: more of its body was "
                 "read before the handler than is kept.",
@@ -263,7 +254,7 @@ class Acceptance:
         request = await handoff.kept_request() if replayable else None
         alone = synchronous or environment.lease is None  # nobody else has to be counted
         within = None if alone else environment.bounds(policy, job.state)
-        if policy.max_stored_bytes_per_owner is not None and owner is not None and not synchronous:
+        if owner is not None and policy.max_stored_bytes_per_owner is not None and not synchronous:
             within = (within or Bounds())._replace(stored=policy.max_stored_bytes_per_owner)
         try:
             there = await environment.ledger.create(job, request, keys=keys, bounds=within)

@@ -42,7 +42,7 @@ VARY = (b"vary", b"Prefer")
 
 # What routing below us writes into the scope, and what counts and traces above us reads there; not
 # `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
-_ROUTED = ("route", "endpoint", "path_params", "router", "fastapi")
+_ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
 
 # What names a request's place in a trace (W3C Trace Context, §3.2 and §3.3).
 _TRACING = frozenset({b"traceparent", b"tracestate"})
@@ -531,9 +531,8 @@ class Handoff:
         """Write what routing has found into the scope as it came, if that is there."""
         if outer is not None:
             scope = self.scope
-            for key in _ROUTED:
-                if key in scope:
-                    outer[key] = scope[key]
+            for key in _ROUTED & scope.keys():
+                outer[key] = scope[key]
 
     # --- the app's side ------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ class PlainDialect(Dialect):
         applied: bytes | None,
         content: Content | None = None,
     ) -> Reply:
-        location = f"{mount.url}/{job.id}".encode()
+        url = f"{mount.url}/{job.id}"
+        location = url.encode()
         headers = [(b"location", location)]
         if mount.absolute:  # Azure's clients hand it to the transport as it is
             headers.append((b"operation-location", location + b"/status"))
@@ -103,7 +104,7 @@ class PlainDialect(Dialect):
             headers.append((b"preference-applied", applied))
         if finished:
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        return _document(202, job, mount, None if finished else outlook, headers)
+        return _document(202, job, url, None if finished else outlook, headers)
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
         location = (b"location", f"{mount.url}/{job.id}".encode())
@@ -111,14 +112,15 @@ class PlainDialect(Dialect):
 
     def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
         # Both again: clients that poll take one or the other from every 202 anew.
-        location = f"{mount.url}/{job.id}".encode()
+        url = f"{mount.url}/{job.id}"
+        location = url.encode()
         headers = [(b"location", location), (b"content-location", location)]
-        return _document(202, job, mount, outlook, headers)
+        return _document(202, job, url, outlook, headers)
 
     def monitor(
         self, job: Job, mount: Mount, outlook: Outlook | None, content: Content | None = None
     ) -> Reply:
-        return _document(200, job, mount, outlook, _final(job))
+        return _document(200, job, f"{mount.url}/{job.id}", outlook, _final(job))
 
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
@@ -127,10 +129,12 @@ class PlainDialect(Dialect):
 
     def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
-        return _document(status, job, mount, outlook, _final(job))
+        return _document(status, job, f"{mount.url}/{job.id}", outlook, _final(job))
 
     def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
-        return Reply(204, [NO_STORE]) if finished else _document(202, job, mount, outlook, [])
+        if finished:
+            return Reply(204, [NO_STORE])
+        return _document(202, job, f"{mount.url}/{job.id}", outlook, [])
 
     def problem(
         self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
@@ -157,13 +161,13 @@ def _final(job: Job) -> list[tuple[bytes, bytes]]:
 
 
 def _document(
-    status: int, job: Job, mount: Mount, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
+    status: int, job: Job, url: str, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
 ) -> Reply:
     if outlook is None:
-        body = encode(_finished(job, f"{mount.url}/{job.id}")).encode()
+        body = encode(_finished(job, url)).encode()
     else:
         headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        body = _unfinished(job, mount, outlook)
+        body = _unfinished(job, url, outlook)
     headers += (NO_STORE, NO_REFERRER, JSON, (b"content-length", b"%d" % len(body)))
     return Reply(status, headers, body)
 
@@ -182,9 +186,10 @@ def _entry(job: Job, outlook: Outlook | None, mount: Mount, operator: bool) -> b
     more: dict[str, Any] = {"route": job.route}
     if operator:
         more["owner"] = job.owner
+    url = f"{mount.url}/{job.id}"
     if outlook is None:
-        return _encoded({**_finished(job, f"{mount.url}/{job.id}"), **more})
-    return _unfinished(job, mount, outlook)[:-1] + b", " + _encoded(more)[1:]
+        return _encoded({**_finished(job, url), **more})
+    return _unfinished(job, url, outlook)[:-1] + b", " + _encoded(more)[1:]
 
 
 # Of every job at least one is sent, with its 202, and mostly several: as a template it costs a
@@ -197,9 +202,9 @@ _UNFINISHED = (
 )
 
 
-def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
-    progress, position, completion = job.progress, outlook.queue_position, outlook.completion
-    url = _quote(f"{mount.url}/{job.id}")[1:-1]
+def _unfinished(job: Job, url: str, outlook: Outlook) -> bytes:
+    progress, (retry_after, position, completion) = job.progress, outlook
+    url = _quote(url)[1:-1]
     document = _UNFINISHED % (
         job.id,
         WORDS[job.state],
@@ -208,7 +213,7 @@ def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> bytes:
         "null" if progress is None or progress.message is None else _quote(progress.message),
         "null" if position is None else position,
         "null" if completion is None else f'"{_spell_second(int(completion))}"',
-        outlook.retry_after,
+        retry_after,
         job.runs,
         url,
         url,

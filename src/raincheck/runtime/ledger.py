@@ -290,13 +290,12 @@ class Ledger:
         self,
         job: Job,
         state: State,
-        *,
         ttl: float,
         tail: bytes = b"",
-        why: str | None = None,
         response: CapturedResponse | None = None,
         error: Problem | None = None,
         progress: Progress | None = None,
+        why: str | None = None,
     ) -> Job:
         """Record its outcome. A job that is terminal already stays what it is (law 5).
 
@@ -308,18 +307,10 @@ class Ledger:
         """
         now = self._clock()
         try:
-            done = job.finish(
-                state,
-                now,
-                ttl=ttl,
-                tombstone_ttl=self._tombstone_ttl,
-                response=response,
-                error=error,
-                progress=progress,
-            )
+            done = job.finish(state, now, ttl, self._tombstone_ttl, response, error, progress)
         except IllegalTransition:
             return job
-        if done.response is None:
+        if response is None:
             done = _without_body(done)
         try:  # the common case, spared the patience
             if await self._store.replace(done, tail=tail):

@@ -13,7 +13,7 @@ from raincheck.messages import BODILESS, CapturedResponse, Head, end_to_end, uns
 PIECE = 256 * 1024
 
 # Of what comes in these media nobody wants to wait for the end.
-_EVENTS = b"text/event-stream"
+_EVENTS = b"text/event-stream"  # 17 letters
 
 
 class ProtocolError(RuntimeError):
@@ -149,12 +149,12 @@ class Recorder:
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise _cannot_be_sent("its status is none of 200 to 599")
         try:
-            self._headers = end_to_end(message.get("headers", ()))
+            headers = self._headers = end_to_end(message.get("headers", ()))
         except ValueError as error:
             raise _cannot_be_sent(error) from error
         self._status = int(status)
-        for name, value in self._headers:
-            if len(name) == 12 and value[: len(_EVENTS)].lower() == _EVENTS:
+        for name, value in headers:
+            if len(name) == 12 and value[:17].lower() == _EVENTS:
                 self.live = self.live or name.lower() == b"content-type"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 from starlette.types import Message, Scope
@@ -375,18 +375,15 @@ class Run:
         if response is None:
             return
         self._complete = True
-        reason = stopping.reason
-        if stopping.torn and reason is not None:  # that is the end that middleware has put to it
-            stopping.disconnect()
-            return
-        if reason is not None:
+        state = State.SUCCEEDED if response.status < 400 else State.FAILED
+        if (reason := stopping.reason) is None:
+            await self._decide(state, response)
+        elif not stopping.torn:  # else that is the end that middleware has put to it
             stopping.spare()
-        if response.status < 400:
-            await self._decide(State.SUCCEEDED, response)
-        elif reason is None:
-            await self._decide(State.FAILED, response)
-        else:  # what an error handler made of the stop is no outcome of its own
-            await self._decide_stopped(reason)
+            if state is State.SUCCEEDED:
+                await self._decide(state, response)
+            else:  # what an error handler made of the stop is no outcome of its own
+                await self._decide_stopped(reason)
         # As servers do. Litestar's streams end when they hear of it, and not before.
         stopping.disconnect()
 
@@ -485,20 +482,13 @@ class Run:
         self, state: State, response: CapturedResponse | None, error: Problem | None, tail: bytes
     ) -> None:
         """Write the outcome into the store. Never raises an Exception."""
-        home, job = self._home, self.job
-        environment = home.environment
-        outcome: dict[str, Any] = {
-            "ttl": seconds(self.policy.ttl),
-            "tail": tail,
-            "response": response,
-            "error": error,
-            "progress": self.progress,
-        }
-        learns = response is not None and self.policy.coalesce is True
+        policy, environment = self.policy, self._home.environment
+        outcome = (self.job, state, seconds(policy.ttl), tail, response, error, self.progress)
+        learns = response is not None and policy.coalesce is True
         if environment.store.immediate and not learns:
-            self._recorded(await environment.ledger.finish(job, state, **outcome))
+            self._recorded(await environment.ledger.finish(*outcome))
             return
-        finish = partial(environment.ledger.finish, job, state, **outcome)
+        finish = partial(environment.ledger.finish, *outcome)
         if learns:
             assert response is not None
             finish = partial(self._learn_first, response, finish)
@@ -511,10 +501,11 @@ class Run:
         """The outcome is in the store: only now, what the next ones may take goes by it."""
         if job.version > self.job.version:  # as in `_became`, a call less
             self.job = job
-        ran = job.state in (State.SUCCEEDED, State.FAILED) and self.stopping is not None
-        if ran and self.ticket is not None and job.started_at is not None:
-            assert job.finished_at is not None
-            self._home.scheduler.learn(self.ticket, job.finished_at - job.started_at)
+        began, ended, ticket = job.started_at, job.finished_at, self.ticket
+        if began is None or ended is None or job.state is State.CANCELLED:
+            return
+        if ticket is not None and self.stopping is not None:
+            self._home.scheduler.learn(ticket, ended - began)
 
     async def _learn_first(
         self, response: CapturedResponse, finish: Callable[[], Awaitable[Job]]
@@ -544,17 +535,17 @@ class Run:
         """The app has ended: by this error, or by returning."""
         stopping = self.stopping
         assert stopping is not None
-        told = self.job.synchronous or isinstance(error, ProtocolError)  # by the server, or already
-        if error is not None and not told:
-            environment = self._home.environment
+        if error is not None and not (self.job.synchronous or isinstance(error, ProtocolError)):
+            environment = self._home.environment  # else the server tells of it, or it is told of
             environment.observers.raised(self.job, error, environment.clock())
         if stopping.reason is not None:
             await stopping.stopped()
         if not self._decided:
             await self._decide_unanswered(raised=error is not None)
-        for writing in (self._timed_out, self._settling):
-            if writing is not None:
-                await writing.wait()
+        if self._timed_out is not None:
+            await self._timed_out.wait()
+        if self._settling is not None:
+            await self._settling.wait()
         if self.span is not None:
             self.span.end(self.job, error)
         self._method = self._recorder = self._flusher = None

@@ -472,25 +472,25 @@ class Scheduler:
             ticket: its place, if it has one in this process.
             now: seconds since the epoch.
         """
-        name, position, completion = job.route, None, None
+        name, state, position, completion = job.route, job.state, None, None
         policy = self._policies[name]
         route = ticket.route if ticket else self._routes.get(name) or self._route(name)
         durations = route.durations
         elapsed, remaining = max(0.0, now - (job.started_at or job.created_at)), None
         likely = UNKNOWN * elapsed
-        if job.state is State.QUEUED:
+        if state is State.QUEUED:
             turns = self._turns(route, ticket, elapsed)
             if durations is not None:
                 width = self._width(policy, route)
                 likely, remaining = durations.queued(turns, width, elapsed)
             if ticket is not None and turns:
                 position = round(turns)
-        elif job.state is State.RUNNING or job.state is State.CANCELLING:
+        elif state is State.RUNNING or state is State.CANCELLING:
             if durations is not None:
                 likely, remaining = durations.running(elapsed)
             if elapsed and job.progress is not None and job.progress.fraction:
                 likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
-            if job.state is State.CANCELLING:  # it was told to stop, and soon is once more
+            if state is State.CANCELLING:  # it was told to stop, and soon is once more
                 likely, remaining = min(likely, seconds(self._limits.cancel_grace)), None
             if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
                 likely = min(likely, most - elapsed)

@@ -413,19 +413,19 @@ class _Exchange:
         routes = self._routes
         found = await routes.access.answer(self.id, self._scope)
         job, body = found if found is not None else (None, None)
-        if job is not None and not (job.gone or job.finished):
-            if waits and (wait := self._patience()):
-                job = await self._end(job, wait)
-            if job is not None and not (job.gone or job.finished):
-                outlook = routes.jobs.outlook(job)
-                reply = routes.dialect.pending(job, self._mount, outlook)
-                if self._navigates:
-                    await self._wait_here(job, outlook, reply)
-                else:
-                    await self.reply(reply)
-                return
+        pending = job is not None and not (job.gone or job.finished)
+        if pending and waits and job is not None and (wait := self._patience()):
+            job = await self._end(job, wait)
+            pending = job is not None and not (job.gone or job.finished)
         if job is None or job.gone:
             await self._miss(job)
+        elif pending:
+            outlook = routes.jobs.outlook(job)
+            reply = routes.dialect.pending(job, self._mount, outlook)
+            if self._navigates:
+                await self._wait_here(job, outlook, reply)
+            else:
+                await self.reply(reply)
         elif job.response is not None:
             status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
