@@ -238,19 +238,23 @@ class AsyncioTasks(Tasks):
             # spared a turn of the loop, in which as many others as there are would pile up.
             task = asyncio.Task(run(), loop=self._loop, context=context, eager_start=True)
             if not task.done():
-                self._keep(task, keeper)
+                if keeper is not None:
+                    self._kept[keeper] = task
+                else:
+                    self._look_after(task)
 
     else:
 
         def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
-            self._keep(self._loop.create_task(run(), context=context), keeper)
+            task = self._loop.create_task(run(), context=context)
+            if keeper is not None:
+                self._kept[keeper] = task
+            else:
+                self._look_after(task)
 
-    def _keep(self, task: asyncio.Task[None], keeper: object) -> None:
-        if keeper is not None:
-            self._kept[keeper] = task
-        else:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _look_after(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def release(self, keeper: object) -> None:
         self._kept.pop(keeper, None)
