@@ -144,10 +144,11 @@ class Session:
         self._recovery.close()
         self.waits.end()
         drain = seconds(environment.limits.drain_timeout)
-        if runs.busy:
+        running, waiting = len(runs.running()), len(runs.waiting())
+        if running or waiting:  # of those that have ended, the store may have yet to hear
             logger.warning(
                 "the server stops when its jobs have ended, in %g seconds at most: %d run, %d wait",
-                *(drain, len(runs.running()), len(runs.waiting())),
+                *(drain, running, waiting),
             )
         with anyio.move_on_after(drain):
             await runs.until_idle()
