@@ -1,0 +1,97 @@
+"""Webhook delivery: hand in an event, get a 202, and it is delivered, however long that takes.
+
+    WEBHOOK_SECRETS=whsec_... uvicorn examples.webhook_delivery.app:app
+
+The jobs are a file in the working directory.
+"""
+
+import hashlib
+import json
+import os
+import random
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+import anyio
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
+
+from raincheck import Limits, LongRunningMiddleware, current_job, long_running, report
+from raincheck.callbacks import Callbacks, Refused
+from raincheck.stores.sqlite import SQLiteStore
+
+from .sending import Sender
+
+# Signs, by the newest secret and by those that it replaces, and says whom one may deliver to:
+# public addresses by https, and what these patterns permit, like http://10.0.0.7:8080/hooks/*
+GUARD = Callbacks(
+    secrets=os.environ["WEBHOOK_SECRETS"].split(),
+    allow=os.environ.get("WEBHOOK_ALLOW", "").split(),
+)
+SENDER = Sender(GUARD, timeout=float(os.environ.get("WEBHOOK_TIMEOUT", "15")))
+
+# Seconds between tries at first and at last, and after which a webhook is given up.
+FIRST_WAIT = float(os.environ.get("WEBHOOK_FIRST_WAIT", "5"))
+LONGEST_WAIT = 6 * 3600.0
+PATIENCE = float(os.environ.get("WEBHOOK_PATIENCE", "259200"))
+
+
+def permitted(url: str) -> str:
+    try:
+        GUARD.check(url, asked=False)
+    except Refused as refused:
+        raise ValueError(str(refused)) from None
+    return url
+
+
+class Webhook(BaseModel):
+    """An event, as Standard Webhooks has it, and who is told."""
+
+    url: Annotated[str, AfterValidator(permitted)]
+    type: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=100)]
+    data: dict[str, JsonValue]
+
+
+app = FastAPI()
+
+
+@app.post("/webhooks")
+@long_running(idempotency="required", on_interrupt="rerun", max_runs=1000, max_request_size=20_000)
+async def deliver(webhook: Webhook) -> JSONResponse:
+    job = current_job()
+    assert job is not None
+    # The same at each try, in whichever process. A job's own id would let receivers ask for it.
+    id = "msg_" + hashlib.sha256(job.id.encode()).hexdigest()[:32]
+    body = written(webhook, job.created_at)
+    while True:
+        attempt = await SENDER.send(id, webhook.url, body)
+        age = time.time() - job.created_at
+        told = {"webhook_id": id, "delivered": attempt.delivered, "said": attempt.said}
+        if attempt.delivered:
+            return JSONResponse(told)
+        if attempt.over or age > PATIENCE:
+            return JSONResponse(told, 502)
+        wait = backoff(age, attempt.wait)
+        report(None, f"{attempt.said} The next try is in {wait:.1f} seconds.")
+        await anyio.sleep(wait)
+
+
+def written(webhook: Webhook, created_at: float) -> bytes:
+    at = datetime.fromtimestamp(created_at, UTC).isoformat()
+    return json.dumps({"type": webhook.type, "timestamp": at, "data": webhook.data}).encode()
+
+
+def backoff(age: float, asked: float) -> float:
+    """Seconds until the next try: as many again as have passed, which doubles them each time.
+
+    That goes by when the job was created: a restart neither forgets it nor begins anew.
+    """
+    wait = min(max(age, FIRST_WAIT), LONGEST_WAIT) * random.uniform(0.8, 1.2)
+    return max(wait, min(asked, LONGEST_WAIT))
+
+
+# What waits for its next try has a place, too. A lease is 30 s by default.
+limits = Limits(max_running=1000, max_queued=10_000, lease=2)
+app.add_middleware(LongRunningMiddleware, store=SQLiteStore("jobs.db"), limits=limits)
