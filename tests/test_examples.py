@@ -27,6 +27,15 @@ ID = r"[A-Za-z0-9_-]{30}"
 
 # What each example has to print: regular expressions, in this order.
 PRINTED = {
+    # It takes longest, and so begins first.
+    "celery_app.py": [
+        r'GET /thumbnails/movie: 200 {"thumbnail":"movie\.png","by":\d+}\n',
+        rf"POST /videos: 202, see /jobs/{ID}\n",
+        r"  queued\n",
+        r"  running \d+% [1-5] of 5 parts\n",
+        rf'GET /jobs/{ID}: 200 {{"frames":5,"by":\d+}}\n',
+        r"accepted by process \d+, run by process \d+, where Celery runs its tasks\n",
+    ],
     "quickstart.py": [
         r"> POST /emails/send HTTP/1\.1\n(> .+\n)*> Content-Length: 52\n>\n"
         r'{"user_ids": \[1, 2, 3, 4, 5\], "template": "welcome"}\n',
@@ -326,6 +335,16 @@ def blocks(language: str) -> list[str]:
     return [
         text for kind, text in re.findall(r"```(\w*)\n(.*?)```", readme, re.S) if kind == language
     ]
+
+
+def test_celery_runs_the_job_where_it_runs_its_tasks(
+    runs: dict[str, subprocess.CompletedProcess[str]],
+) -> None:
+    printed = runs["celery_app.py"].stdout
+    by = re.findall(r'"by":(\d+)', printed)
+    accepted_by, run_by = re.findall(r"by process (\d+)", printed)
+    assert by == [run_by, run_by]
+    assert accepted_by != run_by
 
 
 def test_the_durable_job_is_finished_by_another_process(
