@@ -53,7 +53,9 @@ def package(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """What users of raincheck see of its types, in full: each public name has a known one."""
-    extras = "celery,cli,client,pgqueuer,postgres,redis,taskiq,wsgi"
+    extras = (
+        "callbacks,celery,cli,client,opentelemetry,pgqueuer,postgres,prometheus,redis,taskiq,wsgi"
+    )
     session.install(f"{_built(session, '*.whl')}[{extras}]")
     session.install("httpx", "pyright[nodejs]", "pytest", "types-cachetools")
     session.chdir(session.create_tmp())  # else it takes the tree for the package

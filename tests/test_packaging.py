@@ -77,6 +77,12 @@ def test_ci_wants_the_type_of_every_public_name() -> None:
     assert f"session.run({words})" in (ROOT / "noxfile.py").read_text()
 
 
+def test_types_are_those_with_every_extra(project: dict[str, Any]) -> None:
+    """What is not installed has none."""
+    extras = ",".join(sorted(project["optional-dependencies"].keys() - TOOLS - {"examples"}))
+    assert f'"{extras}"\n' in (ROOT / "noxfile.py").read_text()
+
+
 @pytest.mark.real
 def test_what_tries_the_wheel_works() -> None:
     """Of the tree, where it cannot see what the wheel may lack."""
