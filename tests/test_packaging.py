@@ -65,6 +65,12 @@ def test_ci_installs_a_browser() -> None:
     assert "export RAINCHECK_CI=1" in ci  # without one the tests fail
 
 
+def test_ci_installs_what_the_uses_need() -> None:
+    """A browser that shows PDFs."""
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "missing+=(chromium)" in ci
+
+
 def test_ci_installs_typescript() -> None:
     assert "npm install --prefix tests/client/types" in (ROOT / ".ci" / "run").read_text()
 

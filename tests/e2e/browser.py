@@ -33,22 +33,30 @@ AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*, viewer: bool = False) -> Iterator[Browser]:
     """A browser; `app.test` and `evil.test` are names of this machine, and not secure ones.
 
     Without one the tests are skipped; in continuous integration (RAINCHECK_CI) they fail.
+
+    Args:
+        viewer: whether it has to show PDFs, which the shell of Chromium's without a head cannot.
     """
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    known = NAMES[1:] if viewer else NAMES
+    program = next(filter(None, map(shutil.which, known)), None)
     names = "MAP app.test 127.0.0.1, MAP evil.test 127.0.0.1"
     arguments = ["--no-sandbox", f"--host-resolver-rules={names}"]
+    if viewer:
+        arguments.append("--headless=new")
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=program, args=arguments)
+            browser = playwright.chromium.launch(
+                executable_path=program, args=arguments, headless=not viewer
+            )
         except Error as error:
             if os.environ.get("RAINCHECK_CI"):
                 raise
-            pytest.skip(f"no browser; apt-get install {NAMES[0]} brings one: {error.message[:80]}")
+            pytest.skip(f"no browser; apt-get install {known[0]} brings one: {error.message[:80]}")
         try:
             yield browser
         finally:

@@ -17,15 +17,30 @@ from playwright.sync_api import Browser
 
 from tests.e2e.browser import chromium
 
-START = 20.0
+ROOT = Path(__file__).parents[2]
+
+START = 60.0
 """Seconds that a server may take to start."""
 
 
 class Server:
-    """A server process, and a client of it."""
+    """A server process, and a client of it.
+
+    Args:
+        folder: for its logs.
+        arguments: of uvicorn's.
+        app: what it serves.
+        home: its working directory.
+        environment: variables, besides this process's own.
+    """
 
     def __init__(
-        self, folder: Path, *arguments: str, app: str = "tests.e2e.app:app", **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        app: str = "tests.e2e.app:app",
+        home: str = str(ROOT),
+        **environment: str,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -39,16 +54,21 @@ class Server:
                     "-m",
                     "uvicorn",
                     app,
+                    f"--app-dir={ROOT}",
                     f"--port={self.port}",
                     *arguments,
                 ],
                 env={**os.environ, "RAINCHECK_TEST_LOG": str(self.log), **environment},
-                cwd=Path(__file__).parents[2],
+                cwd=home,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START
@@ -88,8 +108,8 @@ class Server:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(*arguments: str, **environment: str) -> Server:
-        servers.append(Server(tmp_path, *arguments, **environment))
+    def start(*arguments: str, **settings: str) -> Server:
+        servers.append(Server(tmp_path, *arguments, **settings))
         return servers[-1]
 
     yield start
