@@ -66,9 +66,10 @@ def test_ci_installs_a_browser() -> None:
 
 
 def test_ci_installs_what_the_uses_need() -> None:
-    """A browser that shows PDFs."""
+    """A browser that shows PDFs, and ffmpeg."""
     ci = (ROOT / ".ci" / "run").read_text()
     assert "missing+=(chromium)" in ci
+    assert "missing+=(ffmpeg)" in ci
 
 
 def test_ci_installs_typescript() -> None:
