@@ -273,15 +273,14 @@ def packed(commands: Iterable[Sequence[Word]]) -> bytes:
     than all the rest of a call.
     """
     parts: list[bytes] = []
-    add = parts.append
     for words in commands:
-        add(b"*%d\r\n" % len(words))
+        parts.append(b"*%d\r\n" % len(words))
         for word in words:
             if isinstance(word, str):
                 word = word.encode("utf-8", "surrogatepass")
             elif not isinstance(word, bytes):
                 word = repr(word).encode()
-            add(b"$%d\r\n%b\r\n" % (len(word), word))
+            parts += (b"$%d\r\n" % len(word), word, b"\r\n")
     return b"".join(parts)
 
 
