@@ -81,21 +81,25 @@ class Ledger:
         self._holder = holder
         self._lease = lease
 
-    async def create(
+    def create(
         self,
         job: Job,
         request: CapturedRequest | None,
         *,
         keys: Collection[Key] = (),
         bounds: Bounds | None = None,
-    ) -> Job:
+    ) -> Awaitable[Job]:
         """Insert a new job, which is this process's own. As `Store.create`, and raises as it does.
 
         Whoever is told of an error does not know whether it is there.
         """
         lease = self._lease
-        there = await self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
-        if self.observers.of[there.state] and there.id == job.id:
+        created = self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
+        return self._tell_of(created, job) if self.observers.of[job.state] else created
+
+    async def _tell_of(self, created: Awaitable[Job], job: Job) -> Job:
+        there = await created
+        if there.id == job.id:  # else it is an earlier one
             self.observers.tell(there, None)
         return there
 

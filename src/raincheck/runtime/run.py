@@ -452,14 +452,15 @@ class Run:
 
     # --- the outcome ---------------------------------------------------------------------------
 
-    async def _decide(
+    def _decide(
         self, state: State, response: CapturedResponse | None = None, error: Problem | None = None
-    ) -> None:
+    ) -> Awaitable[None]:
         """Record the outcome; what the app sends from here on goes nowhere."""
-        if not self._decided:
-            self._decided = True
-            tail = b"" if response is None or self._recorder is None else self._recorder.tail
-            await self._write(state, response, error, tail)
+        if self._decided:
+            return _nothing()
+        self._decided = True
+        tail = b"" if response is None or self._recorder is None else self._recorder.tail
+        return self._write(state, response, error, tail)
 
     def _decide_aside(
         self, state: State, response: CapturedResponse | None = None, error: Problem | None = None
@@ -679,6 +680,10 @@ class Run:
         except (IllegalTransition, UnreadableRecord):  # the next report may fare better
             pass
         return self.progress
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _sentence(error: Exception) -> str:
