@@ -6,11 +6,8 @@ The engine is a test double (`push_engine`): it loses answers and brings message
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import signal
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,36 +15,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.crashes import Crashes, striking
-from tests.e2e.durable import ROOT, Deployment
-from tests.servers import Server
+from tests.e2e.durable import Deployment
+from tests.e2e.pushing import Engine
 
 pytestmark = pytest.mark.real
-
-
-class Engine(Server):
-    """The engine, in a process of its own.
-
-    Attributes:
-        target: what it calls, once it has been started.
-    """
-
-    target = ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "RAINCHECK_TEST_TARGET": self.target}
-
-    def command(self) -> list[str]:
-        command = [sys.executable, "-m", "uvicorn", "tests.e2e.push_engine:app"]
-        return [*command, f"--port={self.port}", "--no-access-log", "--lifespan=off"]
-
-    def counts(self) -> dict[str, int]:
-        with urllib.request.urlopen(f"{self.url}/counts", timeout=10) as answer:
-            found: dict[str, int] = json.load(answer)
-        return found
 
 
 @pytest.fixture
