@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar
 
@@ -10,13 +10,14 @@ import anyio
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, MemoryStore, report
+from raincheck import Jobs, Limits, LongRunningMiddleware, MemoryStore, report
 from raincheck.runners.base import Run, Runner, Stop
 from raincheck.runtime.leases import BEAT
 from raincheck.telemetry.base import Telemetry
-from tests.conftest import virtual_jobs
+from tests.conftest import Clock
 from tests.doubles.stores import DamagedStore, Line
 from tests.support import Gate, app_of, running, settled, slow_route
 
@@ -24,6 +25,10 @@ LEASE = 12.8
 STORE_TIMEOUT = 2.0
 SURVIVED = LEASE - BEAT - STORE_TIMEOUT
 """Seconds that the store may be away without any job's noticing."""
+
+
+More = Callable[[str], Iterable[BaseRoute]]
+"""Further routes of the process of this name."""
 
 
 class Streamed(Response):
@@ -49,6 +54,7 @@ class Two:
         line: the first one's line to the store.
         runs: which of them ran the handler, in order.
         gates: where their handlers wait.
+        clock: theirs.
     """
 
     def __init__(
@@ -56,8 +62,11 @@ class Two:
         stack: AsyncExitStack,
         limits: Mapping[str, Any],
         telemetry: Telemetry | None = None,
+        more: More = lambda name: (),
     ) -> None:
         self._telemetry = telemetry
+        self._more = more
+        self.clock = Clock()  # one for all: those of machines hardly differ
         self.store = DamagedStore()
         self.lines = {"a": Line(self.store), "b": Line(self.store)}
         self.line = self.lines["a"]
@@ -80,7 +89,8 @@ class Two:
             self.runs.append(name)
             return Streamed(name.encode() * 300_000, self.gates[name])
 
-        jobs = virtual_jobs(
+        jobs = Jobs(
+            clock=self.clock,
             store=self.lines[name],
             telemetry=self._telemetry,
             limits=Limits(lease=LEASE, store_timeout=STORE_TIMEOUT, **limits),
@@ -93,6 +103,7 @@ class Two:
             slow_route(answer, "/held", max_running=1, hold=True),
             slow_route(answer, "/shared", coalesce=True),
             slow_route(answer, "/in-place", respond="preferred"),
+            *self._more(name),
             jobs=jobs,
         )
 
@@ -118,9 +129,11 @@ class Two:
 
 
 @asynccontextmanager
-async def two(telemetry: Telemetry | None = None, **limits: Any) -> AsyncIterator[Two]:
+async def two(
+    telemetry: Telemetry | None = None, more: More = lambda name: (), **limits: Any
+) -> AsyncIterator[Two]:
     async with AsyncExitStack() as stack:
-        both = Two(stack, limits, telemetry)
+        both = Two(stack, limits, telemetry, more)
         await both.start("b")
         await both.start("a")
         try:
@@ -211,6 +224,7 @@ class Fleet:
         lines: each one's line to the store.
         gates: where the handlers of each wait.
         runs: which of them ran a handler, in order.
+        clock: theirs.
     """
 
     def __init__(
@@ -219,9 +233,12 @@ class Fleet:
         slots: int,
         limits: dict[str, Any],
         telemetry: Telemetry | None,
+        more: More = lambda name: (),
     ) -> None:
         self._telemetry = telemetry
+        self._more = more
         self.broker = Broker()
+        self.clock = Clock()
         self.store = MemoryStore()
         self.lines = {name: Line(self.store) for name in ("web", "a", "b")}
         self.gates = {name: Gate() for name in ("a", "b", "web")}
@@ -241,7 +258,8 @@ class Fleet:
             return {"by": name, "body": (await request.body()).decode()}
 
         engine = self._engines[name] = Engine(self.broker, 0 if name == "web" else self._slots)
-        jobs = virtual_jobs(
+        jobs = Jobs(
+            clock=self.clock,
             store=self.lines[name],
             runner=engine,
             telemetry=self._telemetry,
@@ -252,6 +270,7 @@ class Fleet:
             slow_route(answer, "/rerun", on_interrupt="rerun", max_runs=2),
             slow_route(answer, "/one", max_running=1, max_queued=2),
             slow_route(answer, "/in-place", respond="preferred"),
+            *self._more(name),
             jobs=jobs,
         )
         inner = self._open[name] = await self._stack.enter_async_context(AsyncExitStack())
@@ -260,6 +279,11 @@ class Fleet:
     async def stop(self, name: str) -> None:
         self._engines[name].stopping = True  # as engines do before their workers drain
         await self._open[name].aclose()
+
+    def kill(self, name: str) -> None:
+        """Let a process be no more, as far as others see that."""
+        self._engines[name].stopping = True
+        self.lines[name].cut()
 
     async def bring(self, name: str, id: str) -> None:
         """Have a worker run a job in the task that asks: whoever cancels that gives it up."""
@@ -278,10 +302,14 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    *workers: str, slots: int = 5, telemetry: Telemetry | None = None, **limits: Any
+    *workers: str,
+    slots: int = 5,
+    telemetry: Telemetry | None = None,
+    more: More = lambda name: (),
+    **limits: Any,
 ) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
-        one = Fleet(stack, slots, limits, telemetry)
+        one = Fleet(stack, slots, limits, telemetry, more)
         one.web = await one.start("web")
         for name in workers:
             await one.start(name)
