@@ -342,7 +342,12 @@ FOREIGN = {
     "stores._postgres_changes": {"failure.__cause__"},  # as `raise ... from` does, for a future
     "stores._sqlite_file": {"timer.daemon"},  # `threading.Timer` takes no such argument
     # A ticket and what is known of a route are the scheduler's own values, in its own module.
-    "runtime.scheduler": {"ticket.running", "route.blocked", "route.durations"},
+    "runtime.scheduler": {
+        "ticket.running",
+        "ticket.rests",
+        "route.blocked",
+        "route.durations",
+    },
 }
 """Who may assign to another object, and what."""
 

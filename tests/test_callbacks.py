@@ -23,6 +23,7 @@ from raincheck import (
     MemoryStore,
     Pages,
     Policy,
+    Retry,
     State,
 )
 from raincheck.callbacks import Answer, Callbacks, Refused, Unreachable
@@ -105,6 +106,28 @@ async def test_a_client_that_may_is_told_of_the_end(network: Network) -> None:
     assert message.headers["content-type"] == "application/json"
     timestamped = Webhook(SECRET).verify(message.body.decode(), dict(message.headers))
     assert timestamped == document
+
+
+async def test_only_the_end_of_its_last_run_is_told(network: Network) -> None:
+    runs = []
+
+    async def answer(request: Request) -> Any:
+        runs.append(1)
+        return JSONResponse({}, 503 if len(runs) < 3 else 200)
+
+    async with client_for(answer, callback=URL, retry=Retry(backoff=lambda failure: 20)) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(30)
+        assert (len(runs), network.got) == (2, [])
+        assert (await client.get(accepted.headers["location"])).json()["callback"][
+            "deliveries"
+        ] == 0
+        await anyio.sleep(30)
+    (message,) = network.got
+    assert (json.loads(message.body)["status"], json.loads(message.body)["runs"]) == (
+        "succeeded",
+        3,
+    )
 
 
 @pytest.mark.parametrize(

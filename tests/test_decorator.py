@@ -71,6 +71,9 @@ class Door:
     def unwind(self) -> None:
         raise AssertionError("nothing asks to stop")
 
+    def raised(self, error: Exception) -> None:
+        self.events.append(f"raised {error!r}")
+
     def report(self, progress: Progress) -> None:
         self.events.append(f"reported {progress.fraction}")
 

@@ -110,6 +110,13 @@ PRINTED = {
         rf"GET /export\?seconds=1, Prefer: respond-async: 202 /jobs/{ID} 200 slept 1\.0 s\n",
         r"GET /export\?seconds=1, Prefer: respond-async, wait=5: 200 slept 1\.0 s\n",
     ],
+    "retries.py": [
+        r"POST /imports: 202\n",
+        r"  queued, run 1 was the last, the next one at [\d-]+T[\d:]+Z\n",
+        r"  queued, run 2 was the last, the next one at [\d-]+T[\d:]+Z\n",
+        r"  succeeded, run 3 was the last\n",
+        rf'GET /jobs/{ID}: 200 {{"imported":12}}\n',
+    ],
     "resumable_stream.py": [
         rf"POST /answers: 202, see /jobs/{ID}/stream\n",
         r"curl, and cut after a second: [123]?\d of 40 tokens\n",

@@ -361,6 +361,7 @@ def full_job(state: State) -> Job:
         orphaned_at=105.0,
         synchronous=True,
         not_before=106.0,
+        begin_by=107.0,
         trace=Trace("00-1-2-01", "a=1"),
         delivery=Delivery("https://example.com/", "/jobs"),
         extra={"weight": 1},
@@ -407,7 +408,38 @@ def test_a_job_that_ends_has_its_fields_where_they_belong() -> None:
         gone=False,
         orphaned_at=None,
         not_before=None,
+        begin_by=None,
     )
+
+
+def test_a_job_that_failed_waits_until_its_time_where_it_was() -> None:
+    running = job(State.QUEUED, replayable=True, max_runs=2, begin_by=300.0).start(105.0, "here")
+    assert running.begin_by is None
+    waits = running.requeue(120.0, "here")
+    assert (waits.state, waits.next_run_at, waits.holder) == (State.QUEUED, 120.0, "here")
+    assert not waits.ready({"route"}, 119.9)
+    assert waits.ready({waits.route}, 120.0)
+    assert waits.start(120.0).next_run_at is None
+    assert running.next_run_at is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "overdue"),
+    [
+        ({}, 160.0, True),
+        ({}, 159.9, False),
+        ({"begin_by": None}, 1000.0, False),
+        pytest.param({"runs": 1}, 160.0, False, id="it has begun before"),
+        pytest.param({"state": State.RUNNING}, 160.0, False, id="it runs"),
+        pytest.param({"state": State.CANCELLED}, 160.0, False, id="it has ended"),
+        pytest.param({"gone": True}, 160.0, False, id="it is gone"),
+    ],
+)
+def test_a_job_waits_for_its_first_run_as_long_as_it_may(
+    changes: dict[str, Any], now: float, overdue: bool
+) -> None:
+    waits = job(State.QUEUED, begin_by=160.0)._replace(**changes)
+    assert waits.overdue(now) is overdue
 
 
 def test_a_tombstone_keeps_only_that_the_job_was_there() -> None:

@@ -1,7 +1,8 @@
-"""`Policy` and `Limits`: frozen, checked when made, times in seconds."""
+"""`Policy`, `Retry` and `Limits`: frozen, checked when made, times in seconds."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import re
@@ -11,10 +12,10 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from raincheck import ConfigurationError, Limits, Policy, RaincheckError
+from raincheck import ConfigurationError, Limits, Policy, RaincheckError, Retry
 from raincheck.policy import MIB, PolicySettings, seconds, setting_names
 
-Settings = type[Policy] | type[Limits]
+Settings = type[Policy] | type[Retry] | type[Limits]
 
 NO_TIME: list[Any] = [
     "5",
@@ -59,6 +60,12 @@ IMPOSSIBLE = [
     *cases(Policy, "live", None, 1, "yes"),
     *cases(Policy, "on_interrupt", "retry", "", None, True),
     *cases(Policy, "max_runs", *NO_COUNT, 0, 1.5),
+    *cases(Policy, "retry", True, 3, (503,), Retry, {"on": 503}),
+    *cases(Policy, "max_wait_queued", *without_none(NO_TIME), 0, timedelta(0)),
+    *cases(Retry, "on", (), None, True, 399, 600, "503", (503, "502"), str, (int,), [503, None]),
+    *cases(Retry, "on", asyncio.sleep),
+    *cases(Retry, "max_runs", *NO_COUNT, 0, None),
+    *cases(Retry, "backoff", *NO_TIME),
     *cases(Policy, "queue", "", 1, True, b"videos", ["videos"]),
     *cases(Policy, "drop_headers", "Cookie", "", b"Cookie", (b"Cookie",), ["Cookie", 1], [None]),
     *cases(Policy, "drop_headers", 5, None, ("Coo kie",), ("Cookie:",), ("",), ("Cookie", "\n")),
@@ -90,7 +97,7 @@ def test_an_impossible_setting_is_refused_by_name(
     assert isinstance(raised.value, RaincheckError)
 
 
-@pytest.mark.parametrize("owner", [Policy, Limits])
+@pytest.mark.parametrize("owner", [Policy, Retry, Limits])
 def test_every_field_is_checked(owner: Settings) -> None:
     checked = {field for tested, field, _ in IMPOSSIBLE if tested is owner}
     assert checked == {field.name for field in dataclasses.fields(owner)}
@@ -119,6 +126,11 @@ def test_every_field_is_checked(owner: Settings) -> None:
         *cases(Policy, "callback", None, "https://example.com/", str),
         *cases(Policy, "on_interrupt", "fail", "rerun"),
         *cases(Policy, "max_runs", None, 1),
+        *cases(Policy, "retry", None, Retry()),
+        *cases(Policy, "max_wait_queued", None, 0.1),
+        *cases(Retry, "on", (400,), (599, OSError), str.isdigit),
+        *cases(Retry, "max_runs", 1),
+        *cases(Retry, "backoff", 0, str.isdigit),
         *cases(Policy, "queue", None, "videos"),
         *cases(Policy, "drop_headers", frozenset(), frozenset({"cookie"})),
         *cases(Limits, "max_running", 1),
@@ -144,6 +156,8 @@ def test_a_setting_at_its_bound_is_taken(owner: Settings, field: str, value: obj
         (Policy, "max_wait"),
         (Policy, "timeout"),
         (Policy, "ttl"),
+        (Policy, "max_wait_queued"),
+        (Retry, "backoff"),
         (Limits, "drain_timeout"),
         (Limits, "cancel_grace"),
         (Limits, "tombstone_ttl"),
@@ -166,7 +180,7 @@ def test_seconds_reads_numbers_and_timedeltas(span: float | timedelta, expected:
 
 
 @pytest.mark.parametrize("owner", [Policy, Limits])
-def test_settings_are_frozen_keyword_only_values(owner: Settings) -> None:
+def test_settings_are_frozen_keyword_only_values(owner: type[Policy] | type[Limits]) -> None:
     first: Any = owner(max_queued=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.max_queued = 4
@@ -188,7 +202,7 @@ def written(default: Any) -> str:
     return f"{default // MIB} MiB" if default >= MIB else f"{default:g}"
 
 
-@pytest.mark.parametrize("owner", [Policy, Limits])
+@pytest.mark.parametrize("owner", [Policy, Retry, Limits])
 def test_the_docs_have_every_setting_and_its_default(owner: Settings) -> None:
     section = DOCUMENT.read_text().split(f"\n## `{owner.__name__}`: ")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
@@ -216,6 +230,8 @@ def test_the_defaults_are_those_of_the_docs() -> None:
         "hold": False,
         "on_interrupt": "fail",
         "max_runs": None,
+        "retry": None,
+        "max_wait_queued": None,
         "queue": None,
         "drop_headers": frozenset(),
         "live": False,

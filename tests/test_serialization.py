@@ -84,6 +84,7 @@ JOBS: dict[str, st.SearchStrategy[Any]] = {
     "orphaned_at": st.none() | times,
     "synchronous": st.booleans(),
     "not_before": st.none() | times,
+    "begin_by": st.none() | times,
     "trace": st.none() | st.builds(Trace, texts, texts),
     "delivery": st.none()
     | st.builds(
@@ -209,6 +210,7 @@ FULL = Job(
     orphaned_at=1700000000.5,
     synchronous=True,
     not_before=1700000001.5,
+    begin_by=1700000060.5,
     trace=Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"),
     delivery=Delivery(
         *("https://example.com/hook", "/jobs", True, "pending", 1700000003.5, 4, 2, 5),
@@ -219,7 +221,7 @@ FULL = Job(
 REQUEST = dataclasses.replace(left.REQUEST, path_params=(), app_root_path=None)
 TIMES = (
     *("created_at", "started_at", "finished_at", "expires_at", "purge_at", "orphaned_at"),
-    "not_before",
+    *("not_before", "begin_by"),
 )
 LEAST = CapturedRequest("GET", "/", None, b"", (), b"")
 MOUNTED = CapturedRequest(
@@ -244,7 +246,7 @@ GOLDEN = [
         b'"response":[404,[["x-a","\\u00e9"],["x-a","2"]],3],'
         b'"error":["crashed",500,"The handler failed","It broke."],"gone":true,"owner":"ann",'
         b'"clients":2,"orphaned_at":1700000000.5,"synchronous":true,'
-        b'"not_before":1700000001.5,'
+        b'"not_before":1700000001.5,"begin_by":1700000060.5,'
         b'"trace":["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","a=1"],'
         b'"delivery":["https://example.com/hook","/jobs",true,"pending",'
         b'1700000003.5,4,2,5,"It answered 500.",[404,"text/plain",3]]}',

@@ -77,6 +77,9 @@ class Broken(Telemetry):
     def raised(self, job: Job, error: BaseException, now: float) -> None:
         raise ValueError("raised")
 
+    def repeats(self, job: Job, reason: str) -> None:
+        raise ValueError("repeats")
+
     def lost(self, job: Job, now: float, *, ended: bool, deleted: bool) -> None:
         raise ValueError("lost")
 

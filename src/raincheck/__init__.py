@@ -6,7 +6,7 @@ from raincheck.job import Job, Progress, State
 from raincheck.jobs import Jobs
 from raincheck.middleware import LongRunningMiddleware
 from raincheck.pages import Pages
-from raincheck.policy import Limits, Policy
+from raincheck.policy import Failure, Limits, Policy, Retry
 from raincheck.progress import current_job, raise_if_cancelled, report
 from raincheck.sites import EXPOSE_HEADERS
 from raincheck.stores.memory import MemoryStore
@@ -18,6 +18,7 @@ __all__ = [
     "ConfigurationError",
     "current_job",
     "EXPOSE_HEADERS",
+    "Failure",
     "Job",
     "Jobs",
     "Limits",
@@ -30,5 +31,6 @@ __all__ = [
     "RaincheckError",
     "raise_if_cancelled",
     "report",
+    "Retry",
     "State",
 ]

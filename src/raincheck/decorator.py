@@ -78,6 +78,9 @@ class Entrance(Protocol):
     def report(self, progress: Progress) -> None:
         """Note how far the handler is."""
 
+    def raised(self, error: Exception) -> None:
+        """Note what the handler raises, whatever is made of it further out."""
+
     async def enter(self, mark: Mark) -> Stopper | None:
         """Ask to be accepted at the handler's entry.
 
@@ -222,6 +225,8 @@ def _entrance(
                     else:
                         result = await in_thread(handoff.limiter, args, kwargs)
                 except BaseException as error:
+                    if isinstance(error, Exception):
+                        handoff.raised(error)
                     stopper.left(error)
                     raise
                 stopper.left(None)

@@ -131,6 +131,14 @@ LOST_WORKER = Problem(
 )
 """Nobody renewed the job's lease, and it may not run again."""
 
+WAITED_TOO_LONG = Problem(
+    "waited-too-long",
+    503,
+    "The job waited too long",
+    "Its turn did not come within the time that it may wait to begin.",
+)
+"""The job has not begun within its policy's `max_wait_queued`, and never will."""
+
 UNKNOWN_ROUTE = Problem(
     "unknown-route",
     502,

@@ -26,7 +26,7 @@ class State(StrEnum):
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
     # A cancel that overtakes the record of the start finds nothing to call cancelling.
-    # Back to the queue goes what was interrupted and may run again.
+    # Back to the queue goes what was interrupted, or has failed, and may run again.
     State.RUNNING: frozenset(
         {State.QUEUED, State.CANCELLING, State.CANCELLED, State.SUCCEEDED, State.FAILED}
     ),
@@ -196,7 +196,7 @@ class Job(NamedTuple):
         fence: how often it has changed hands: the fencing token. Only who has the newest may
             renew its lease and write its outcome.
         runs: how often it has begun to run.
-        max_runs: how often it may, should a run be interrupted.
+        max_runs: how often it may, should a run be interrupted, or fail.
         replayable: whether its captured request is kept, for a run that is still to come.
         holder: the process that it waits or runs in, by the name that it has given itself.
         queue: the runner's queue that it waits in, if that has several.
@@ -213,6 +213,7 @@ class Job(NamedTuple):
         synchronous: whether its request was answered in place, and it only keeps that answer for
             whoever sends the same key again.
         not_before: while it is queued: it does not begin before this time.
+        begin_by: until it has begun for the first time: from then on it does not begin any more.
         trace: where in a trace it was accepted, if that is traced.
         delivery: the message that its end is told by; None if nobody is told.
         extra: fields of its record that only a newer version knows; kept as they came, but for
@@ -243,6 +244,7 @@ class Job(NamedTuple):
     orphaned_at: float | None = None
     synchronous: bool = False
     not_before: float | None = None
+    begin_by: float | None = None
     trace: Trace | None = None
     delivery: Delivery | None = None
     extra: Mapping[str, Any] | None = None
@@ -294,6 +296,7 @@ class Job(NamedTuple):
                 None,  # orphaned_at
                 False,  # synchronous
                 None,  # not_before
+                None,  # begin_by
                 trace,
                 None,  # delivery
                 None,  # extra
@@ -369,6 +372,17 @@ class Job(NamedTuple):
             and (self.not_before is None or self.not_before <= now)
         )
 
+    def overdue(self, now: float) -> bool:
+        """Whether it has waited so long for its first run that it does not begin any more."""
+        if self.begin_by is None or self.runs or self.stage is not State.QUEUED:
+            return False
+        return self.begin_by <= now
+
+    @property
+    def next_run_at(self) -> float | None:
+        """While it waits for another run: the time before which that does not begin."""
+        return self.not_before if self.stage is State.QUEUED else None
+
     def begun_by(self, holder: str, now: float) -> bool:
         """Whether this process began it at this time, and it runs."""
         return self.stage is State.RUNNING and self.holder == holder and self.started_at == now
@@ -422,6 +436,7 @@ class Job(NamedTuple):
             started_at=now,
             orphaned_at=None,
             not_before=None,
+            begin_by=None,
         )
 
     def held_by(self, holder: str | None) -> Job:
@@ -443,8 +458,12 @@ class Job(NamedTuple):
         since = now if self.orphaned_at is None else self.orphaned_at
         return self.held_by(None)._replace(orphaned_at=since)
 
-    def requeue(self) -> Job:
-        """The next version, waiting again after its run was interrupted.
+    def requeue(self, not_before: float | None = None, holder: str | None = None) -> Job:
+        """The next version, waiting again after its run was interrupted, or has failed.
+
+        Args:
+            not_before: when the next run may begin; None: at once.
+            holder: the process that it waits in, if that is known.
 
         Raises:
             IllegalTransition: it does not run, or its captured request is not kept.
@@ -452,7 +471,12 @@ class Job(NamedTuple):
         if not self.replayable:
             raise IllegalTransition("its captured request is not kept")
         return self._move(
-            State.QUEUED, fence=self.fence + 1, holder=None, started_at=None, progress=None
+            State.QUEUED,
+            fence=self.fence + 1,
+            holder=holder,
+            started_at=None,
+            progress=None,
+            not_before=not_before,
         )
 
     def cancelling(self) -> Job:
@@ -517,6 +541,7 @@ class Job(NamedTuple):
                 None,  # orphaned_at
                 self.synchronous,
                 None,  # not_before
+                None,  # begin_by
                 self.trace,
                 self.delivery and self.delivery.about(response),
                 self.extra,

@@ -489,7 +489,10 @@ class Jobs:
         if stopped and run is not None and run.known_to_run:
             return recorded
         await environment.runner.cancel(job.id)
-        return await self.get(job.id)
+        newest = await self.get(job.id)
+        if newest is not None and newest.state is State.QUEUED and job.state is State.RUNNING:
+            return await self.cancel(job.id)  # its run was over, and it waits for another one
+        return newest
 
     def _here(self, id: str) -> JobRun | None:
         return None if self._latest is None else self._latest.runs.get(id)

@@ -32,6 +32,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "progress": "Progress",
         "position": "Number {position} in the queue",
         "expected": "Expected at {time}",
+        "again": "Tried again at {time}",
         "note": "The result opens here as soon as it is ready.",
         "open": "Open the result",
         "cancel": "Cancel",

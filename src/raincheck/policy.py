@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 from raincheck.errors import ConfigurationError
-from raincheck.messages import CapturedRequest
+from raincheck.messages import CapturedRequest, RawHeaders
 
 Seconds = float | timedelta
 """A span of time: seconds, or a `timedelta`."""
@@ -26,12 +27,128 @@ MIB = 1024 * 1024
 # What is kept longer than this is kept for ever, and its dates may be beyond those of a calendar.
 _LONGEST = 100 * 365.25 * 86400
 
+# Seconds between two runs, by a backoff that is doubled. A multiple of what an outage takes mostly.
+_LONGEST_BACKOFF = 600.0
+
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1
 
 
 def seconds(span: Seconds) -> float:
     """A span of time in seconds."""
     return span.total_seconds() if isinstance(span, timedelta) else float(span)
+
+
+class Failure(NamedTuple):
+    """A run that has failed, as `Retry(on=...)` and `Retry(backoff=...)` see it.
+
+    Attributes:
+        status: of the handler's response; 500 if there is none, since it raised; None if it ran out
+            of time.
+        headers: the fields of that response, as ASGI has them; none if there is none.
+        exception: what the handler raised, if that is known; a `TimeoutError` if it ran out of
+            time. On a route by a path rule, what came out of the app.
+        runs: how many runs the job has had, this one counted.
+    """
+
+    status: int | None
+    headers: RawHeaders
+    exception: BaseException | None
+    runs: int
+
+
+RetryOn = (
+    int | type[BaseException] | Collection[int | type[BaseException]] | Callable[[Failure], bool]
+)
+"""What `Retry` takes as `on`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Which failed runs are repeated, how often, and after which pause. Frozen.
+
+    Between two runs the job is `queued`, with a time before which it does not run; what the failed
+    run sent is thrown away. What raincheck itself makes a failure of, since the response is too
+    large or not valid, is not repeated, nor is what was cancelled.
+
+    Attributes:
+        on: the statuses (400 to 599) of the responses and the types of the exceptions that are
+            repeated: one, or several, mixed as you like; or a function that is given the `Failure`
+            and says whether. It is called on the event loop and must not block; if it raises, that
+            is logged, and the failure is the outcome. A handler that raised counts as 500, and one
+            that ran out of time as `TimeoutError` alone. Default `(502, 503, 504)`.
+        max_runs: how many runs a job may have in all; those that were interrupted count. Default 3.
+        backoff: seconds before the second run; before each further one twice as long, ten minutes
+            at most, and up to a quarter more by chance, so that those who failed together do not
+            come back together. Or a function that is given the `Failure` and says how long exactly,
+            as by the `Retry-After` in its headers. Default 1.
+
+    Raises:
+        ConfigurationError: a value that cannot work; the message names the field.
+    """
+
+    on: RetryOn = (502, 503, 504)
+    max_runs: int = 3
+    backoff: Seconds | Callable[[Failure], Seconds] = 1.0
+
+    def __post_init__(self) -> None:
+        check = Check(self)
+        if not self._asks:
+            given = [*self.on] if isinstance(self.on, Collection) else [self.on]
+            if not given or not all(_may_be_named(each) for each in given):
+                check.fail(
+                    "on",
+                    "is made of statuses, 400 to 599, and types of exceptions, like "
+                    "(503, OSError), or is a function of the failure",
+                )
+            object.__setattr__(self, "on", tuple(given))
+        elif inspect.iscoroutinefunction(self.on):
+            check.fail("on", "is a plain function: nothing waits for it")
+        check.integer("max_runs", at_least=1)
+        if not callable(self.backoff):
+            check.seconds("backoff")
+
+    @property
+    def _asks(self) -> bool:
+        return callable(self.on) and not inspect.isclass(self.on)
+
+    def may_repeat(self, status: int | None) -> bool:
+        """Whether a run with this status (see `Failure`) may be repeated, whatever it raised."""
+        on: Any = self.on
+        return self._asks or status in on or any(inspect.isclass(each) for each in on)
+
+    def pause(self, failure: Failure) -> float | None:
+        """Seconds until the next run; None if there is none, but for `max_runs`.
+
+        Raises:
+            Exception: whatever the functions raise that it was given, or what they gave is nothing.
+        """
+        on: Any = self.on
+        if self._asks:
+            wanted = on(failure)
+        else:
+            types = tuple(each for each in on if inspect.isclass(each))
+            wanted = failure.status in on or isinstance(failure.exception, types)
+        if inspect.isawaitable(wanted):
+            if inspect.iscoroutine(wanted):
+                wanted.close()
+            raise TypeError("Retry(on=...) gave something to await, and nothing waits for it")
+        return self._pause(failure) if wanted else None
+
+    def _pause(self, failure: Failure) -> float:
+        if not callable(self.backoff):
+            usual = seconds(self.backoff) * 2.0 ** min(failure.runs - 1, 64)
+            return min(usual, _LONGEST_BACKOFF) * (1 + secrets.randbelow(1000) / 4000)
+        pause = self.backoff(failure)
+        if isinstance(pause, timedelta | int | float) and 0 <= seconds(pause) <= _LONGEST:
+            return seconds(pause)
+        raise ValueError(f"Retry(backoff=...) gave {pause!r}; it gives seconds, or a timedelta")
+
+
+def _may_be_named(each: object) -> bool:
+    """Whether `Retry(on=...)` may have it."""
+    if inspect.isclass(each):
+        return issubclass(each, BaseException)
+    return isinstance(each, int) and not isinstance(each, bool) and 400 <= each <= 599
 
 
 class PolicySettings(TypedDict, total=False):
@@ -55,6 +172,8 @@ class PolicySettings(TypedDict, total=False):
     hold: bool
     on_interrupt: Literal["fail", "rerun"]
     max_runs: int | None
+    retry: Retry | None
+    max_wait_queued: Seconds | None
     queue: str | None
     drop_headers: Collection[str]
     live: bool
@@ -103,10 +222,16 @@ class Policy:
         on_interrupt: what becomes of a job whose process died or stopped while it ran, if its
             store is shared: `"fail"` (the default) ends it with a problem, 503 if the process
             stopped and 502 if it died, `"rerun"` runs it again from the captured request. Only for
-            handlers that may run twice.
+            handlers that may run twice. With `retry`, which is for these alone, it is `"rerun"`.
         max_runs: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
             or an error response is an outcome, not an interruption. Default None: 3 with
-            `"rerun"`, else 1.
+            `"rerun"`, else 1; with `retry` it is that one's.
+        retry: run a job again whose run has failed in one of these ways: see `Retry`. Only for
+            handlers that may run twice; so what is interrupted runs again as well. Default None: a
+            failure is the outcome.
+        max_wait_queued: seconds from its acceptance in which a job has to begin its first run;
+            then it has failed with 503 and never begins. Default None: it waits as long as it
+            takes.
         queue: the queue to wait in, if the runner has several. Default None: its own.
         drop_headers: names of request header fields that are not kept with a captured request,
             such as `"Cookie"`: a replay goes without them. Default: none, since authentication
@@ -141,6 +266,8 @@ class Policy:
     hold: bool = False
     on_interrupt: Literal["fail", "rerun"] = "fail"
     max_runs: int | None = None
+    retry: Retry | None = None
+    max_wait_queued: Seconds | None = None
     queue: str | None = None
     drop_headers: Collection[str] = ()
     live: bool = False
@@ -169,13 +296,8 @@ class Policy:
         if not isinstance(self.coalesce, bool) and not callable(self.coalesce):
             check.fail("coalesce", "is True, False or a function of the request")
         check.boolean("hold")
-        if self.on_interrupt not in ("fail", "rerun"):
-            check.fail("on_interrupt", "is 'fail' or 'rerun'")
-        check.integer("max_runs", at_least=1, optional=True)
-        if self.on_interrupt == "fail" and (self.max_runs or 1) > 1:
-            check.fail("max_runs", "is more than 1 only with on_interrupt='rerun'")
-        if self.on_interrupt == "rerun" and self.hold:
-            check.fail("hold", "keeps what cannot run twice, so that on_interrupt is 'fail'")
+        check.seconds("max_wait_queued", above=0, optional=True)
+        self._check_runs(check)
         if self.queue is not None and not (isinstance(self.queue, str) and self.queue):
             check.fail("queue", "is a name or None")
         check.names("drop_headers")
@@ -183,12 +305,38 @@ class Policy:
         if not (self.callback is None or isinstance(self.callback, str) or callable(self.callback)):
             check.fail("callback", "is a URL, a function of the request or None")
 
+    def _check_runs(self, check: Check) -> None:
+        if self.on_interrupt not in ("fail", "rerun"):
+            check.fail("on_interrupt", "is 'fail' or 'rerun'")
+        check.integer("max_runs", at_least=1, optional=True)
+        if self.retry is None:
+            if not self.reruns and (self.max_runs or 1) > 1:
+                check.fail("max_runs", "is more than 1 only with on_interrupt='rerun'")
+            if self.reruns and self.hold:
+                check.fail("hold", "keeps what cannot run twice, so that on_interrupt is 'fail'")
+            return
+        if not isinstance(self.retry, Retry):
+            check.fail("retry", "is a Retry or None, like Retry(on=(502, 503, 504))")
+        if self.max_runs is not None:
+            check.fail(
+                "max_runs", "is not given with retry, which has its own: Retry(max_runs=...)"
+            )
+        if self.hold:
+            check.fail("hold", "keeps what cannot run twice, so that retry is None")
+
+    @property
+    def reruns(self) -> bool:
+        """Whether a job whose run was interrupted may run again."""
+        return self.on_interrupt == "rerun" or self.retry is not None
+
     @property
     def runs(self) -> int:
         """How many runs a job may have in all."""
+        if self.retry is not None:
+            return self.retry.max_runs
         if self.max_runs is not None:
             return self.max_runs
-        return 3 if self.on_interrupt == "rerun" else 1
+        return 3 if self.reruns else 1
 
     def with_settings(self, settings: PolicySettings) -> Self:
         """This policy with some fields replaced."""

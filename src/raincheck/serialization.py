@@ -74,6 +74,7 @@ _JOB_SHAPES: dict[str, _Types] = {
     "orphaned_at": _TIME,
     "synchronous": _FLAG,
     "not_before": _TIME,
+    "begin_by": _TIME,
     "trace": _LIST,
     "delivery": _LIST,
 }

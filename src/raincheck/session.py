@@ -150,6 +150,9 @@ class Session:
                 "the server stops when its jobs have ended, in %g seconds at most: %d run, %d wait",
                 *(drain, running, waiting),
             )
+        with anyio.move_on_after(grace):
+            for run in runs.close(drain):
+                await runs.interrupt_waiting(run)
         with anyio.move_on_after(drain):
             await runs.until_idle()
         with anyio.move_on_after(grace):

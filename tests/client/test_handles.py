@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from raincheck import long_running, report
+from raincheck import Retry, long_running, report
 from raincheck.client import (
     DeadlineExceeded,
     FollowError,
@@ -94,6 +94,24 @@ async def test_a_job_of_ours_from_its_202_to_its_response(
             assert (await again.response()).json() == {"body": "x"}
             assert [update["status"] for update in await seen(again)] == ["succeeded"]
             assert again.status_url == job.status_url
+
+
+async def test_a_job_of_ours_that_is_repeated_tells_when(http: ModuleType) -> None:
+    runs = []
+
+    async def answer(request: Request) -> Response:
+        runs.append(1)
+        return JSONResponse({}, 503 if len(runs) == 1 else 200)
+
+    app = app_of(slow_route(answer, retry=Retry(backoff=lambda failure: 20)))
+    client = plain(http, app)
+    async with lifespan(app), client:
+        job = await submit(client, client.build_request("POST", "/slow"))
+        updates = await seen(job)
+        (waits,) = [update for update in updates if "next_run_at" in update]
+        assert (waits["status"], waits["runs"]) == ("queued", 1)
+        assert (updates[-1]["status"], updates[-1]["runs"]) == ("succeeded", 2)
+        assert (await job.response()).status_code == 200
 
 
 async def test_a_job_of_ours_is_cancelled(http: ModuleType) -> None:

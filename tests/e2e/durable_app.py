@@ -19,7 +19,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, long_running, report
+from raincheck import (
+    Limits,
+    LongRunningMiddleware,
+    Retry,
+    current_job,
+    long_running,
+    report,
+)
 from raincheck.runners.http_push import HttpPushRunner, Push
 from raincheck.stores.base import Store
 
@@ -65,6 +72,22 @@ async def rerun(request: Request) -> Response:
 @long_running(on_interrupt="rerun", max_runs=100, max_running=4)
 async def narrow(request: Request) -> Response:
     return await work(request)
+
+
+BACKOFF = 2.0
+"""Seconds between the first run of `flaky`, which fails, and its second."""
+
+WAIT = float(os.environ.get("RAINCHECK_TEST_WAIT", "60"))
+"""Seconds within which it has to begin."""
+
+
+@long_running(retry=Retry(on=503, backoff=lambda failure: BACKOFF), max_wait_queued=WAIT)
+async def flaky(request: Request) -> Response:
+    job = current_job()
+    response = await work(request)
+    if job is not None and job.runs == 1:
+        return PlainTextResponse("upstream is away", 503)
+    return response
 
 
 @long_running
@@ -159,6 +182,7 @@ served: ASGIApp = LongRunningMiddleware(
         routes=[
             Route("/rerun", rerun, methods=["POST"]),
             Route("/narrow", narrow, methods=["POST"]),
+            Route("/flaky", flaky, methods=["POST"]),
             Route("/once", once, methods=["POST"]),
             Route("/stream", stream, methods=["POST"]),
             Route("/steps", steps, methods=["POST"]),

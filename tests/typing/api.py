@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from raincheck import (
     ConfigurationError,
+    Failure,
     Job,
     Jobs,
     Limits,
@@ -27,6 +28,7 @@ from raincheck import (
     Policy,
     Progress,
     RaincheckError,
+    Retry,
     State,
     current_job,
     long_running,
@@ -209,6 +211,26 @@ def look(job: Job) -> None:
     if job.error is not None:
         assert_type(job.error.status, int)
     job.state = State.FAILED  # type: ignore[misc] # frozen
+
+
+def pause(failure: Failure) -> timedelta:
+    assert_type(failure.status, int | None)
+    assert_type(failure.exception, BaseException | None)
+    assert_type(failure.runs, int)
+    return timedelta(seconds=failure.runs)
+
+
+Policy(
+    retry=Retry(on=(503, OSError), max_runs=5, backoff=pause), max_wait_queued=timedelta(hours=1)
+)
+Policy(retry=Retry(on=lambda failure: failure.runs < 3, backoff=2))
+Retry(on="503")  # type: ignore[arg-type] # a status is a number
+Retry(503)  # type: ignore[call-arg] # keywords only
+
+
+@long_running(retry=Retry(on=OSError))
+async def repeated(request: Request) -> Response:
+    return Response()
 
 
 def catch(error: RaincheckError) -> None:

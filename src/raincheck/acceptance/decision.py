@@ -153,6 +153,8 @@ class Acceptance:
             self._take_in(handoff, job, ticket, keyed=bool(keys))
         else:
             await self._submit(job)
+            if job.begin_by is not None:
+                self._runs.expect(job)
             handoff.become_elsewhere(job, keyed=bool(keys))
         if keys and environment.lease is not None:
             self._new.confirm(job)
@@ -165,7 +167,10 @@ class Acceptance:
         if waits and not handoff.holds:
             run = Run(runs, job, policy, ticket, origin=_origin(handoff))
         else:
-            run = Run(runs, job, policy, ticket, stopping=handoff.stopping, held=waits)
+            stopping, origin = handoff.stopping, None
+            if policy.retry is not None and job.replayable:
+                origin = _origin(handoff)
+            run = Run(runs, job, policy, ticket, stopping=stopping, held=waits, origin=origin)
         handoff.become(run, keyed=keyed)
         (runs.wait if waits else runs.add)(run)
 
@@ -236,11 +241,15 @@ class Acceptance:
         assert handoff.decision is not None
         policy, synchronous = handoff.policy, not handoff.decision.asynchronous
         runs = synchronous or (ticket is not None and ticket.running)
-        max_runs = 1 if environment.lease is None or synchronous else policy.runs
+        # Where nobody else could take it over, only what fails is repeated.
+        again = environment.lease is not None or policy.retry is not None
+        max_runs = policy.runs if again and not synchronous else 1
         replayable = max_runs > 1 if runs else not handoff.holds
         holder = environment.name if ticket is not None or synchronous else None
         id, route, now, queue = self._ids.mint(), handoff.route, environment.clock(), policy.queue
         job = Job.accepted(id, route, now, runs, max_runs, replayable, holder, queue, owner, trace)
+        if policy.max_wait_queued is not None and not runs:
+            job = job._replace(begin_by=now + seconds(policy.max_wait_queued))
         if synchronous:
             job = job._replace(synchronous=True)
         elif environment.callbacks is not None:

@@ -257,6 +257,11 @@ class Handoff:
         if self.run is not None and not self._released:
             self.run.report(progress)
 
+    def raised(self, error: Exception) -> None:
+        """See `decorator.Entrance.raised`."""
+        if self.run is not None:
+            self.run.raised(error)
+
     # --- acceptance ----------------------------------------------------------------------------
 
     async def enter(self, mark: Mark) -> Stopper | None:

@@ -27,7 +27,10 @@ def sentence(document: Document) -> str:
     """How a job stands, in words."""
     word = printable(document.get("status") or "running", longest=40)
     position, message = document.get("queue_position"), document.get("message")
-    if isinstance(position, int) and not message:
+    again = document.get("next_run_at")
+    if isinstance(again, str) and not message:
+        message = f"runs again at {again}"
+    elif isinstance(position, int) and not message:
         message = f"number {position} in the queue"
     return f"{word} {printable(message)}" if message else word
 

@@ -81,7 +81,9 @@ def _no_list(response: httpx2.Response, document: Document) -> Stop:
 def row_of(job: Document) -> dict[str, str]:
     """What is shown of a job, by its column; all of it printable."""
     done, error = fraction(job), job.get("error")
-    said = job.get("message")
+    said, again = job.get("message"), job.get("next_run_at")
+    if isinstance(again, str) and not said:
+        said = f"runs again at {again}"
     if isinstance(error, Mapping) and job.get("status") == "failed":
         said = error.get("message")
     shown = {

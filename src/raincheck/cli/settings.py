@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raincheck.errors import ConfigurationError
-from raincheck.policy import Limits, Policy
+from raincheck.policy import Limits, Policy, Retry
 from raincheck.routing.table import Rule
 
 T = TypeVar("T", Policy, Limits)
@@ -182,4 +182,7 @@ def _within(place: str, make: Callable[[], object]) -> None:
 
 
 def _made(kind: type[T], given: Mapping[str, Any]) -> T:
+    if kind is Policy and isinstance(given.get("retry"), Mapping):
+        _check_names("retry", given["retry"], [each.name for each in fields(Retry)])
+        given = {**given, "retry": Retry(**given["retry"])}
     return kind(**given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -221,9 +222,15 @@ def _unfinished(job: Job, url: str, outlook: Outlook) -> bytes:
         url,
         url,
     )
-    if job.delivery is not None:
-        return document[:-1].encode() + b", " + _encoded(_callback(job.delivery))[1:]
+    if job.delivery is not None or job.not_before is not None:
+        more = {**_next_run(job), **_callback(job.delivery)}
+        return document[:-1].encode() + b", " + _encoded(more)[1:]
     return document.encode()
+
+
+def _next_run(job: Job) -> dict[str, Any]:
+    """When it runs again, if it waits for that."""
+    return {} if job.next_run_at is None else {"next_run_at": timestamp(math.ceil(job.next_run_at))}
 
 
 def _callback(delivery: Delivery | None) -> dict[str, Any]:

@@ -102,11 +102,13 @@ def _job(states: list[State], members: Node, *optional: str, more: Node, **rules
         **ending,
         "runs": _COUNT,
         **members,
+        **({} if final else {"next_run_at": _TIME}),
         "callback": _CALLBACK,
         "links": _closed(urls, *stream),
         **more,
     }
-    return _closed(properties, *optional, "callback", *more.keys() & {"owner"}, **rules)
+    optional = (*optional, "callback", "next_run_at")
+    return _closed(properties, *optional, *more.keys() & {"owner"}, **rules)
 
 
 def _jobs(beginning: str, more: Node) -> Node:

@@ -104,9 +104,12 @@ class RoutePolicies:
         return False if "/" in route or self._complete() else None
 
     def unbounded(self) -> list[str]:
-        """The known routes of which any number of jobs may run."""
-        policies = self.by_route.items()
-        return [route for route, policy in policies if bounds(policy, State.RUNNING) is None]
+        """The known routes of which any number of jobs may run, however old they are."""
+        return [
+            route
+            for route, policy in self.by_route.items()
+            if policy.max_wait_queued is None and bounds(policy, State.RUNNING) is None
+        ]
 
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""
@@ -135,7 +138,7 @@ class RoutePolicies:
                 raise ConfigurationError(f"{route}: {error}") from error
             if self._runner.in_place:
                 self._tell_once(f"{route}: queue={policy.queue!r}", "its runner has no queues")
-        if policy.on_interrupt == "rerun" and not self._store.shared:
+        if policy.reruns and policy.retry is None and not self._store.shared:
             reason = "jobs end with the process, in which its store keeps them"
             self._tell_once(f"{route}: on_interrupt='rerun'", reason)
         return policy

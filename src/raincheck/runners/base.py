@@ -14,7 +14,7 @@ class Brought(Enum):
     """What has become of a job that an engine has brought."""
 
     ENDED = "nothing of it is left to run: it has, just now or before, or there is no such job"
-    HELD = "it runs or waits already, here or elsewhere, or is for processes of another release"
+    HELD = "it runs or waits already, or to run again, or is for processes of another release"
     BUSY = "there is no room for it here"
 
 

@@ -67,7 +67,7 @@ class HttpPushRunner(EngineRunner):
     | answer | when |
     |---|---|
     | 200 | the run has ended, whatever its outcome; it had before; there is no such job |
-    | 409, `Retry-After` | it runs elsewhere, or is for another release |
+    | 409, `Retry-After` | it runs elsewhere, waits to run again, or is for another release |
     | 503, `Retry-After` | there is no room for it here, or the store does not answer |
     | 403 | the message was not made by us, or has expired |
     | 405, 413 | it is no POST; it is no message of ours |

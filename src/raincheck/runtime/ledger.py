@@ -94,6 +94,8 @@ class Ledger:
         Whoever is told of an error does not know whether it is there.
         """
         lease = self._lease
+        if job.begin_by is not None and lease is not None:  # who watches may find it by then
+            lease = min(lease, job.begin_by - job.created_at)
         created = self._store.create(job, request, keys=keys, lease=lease, bounds=bounds)
         return self._tell_of(created, job) if self.observers.of[job.state] else created
 
@@ -183,18 +185,36 @@ class Ledger:
         )
         await self.patiently(again)
 
-    async def requeue(self, job: Job, lease: float) -> Job:
-        """Let it wait again after its run was interrupted, so that somebody takes it over.
+    async def requeue(
+        self,
+        job: Job,
+        lease: float | None,
+        *,
+        not_before: float | None = None,
+        here: bool = False,
+    ) -> Job:
+        """Let it wait again after its run was interrupted or has failed.
 
         Args:
             job: the version known here.
-            lease: seconds until then.
+            lease: seconds until others take it over; None where nobody could.
+            not_before: when its next run may begin; None: at once.
+            here: whether it waits here.
 
         Raises:
-            IllegalTransition: it may not run again, or does already.
+            LeaseLost: somebody else has it now.
+            IllegalTransition: it may not run again, or was cancelled.
         """
-        again = partial(self._advance, job, lambda job: job.requeue(), fenced=True, lease=lease)
-        return await self.patiently(again)
+        waits = job.requeue(not_before, self._holder if here else None)
+
+        def requeue(newest: Job) -> Job:
+            if newest.fence == waits.fence and _waits_alike(newest, waits):
+                self.observers.tell(newest, State.RUNNING)
+                return newest  # our own write, whose acknowledgement was lost
+            _check_hands(newest, job.fence)
+            return newest.requeue(not_before, waits.holder)
+
+        return await self.patiently(partial(self._advance, job, requeue, lease=lease))
 
     async def learn(self, route: str, headers: RawHeaders) -> None:
         """Have the store remember what a route's responses vary by: later requests go by that.
@@ -562,6 +582,14 @@ class Ledger:
 def _without_body(job: Job) -> Job:
     """The same version; what there is of a body goes with its fence."""
     return job._replace(fence=job.fence + 1)
+
+
+def _waits_alike(job: Job, other: Job) -> bool:
+    return job.stage is State.QUEUED and (job.not_before, job.holder, job.runs) == (
+        other.not_before,
+        other.holder,
+        other.runs,
+    )
 
 
 def _check_hands(job: Job, fence: int) -> None:

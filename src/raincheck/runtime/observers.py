@@ -82,6 +82,11 @@ class Observers:
         for each in self._all:
             _tell(each.raised, job, error, now)
 
+    def repeats(self, job: Job, reason: str) -> None:
+        """See `Telemetry.repeats`."""
+        for each in self._all:
+            _tell(each.repeats, job, reason)
+
     def lost(self, job: Job, now: float, *, ended: bool = False, deleted: bool = False) -> None:
         """See `Telemetry.lost`."""
         for each in self._all:

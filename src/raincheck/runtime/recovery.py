@@ -17,7 +17,7 @@ from raincheck.job import Job, State
 from raincheck.policy import seconds
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.leases import LOOKS
-from raincheck.runtime.runs import Runs
+from raincheck.runtime.runs import MOST_LEASES, Runs
 from raincheck.stores.base import Abandoned
 
 logger: logging.Logger = logging.getLogger("raincheck")
@@ -25,9 +25,6 @@ logger: logging.Logger = logging.getLogger("raincheck")
 # How many abandoned jobs are taken over at once. One after the other each would wait for the store
 # alone; a process that died may have left hundreds.
 _TOGETHER = 16
-
-# Leases after which a job that waits for others is brought again, or looked for, at most.
-_MOST_LEASES = 16
 
 # Seconds that a job waits after each interrupted run but the first, doubled each time, at most.
 _LONGEST_BACKOFF = 60.0
@@ -113,32 +110,28 @@ class Recovery:
         ledger, policies = environment.ledger, environment.policies
         if job.state is State.CANCELLING:
             await ledger.finish(job, State.CANCELLED, ttl=policies.ttl(job))
+        elif job.overdue(now := environment.clock()):
+            await self._runs.end_overdue(job)
         elif not job.replayable:
             await ledger.finish(job, State.FAILED, ttl=policies.ttl(job), error=LOST_WORKER)
         elif policies.knows(job.route) is False:
             if found.idle >= seconds(environment.limits.abandon_after):
                 await self._give_up(job)
         elif job.state is State.RUNNING:
-            backoff = 2.0 ** (job.runs - 2) if job.runs > 1 else 0.0
-            job = await ledger.requeue(job, min(backoff, _LONGEST_BACKOFF))
+            backoff = min(2.0 ** (job.runs - 2), _LONGEST_BACKOFF) if job.runs > 1 else 0.0
+            due = now + backoff if backoff else None
+            job = await ledger.requeue(job, backoff, not_before=due)
             if not backoff:
                 await self._run_again(job)
+        elif (early := (job.not_before or now) - now) > 0:  # who had it has died
+            await environment.store.renew({job.id: job.fence}, early)
         else:
             await self._run_again(job)
 
     async def _run_again(self, job: Job) -> None:
         """Let a job that waits for nobody wait here, or tell the engine of it once more."""
-        environment = self._environment
-        if not environment.in_place:
-            job = await environment.ledger.hold(job)
-            if not await environment.bring_again(job):
-                return
-            # Most likely the queue is just long, and must not grow each time by all that waits.
-            # Of the changes of hands each run has three: it begins, is taken back and is brought.
-            assert environment.lease is not None
-            calls = max(0, job.fence - 3 * job.runs - 1)
-            lease = environment.lease * min(2**calls, _MOST_LEASES)
-            await environment.store.renew({job.id: job.fence}, lease)
+        if not self._environment.in_place:
+            await self._runs.bring_again(job)
             return
         run = self._runs.place(job)
         try:
@@ -165,7 +158,7 @@ class Recovery:
                 await self._give_up(job)
                 return
             # Ever more rarely: the others may be many, and each time it is a new start of the app.
-            lease = min(max(environment.lease, waited), _MOST_LEASES * environment.lease, left)
+            lease = min(max(environment.lease, waited), MOST_LEASES * environment.lease, left)
             await environment.ledger.give_back(job, lease)
         except (IllegalTransition, UnreadableRecord):
             return

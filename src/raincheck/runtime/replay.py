@@ -12,7 +12,14 @@ from starlette.types import ASGIApp
 
 from raincheck.acceptance.decision import Acceptance
 from raincheck.acceptance.handoff import Handoff
-from raincheck.errors import INTERRUPTED, UNREADABLE, NoRoom, Refusal, UnreadableRecord
+from raincheck.errors import (
+    INTERRUPTED,
+    UNREADABLE,
+    IllegalTransition,
+    NoRoom,
+    Refusal,
+    UnreadableRecord,
+)
 from raincheck.job import State
 from raincheck.messages import CapturedRequest
 from raincheck.policy import seconds
@@ -24,6 +31,9 @@ from raincheck.runtime.runs import Runs
 from raincheck.runtime.stopping import Reason, Stopping
 
 logger: logging.Logger = logging.getLogger("raincheck")
+
+# Seconds that a job may be brought before its time, as where the clocks of machines differ.
+_EARLY = 5.0
 
 REPLAY = "raincheck.replay"
 """The key that is true in the scope of a request which the app is given once more."""
@@ -88,6 +98,9 @@ class Replays:
             NoRoom: it waits on, since so many run in other processes.
         """
         environment, job = self._environment, run.job
+        if job.begin_by is not None and job.overdue(environment.clock()):
+            await self._runs.end_overdue(job)
+            return
         policy = environment.policies.of(job)
         run.attend(Stopping(self._runs.tasks, environment.cancel_grace), policy)
         known = environment.policies.knows(job.route)
@@ -125,6 +138,8 @@ class Replays:
         assert run.origin is not None
         job, policies = run.job, self._environment.policies
         scope = {**request.scope(), **run.origin.outer}
+        if isinstance(state := scope.get("state"), dict):
+            scope["state"] = dict(state)  # as servers do for every request: it may be repeated
         earlier = job.runs - (job.state is State.RUNNING)
         if earlier or not policies.ruled(job.route):
             scope[REPLAY] = True
@@ -190,8 +205,8 @@ class Replays:
         """
         environment = self._environment
         try:
-            if await self._run_at_once(id):
-                return Brought.ENDED
+            if (run := await self._run_at_once(id)) is not None:
+                return Brought.ENDED if run.job.finished else Brought.HELD
             job = await environment.ledger.patiently(partial(environment.store.get, id))
         except UnreadableRecord as error:  # for a worker of another version to run, or for nobody
             logger.warning("job %s cannot run here: %s", id, error, extra={"job": id})
@@ -206,14 +221,25 @@ class Replays:
         if self._closing:
             await environment.bring_again(job)
             return Brought.BUSY
+        now = environment.clock()
+        if job.overdue(now):
+            with suppress(IllegalTransition):  # it has begun elsewhere
+                await self._runs.end_overdue(job)
+            return Brought.ENDED
+        if (early := (job.not_before or now) - now) > 0:
+            if early > _EARLY:
+                return Brought.HELD  # it is brought again in time
+            await anyio.sleep(early)
         try:
             run = self._runs.place(job)
         except Refusal:
             return Brought.BUSY  # it will be brought again
         self._runs.add(run)
+        if job.begin_by is not None:
+            self._runs.expect(job)
         return await self._turn_or_not(run)
 
-    async def _run_at_once(self, id: str) -> bool:
+    async def _run_at_once(self, id: str) -> Run | None:
         """Run a job to its end, if it can be begun without a look at it: by a single call.
 
         There has to be capacity whatever its route is, and no bound of that route to keep to.
@@ -224,17 +250,17 @@ class Replays:
         environment, scheduler = self._environment, self._runs.scheduler
         free = None if self._closing else scheduler.take_any()
         if free is None:
-            return False
+            return None
         try:
             claimed = await environment.ledger.claim(id, environment.policies.unbounded())
         except BaseException as error:
             scheduler.leave(free)
             if isinstance(error, UnreadableRecord):
-                return False  # perhaps only its request, of which its client has to be told
+                return None  # perhaps only its request, of which its client has to be told
             raise
         if claimed is None or not claimed.begun:
             scheduler.leave(free)
-            return False
+            return None
         job = claimed.job
         run = self._runs.place(job, scheduler.move(free, job.route, job.owner))
         run.attend(Stopping(self._runs.tasks, environment.cancel_grace), run.policy)
@@ -243,7 +269,7 @@ class Replays:
             await run.fail_unread()
         else:
             await self._replay_begun(run, claimed.request)
-        return True
+        return run
 
     async def _turn_or_not(self, run: Run) -> Run | Brought:
         assert run.ticket is not None

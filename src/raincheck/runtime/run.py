@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
@@ -29,7 +30,7 @@ from raincheck.errors import (
 )
 from raincheck.job import Job, Progress, State
 from raincheck.messages import CapturedRequest, CapturedResponse
-from raincheck.policy import Policy, Seconds, seconds
+from raincheck.policy import Failure, Policy, Seconds, seconds
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.flushing import Flusher
 from raincheck.runtime.observers import Spans
@@ -37,6 +38,8 @@ from raincheck.runtime.recorder import ProtocolError, Recorder, TooLarge
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Tasks
+
+logger = logging.getLogger("raincheck")
 
 # Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1
@@ -62,12 +65,16 @@ class Home(Protocol):
         tasks: those of the event loop.
         scheduler: gives them their places.
         interruption: what clients are told of those that the end of the server stops.
+        goes_on: whether what runs here may run again.
     """
 
     environment: Environment
     tasks: Tasks
     scheduler: Scheduler
     interruption: Problem
+
+    @property
+    def goes_on(self) -> bool: ...
 
     def block(self, ticket: Ticket, full: NoRoom) -> None:
         """So many run in other processes that one which has its turn here has to wait on."""
@@ -80,6 +87,9 @@ class Home(Protocol):
 
     def left(self, job: Job) -> None:
         """It is there."""
+
+    async def repeat(self, run: Run, pause: float) -> Job:
+        """Record that its job waits for another run, and see to that. Raises as the ledger does."""
 
     def ended(self, run: Run) -> None:
         """Nothing of it runs any more."""
@@ -112,10 +122,13 @@ class Run:
     __slots__ = (
         "_complete",
         "_decided",
+        "_failed",
         "_flusher",
         "_flushing",
         "_home",
         "_method",
+        "_pause",
+        "_raised",
         "_recorder",
         "_settling",
         "_timed_out",
@@ -157,6 +170,10 @@ class Run:
         self._recorder: Recorder | None = None  # since the first message
         self._flusher: Flusher | None = None  # if the response is kept as it comes
         self._complete = False  # the response is recorded to its end
+        # How it has failed, if it may be repeated: to be decided when nothing of it runs any more.
+        self._failed: CapturedResponse | Problem | None = None
+        self._raised: Exception | None = None  # by its handler
+        self._pause: float | None = None  # seconds until the next run, if it ran out of time
         self._decided = False  # the outcome is on its way into the store
         self._flushing = False
         self._settling: Gate | None = None  # opens when the outcome is in the store
@@ -344,7 +361,7 @@ class Run:
         """Take what the app sends, while it is recorded and after that."""
         stopping = self.stopping
         assert stopping is not None
-        if self._decided or self._method is None:
+        if self._decided or self._method is None or self._failed is not None:
             if self._complete:
                 raise RuntimeError("the handler sent something after its response was complete")
             if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -377,7 +394,10 @@ class Run:
         self._complete = True
         state = State.SUCCEEDED if response.status < 400 else State.FAILED
         if (reason := stopping.reason) is None:
-            await self._decide(state, response)
+            if state is State.FAILED and self._may_repeat(response.status):
+                self._failed = response
+            else:
+                await self._decide(state, response)
         elif not stopping.torn:  # else that is the end that middleware has put to it
             stopping.spare()
             if state is State.SUCCEEDED:
@@ -542,23 +562,26 @@ class Run:
         if stopping.reason is not None:
             await stopping.stopped()
         if not self._decided:
-            await self._decide_unanswered(raised=error is not None)
+            await self._decide_ended(error)
         if self._timed_out is not None:
             await self._timed_out.wait()
         if self._settling is not None:
             await self._settling.wait()
         if self.span is not None:
             self.span.end(self.job, error)
-        self._method = self._recorder = self._flusher = None
+        self._method = self._recorder = self._flusher = self._failed = self._raised = None
         self._home.ended(self)
 
-    async def _decide_unanswered(self, *, raised: bool) -> None:
-        """The app has ended, and its response is not complete."""
+    async def _decide_ended(self, error: BaseException | None) -> None:
+        """The app has ended, and its response is not complete, or may be none after all."""
         assert self.stopping is not None
-        if self.stopping.reason is not None:
-            await self._decide_stopped(self.stopping.reason)
-        elif raised:
-            await self._decide(State.FAILED, error=crashed())
+        stop, failed = self.stopping.reason, self._failed
+        if stop is not None and (failed is None or stop is Reason.CANCELLED):
+            await self._decide_stopped(stop)
+        elif failed is not None:
+            await self._decide_failed(failed, error)
+        elif error is not None:
+            await self._decide_failed(crashed(), error)
         else:
             started = self._recorder is not None and self._recorder.started
             reason = "returned before its response was complete" if started else "sent no response"
@@ -571,6 +594,68 @@ class Run:
             self._decided = True
         else:
             await self._decide(State.CANCELLED)
+
+    # --- another run ---------------------------------------------------------------------------
+
+    def raised(self, error: Exception) -> None:
+        """Note what its handler raises, whatever is made of it further out."""
+        if self.policy.retry is not None:
+            self._raised = error
+
+    def _may_repeat(self, status: int | None) -> bool:
+        """Whether there may be another run after this one, by its status (see `Failure`)."""
+        retry, job = self.policy.retry, self.job
+        return retry is not None and job.replayable and retry.may_repeat(status)
+
+    def _pause_after(self, status: int | None, error: BaseException | None) -> float | None:
+        """Seconds until the next run; None if there is none.
+
+        Args:
+            status: see `Failure`.
+            error: what has come out of the app, or `TimeoutError`.
+        """
+        if not self._may_repeat(status):
+            return None
+        retry, job, failed = self.policy.retry, self.job, self._failed
+        assert retry is not None
+        headers = failed.headers if isinstance(failed, CapturedResponse) else ()
+        try:
+            return retry.pause(Failure(status, headers, error, job.runs))
+        except Exception:
+            told = {"job": job.id, "route": job.route}
+            logger.exception("job %s: whether it is repeated cannot be told", job.id, extra=told)
+            return None
+
+    async def _decide_failed(
+        self, failed: CapturedResponse | Problem, error: BaseException | None
+    ) -> None:
+        """Its run has failed and is over: the job waits for another one, or has failed."""
+        response = failed if isinstance(failed, CapturedResponse) else None
+        problem = None if isinstance(failed, CapturedResponse) else failed
+        pause = self._pause
+        if pause is None:
+            if failed.status < 500:  # it was no answer to that, but to something else
+                error = None
+            pause = self._pause_after(failed.status, self._raised or error)
+        if pause is None or not self._home.goes_on:
+            await self._decide(State.FAILED, response, problem)
+            return
+        self._decided = True
+        why = "handler-response" if problem is None else problem.name
+        await self._settle(partial(self._repeat, pause, why))
+
+    async def _repeat(self, pause: float, why: str) -> Job:
+        home, environment = self._home, self._home.environment
+        try:
+            job = await home.repeat(self, pause)
+        except LeaseLost:
+            raise
+        except IllegalTransition:  # it was cancelled meanwhile
+            ttl = seconds(self.policy.ttl)
+            return await environment.ledger.finish(self.job, State.CANCELLED, ttl=ttl)
+        if job.stage is State.QUEUED:  # else it was deleted meanwhile
+            environment.observers.repeats(job, why)
+        return job
 
     # --- stopping ------------------------------------------------------------------------------
 
@@ -592,7 +677,7 @@ class Run:
     async def _interrupted(self) -> Job:
         home, job = self._home, self.job
         environment = home.environment
-        if job.replayable:
+        if job.replayable and environment.lease is not None:
             with suppress(IllegalTransition):
                 job = await environment.ledger.requeue(job, 0.0)
                 if not environment.in_place:
@@ -621,15 +706,20 @@ class Run:
 
     def _out_of_time(self) -> None:
         """Stop it at once, however long the store takes to hear of it."""
-        if not self._decided:
-            self._decided = True
-            self._timed_out = self._home.tasks.gate()
-            self._home.tasks.spawn(partial(self._time_out, self._timed_out), Context())
+        if not self._decided and self._failed is None:
+            assert self.policy.timeout is not None
+            problem = timed_out(seconds(self.policy.timeout))
+            self._pause = self._pause_after(None, TimeoutError(problem.detail))
+            if self._pause is not None:
+                self._failed = problem
+            else:
+                self._decided = True
+                self._timed_out = self._home.tasks.gate()
+                time_out = partial(self._time_out, problem, self._timed_out)
+                self._home.tasks.spawn(time_out, Context())
         self.stop(Reason.TIMEOUT)
 
-    async def _time_out(self, recorded: Gate) -> None:
-        assert self.policy.timeout is not None
-        problem = timed_out(seconds(self.policy.timeout))
+    async def _time_out(self, problem: Problem, recorded: Gate) -> None:
         try:
             await self._write(State.FAILED, None, problem, b"")
         finally:

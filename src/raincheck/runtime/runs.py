@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -15,6 +16,7 @@ from raincheck.dialects.base import Outlook
 from raincheck.errors import (
     INTERRUPTED,
     LOOP_ENDED,
+    WAITED_TOO_LONG,
     IllegalTransition,
     LeaseLost,
     NoRoom,
@@ -30,6 +32,9 @@ from raincheck.runtime.run import Origin, Run
 from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason
 from raincheck.tasks import Tasks
+
+# Leases after which a job that waits for others is brought again, or looked for, at most.
+MOST_LEASES = 16
 
 # Seconds between tries to begin a job of a route of which so many run elsewhere as may.
 _UNBLOCK_INTERVAL = 0.5
@@ -64,6 +69,7 @@ class Runs:
         self._leaving: dict[str, int] = {}
         self._idle: anyio.Event | None = None
         self._unblocking = False
+        self._closing = False
         self._came: set[str] = set()  # routes of which jobs came since `_ran` was asked
         self._loop = LoopWatch(tasks, environment.observers, self._ran)
         self._leases: Leases | None = None
@@ -123,6 +129,8 @@ class Runs:
         """Let a job wait here for its turn, which may have come already."""
         assert run.ticket is not None
         self.add(run)
+        if run.job.begin_by is not None:
+            self.expect(run.job)
         turn: Callable[[], None] = run.turn if run.held else partial(self._turn, run.job.id)
         run.ticket.wait(turn)
         if run.ticket.running:
@@ -149,11 +157,8 @@ class Runs:
         """
         if ticket is None:
             ticket = self.scheduler.admit(job.route, job.owner, accepted=True)
-        outer = dict(self._lifespan)
-        if "state" in outer:
-            outer["state"] = dict(outer["state"])  # as servers do for every request
         policy = self.environment.policies.of(job)
-        return Run(self, job, policy, ticket, origin=Origin(outer, Context()))
+        return Run(self, job, policy, ticket, origin=Origin(dict(self._lifespan), Context()))
 
     def outlook(self, job: Job) -> Outlook:
         """What to expect of an unfinished job."""
@@ -162,6 +167,118 @@ class Runs:
         if self._fleet is not None:
             self._fleet.concern(job)
         return self.scheduler.outlook(job, ticket, self.environment.clock())
+
+    # --- waiting for another run -----------------------------------------------------------------
+
+    @property
+    def goes_on(self) -> bool:
+        """See `run.Home.goes_on`: in a process that stops, only what another one can take over."""
+        return not self._closing or self.environment.lease is not None
+
+    async def repeat(self, run: Run, pause: float) -> Job:
+        """Record that a job waits for another run, and see to that. Raises as the ledger does.
+
+        Here, where jobs go on in place; else its engine is told when the time has come. If this
+        process is no more by then, it is found as all that is abandoned.
+        """
+        environment = self.environment
+        here = environment.in_place and not self._closing
+        lease = environment.lease if here or environment.lease is None else pause
+        not_before = environment.clock() + pause
+        job = await environment.ledger.requeue(run.job, lease, not_before=not_before, here=here)
+        if job.stage is not State.QUEUED:
+            return job  # it was deleted meanwhile
+        if here:
+            self._rest(run, job)
+        else:
+            self.tasks.call_later(pause, partial(self._spawn, self._bring_due, job))
+        return job
+
+    def _rest(self, earlier: Run, job: Job) -> None:
+        assert job.not_before is not None
+        ticket = self.scheduler.rest(job.route, job.owner)
+        origin = earlier.origin or Origin(dict(self._lifespan), Context())
+        run = Run(self, job, earlier.policy, ticket, origin=origin)
+        ticket.wait(partial(self._turn, job.id))
+        self.add(run)
+        pause = max(0.0, job.not_before - self.environment.clock())
+        self.tasks.call_later(pause, partial(self._wake, job.id))
+
+    def _wake(self, id: str) -> None:
+        run = self._here.get(id)
+        if run is not None and run.waits and run.ticket is not None and run.ticket.rests:
+            self.scheduler.wake(run.ticket)
+
+    async def _bring_due(self, job: Job) -> None:
+        try:
+            await self.bring_again(job)
+        except IllegalTransition:
+            pass  # it was cancelled, or somebody else has brought it
+        except Exception as error:
+            self.environment.availability.failed(error)  # it is found abandoned
+
+    async def bring_again(self, job: Job) -> None:
+        """Tell the engine of a job that waits once more.
+
+        Raises:
+            IllegalTransition: it does not wait any more, or somebody else was faster.
+            StoreError: whatever the store raises.
+        """
+        environment = self.environment
+        job = await environment.ledger.hold(job)
+        if not await environment.bring_again(job):
+            return
+        # Most likely the queue is just long, and must not grow each time by all that waits.
+        # Of the changes of hands each run has three: it begins, is taken back and is brought.
+        assert environment.lease is not None
+        calls = max(0, job.fence - 3 * job.runs - 1)
+        lease = environment.lease * min(2**calls, MOST_LEASES)
+        if job.begin_by is not None and not job.runs:
+            lease = min(lease, max(0.0, job.begin_by - environment.clock()))
+        await environment.store.renew({job.id: job.fence}, lease)
+
+    def _spawn(self, work: Callable[[Job], Coroutine[Any, Any, None]], job: Job) -> None:
+        if not self._closing:  # else others do it, and here nobody waits for it
+            self.tasks.spawn(partial(work, job), Context())
+
+    # --- waiting too long ------------------------------------------------------------------------
+
+    def expect(self, job: Job) -> None:
+        """End a job that waits if it has not begun by its `begin_by`."""
+        assert job.begin_by is not None
+        left = max(0.0, job.begin_by - self.environment.clock())
+        self.tasks.call_later(left, partial(self._spawn, self._end_if_overdue, job))
+
+    async def _end_if_overdue(self, job: Job) -> None:
+        """End it if it waits still, wherever that is. If the store fails, it is found again."""
+        run = self._here.get(job.id)
+        if run is not None and not run.waits:
+            return
+        try:
+            if run is not None:
+                await self.end_overdue(run.job)
+            elif not self.environment.in_place:
+                newest = await self.environment.store.get(job.id)
+                assert job.begin_by is not None
+                if newest is not None and newest.overdue(job.begin_by):
+                    await self.end_overdue(newest)
+        except IllegalTransition:
+            pass  # it has begun
+        except Exception as error:
+            self.environment.availability.failed(error)
+
+    async def end_overdue(self, job: Job) -> None:
+        """End a job that has waited too long to begin.
+
+        Raises:
+            IllegalTransition: it has begun, or is somebody else's.
+        """
+        run, environment = self._here.get(job.id), self.environment
+        if run is not None and run.waits:
+            await self.withdraw(run, State.FAILED, WAITED_TOO_LONG)
+            return
+        ttl = environment.policies.ttl(job)
+        await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=WAITED_TOO_LONG)
 
     # --- waiting on ----------------------------------------------------------------------------
 
@@ -226,6 +343,19 @@ class Runs:
             return job
         finally:
             self.left(job)
+
+    def close(self, within: float) -> list[Run]:
+        """The server stops: from now on nothing that fails waits here for another run.
+
+        Args:
+            within: seconds that it waits for its jobs.
+
+        Returns:
+            Those that wait for a run which would come too late.
+        """
+        self._closing = True
+        last = self.environment.clock() + within
+        return [run for run in self.waiting() if (run.job.next_run_at or 0.0) > last]
 
     async def interrupt_waiting(self, run: Run) -> None:
         """The server stops: leave a job that has not begun to others, or end it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,16 +36,18 @@ class Ticket:
         route: its route.
         owner: whose it is, or None.
         running: whether it holds capacity.
+        rests: whether it has no turn for now.
         turn: called when a waiting ticket's turn has come.
     """
 
-    __slots__ = ("number", "owner", "route", "running", "turn")
+    __slots__ = ("number", "owner", "rests", "route", "running", "turn")
 
     def __init__(self, number: int, route: _Route, owner: str | None, *, running: bool) -> None:
         self.number: int = number
         self.route: _Route = route
         self.owner: str | None = owner
         self.running: bool = running
+        self.rests: bool = False
         self.turn: Callable[[], None] | None = None
 
     def wait(self, turn: Callable[[], None]) -> None:
@@ -212,6 +215,7 @@ class _Route:
         "name",
         "policies",
         "queue",
+        "resting",
         "running",
         "running_by_owner",
     )
@@ -223,6 +227,8 @@ class _Route:
         self.running: int = 0
         self.running_by_owner: dict[str, int] = {}
         self.queue: _Queue = _Queue()
+        # Those who have no turn for now, by owner.
+        self.resting: Counter[str | None] = Counter()
         self.durations: Durations | None = None  # once any are known
         self.elsewhere: int = 0  # how many wait in other processes, as far as that is known
         self.blocked: bool = False
@@ -265,7 +271,17 @@ class _Route:
 
     def hear(self, queued: int) -> None:
         """So many wait in all processes together."""
-        self.elsewhere = max(0, queued - len(self.queue.numbers))
+        self.elsewhere = max(0, queued - len(self.queue.numbers) - self.resting.total())
+
+    def rest(self, ticket: Ticket) -> None:
+        ticket.rests = True
+        self.resting[ticket.owner] += 1
+
+    def wake(self, ticket: Ticket) -> None:
+        ticket.rests = False
+        self.resting[ticket.owner] -= 1
+        if not self.resting[ticket.owner]:
+            del self.resting[ticket.owner]
 
     def unblock(self) -> None:
         self.queue.bring_back(self.blocked_owners)
@@ -353,6 +369,25 @@ class Scheduler:
             route.queue.add(ticket)
         return ticket
 
+    def rest(self, name: str, owner: str | None) -> Ticket:
+        """A place to wait without a turn, until `wake()`, for whom nothing may refuse any more.
+
+        Args:
+            name: the route.
+            owner: whose request it is.
+        """
+        self._numbers += 1
+        ticket = Ticket(self._numbers, self._route(name), owner, running=False)
+        ticket.route.rest(ticket)
+        self._waiting += 1
+        return ticket
+
+    def wake(self, ticket: Ticket) -> None:
+        """Let one that rests wait for its turn, which may come at once."""
+        ticket.route.wake(ticket)
+        ticket.route.queue.add(ticket)
+        self._call_next()
+
     def take_any(self) -> Ticket | None:
         """A place to run for a request of a route that is not known yet, if nobody waits for it."""
         if self._waiting or self._running >= self._limits.max_running:
@@ -432,6 +467,9 @@ class Scheduler:
             self._running -= 1
             if self._waiting:
                 self._call_next()
+        elif ticket.rests:
+            ticket.route.wake(ticket)
+            self._waiting -= 1
         elif ticket.route.queue.remove(ticket, next_turn=False):
             self._waiting -= 1
 
@@ -478,7 +516,13 @@ class Scheduler:
         durations = route.durations
         elapsed, remaining = max(0.0, now - (job.started_at or job.created_at)), None
         likely = UNKNOWN * elapsed
-        if state is State.QUEUED:
+        pause = 0.0 if job.not_before is None else max(0.0, job.not_before - now)
+        if pause:  # and then, if nobody waits before it
+            likely, remaining = pause, None
+            if durations is not None:
+                early, usual = durations.running(0.0)
+                likely, remaining = pause + early, None if usual is None else pause + usual
+        elif state is State.QUEUED:
             turns = self._turns(route, ticket, elapsed)
             if durations is not None:
                 width = self._width(policy, route)
@@ -532,9 +576,10 @@ class Scheduler:
     def _check_room(self, route: _Route, owner: str | None) -> None:
         policy = self._policies[route.name]
         quota = policy.max_queued_per_owner if owner is not None else None
-        if quota is not None and route.queue.of(owner) >= quota:
+        if quota is not None and route.queue.of(owner) + route.resting[owner] >= quota:
             raise self._full(route, owner=True)
-        if policy.max_queued is not None and len(route.queue.numbers) >= policy.max_queued:
+        waiting = len(route.queue.numbers) + route.resting.total()
+        if policy.max_queued is not None and waiting >= policy.max_queued:
             raise self._full(route, owner=False)
 
     def full(self, name: str, *, owner: bool) -> Refusal:

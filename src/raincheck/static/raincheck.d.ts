@@ -14,6 +14,10 @@ export interface Status {
   queue_position?: number | null;
   /** RFC 3339. */
   estimated_completion?: string | null;
+  /** How often it has begun to run. */
+  runs?: number;
+  /** RFC 3339; while it waits for another run, as after one that has failed. */
+  next_run_at?: string;
   /** Of the job that has ended. */
   response?: { status: number; content_type: string | null; size?: number };
   /** Why it has failed. */

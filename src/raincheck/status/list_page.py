@@ -128,6 +128,9 @@ class ListPage:
 
     def _row(self, job: Job, listed: Listed, asked: Asked) -> Mapping[str, str]:
         urls, progress = asked.urls, job.progress
+        message = None if progress is None else progress.message
+        if not message and job.next_run_at is not None:
+            message = self._words["again"].replace("{time}", _spelt(job.next_run_at))
         fraction = None if progress is None else progress.fraction
         back = f"?{BACK}={quote(f'{asked.tail}?{asked.query}', safe='')}"
 
@@ -150,7 +153,7 @@ class ListPage:
             "value": "" if fraction is None else f"value={fraction:.4f}",
             "no progress": unless(fraction is not None),
             "percent": "" if fraction is None else f"{int(100 * fraction)}%",
-            "message": "" if progress is None or progress.message is None else progress.message,
+            "message": message or "",
             "runs": str(job.runs),
             "cancel": self._words["cancel"],
             "cancel url": url(urls.cancel) + back,
@@ -173,6 +176,7 @@ class ListPage:
             "cancellable": [SPELT[state] for state in (State.QUEUED, State.RUNNING)],
             "counted": {state.value: SPELT[state] for state in counted},
             "workers": self._words["workers"],
+            "again": self._words["again"],
         }
 
 

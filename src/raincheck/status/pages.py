@@ -188,6 +188,8 @@ class Screen:
         place = "" if position is None else words["position"].replace("{position}", str(position))
         spelt = _spell(outlook.completion, self._clock())
         expected = words["expected"].replace("{time}", spelt) if spelt else ""
+        spelt = _spell(job.next_run_at, self._clock())
+        again = words["again"].replace("{time}", spelt) if spelt else ""
         cancellable = urls.cancel is not None and job.state is not State.CANCELLING
         return as_page(
             reply,
@@ -205,6 +207,8 @@ class Screen:
                 "no position": unless(place),
                 "expected": expected,
                 "no expected": unless(expected),
+                "again": again,
+                "no again": unless(again),
                 "result": urls.result,
                 "monitor": urls.monitor,
                 "events": urls.events or "",
@@ -234,7 +238,7 @@ def _for_script(words: Mapping[str, str], urls: Urls) -> dict[str, Any]:
         "unfinished": unfinished,
         "finished": finished,
         "cancellable": [] if urls.cancel is None else stoppable,
-        **{name: words[name] for name in ("position", "expected", "lost")},
+        **{name: words[name] for name in ("position", "expected", "again", "lost")},
     }
 
 

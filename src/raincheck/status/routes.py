@@ -392,14 +392,14 @@ class _Exchange:
         return await self._routes.jobs.until(job, _finished, wait)
 
     async def _news(self, job: Job, wait: float) -> Job | None:
-        """The same, or the job when its state or its progress is another."""
+        """The same, or the job when its state or its progress is another, or it ran again."""
         newest = await self._end(job, min(wait, _AT_LEAST))
         if wait <= _AT_LEAST or newest is None or newest.gone or newest.finished:
             return newest
-        known = (job.state, job.progress)
+        known = (job.state, job.progress, job.runs)
 
         def changed(newer: Job) -> bool:
-            return newer.finished or (newer.state, newer.progress) != known
+            return newer.finished or (newer.state, newer.progress, newer.runs) != known
 
         return await self._routes.jobs.until(newest, changed, wait - _AT_LEAST)
 

@@ -166,6 +166,15 @@ class Telemetry:
             now: seconds since the epoch.
         """
 
+    def repeats(self, job: Job, reason: str) -> None:
+        """A run of a job has failed here, and it waits for another one (`Policy(retry=...)`).
+
+        Args:
+            job: the version that waits. Its `runs` count the one that has failed; it may run again
+                from its `not_before` on, in seconds since the epoch.
+            reason: how it has failed: `handler-response`, `crashed` or `timeout`.
+        """
+
     def lost(self, job: Job, now: float, *, ended: bool, deleted: bool) -> None:
         """A job of this process is another's, or nobody's, and what it does here is dropped.
 

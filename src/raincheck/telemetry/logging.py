@@ -17,7 +17,8 @@ logger: logging.Logger = logging.getLogger("raincheck")
 class LoggingTelemetry(Telemetry):
     """Writes to the logger `raincheck`: a line for each job that fails for a reason of ours.
 
-    Also for one whose app raises, that another process takes over, or that holds the event loop.
+    Also for one whose app raises, whose failed run is repeated, that another process takes over, or
+    that holds the event loop.
     Each line about a job has in `extra` what a log in JSON makes fields of:
 
     - `job`, `route`, `state`, and `run`, which counts them from 1;
@@ -46,6 +47,13 @@ class LoggingTelemetry(Telemetry):
     def raised(self, job: Job, error: BaseException, now: float) -> None:
         told = fields(job, now) | {"reason": CRASHED}
         logger.error("job %s on %s raised", job.id, job.route, exc_info=error, extra=told)
+
+    def repeats(self, job: Job, reason: str) -> None:
+        logger.warning(
+            "job %s (%s): run %d of %d has failed (%s), and is repeated",
+            *(job.id, job.route, job.runs, job.max_runs, reason),
+            extra=fields(job, None) | {"reason": reason},
+        )
 
     def lost(self, job: Job, now: float, *, ended: bool, deleted: bool) -> None:
         told = fields(job, now) | {"reason": "deleted" if deleted else "taken-over"}

@@ -83,6 +83,9 @@ class OpenTelemetryTelemetry(Telemetry):
             "How long the last run of a job took.",
             explicit_bucket_boundaries_advisory=BUCKETS,
         )
+        self._repeated = meter.create_counter(
+            "raincheck.job.repeats", "{run}", "Runs that failed, and whose jobs wait for another."
+        )
         self._active = meter.create_up_down_counter(
             "raincheck.jobs.active", "{job}", "Jobs whose handlers run in this process."
         )
@@ -98,6 +101,9 @@ class OpenTelemetryTelemetry(Telemetry):
             if change.reason:
                 attributes[ERROR] = change.reason
             self._duration.record(change.ran, attributes)
+
+    def repeats(self, job: Job, reason: str) -> None:
+        self._repeated.add(1, {ROUTE: job.route, ERROR: reason})
 
     def accepting(self, route: str, scope: Scope) -> Span | None:
         parent = None
@@ -175,7 +181,7 @@ class _Run(Span):
 def _failure(job: Job) -> str:
     """Why a run is no success; empty if it is one, or its client did not want it any more."""
     if job.state is State.QUEUED:
-        return "interrupted"
+        return "interrupted" if job.not_before is None else "repeated"
     if not job.finished:
         return "taken-over"
     return reason_of(job)

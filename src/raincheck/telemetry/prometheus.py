@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import ClassVar
 
 from raincheck.errors import ConfigurationError
-from raincheck.job import State
+from raincheck.job import Job, State
 from raincheck.stores.base import Total
 from raincheck.telemetry.base import BUCKETS, Figures, Source, Telemetry, Transition
 
@@ -40,6 +40,8 @@ class PrometheusTelemetry(Telemetry):
     - `raincheck_accepted_total{route}`.
     - `raincheck_finished_total{route,outcome,reason}`: `outcome` is `succeeded`, `failed` or
       `cancelled`, and `reason` why it has failed: the name of a problem, or `handler-response`.
+    - `raincheck_repeated_total{route,reason}`: runs that have failed and are repeated
+      (`Policy(retry=...)`); `reason` is `handler-response`, `crashed` or `timeout`.
     - `raincheck_wait_seconds{route}`, `raincheck_run_seconds{route,outcome}`: histograms.
     - `raincheck_loop_held_seconds_total`: time that the event loop was held while jobs ran.
 
@@ -82,6 +84,12 @@ class PrometheusTelemetry(Telemetry):
             ["route", "outcome", "reason"],
             registry=registry,
         )
+        self._repeated = Counter(
+            "raincheck_repeated",
+            "Runs that have failed here, and whose jobs wait for another one.",
+            ["route", "reason"],
+            registry=registry,
+        )
         self._wait = Histogram(
             "raincheck_wait_seconds",
             "From the acceptance of a job to its first run.",
@@ -119,6 +127,9 @@ class PrometheusTelemetry(Telemetry):
             self._finished.labels(job.route, outcome, change.reason).inc()
             if change.ran is not None:
                 self._ran.labels(job.route, outcome).observe(change.ran)
+
+    def repeats(self, job: Job, reason: str) -> None:
+        self._repeated.labels(job.route, reason).inc()
 
     def held(self, seconds: float, routes: Collection[str]) -> None:
         self._held.inc(seconds)

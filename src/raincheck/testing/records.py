@@ -48,6 +48,7 @@ class RecordContract:
             clients=2,
             synchronous=True,
             not_before=1003.5,
+            begin_by=1060.5,
             trace=Trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1"),
         )
         await store.create(full, request())
@@ -242,6 +243,26 @@ class RecordContract:
         begun = await claim(store, "c", now=1003.5)
         assert begun == Claim(later.start(1003.5, "here"), request(), True)
         assert begun.job.not_before is None
+
+    async def test_a_failed_run_leaves_nothing_but_its_request(self, store: Store) -> None:
+        one = Bounds(route=1, owner=1)
+        running = waiting(max_runs=2, owner="ann", begin_by=1060.0).start(1001.0, "here")
+        await store.create(running._replace(version=1), request(), lease=60.0)
+        assert await store.append_body("a", running.fence, 0, b"half", head=Head(503, ()))
+        waits = running._replace(version=1).requeue(1003.5, "here")
+        assert await store.replace(waits, lease=0.0)
+        assert await store.get("a") == waits
+        assert await store.request("a") == request()
+        assert await body_of(store, "a") == b""
+        assert await store.partial("a") == Partial(waits, None, 0)
+        assert not await store.append_body("a", running.fence, 4, b"of the run that failed")
+        assert [each.job async for each in store.abandoned()] == [waits]
+        assert not await fits(store, waiting("b", owner="ann"), one)
+        assert await fits(store, job("c", owner="ann"), one)
+        assert await claim(store, now=1003.0) == Claim(waits, None, False)
+        last = waits.start(1003.5, "here")
+        assert await claim(store, now=1003.5) == Claim(last, request(), True)
+        assert await fits(store, waiting("b", owner="ann"), one)
 
     async def test_what_is_not_there_cannot_be_claimed(self, store: Store) -> None:
         assert await claim(store, "unknown") is None
