@@ -286,6 +286,7 @@ class Changes:
                 self._forget(number, id)
             elif job.gone:
                 self._execute("DELETE FROM jobs WHERE number = ?", (number,))
+                self.ids.append(id)
             else:
                 self.replace(job.tombstone(now))
             if self._db.total_changes >= end:
