@@ -109,6 +109,14 @@ UNREADABLE = Problem(
 )
 """What was captured of the request cannot be read any more."""
 
+RESPONSE_LOST = Problem(
+    "unreadable",
+    500,
+    "The response cannot be read",
+    "What is left of the kept response is not all of it.",
+)
+"""The body of a response that was kept is not whole any more, and will not be."""
+
 INTERRUPTED = Problem(
     "interrupted", 503, "The job was interrupted", "The server stopped before the handler ended."
 )

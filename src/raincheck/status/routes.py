@@ -23,6 +23,7 @@ from raincheck.dialects.base import (
     Reply,
 )
 from raincheck.errors import (
+    RESPONSE_LOST,
     BodyLost,
     IllegalTransition,
     Problem,
@@ -241,6 +242,13 @@ class StatusRoutes:
             self._unreadable[id] = True
             told = {"job": id}
             logger.warning("job %s was asked for, and cannot be read: %s", id, error, extra=told)
+
+    def tell_lost(self, id: str, error: BodyLost) -> None:
+        """Say that the response of a job which was asked for is not whole any more, once."""
+        if id not in self._unreadable:
+            self._unreadable[id] = True
+            told = {"job": id}
+            logger.error("the response of job %s cannot be read: %s", id, error, extra=told)
 
     def _unable(self, action: Action | None, scope: Scope) -> Problem | None:
         """What the query asks that the dialect cannot do; of lists it reads the query itself."""
@@ -474,9 +482,16 @@ class _Exchange:
     ) -> None:
         try:
             await send_stored(status, headers, body, size, self._scope, self._begun)
-        except BodyLost:
-            if self.started or await self._find():
+        except BodyLost as error:
+            if self.started:
                 raise
+            await self._lost(error)
+
+    async def _lost(self, error: BodyLost, *, operated: bool = False) -> None:
+        """Say that a response is not whole any more, unless that is since its job went."""
+        if job := await self._find(operated=operated):
+            self._routes.tell_lost(job.id, error)
+            await self.problem(RESPONSE_LOST, job=job)
 
     async def lists(self, action: Action) -> None:
         """Answer which jobs there are, or how many."""
@@ -540,9 +555,8 @@ class _Exchange:
     async def _show(self, job: Job) -> None:
         try:
             content = await self._content(job) if self._dialect.embeds else None
-        except BodyLost:
-            if await self._find(operated=True):
-                raise
+        except BodyLost as error:
+            await self._lost(error, operated=True)
         else:
             outlook = self._expected(job)
             await self.reply(self._dialect.monitor(job, self._mount, outlook, content))

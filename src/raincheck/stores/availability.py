@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import anyio
 
-from raincheck.errors import IllegalTransition, StoreError, UnreadableRecord
+from raincheck.errors import BodyLost, IllegalTransition, StoreError, UnreadableRecord
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
@@ -54,7 +54,7 @@ class Availability:
 
         What the store has and nobody can read is no call that failed: whoever finds it says so.
         """
-        if isinstance(error, UnreadableRecord):
+        if isinstance(error, UnreadableRecord | BodyLost):
             return
         now = anyio.current_time()
         if not self.away:
