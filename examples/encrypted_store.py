@@ -2,7 +2,8 @@
 
 Sealed with AES-SIV (RFC 5297) are captured requests, with their credentials, and responses: body
 and header fields, `Set-Cookie` among them. As they are stay ids, routes, states, times, owners,
-what handlers report, and the status and rough size of a response. Start with an empty store.
+what handlers report, and the status and rough size of a response. Start with an empty store. Large
+bodies stay in it, and not in files beside it, which `Jobs(bodies=...)` would write as they are.
 
 `uvicorn examples.encrypted_store:app` serves it, with its jobs in the file jobs.db (RAINCHECK_KEY:
 the key, 128 hexadecimal digits); `python examples/encrypted_store.py` prints

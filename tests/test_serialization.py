@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from raincheck import serialization
 from raincheck.errors import MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Delivery, Job, Progress, State, Trace
-from raincheck.messages import CapturedRequest, CapturedResponse, Head
+from raincheck.messages import Apart, CapturedRequest, CapturedResponse, Head
 from raincheck.serialization import (
     FORMAT,
     STARTABLE,
@@ -118,6 +118,7 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
         texts, texts | numbers | times | st.booleans() | st.none() | st.uuids(), max_size=3
     ).map(lambda params: tuple(params.items())),
     "app_root_path": st.none() | texts,
+    "apart": st.none() | st.integers(min_value=0).map(Apart),
 }
 
 EXAMPLES = 3000 if long("SERIALIZATION") else 100
@@ -273,6 +274,12 @@ GOLDEN_REQUESTS = [
         b'"server":null,"path_params":{"tenant":"ann","n":7,"of":1.5,'
         b'"id":["00000000-0000-4000-8000-000000000000"]},"app_root_path":""}\n',
     ),
+    (  # none that knows only format 1 takes it for one without a body
+        dataclasses.replace(LEAST, apart=Apart(5_000_000_000)),
+        b'{"format":2,"method":"GET","path":"/","raw_path":null,"query_string":"","headers":[],'
+        b'"scheme":"http","http_version":"1.1","root_path":"","client":null,"server":null,'
+        b'"apart":5000000000}\n',
+    ),
 ]
 
 
@@ -296,7 +303,10 @@ def test_the_golden_records_have_every_field() -> None:
     written = [field for field in Job._fields if b'"%s":' % field.encode() in GOLDEN[1][1]]
     assert [*written, "extra"] == [*Job._fields]
     fields = {field.name for field in dataclasses.fields(CapturedRequest)} - {"body"}
-    assert set(json.loads(GOLDEN_REQUESTS[-1][1].partition(b"\n")[0])) == {"format", *fields}
+    found = {
+        name for _, record in GOLDEN_REQUESTS for name in json.loads(record.partition(b"\n")[0])
+    }
+    assert found == {"format", *fields}
 
 
 def test_a_path_parameter_that_json_has_no_word_for_is_left_out() -> None:
@@ -306,7 +316,7 @@ def test_a_path_parameter_that_json_has_no_word_for_is_left_out() -> None:
 
 @pytest.mark.parametrize("found", [[], ["a"], [1], [["a"]], {"a": 1}])
 def test_a_path_parameter_of_another_shape_cannot_be_read(found: Any) -> None:
-    head = json.loads(GOLDEN_REQUESTS[-1][1].partition(b"\n")[0])
+    head = json.loads(GOLDEN_REQUESTS[2][1].partition(b"\n")[0])
     record = json.dumps(head | {"path_params": {"n": found}}).encode() + b"\n"
     with pytest.raises(UnreadableRecord):
         load_request(record)

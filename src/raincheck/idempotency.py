@@ -164,7 +164,7 @@ def _payload(request: CapturedRequest) -> str:
     if not boundary:
         return _digest(media_type, request.body)
     line = b"--" + boundary
-    at_once = request.body.startswith(line)
+    at_once = request.body[: len(line)] == line  # it may be a file that is mapped into memory
     return _digest(*rest, b"%d" % at_once, *_parts(request.body, line, at_once))
 
 

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raincheck.bodies.base import Bodies
 from raincheck.callbacks import Callbacks
 from raincheck.dialects.base import Dialect, Outlook
 from raincheck.dialects.plain import PlainDialect
@@ -87,6 +88,9 @@ class Jobs:
         telemetry: told of what becomes of jobs: one, or several. Default: a `LoggingTelemetry`,
             which is to be among them if others are given and it is still wanted.
         callbacks: to whom the end of jobs may be told. Default: to nobody.
+        bodies: where bodies of 256 KiB or more are kept, of requests that may still have to run and
+            of responses, such as `FileBodies(directory)`. Default: where the store says, which is
+            in files beside its own for a `SQLiteStore`, and in the store itself for others.
         clock: seconds since the epoch; tests pass one that goes with their event loop.
 
     Attributes:
@@ -112,12 +116,14 @@ class Jobs:
         limits: Limits | None = None,
         telemetry: Telemetry | Sequence[Telemetry] | None = None,
         callbacks: Callbacks | None = None,
+        bodies: Bodies | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         require_kind("store", store, Store, 'SQLiteStore("jobs.db")')
         require_kind("runner", runner, Runner, "TaskiqRunner(broker)")
         require_kind("limits", limits, Limits, "Limits(max_running=20)")
         require_kind("callbacks", callbacks, Callbacks, 'Callbacks(secrets=["whsec_..."])')
+        require_kind("bodies", bodies, Bodies, 'FileBodies("/var/lib/shop/bodies")')
         if not callable(clock):
             raise ConfigurationError(f"clock={clock!r}: it is no function, like time.time")
         environment = self._environment = Environment(
@@ -127,6 +133,7 @@ class Jobs:
             clock,
             Observers(_telemetries(telemetry)),
             callbacks,
+            bodies,
         )
         self.store: Store = environment.store
         self.availability: Availability = environment.availability
@@ -226,16 +233,17 @@ class Jobs:
             await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=LOOP_ENDED)
 
     def _claim_store(self) -> None:
-        if self.store.shared:
+        store = self._environment.inner
+        if store.shared:
             return
-        user = _USERS.setdefault(id(self.store), self)
+        user = _USERS.setdefault(id(store), self)
         if user is not self and user.ready:
             raise ConfigurationError(
-                f"two LongRunningMiddlewares have the same {type(self.store).__name__}: a cancel "
+                f"two LongRunningMiddlewares have the same {type(store).__name__}: a cancel "
                 "that came to one would not reach a handler that the other runs; give each its "
                 "own, or both one that processes share, such as SQLiteStore(...)"
             )
-        _USERS[id(self.store)] = self
+        _USERS[id(store)] = self
 
     async def _open_store(self) -> None:
         """See whether the store can ever work; one that is merely away may come back."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -52,6 +53,21 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """A body that is kept apart from its message, since it is large.
+
+    Attributes:
+        size: bytes that it has.
+        read: gives it from a byte on, in non-empty chunks; None where it cannot be had.
+    """
+
+    size: int
+    read: Callable[[int], AsyncIterator[bytes]] | None = dataclasses.field(
+        default=None, compare=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class CapturedRequest:
     """A request as bytes: all that a replay needs, and nothing that is alive.
 
@@ -61,10 +77,11 @@ class CapturedRequest:
         raw_path: as sent, or None if the server did not say.
         query_string: without the question mark.
         headers: raw pairs in order.
-        body: the whole body.
+        body: the whole body; empty if it is kept apart.
         scheme, http_version, root_path, client, server: as in the ASGI scope.
         path_params: what mounts outside of raincheck have matched in the path, if any did.
         app_root_path: the `root_path` of the outermost of them.
+        apart: the body, if it is kept apart.
     """
 
     method: str
@@ -80,9 +97,12 @@ class CapturedRequest:
     server: tuple[str, int | None] | None = None
     path_params: tuple[tuple[str, Any], ...] = ()
     app_root_path: str | None = None
+    apart: Apart | None = None
 
     @classmethod
-    def of(cls, scope: Mapping[str, Any], body: bytes) -> CapturedRequest:
+    def of(
+        cls, scope: Mapping[str, Any], body: bytes, apart: Apart | None = None
+    ) -> CapturedRequest:
         """Capture an ASGI HTTP scope and the body that came with it."""
         client, server = scope.get("client"), scope.get("server")
         return cls(
@@ -99,6 +119,7 @@ class CapturedRequest:
             server=tuple(server) if server else None,
             path_params=tuple((scope.get("path_params") or {}).items()),
             app_root_path=scope.get("app_root_path"),
+            apart=apart,
         )
 
     def without(self, names: Collection[str]) -> CapturedRequest:

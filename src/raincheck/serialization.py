@@ -8,7 +8,8 @@ second line that says so.
 The number of the format is its major part, and is raised when an older version must not touch what
 a newer one writes. A minor part needs none: fields that a newer version has added are kept as they
 came, and those that are there keep their shape within a format. Whatever else is found cannot be
-read. A captured request is never written again, so what is new in one is passed over.
+read. A captured request is never written again, so what is new in one is passed over; one whose
+body is kept apart has a format of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from uuid import UUID
 
 from raincheck.errors import IllegalTransition, MalformedCursor, Problem, UnreadableRecord
 from raincheck.job import Delivery, Job, Progress, State, Trace
-from raincheck.messages import CapturedRequest, CapturedResponse, Head, RawHeaders
+from raincheck.messages import Apart, CapturedRequest, CapturedResponse, Head, RawHeaders
 
 FORMAT = 1
 """What this version writes, and the newest that it reads. The first: there is no older one yet, and
 whatever raises it has to read this one, too."""
+
+_APART = 2
+"""The format of a captured request whose body is kept apart: to a version that reads only the first
+it would look like one without a body."""
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
@@ -91,7 +96,11 @@ _REQUEST_SHAPES: dict[str, _Types] = {
     "server": _LIST + _NONE,
 }
 # Not every captured request has these.
-_MOUNT_SHAPES: dict[str, _Types] = {"path_params": (dict,), "app_root_path": _TEXT}
+_OPTIONAL_SHAPES: dict[str, _Types] = {
+    "path_params": (dict,),
+    "app_root_path": _TEXT,
+    "apart": _NUMBER,
+}
 
 # What JSON writes of a path parameter and reads as it was. A UUID is a list of its text.
 _PLAIN = (str, int, float, bool, type(None))
@@ -292,6 +301,8 @@ def dump_request(request: CapturedRequest) -> bytes:
         fields["path_params"] = _parameters(request.path_params)
     if request.app_root_path is not None:
         fields["app_root_path"] = request.app_root_path
+    if request.apart is not None:
+        fields |= {"format": _APART, "apart": request.apart.size}
     return _encode(fields).encode() + b"\n" + request.body
 
 
@@ -306,11 +317,11 @@ def load_request(record: bytes) -> CapturedRequest:
 
 def _request(record: bytes) -> CapturedRequest:
     head, _, body = record.partition(b"\n")
-    found = _read(head)
+    found = _read(head, apart=True)
     fields = {name: found[name] for name in _REQUEST_SHAPES}
-    fields |= {name: found[name] for name in _MOUNT_SHAPES.keys() & found.keys()}
+    fields |= {name: found[name] for name in _OPTIONAL_SHAPES.keys() & found.keys()}
     for name, value in fields.items():
-        if value.__class__ not in (_REQUEST_SHAPES | _MOUNT_SHAPES)[name]:
+        if value.__class__ not in (_REQUEST_SHAPES | _OPTIONAL_SHAPES)[name]:
             raise TypeError(f"{name} is {value!r}")
     if "path_params" in fields:
         read = fields["path_params"].items()
@@ -322,6 +333,8 @@ def _request(record: bytes) -> CapturedRequest:
     for address in ("client", "server"):
         if fields[address] is not None:
             fields[address] = _address(fields[address])
+    if "apart" in fields:
+        fields["apart"] = Apart(fields["apart"])
     return CapturedRequest(**fields, body=body)
 
 
@@ -357,12 +370,12 @@ def _shaped(read: Callable[[Any], T], record: bytes | str) -> T:
         raise UnreadableRecord(f"a record is damaged ({error!r:.100})") from error
 
 
-def _read(record: bytes | str) -> dict[str, Any]:
+def _read(record: bytes | str, *, apart: bool = False) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(record)
-    found = fields.pop("format", None)
-    if found != FORMAT or found.__class__ is not int:  # True is 1 to Python
+    found, reads = fields.pop("format", None), _APART if apart and "apart" in fields else FORMAT
+    if found != reads or found.__class__ is not int:  # True is 1 to Python
         raise UnreadableRecord(
-            f"a record has format {found!r}, and this version of raincheck reads {FORMAT}: another "
+            f"a record has format {found!r}, and this version of raincheck reads {reads}: another "
             "version wrote it; run one version, or let its jobs expire first"
         )
     return fields

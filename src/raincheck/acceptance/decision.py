@@ -14,6 +14,7 @@ from starlette.types import Scope
 from raincheck.acceptance.confirmation import Confirmation
 from raincheck.acceptance.deduplication import Deduplication
 from raincheck.acceptance.handoff import Handoff
+from raincheck.bodies.base import Bodies
 from raincheck.callbacks import Callbacks, Refused
 from raincheck.decorator import Mark
 from raincheck.errors import (
@@ -64,7 +65,7 @@ class Acceptance:
         base_of: says where the URLs of a request's job begin.
 
     Attributes:
-        tasks, limiter, cancel_grace, route_of: see `handoff.Acceptor`.
+        tasks, bodies, limiter, cancel_grace, route_of: see `handoff.Acceptor`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Acceptance:
         base_of: Callable[[Scope], str],
     ) -> None:
         self.tasks: Tasks = runs.tasks
+        self.bodies: Bodies | None = environment.bodies
         self.limiter: anyio.CapacityLimiter = runs.limiter
         self.cancel_grace: float = environment.cancel_grace
         self.route_of: Callable[[Mark], tuple[str, Policy]] = environment.policies.of_mark

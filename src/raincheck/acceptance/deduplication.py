@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from raincheck.acceptance.handoff import Handoff
 from raincheck.errors import IllegalTransition, StoreUnavailable
@@ -20,6 +24,7 @@ from raincheck.idempotency import (
     scoped,
 )
 from raincheck.job import Job, Key
+from raincheck.messages import CapturedRequest
 from raincheck.runtime.environment import Environment
 from raincheck.stores.base import Found
 
@@ -77,15 +82,19 @@ class Deduplication:
             return ()
         await handoff.drain()
         request, keys = await handoff.capture(), tuple[Key, ...]()
+        compute = _at_once
+        if request.apart is not None:
+            request, compute = await _looked_through(handoff, request), _in_thread
         assert handoff.route is not None
         whose = owner, host_of(request), handoff.route
         if key is not None:
-            keys = (Key(scoped(IDEMPOTENT, *whose, key), fingerprint(request)),)
+            found = await compute(partial(fingerprint, request))
+            keys = (Key(scoped(IDEMPOTENT, *whose, key), found),)
         shared = None
         if callable(coalesce):
-            shared = coalesce(request)
+            shared = coalesce(replace(request, body=bytes(request.body), apart=None))
         elif coalesce and ANYTHING not in varying:
-            shared = coalesce_key(request, varying)
+            shared = await compute(partial(coalesce_key, request, varying))
         if shared is not None:
             keys = (*keys, Key(scoped(SHARED_RUN, *whose, shared), lasting=False))
         return keys
@@ -133,3 +142,17 @@ class Deduplication:
             with anyio.move_on_after(_LOOK):
                 await self._store.changed(found.job.id, found.job.version)
         return found
+
+
+async def _looked_through(handoff: Handoff, request: CapturedRequest) -> CapturedRequest:
+    """A request whose body is apart, with all of it as if it were in memory."""
+    content: Any = await handoff.upload.content()
+    return replace(request, body=content)
+
+
+async def _at_once(compute: Callable[[], str]) -> str:
+    return compute()
+
+
+async def _in_thread(compute: Callable[[], str]) -> str:
+    return await anyio.to_thread.run_sync(compute)

@@ -12,10 +12,19 @@ from typing import Any, Protocol
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck.acceptance.request_body import RequestBody
+from raincheck.acceptance.request_body import RequestBody, StoredBody
+from raincheck.bodies.base import LARGE, Bodies
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
-from raincheck.errors import CRASHED, NoRoom, Refusal, Release, RequestTooLarge, is_release
+from raincheck.errors import (
+    CRASHED,
+    NoRoom,
+    Refusal,
+    Release,
+    RequestTooLarge,
+    StoreUnavailable,
+    is_release,
+)
 from raincheck.job import Job, Progress, Trace
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
@@ -62,12 +71,14 @@ class Acceptor(Protocol):
 
     Attributes:
         tasks: those of the event loop.
+        bodies: where large bodies are kept; None: in the store.
         limiter: the threads for synchronous handlers.
         cancel_grace: seconds that cleanup code has before it is cancelled again.
         route_of: gives the name of a decorated endpoint's route, and its policy.
     """
 
     tasks: Tasks
+    bodies: Bodies | None
     limiter: anyio.CapacityLimiter
     cancel_grace: float
     route_of: Callable[[Mark], tuple[str, Policy]]
@@ -195,7 +206,7 @@ class Handoff:
         self.state: Any = dict(state) if isinstance(state, dict) else state
         stopping = None if run is None else run.stopping
         self.stopping: Stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
-        self.upload: RequestBody = RequestBody(policy.max_request_size)
+        self.upload: RequestBody = RequestBody(policy.max_request_size, acceptor.bodies)
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
         self.vary: bool = vary
@@ -383,6 +394,7 @@ class Handoff:
 
         Raises:
             RequestTooLarge: it is larger than the policy allows.
+            StoreUnavailable: there is no room for it.
             ClientLeft: it will never be here.
         """
         body, limit = self.upload, self.policy.max_request_size
@@ -392,7 +404,8 @@ class Handoff:
                 continue
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            body.arrive(message)
+            if body.arrive(message) and not await body.spill():
+                raise StoreUnavailable("There is no room for the request body.", retry_after=5)
         if body.size > limit:
             raise self._too_large()
 
@@ -411,19 +424,20 @@ class Handoff:
         return self.policy.hold and self._entered
 
     async def capture(self) -> CapturedRequest:
-        """The request as bytes, once it is drained.
+        """The request as bytes, once it is drained; a large body apart if such bodies are.
 
         Raises:
             RequestTooLarge: more of it was read before the entry than is kept.
         """
-        body = b"" if self.upload.lost else await self.upload.body()
         if self.upload.lost:
             raise RequestTooLarge(
                 "More of the request body was read before the handler than is kept, and this "
                 "request needs all of it."
             )
+        apart = None if self.upload.size < LARGE else self.upload.apart
+        body = await self.upload.body() if apart is None else b""
         assert self.outer_scope is not None
-        return CapturedRequest.of(self.outer_scope, body)
+        return CapturedRequest.of(self.outer_scope, body, apart)
 
     async def kept_request(self) -> CapturedRequest:
         """What of the request may be kept for a replay. Raises as `capture()` does."""
@@ -471,7 +485,8 @@ class Handoff:
 
     def replay(self, request: CapturedRequest) -> None:
         """Go on in the background with the body of a captured request."""
-        self.upload = RequestBody.of(request.body)
+        apart = request.apart
+        self.upload = RequestBody.of(request.body) if apart is None else StoredBody(apart)
         self.record()
 
     def seek(self, request: CapturedRequest, patience: float) -> None:
@@ -483,7 +498,8 @@ class Handoff:
             request: the captured request.
             patience: seconds until the app is stopped if it has not been entered.
         """
-        self.upload = RequestBody.of(request.body)
+        apart = request.apart
+        self.upload = RequestBody.of(request.body) if apart is None else StoredBody(apart)
         self.seeks = self._released = True
         self._hand_over()
         self.stopping.after(patience, self._seek_no_longer)
@@ -562,7 +578,7 @@ class Handoff:
                 block.left(None)
         stopping.end()
         run = self.run
-        if not self._recorded:
+        if not self._recorded or self.upload.file is not None:
             self.upload.close()
         if run is None or run.job.synchronous:
             self.error = ended
@@ -615,7 +631,7 @@ class Handoff:
     async def receive(self) -> Message:
         """ASGI `receive` for the app."""
         while True:
-            if (part := self.upload.next()) is not None:
+            if (part := await self.upload.next()) is not None:
                 return part
             if self._client_receive is None:
                 break

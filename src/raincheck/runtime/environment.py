@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from raincheck.bodies.base import Bodies
 from raincheck.callbacks import Callbacks
 from raincheck.errors import ConfigurationError
 from raincheck.job import Bounds, Job, State
@@ -19,6 +20,7 @@ from raincheck.runtime.observers import Observers
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
+from raincheck.stores.divided import DividedStore
 
 
 class Environment:
@@ -31,9 +33,13 @@ class Environment:
         clock: seconds since the epoch.
         observers: told of what becomes of jobs. Default: nobody.
         callbacks: to whom the end of jobs may be told; None: to nobody.
+        bodies: where large bodies are kept; None: where the store says.
 
     Attributes:
-        store: the store; calls to one that processes share are bounded in time.
+        inner: the store as given.
+        store: the same, with calls that end in time if processes share it, and large bodies apart
+            if they are.
+        bodies: where large bodies are kept; None: in the store.
         availability, engine: whether the store answers, and the runner's engine.
         runner, limits, clock, observers, callbacks: as given.
         poster: makes what posts, if there are callbacks.
@@ -57,6 +63,7 @@ class Environment:
         clock: Callable[[], float],
         observers: Observers | None = None,
         callbacks: Callbacks | None = None,
+        bodies: Bodies | None = None,
     ) -> None:
         if not store.shared and not runner.in_place:
             raise ConfigurationError(
@@ -66,8 +73,12 @@ class Environment:
         self.availability: Availability = Availability("the store")
         self.engine: Availability = Availability("the engine that runs jobs")
         self._timeout = seconds(limits.store_timeout)
+        self.bodies: Bodies | None = store.bodies if bodies is None else bodies
+        self.inner = store
         self.store: Store = store
-        if store.shared:
+        if self.bodies is not None:
+            self.store = DividedStore(store, self.bodies, self._timeout, self.availability)
+        elif store.shared:
             self.store = BoundedStore(store, self._timeout, self.availability)
         self.runner = runner
         self.in_place: bool = runner.in_place

@@ -116,6 +116,8 @@ class Replays:
         try:
             ask = partial(environment.store.request, job.id)
             request = await environment.ledger.patiently(ask)
+            if request is not None and request.apart is not None and request.apart.read is None:
+                raise UnreadableRecord("its body is in files, and this process has no bodies=...")
         except UnreadableRecord as unreadable:
             error, why = UNREADABLE, str(unreadable)
         if not run.waits:
@@ -130,6 +132,9 @@ class Replays:
             self._runs.ended(run)
 
     async def _replay_begun(self, run: Run, request: CapturedRequest) -> None:
+        if request.apart is not None and request.apart.read is None:  # not in this process
+            await run.fail_unread()
+            return
         handoff = self._handoff(run, request)
         handoff.replay(request)
         await self._conduct(run, handoff)

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import anyio
 
+from raincheck.bodies.base import Bodies
 from raincheck.job import LOOK_AGAIN, TRANSITIONS, Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 
@@ -141,6 +142,13 @@ class Store(ABC):
     immediate: ClassVar[bool] = False
     """Whether a change is made before its call could wait for anything, so that a cancellation of
     whoever calls cannot cut it short."""
+
+    durable: bool = True
+    """Whether what it acknowledged is to outlive the machine's crash: then what is kept beside it
+    is, too."""
+
+    bodies: Bodies | None = None
+    """Where large bodies are kept unless somebody says otherwise; None: in the store itself."""
 
     deployment: str | None = None
     """What keeps the jobs apart from others' on the same server; None: nobody else has it."""

@@ -60,6 +60,7 @@ class MemoryStore(Store):
 
     shared: ClassVar[bool] = False
     immediate: ClassVar[bool] = True
+    durable: bool = False
 
     _clock: Callable[[], float] = staticmethod(anyio.current_time)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from anyio.lowlevel import current_token
 
+from raincheck.bodies.files import FileBodies
 from raincheck.errors import BodyLost, ConfigurationError
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
@@ -98,6 +99,9 @@ class SQLiteStore(Store):
             )
         self._path = os.path.abspath(path)  # wherever the process goes before it opens the file
         self._synchronous = synchronous
+        self.durable: bool = synchronous == "FULL"
+        # Beside the file, wherever a link leads to.
+        self.bodies: FileBodies = FileBodies(f"{os.path.realpath(self._path)}-bodies")
         self._timeout = timeout
         self._use: Use | None = None
 

@@ -4,7 +4,8 @@ Tests of apps follow a 202 with `follow()`, look at its job with `assert_job()`,
 in their way: `synchronous()`, `hold()`, `later()`, which the pytest plugin has as fixtures, too.
 `docs/testing.md` shows them at work.
 
-Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and give a fixture:
+Authors of a store, a runner or bodies subclass `StoreContract`, `RunnerContract` or
+`BodiesContract` and give a fixture:
 
     @pytest.mark.anyio
     class TestMyStore(StoreContract):
@@ -13,6 +14,7 @@ Authors of a store or a runner subclass `StoreContract` or `RunnerContract` and 
 """
 
 from raincheck.lifespan import lifespan
+from raincheck.testing.apart import BodiesContract
 from raincheck.testing.bending import hold, later, synchronous
 from raincheck.testing.following import assert_job, follow
 from raincheck.testing.gates import Gate
@@ -21,6 +23,7 @@ from raincheck.testing.stores import StoreContract
 
 __all__ = [
     "assert_job",
+    "BodiesContract",
     "follow",
     "Gate",
     "hold",

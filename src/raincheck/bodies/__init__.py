@@ -1,0 +1,1 @@
+"""Bodies that are large are kept apart from the records that they belong to."""
