@@ -102,9 +102,7 @@ class DividedStore(BoundedStore):
             await self._delete(name)
             return there
         self._requested.add(job.id)
-        if (
-            await self._bodies.size(name) != apart.size
-        ):  # this process stood still, and others swept
+        if await self._bodies.size(name) != apart.size:  # it stood still here, and others swept
             raise StoreError(f"the captured request of job {job.id} was taken for nobody's")
         return there
 
