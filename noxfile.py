@@ -17,9 +17,9 @@ nox.options.sessions = ["tests", "wheel", "package", "types", "workflows"]
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
-    """The quick tests; `nox -s tests-3.13 -- tests/test_laws.py` runs others."""
+    """All on virtual clocks; `nox -s tests-3.13 -- tests/test_laws.py` runs others."""
     session.install("-e", ".[dev]")
-    session.run("pytest", *(session.posargs or ["-n", "2", "-m", "not real"]))
+    _test(session)
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
@@ -47,7 +47,7 @@ def package(session: nox.Session) -> None:
         archive.extractall(place, filter="data")
     session.chdir(place / sdist.name.removesuffix(".tar.gz"))
     session.install("-e", ".[dev]")
-    session.run("pytest", *(session.posargs or ["-n", "2", "-m", "not real"]))
+    _test(session)
 
 
 @nox.session
@@ -67,6 +67,15 @@ def workflows(session: nox.Session) -> None:
     """The workflows hold to what is known of attacks on them."""
     session.install("zizmor")
     session.run("zizmor", "--offline", "--strict-collection", ".github/workflows")
+
+
+def _test(session: nox.Session) -> None:
+    """What is asked for, or all without sockets and processes; the slow ones last."""
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        session.run("pytest", "-m", "not real")
+        session.run("pytest", "-m", "slow and not real")
 
 
 def _built(session: nox.Session, pattern: str) -> Path:

@@ -2,6 +2,9 @@
 
 Virtual clocks skip idle time, so they are never used with real sockets, threads or processes: such
 tests are marked `real` and run on the plain event loops.
+
+All tests run on all cores; those that are named, by file or by test, in this process. What is
+marked `slow` is left out unless it is asked for, by its place or by `-m slow`.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -24,6 +29,82 @@ PHASES = [Phase.explicit, Phase.generate]
 continuous integration, where the run as a whole is bounded; `print_blob` brings it back."""
 if not os.environ.get("RAINCHECK_CI"):
     PHASES += [Phase.target, Phase.shrink, Phase.explain]
+
+ROOT = Path(__file__).parents[1]
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # As images for containers have it. Here every worker and every server that is started would
+    # compile all of ours that it imports, which takes longer than most tests.
+    sys.dont_write_bytecode = False
+
+MOST_WORKERS = 8
+"""Each has servers of its own, and tests that look at the clock have to come to their turn."""
+
+
+def named(config: pytest.Config) -> list[Path]:
+    """What is to be run, unless that is everything."""
+    places = [Path(config.invocation_params.dir, arg.partition("::")[0]) for arg in config.args]
+    return [place for place in places if place not in (ROOT, ROOT / "tests")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One for each core, two where real tests wait; or none but this process, for `-s` as well."""
+    if named(config) or config.option.capture == "no":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores if "not real" in config.option.markexpr else 2 * cores, MOST_WORKERS)
+
+
+SPREAD = {
+    *(f"tests/client/test_{name}.py" for name in ("docs", "handles", "real", "script")),
+    *(f"tests/cli/test_{name}.py" for name in ("commands", "serve", "terminal")),
+    *(f"tests/e2e/test_{name}.py" for name in ("durable", "events", "push", "stream", "uvicorn")),
+    *(f"tests/runners/test_{name}.py" for name in ("celery", "http_push", "pgqueuer")),
+    *(f"tests/stores/test_{name}.py" for name in ("postgres", "redis", "sqlite")),
+    *(f"tests/test_{name}.py" for name in ("examples", "threads")),
+}
+"""Files with long tests, none of which needs another: they are shared among the workers."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, which may have servers of their own; of some, single tests.
+
+    Sent one by one, quick tests take a quarter longer. Those of a file that is named are spread.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling, LoadScheduling
+
+    if named(config):
+        return LoadScheduling(config, log)
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc] # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return nodeid if file in SPREAD else file
+
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow."""
+    for item in items:
+        if item.get_closest_marker("one_loop") and on_trio(item):
+            item.add_marker("slow")
+    if not named(config) and "slow" not in config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def on_trio(item: pytest.Item) -> bool:
+    """Whether a test runs on the second of the two event loops."""
+    return isinstance(item, pytest.Function) and (
+        hasattr(item, "callspec") and item.callspec.params.get("anyio_backend") == "trio"
+    )
 
 
 def pytest_collection_finish() -> None:
@@ -49,10 +130,11 @@ class AutojumpLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         if not self._ready:  # type: ignore[attr-defined] # asyncio's own
-            timers = self._scheduled  # type: ignore[attr-defined] # too
-            due = min((timer.when() for timer in timers if not timer.cancelled()), default=None)
-            if due is not None:
-                self._skipped += max(0.0, due - self.time())
+            timers = self._scheduled  # type: ignore[attr-defined] # too, and a heap
+            if timers and timers[0].cancelled():
+                timers = sorted(timer for timer in timers if not timer.cancelled())
+            if timers:
+                self._skipped += max(0.0, timers[0].when() - self.time())
         super()._run_once()  # type: ignore[misc] # asyncio's own
 
 

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,6 @@ ID = r"[A-Za-z0-9_-]{30}"
 
 # What each example has to print: regular expressions, in this order.
 PRINTED = {
-    # It takes longest, and so begins first.
     "celery_app.py": [
         r'GET /thumbnails/movie: 200 {"thumbnail":"movie\.png","by":\d+}\n',
         rf"POST /videos: 202, see /jobs/{ID}\n",
@@ -211,14 +210,15 @@ PRINTED = {
     ],
 }
 
+SLOW = {
+    *("azure_client.py", "browser_form.py", "callbacks.py", "celery_app.py", "client.py"),
+    *("durable.py", "events.py"),
+    *("hybrid.py", "oauth2_owner.py", "ogc_process.py", "progress.py", "resumable_stream.py"),
+}
+"""Examples that let some seconds pass."""
 
-@pytest.fixture(scope="module")
-def runs() -> dict[str, subprocess.CompletedProcess[str]]:
-    """All examples, run side by side."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(PRINTED, pool.map(run, PRINTED), strict=True))
 
-
+@cache
 def run(name: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"examples/{name}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -228,16 +228,17 @@ def test_every_example_is_driven() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(PRINTED)
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_example_prints_its_exchange(
-    name: str, runs: dict[str, subprocess.CompletedProcess[str]]
-) -> None:
-    run = runs[name]
-    assert (run.returncode, run.stderr) == (0, "")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PRINTED],
+)
+def test_example_prints_its_exchange(name: str) -> None:
+    done = run(name)
+    assert (done.returncode, done.stderr) == (0, "")
     place = 0
     for expected in PRINTED[name]:
-        match = re.compile(expected).search(run.stdout, place)
-        assert match is not None, f"{expected!r} is missing after:\n{run.stdout[:place]}"
+        match = re.compile(expected).search(done.stdout, place)
+        assert match is not None, f"{expected!r} is missing after:\n{done.stdout[:place]}"
         place = match.end()
 
 
@@ -248,6 +249,7 @@ def test_example_has_an_app_for_a_server(name: str, monkeypatch: pytest.MonkeyPa
     assert callable(app)
 
 
+@pytest.mark.slow
 def test_quickstart_serves_until_a_signal_ends_it() -> None:
     with ExitStack() as stack:
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -336,6 +338,11 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert [command for command in commands if f"bash -c '{command}'\n" not in ci] == []
 
 
+def test_ci_runs_what_pytest_leaves_out() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "&& pytest'\npytest -m slow\n" in ci
+
+
 def blocks(language: str) -> list[str]:
     """The README's code blocks in this language."""
     readme = (ROOT / "README.md").read_text()
@@ -344,20 +351,18 @@ def blocks(language: str) -> list[str]:
     ]
 
 
-def test_celery_runs_the_job_where_it_runs_its_tasks(
-    runs: dict[str, subprocess.CompletedProcess[str]],
-) -> None:
-    printed = runs["celery_app.py"].stdout
+@pytest.mark.slow
+def test_celery_runs_the_job_where_it_runs_its_tasks() -> None:
+    printed = run("celery_app.py").stdout
     by = re.findall(r'"by":(\d+)', printed)
     accepted_by, run_by = re.findall(r"by process (\d+)", printed)
     assert by == [run_by, run_by]
     assert accepted_by != run_by
 
 
-def test_the_durable_job_is_finished_by_another_process(
-    runs: dict[str, subprocess.CompletedProcess[str]],
-) -> None:
-    printed = runs["durable.py"].stdout
+@pytest.mark.slow
+def test_the_durable_job_is_finished_by_another_process() -> None:
+    printed = run("durable.py").stdout
     killed = re.findall(r"kill -9 (\d+)", printed)
     by = re.findall(r"page (\d) of 4 by process (\d+)", printed)
     assert {process for page, process in by if page == "4"}.isdisjoint(killed)
