@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import httpx
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 from starlette.types import ASGIApp
 
 from raincheck import Policy
@@ -70,13 +70,24 @@ class Documented:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._operations: dict[tuple[str, str], tuple[str, Node]] = {}
-        for below, methods in status_routes(door.setup).items():
-            path = re.compile(re.escape(template(below)).replace(r"\{\}", "[A-Za-z0-9_-]{30}"))
-            for method, (name, operation) in methods.items():
-                self._operations[path.pattern, method.upper()] = name, operation["responses"]
         self.seen: set[tuple[str, str]] = set()
-        self.described = {
+
+    @cached_property
+    def _accepted(self) -> Node:
+        return accepted(self._door.setup, Policy())
+
+    @cached_property
+    def _operations(self) -> dict[tuple[str, str], tuple[str, Node]]:
+        found: dict[tuple[str, str], tuple[str, Node]] = {}
+        for below, methods in status_routes(self._door.setup).items():
+            path = re.escape(template(below)).replace(r"\{\}", "[A-Za-z0-9_-]{30}")
+            for method, (name, operation) in methods.items():
+                found[path, method.upper()] = name, operation["responses"]
+        return found
+
+    @property
+    def described(self) -> set[tuple[str, str]]:
+        return {
             (name, status) for name, responses in self._operations.values() for status in responses
         }
 
@@ -92,7 +103,7 @@ class Documented:
                     self.seen.add((name, status))
                     await conforms(response, responses[status])
         elif response.status_code == 202 and "content-location" in response.headers:
-            await conforms(response, accepted(self._door.setup, Policy()))
+            await conforms(response, self._accepted)
 
 
 def _below(path: str, mount: str) -> str | None:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.security import HTTPBearer
-from jsonschema import ValidationError
+from jsonschema_rs import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator, OpenAPIV32SpecValidator
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+from openapi_spec_validator.validation.keywords import OpenAPIV31SchemaValidator
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.cors import CORSMiddleware
@@ -69,9 +71,33 @@ def written(**paths: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+class Known(OpenAPIV31SchemaValidator):
+    """Holds a schema against that of schemas once: most of them are in every document."""
+
+    found: ClassVar[set[str]] = set()
+
+    def _validate_schema_meta(self, schema: Any, schema_value: Any) -> Any:
+        text = json.dumps(schema_value)
+        error = None if text in self.found else super()._validate_schema_meta(schema, schema_value)
+        if error is None:
+            self.found.add(text)
+        return error
+
+
+class Validator(OpenAPIV31SpecValidator):
+    keyword_validators = OpenAPIV31SpecValidator.keyword_validators | {"schema": Known}
+
+
 def valid(found: dict[str, Any]) -> dict[str, Any]:
-    OpenAPIV31SpecValidator(found).validate()
+    Validator(found).validate()
     return found
+
+
+def test_what_is_no_schema_is_found_in_a_document() -> None:
+    found = {**EMPTY, "paths": {}, "components": {"schemas": {"Own": {"type": "nothing"}}}}
+    for _ in range(2):
+        with pytest.raises(OpenAPIValidationError):
+            valid(found)
 
 
 def completed(schema: dict[str, Any], app: Any, **settings: Any) -> dict[str, Any]:
@@ -625,6 +651,7 @@ def test_install_around_and_for_what_is_mounted() -> None:
     assert "/jobs/{job_id}" in outer.openapi()["paths"]
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_what_is_served_is_the_whole_document() -> None:
     app = slow_api()
@@ -845,6 +872,7 @@ async def redelivered(deployment: Deployment, ask: Callable[..., Awaitable[Any]]
     assert (await ask("POST", url, **operator)).status_code == 410
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_every_answer_of_every_status_route_in_every_state_is_documented() -> None:
     deployment = Deployment()

@@ -55,8 +55,8 @@ LINES = sorted(
     {
         line
         for path in HOUSE.rglob("*.py")
-        if path.parent.name != "testing"
-        for line in logged(path.read_text())
+        if path.parent.name != "testing" and "logger." in (source := path.read_text())
+        for line in logged(source)
     }
 )
 

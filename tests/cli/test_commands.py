@@ -224,6 +224,7 @@ def test_a_failure_that_only_a_document_tells_of_is_one(raincheck: Command) -> N
     assert done.err.endswith("raincheck: no paper\n")
 
 
+@pytest.mark.slow
 def test_what_is_in_the_way_is_shown(raincheck: Command) -> None:
     server = ByHand(Response("", 503, {"retry-after": "1"}), pending())
     with serving(server.app) as url:
@@ -326,7 +327,7 @@ def test_every_poll_has_the_credentials(raincheck: Command, tmp_path: Path) -> N
 # --- list ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def listed() -> Iterator[str]:
     """A server with a few jobs that have ended, and one that waits for its turn."""
     with serving(marked(policy=Policy(max_running=1))) as url:
@@ -447,6 +448,7 @@ def test_a_coding_that_is_none_is_said(raincheck: Command) -> None:
     assert (done.code, len(done.err.splitlines())) == (7, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "streams", "code"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sys
 import threading
@@ -14,7 +15,6 @@ from typing import Any
 import anyio
 import httpx
 import httpx2
-import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -33,7 +33,7 @@ from raincheck.client import (
 )
 from tests.client.servers import ByHand, pending, serving, shown
 
-pytestmark = [pytest.mark.real, pytest.mark.anyio]
+pytestmark = [pytest.mark.real, pytest.mark.anyio, pytest.mark.one_loop]
 
 
 @pytest.fixture(params=[httpx2, httpx], ids=["httpx2", "httpx"])
@@ -135,6 +135,7 @@ async def test_ours_is_followed(http: ModuleType, ours: Ours, url: str) -> None:
     assert ours.runs == 2
 
 
+@pytest.mark.slow
 def test_ours_is_followed_by_a_synchronous_client(http: ModuleType, url: str) -> None:
     with http.Client(transport=follow(http).FollowTransport(), base_url=url) as client:
         response = client.post("/slow", content=b"x")
@@ -188,6 +189,7 @@ with httpx2.Client() as client:
 """
 
 
+@pytest.mark.slow
 async def test_another_process_waits_on_after_the_deadline(ours: Ours, url: str) -> None:
     transport = follow(httpx2).AsyncFollowTransport(deadline=1)
     async with httpx2.AsyncClient(transport=transport, base_url=url) as client:
@@ -260,6 +262,7 @@ async def test_a_202_that_was_lost_makes_no_second_job(
     assert ours.runs == 1
 
 
+@pytest.mark.slow
 async def test_without_a_key_a_202_that_was_lost_is_an_error(ours: Ours, url: str) -> None:
     with cutting(url, 1) as way:
         transport = follow(httpx2).AsyncFollowTransport(keys=False)
@@ -272,6 +275,7 @@ async def test_without_a_key_a_202_that_was_lost_is_an_error(ours: Ours, url: st
 # --- others ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "script", "result"),
     [
@@ -300,6 +304,7 @@ async def test_other_servers_are_followed(
             assert response.json() == {"done": True}
 
 
+@pytest.mark.slow
 async def test_credentials_stay_with_their_origin() -> None:
     here, there = ByHand(), ByHand(pending(retry_after="1"))
     with serving(here.app) as url, serving(there.app) as elsewhere:
@@ -321,10 +326,17 @@ async def test_credentials_stay_with_their_origin() -> None:
 
 # --- inside an SDK -----------------------------------------------------------------------------
 
+
+@pytest.fixture
+def openai() -> Any:
+    """Imported where it is used: that takes a second."""
+    return importlib.import_module("openai")
+
+
 QUESTION: Any = {"model": "rain-1", "messages": [{"role": "user", "content": "Has it rained?"}]}
 
 
-def test_an_sdk_gets_its_answer_from_a_slow_route(ours: Ours, url: str) -> None:
+def test_an_sdk_gets_its_answer_from_a_slow_route(openai: Any, ours: Ours, url: str) -> None:
     transport = follow(httpx2).FollowTransport()
     with openai.OpenAI(
         api_key="secret", base_url=f"{url}/v1", http_client=httpx2.Client(transport=transport)
@@ -334,7 +346,7 @@ def test_an_sdk_gets_its_answer_from_a_slow_route(ours: Ours, url: str) -> None:
     assert ours.runs == 1
 
 
-async def test_an_asynchronous_sdk_does(ours: Ours, url: str) -> None:
+async def test_an_asynchronous_sdk_does(openai: Any, ours: Ours, url: str) -> None:
     client = httpx2.AsyncClient(transport=follow(httpx2).AsyncFollowTransport())
     async with openai.AsyncOpenAI(
         api_key="secret", base_url=f"{url}/v1", http_client=client
@@ -344,7 +356,7 @@ async def test_an_asynchronous_sdk_does(ours: Ours, url: str) -> None:
     assert ours.runs == 1
 
 
-def test_the_deadline_comes_out_of_an_sdk(ours: Ours, url: str) -> None:
+def test_the_deadline_comes_out_of_an_sdk(openai: Any, ours: Ours, url: str) -> None:
     transport = follow(httpx2).FollowTransport(deadline=0.5)
     with (
         openai.OpenAI(
@@ -417,6 +429,7 @@ def test_of_an_answer_without_an_end_no_more_is_read_than_a_document_has(http: M
         assert sum(sent) < 32 * 1024 * 1024  # with what is on the way
 
 
+@pytest.mark.slow
 @broken_off
 async def test_nor_by_an_asynchronous_client(http: ModuleType) -> None:
     with endless(b" " * 65_536, 0) as (url, sent):
@@ -437,6 +450,7 @@ def test_the_deadline_holds_for_an_answer_that_comes_byte_by_byte(http: ModuleTy
         assert caught.value.status_url == f"{url}/status/1"
 
 
+@pytest.mark.slow
 @broken_off
 async def test_so_does_that_of_an_asynchronous_client(http: ModuleType) -> None:
     with endless(b" ", 0.05) as (url, _):

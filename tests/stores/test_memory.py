@@ -51,6 +51,7 @@ async def test_law_8_an_accepted_job_has_room_even_when_the_store_has_become_ful
     assert await body_of(store, "a") == b"x" * 10_000
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 @pytest.mark.parametrize("blocks", [True, False])
 @pytest.mark.parametrize("piece", [1_000_003, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
@@ -62,7 +63,7 @@ async def test_a_large_body_is_what_its_pieces_were(
     store = MemoryStore()
     await store.create(job())
     whole = b""
-    for number in range(6):
+    for number in range(6 if piece < BLOCK - 1 else 3):
         chunk = bytes([number]) * (piece - number)
         assert await store.append_body("a", 1, len(whole), chunk)
         whole += chunk
@@ -260,6 +261,7 @@ def traced() -> Iterator[None]:
         tracemalloc.stop()
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 @pytest.mark.parametrize("listed", [False, True])
 async def test_memory_is_given_back_though_a_few_jobs_stay(listed: bool) -> None:
@@ -269,8 +271,8 @@ async def test_memory_is_given_back_though_a_few_jobs_stay(listed: bool) -> None
         await store.create(stays, keys=(Key("key-stays"),))
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        for number in range(10_000):
-            each = job(str(number), owner=f"owner-{number % 1000}")
+        for number in range(4_000):
+            each = job(str(number), owner=f"owner-{number % 400}")
             await store.create(each, keys=(Key(f"key-{number}"),))
             await store.replace(finished(each), tail=b"x" * 100)
         most, _ = tracemalloc.get_traced_memory()
@@ -281,8 +283,8 @@ async def test_memory_is_given_back_though_a_few_jobs_stay(listed: bool) -> None
         await store.sweep(1120.0)
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
-    assert most - before > 5_000_000
-    assert after - before < 50_000
+    assert most - before > 2_000_000
+    assert after - before < 20_000
     assert len(store) == 1
     assert await store.find("key-stays") == (stays, None)
 
