@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
@@ -52,7 +51,7 @@ __all__ = ["postgres_server"]
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What calls raise while the server is away."""
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything may take on a loaded machine."""
 
 
@@ -460,7 +459,8 @@ async def work(request: Request) -> Response:
     job = current_job()
     assert job is not None
     report(0.5, str(os.getpid()))
-    await asyncio.sleep(float(request.query_params["seconds"]))
+    seconds = float(request.query_params["seconds"])
+    await asyncio.sleep(seconds if job.runs == 1 else 0)
     return JSONResponse({"by": os.getpid(), "runs": job.runs})
 
 
@@ -544,9 +544,12 @@ def start(dsn: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[b
 @asynccontextmanager
 async def web(dsn: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a web server, which runs nothing itself."""
-    app, _ = deployed(dsn)
-    async with lifespan(app), client_of(app) as client:
-        yield client
+    app, runner = deployed(dsn)
+    try:
+        async with lifespan(app), client_of(app) as client:
+            yield client
+    finally:  # the lifespan of a test that has failed is cancelled, and the next test would warn
+        await runner.aclose()
 
 
 async def runs_in(client: httpx.AsyncClient, accepted: httpx.Response) -> int:
@@ -557,12 +560,13 @@ async def runs_in(client: httpx.AsyncClient, accepted: httpx.Response) -> int:
     return int(told)
 
 
+@pytest.mark.slow
 async def test_another_worker_runs_the_job_of_one_that_was_killed(
     start: Callable[..., subprocess.Popen[bytes]], dsn: str
 ) -> None:
     workers = {each.pid: each for each in (start(), start())}
     async with web(dsn) as client, asyncio.timeout(PATIENCE):
-        accepted = await client.post("/work?seconds=0.7")
+        accepted = await client.post(f"/work?seconds={2 * PATIENCE}")
         assert accepted.status_code == 202
         killed = await runs_in(client, accepted)
         workers.pop(killed).kill()
@@ -570,20 +574,20 @@ async def test_another_worker_runs_the_job_of_one_that_was_killed(
     assert response.json() == {"by": next(iter(workers)), "runs": 2}
 
 
+@pytest.mark.slow
 async def test_a_worker_drains_in_time_and_gives_back_what_it_does_not_finish(
     start: Callable[..., subprocess.Popen[bytes]], dsn: str
 ) -> None:
     first = start("default")
     async with web(dsn) as client, asyncio.timeout(PATIENCE):
         short = await client.post("/work?seconds=0.8")
-        long = await client.post("/work?seconds=2.2")
+        long = await client.post(f"/work?seconds={2 * PATIENCE}")
         other = await client.post("/video")
         assert await runs_in(client, short) == await runs_in(client, long) == first.pid
-        told = time.monotonic()
         first.send_signal(signal.SIGTERM)
         second = start()
+        # It does not wait for what is long.
         assert await asyncio.to_thread(first.wait, PATIENCE) == 0
-        assert time.monotonic() - told < 4  # a second of drain, another of grace at most
         assert (await follow(client, short)).json() == {"by": first.pid, "runs": 1}
         assert (await follow(client, long)).json() == {"by": second.pid, "runs": 2}
         assert (await follow(client, other)).json() == {"by": second.pid}
