@@ -259,6 +259,7 @@ async def test_the_queue_of_a_route_is_one_for_all_processes(several: Several) -
     assert len(several.store) == 3
 
 
+@pytest.mark.one_loop
 async def test_an_owner_has_one_quota_for_all_processes(several: Several) -> None:
     for client in (several.a, several.b):
         assert (await client.post("/mine", headers=ANN)).status_code == 202

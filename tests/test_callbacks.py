@@ -713,6 +713,7 @@ async def test_the_list_of_an_operator_says_what_became_of_messages(network: Net
 # --- many ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_loop
 async def test_what_many_ask_for_is_delivered_by_few_at_once(network: Network) -> None:
     now = most = 0
 
@@ -733,6 +734,7 @@ async def test_what_many_ask_for_is_delivered_by_few_at_once(network: Network) -
     assert most <= 16  # to one receiver
 
 
+@pytest.mark.slow
 async def test_one_receiver_that_hangs_takes_no_others_place(network: Network) -> None:
     async def answer(message: Message) -> Answer:
         if message.target.path == "/in/hangs":

@@ -196,6 +196,7 @@ async def test_a_thread_that_asks_once_the_handler_has_unwound_stops_as_well() -
         assert (await follow(client, accepted)).status_code == 410
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("make", APPS)
 async def test_who_asks_stops_when_its_time_is_over(make: Callable[..., Any]) -> None:
     loop, session = Loop(), Session()
@@ -280,6 +281,7 @@ def computing(place: Path) -> Callable[[Request], Awaitable[Response]]:
     return render
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_law_6_a_process_is_killed_before_its_job_is_said_to_have_stopped(
     how: str, tmp_path: Path

@@ -73,6 +73,7 @@ def site(number: int) -> str:
     return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["in memory", "in a file"])
 async def test_of_a_thousand_receivers_a_third_hang_or_fail_and_the_others_get_theirs_in_seconds(
     kept: str, tmp_path: Path
@@ -135,6 +136,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store
     return lambda: PostgresStore(postgres.url, deployment=name, schema="deliveries")
 
 
+@pytest.mark.slow
 async def test_two_processes_over_one_store_deliver_each_message_once(
     opened: Callable[[], Store],
 ) -> None:
@@ -183,6 +185,7 @@ async def test_another_process_delivers_what_one_without_callbacks_has_ended(
     assert json.loads(sites.got["127.0.0.1"][0])["status"] == "canceled"
 
 
+@pytest.mark.slow
 async def test_a_process_without_a_middleware_delivers_what_others_have_left(
     tmp_path: Path,
 ) -> None:
@@ -205,6 +208,7 @@ async def test_a_process_without_a_middleware_delivers_what_others_have_left(
         await Jobs().deliver()
 
 
+@pytest.mark.slow
 async def test_what_a_killed_process_was_delivering_is_delivered_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,6 +281,7 @@ async def test_a_job_of_a_path_rule_is_left_to_a_process_with_that_rule(read: bo
         assert (await follow(new, accepted)).text == "plain"
 
 
+@pytest.mark.one_loop
 async def test_a_job_that_is_given_back_is_asked_for_ever_more_rarely() -> None:
     async with deployment(read=False) as made:
         await left(made, "/b")
@@ -290,6 +291,7 @@ async def test_a_job_that_is_given_back_is_asked_for_ever_more_rarely() -> None:
         assert 8 <= made.asked["new"].count("/b") <= HOUR / (16 * LEASE) + 8
 
 
+@pytest.mark.slow
 async def test_one_that_was_given_back_does_not_fail_where_it_is_run_at_last() -> None:
     async with deployment(read=False) as made:
         accepted = await left(made, "/b", on_interrupt="rerun")
@@ -445,6 +447,7 @@ async def test_a_server_that_stops_when_the_endpoint_is_entered_leaves_no_run_be
         assert (await made.state(accepted), set(made.runs)) == (state, {"old"})
 
 
+@pytest.mark.one_loop
 async def test_an_app_that_never_comes_to_an_endpoint_is_stopped() -> None:
     entrance = Gate()
 
@@ -503,6 +506,7 @@ async def test_a_job_fails_if_no_worker_has_its_route(read: bool) -> None:
         assert response.json()["type"].endswith(":unknown-route")
 
 
+@pytest.mark.slow
 async def test_a_job_that_only_waits_long_for_its_workers_does_not_fail() -> None:
     """However long ago one that lacks its route has seen it."""
     broker = Broker()

@@ -15,7 +15,7 @@ from raincheck import ConfigurationError
 from raincheck.dialects import GoogleDialect
 from tests.exchanges import TIME, Exchange, staged
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 DIALECT = GoogleDialect()
 PATH = "/v1/projects/p/operations"

@@ -17,7 +17,7 @@ from raincheck import ConfigurationError
 from raincheck.dialects import OGCDialect
 from tests.exchanges import TIME, Exchange, staged
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 DIALECT = OGCDialect(processes={"echo": "echo-process"})
 JOB = "GET /jobs/ID"

@@ -15,7 +15,7 @@ from raincheck import ConfigurationError
 from raincheck.dialects import OpenAIDialect
 from tests.exchanges import Exchange, staged
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 DIALECT = OpenAIDialect()
 PATH = "/v1/responses"

@@ -13,7 +13,7 @@ from raincheck import ConfigurationError
 from raincheck.dialects import ReplicateDialect
 from tests.exchanges import TIME, Exchange, staged
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 DIALECT = ReplicateDialect(model="acme/rain", version="7")
 PATH = "/v1/predictions"

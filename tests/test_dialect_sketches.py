@@ -11,7 +11,7 @@ import pytest
 from raincheck.dialects import Dialect
 from tests.exchanges import Exchange, staged
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 PAGE = (Path(__file__).parents[1] / "docs" / "dialects.md").read_text()
 SKETCHES = [

@@ -36,7 +36,7 @@ from tests.exchanges import by_header, staged
 from tests.support import Gate, RawRequest, app_of, client_of, gated, hidden, running, settled
 from tests.support import slow_route as route_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 SPOKEN: dict[str, tuple[Dialect, str]] = {
     "ogc": (OGCDialect(), "/jobs"),

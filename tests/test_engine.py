@@ -242,6 +242,7 @@ async def test_a_job_that_waits_long_is_brought_ever_more_rarely() -> None:
         assert one.runs == ["a"]
 
 
+@pytest.mark.one_loop
 async def test_however_long_the_broker_was_away_jobs_are_brought_soon_after() -> None:
     async with fleet("a") as one:
         one.gates["a"].open()
@@ -385,6 +386,7 @@ async def test_a_job_that_was_brought_again_while_it_waited_may_take_its_time_to
         assert one.runs == ["a", "a"]
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_in_a_worker_that_hangs_runs_elsewhere() -> None:
     async with fleet("a", max_running=1) as one:
         await one.web.post("/fail")

@@ -339,6 +339,7 @@ async def run_some(store: Store, *seconds: float) -> None:
             await follow(client, await client.post(f"/slow?seconds={each}"))
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_a_process_that_has_run_nothing_goes_by_what_others_ran() -> None:
     """And by their median: one of them took much longer."""
@@ -353,6 +354,7 @@ async def test_a_process_that_has_run_nothing_goes_by_what_others_ran() -> None:
         assert second.headers["retry-after"] == "12"
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_of_a_busy_route_not_only_the_quick_ones_count(clock: Clock) -> None:
     """Most of the newest have ended at once; of those that were accepted before, half took long."""
@@ -374,6 +376,7 @@ async def test_of_a_busy_route_not_only_the_quick_ones_count(clock: Clock) -> No
     assert expected(pending) == pytest.approx(60.0, abs=2.0)
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_no_request_waits_for_an_estimate_and_the_store_is_asked_seldom() -> None:
     asked = Asked()
@@ -442,6 +445,7 @@ async def test_a_store_that_is_away_is_asked_again_later(
         gate.open()
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 @pytest.mark.parametrize("call", ["totals", "list"])
 async def test_law_1_a_question_that_fails_keeps_nobody_from_what_a_dead_process_had(
@@ -498,6 +502,7 @@ async def test_a_position_counts_what_waits_in_other_processes() -> None:
         gates[-1].open()
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_a_web_server_goes_by_what_its_workers_ran() -> None:
     async with fleet("a") as one:

@@ -9,7 +9,8 @@ jobs looked for, and calls bounded, so that a call may hang for ever.
 
 By default each call and each step is tried once: on one of the two event loops and with one of the
 two kinds of stores, in turn; and of what is done from time to time, with nothing else between, the
-first and the last. The long run, of everything with everything, takes minutes:
+first and the last. What is tried on trio is among the slow tests. The long run, of everything with
+everything, takes minutes:
 
     RAINCHECK_FAULTS=long pytest tests/test_faults.py
 """
@@ -621,6 +622,7 @@ async def each_n(
     return took
 
 
+@pytest.mark.one_loop
 @SHARED
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_a_store_call_that_fails_costs_an_answer_at_most(
@@ -629,6 +631,7 @@ async def test_a_store_call_that_fails_costs_an_answer_at_most(
     await each_n(scenario, turns, Nth, lambda nth: TrickyStore(nth, shared=shared))
 
 
+@pytest.mark.one_loop
 @SHARED
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_a_lost_acknowledgement_costs_an_answer_at_most(
@@ -645,6 +648,7 @@ def shared_store_of(acknowledges: bool) -> Callable[[Nth], TrickyStore]:
     return lambda nth: TrickyStore(after=nth, shared=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acknowledges", [True, False])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_a_shared_stores_call_that_hangs_for_ever_costs_an_answer_at_most(
@@ -660,6 +664,7 @@ async def test_a_shared_stores_call_that_hangs_for_ever_costs_an_answer_at_most(
         assert took <= undisturbed + POLL + 1
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("acknowledges", [True, False])
 async def test_what_a_dead_process_left_is_taken_over_whatever_call_fails(
@@ -726,6 +731,7 @@ class SpoiltStore(DamagedStore):
         return await super().sweep(now)
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("id", ["waited", "last", "again", "stopping"])
 async def test_a_record_that_nobody_can_read_keeps_no_other_job_from_its_end(
     id: str, turns: Turns
@@ -763,6 +769,7 @@ AWAY = (1.0, 10.0, LEASE - BEAT - STORE_TIMEOUT)
 OUTAGES = [(length, first) for length in AWAY for first in (REFUSED, LOST, HANGS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [each for each in SCENARIOS if each is not share_a_run])
 async def test_a_store_that_is_away_for_a_while_costs_answers_at_most(
     scenario: Scenario, turns: Turns
@@ -829,6 +836,7 @@ async def cancelled_after(steps: int, app: ASGIApp, request: RawRequest) -> bool
     return scope.cancelled_caught
 
 
+@pytest.mark.one_loop
 @SHARED
 @pytest.mark.parametrize("path", ["/work", "/held", "/in-time", "/again", "/ruled"])
 @pytest.mark.parametrize("queued", [False, True])

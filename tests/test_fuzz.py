@@ -519,6 +519,7 @@ def check_status_answer(answer: Answer, method: str, unknown: Answer) -> None:
         assert method == "HEAD" or answer.get(b"retry-after") is not None
 
 
+@pytest.mark.one_loop
 @given(sequence=st.lists(status_requests(), min_size=REQUESTS, max_size=REQUESTS))
 @fuzzed(default=25, most=1500)
 async def test_status_routes_answer_whatever_they_are_asked(
@@ -600,6 +601,7 @@ PATHS = [
 paths = mostly(st.sampled_from(PATHS), st.builds("{}{}".format, st.sampled_from(PATHS), any_text))
 
 
+@pytest.mark.one_loop
 @given(
     sequence=st.lists(
         st.tuples(requests(mostly(st.sampled_from(["GET", "POST", "PUT"]), methods)), paths),

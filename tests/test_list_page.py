@@ -19,7 +19,7 @@ from raincheck.pages import WORDS
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 ROOT = {"x-admin": "yes", "sec-fetch-mode": "navigate"}
 HOSTILE = """<script>window.hacked = 1</script>"onmouseover="hacked = 1" '&lt;"""

@@ -31,7 +31,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import SharedMemory, TrickyStore, failing
 from tests.support import Gate, app_of, gated, hidden, running, said, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 ADMIN = {"x-admin": "yes"}
 STATUSES = ("queued", "running", "canceling", "succeeded", "failed", "canceled")
@@ -465,6 +465,7 @@ async def test_pages_have_each_job_once_and_keep_the_filters() -> None:
         assert pages == [found[7::-4][:1] + found[5::-4][:1], found[3::-4][:1] + found[1::-4][:1]]
 
 
+@pytest.mark.one_loop
 async def test_a_page_has_fifty_jobs_and_two_hundred_at_most() -> None:
     async with running(app_with(Gate())) as client:
         for _ in range(201):

@@ -19,7 +19,7 @@ from tests.doubles.processes import LEASE, fleet, two
 from tests.doubles.stores import LOST, REFUSED, Line, SharedMemory, TrickyStore, failing
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def said(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:

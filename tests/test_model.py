@@ -1215,11 +1215,11 @@ def modelled(*, default: int, most: int) -> settings:
     )
 
 
-TestOnAsyncio = OnAsyncio.TestCase
+TestOnAsyncio = pytest.mark.slow(OnAsyncio.TestCase)
 TestOnAsyncio.settings = modelled(default=30, most=2000)
 TestOnTrio = OnTrio.TestCase
 TestOnTrio.settings = modelled(default=8, most=200)
 TestSharedOnAsyncio = SharedOnAsyncio.TestCase
 TestSharedOnAsyncio.settings = modelled(default=15, most=1000)
-TestSharedOnTrio = SharedOnTrio.TestCase
+TestSharedOnTrio = pytest.mark.slow(SharedOnTrio.TestCase)
 TestSharedOnTrio.settings = modelled(default=4, most=100)

@@ -329,6 +329,7 @@ async def test_many_submissions_over_5_connections_and_3_handlers_all_succeed() 
         assert results == {number: number for number in range(many)}
 
 
+@pytest.mark.one_loop
 async def test_a_long_queue_of_handlers_that_never_wait_comes_to_its_end() -> None:
     """Since Python 3.12 each could begin within the end of the one before."""
     first = Gate()

@@ -442,6 +442,7 @@ def is_for(backend: str, number: int) -> bool:
     return LONG or number % 2 == ("asyncio", "trio").index(backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FATES)
 async def test_law_1_an_outage_shorter_than_the_lease_changes_no_outcome(
     how: str, anyio_backend_name: str
@@ -461,6 +462,7 @@ async def test_law_1_an_outage_shorter_than_the_lease_changes_no_outcome(
             group.cancel_scope.cancel()
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("how", FATES)
 async def test_when_nobody_could_renew_a_lease_those_who_live_do_so_first(
     how: str, anyio_backend_name: str
@@ -709,6 +711,7 @@ async def test_a_job_that_nobody_can_read_stops_no_take_over(
         assert [each.levelname for each in told] == ["WARNING"]  # though b has looked many times
 
 
+@pytest.mark.one_loop
 async def test_a_job_that_nobody_can_read_is_given_up_in_the_end() -> None:
     async with two(abandon_after=600) as both:
         unread = await both.a.post("/one")

@@ -31,7 +31,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore
 from tests.support import Gate, RawRequest, app_of, client_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 SIZES = {"small": 1000, "small at most": SMALL, "large": 3 * LARGE + 7}
 

@@ -433,6 +433,7 @@ async def test_a_long_poll_sees_a_delete() -> None:
             await client.delete(url)
 
 
+@pytest.mark.one_loop
 async def test_many_long_polls_wake_when_their_job_ends() -> None:
     many = 2000 if long("STATUS") else 500
     async with running(app_of(gated(gate := Gate()))) as client:

@@ -910,6 +910,7 @@ async def test_who_stops_reading_stops_nobody_else() -> None:
         assert slow.whole
 
 
+@pytest.mark.slow
 async def test_two_hundred_follow_one_response() -> None:
     piece = random.Random(1).randbytes(PIECE)
     count = 40  # 10 MiB

@@ -262,6 +262,7 @@ async def test_a_job_that_is_taken_over_says_so_where_it_was(
 # --- the event loop ------------------------------------------------------------------------------
 
 
+@pytest.mark.one_loop
 @pytest.mark.real
 @pytest.mark.parametrize("last", [True, False], ids=["and ends with it", "and goes on"])
 async def test_a_handler_that_holds_the_event_loop_is_told_of(
@@ -285,6 +286,7 @@ async def test_a_handler_that_holds_the_event_loop_is_told_of(
     assert "while jobs of these routes ran: reports.make; " in line.getMessage()
 
 
+@pytest.mark.one_loop
 @pytest.mark.real
 async def test_what_holds_it_shortly_or_while_no_job_runs_is_not_told_of(
     caplog: pytest.LogCaptureFixture,

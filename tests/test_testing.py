@@ -166,6 +166,7 @@ async def test_a_202_without_a_url_is_an_answer() -> None:
             await assert_job(client, accepted)
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_what_is_asserted_of_a_job_may_come_later() -> None:
     with Gate() as gate:
@@ -405,6 +406,7 @@ def pytest_run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_plugin_imports_nothing_before_a_fixture_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
@@ -429,6 +431,7 @@ def test_the_plugin_is_found_by_pytest() -> None:
     assert [(ROOT / path).exists() for path in shipped] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_fixtures_last_as_long_as_a_test(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(

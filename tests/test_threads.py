@@ -268,6 +268,7 @@ async def status_of(client: httpx.AsyncClient, accepted: httpx.Response) -> str:
 # --- law 6 -------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_loop
 @every_way()
 async def test_law_6_no_job_has_stopped_while_its_thread_computes(way: Way) -> None:
     await never_stopped_while_it_computes(way)
@@ -308,6 +309,7 @@ async def never_stopped_while_it_computes(
         assert work.most == 1
 
 
+@pytest.mark.one_loop
 @every_way()
 async def test_a_thread_that_takes_too_long_keeps_its_place(way: Way) -> None:
     work = Work()
@@ -345,6 +347,7 @@ def wait_for_file(name: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.one_loop
 @every_way(but=(in_an_open_group, in_an_open_group_of_anyio))  # which go on to something else
 async def test_a_handler_that_finishes_after_its_thread_has_succeeded(way: Way) -> None:
     """It was asked while the thread computed, and made its response of what that returned."""

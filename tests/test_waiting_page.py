@@ -30,7 +30,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore, failing
 from tests.support import Gate, app_of, gated, running, said, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 BROWSER = {
     "accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8",

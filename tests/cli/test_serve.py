@@ -71,6 +71,7 @@ def test_an_app_is_served_untouched(raincheck: Command, tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()) == (201, {"bytes": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_workers_share_their_jobs(raincheck: Command, tmp_path: Path) -> None:
     config = tmp_path / "raincheck.toml"
@@ -95,6 +96,7 @@ def test_workers_share_their_jobs(raincheck: Command, tmp_path: Path) -> None:
         assert len(listed) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("kind", ["valkey", "postgres"])
 def test_a_server_has_the_jobs_of_several_processes(

@@ -43,6 +43,7 @@ def percent(lines: list[str]) -> int:
     return 0 if found is None else int(found[1])
 
 
+@pytest.mark.slow
 def test_ctrl_c_asks_and_the_job_is_left_running(url: str, raincheck: Command) -> None:
     with terminal(*asked(url)) as seen:
         seen.shows("running")
@@ -69,6 +70,7 @@ def test_ctrl_c_asks_and_the_job_is_cancelled(url: str, raincheck: Command) -> N
         assert seen.screen()[-1] == "raincheck: the job was canceled"
 
 
+@pytest.mark.slow
 def test_ctrl_c_asks_and_is_waited_on(url: str) -> None:
     with terminal(*asked(url)) as seen:
         seen.shows("running")
@@ -80,6 +82,7 @@ def test_ctrl_c_asks_and_is_waited_on(url: str) -> None:
         assert seen.screen()[-1] == "the report"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["\x03", "\x04"])
 def test_who_does_not_answer_leaves_the_job_running(url: str, key: str) -> None:
     with terminal(*asked(url)) as seen:
@@ -101,6 +104,7 @@ def test_a_job_that_others_wait_for_can_be_watched(url: str, raincheck: Command)
         assert seen.ends() == 6
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_has_one_line_too(url: str) -> None:
     narrow = re.compile(r"running .*… +[━╸╺]+ +\d+% 0:00:\d\d")
     with terminal(*asked(url, pages=60), columns=40) as seen:
@@ -115,12 +119,14 @@ def test_a_terminal_that_cannot_draw_has_lines(url: str) -> None:
         assert "\x1b" not in seen.received.decode()
 
 
+@pytest.mark.slow
 def test_without_colour_there_is_none(url: str) -> None:
     with terminal(*asked(url, pages=60), NO_COLOR="1") as seen:
         seen.shows("page")
         assert not re.search(rb"\x1b\[3\d", seen.received)
 
 
+@pytest.mark.slow
 def test_binary_does_not_spoil_the_terminal(url: str, tmp_path: Path) -> None:
     with terminal("request", "-s", "POST", f"{url}/reports?pages=1&pause=0") as seen:
         assert seen.ends() == 23
@@ -174,6 +180,7 @@ def test_the_list_is_live(raincheck: Command) -> None:
         assert not seen.cursor_hidden
 
 
+@pytest.mark.slow
 def test_the_list_outlives_an_outage_and_says_so() -> None:
     with serving(marked()) as url:
         seen = Terminal([sys.executable, "-m", "raincheck", "list", f"{url}/jobs", "--watch"])

@@ -114,6 +114,7 @@ FINAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", FINAL, ids=lambda last: last.body.decode())
 def test_the_loop_ends_with_what_is_final_and_not_with_what_passes(
     last: Response, tmp_path: Path
@@ -130,6 +131,7 @@ def test_the_loop_ends_with_what_is_final_and_not_with_what_passes(
     assert {poll.headers["prefer"] for poll in server.polls} == {"wait=20"}
 
 
+@pytest.mark.slow
 def test_the_loop_outlives_a_server_that_is_away(tmp_path: Path) -> None:
     server = ByHand(*[Response("", 202)] * 2)
     server.app.router.routes.append(Route("/reports", server.submit, methods=["POST"]))

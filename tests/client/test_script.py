@@ -173,6 +173,7 @@ def test_a_response_that_leads_elsewhere_is_followed_as_fetch_does(url: str) -> 
     assert run(source, url) == [[200, {"quick": True}, "/quick"]]
 
 
+@pytest.mark.slow
 def test_after_the_deadline_another_process_waits_on(ours: Ours, url: str) -> None:
     late = """
     say(await caught(follow(fetch(url + "/slow", { method: "POST" }), { deadline: 0.2 })));
@@ -257,6 +258,7 @@ def test_links_of_a_document_are_relative_to_the_page() -> None:
     assert by_hand(source, ByHand(shown("succeeded"))) == ["succeeded", paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("progress", [True, False])
 @pytest.mark.parametrize("also", [True, False])
 def test_a_signal_ends_the_wait_and_cancels_the_job_if_that_is_wanted(
@@ -327,6 +329,7 @@ def test_no_202_is_the_response_itself() -> None:
     assert by_hand(source, server) == [[202, {"status": "accepted"}]]
 
 
+@pytest.mark.slow
 def test_without_a_word_of_the_server_polls_back_off() -> None:
     server = ByHand(*[pending() for _ in range(7)])
     source = FOLLOWED + "say(calls.map(({ prefer }) => prefer));"
@@ -375,6 +378,7 @@ def test_a_date_is_compared_with_the_servers_own() -> None:
     assert pauses == [5, 6, 7, 1, 3600]
 
 
+@pytest.mark.slow
 def test_a_server_that_can_wait_is_asked_again_at_once() -> None:
     async def waited(request: Request) -> Response:
         await anyio.sleep(1.1)
@@ -404,6 +408,7 @@ def test_whatever_passes_is_waited_for() -> None:
     assert told == ["HTTP 502", "Soon.", "HTTP 504", "HTTP 429", None]
 
 
+@pytest.mark.slow
 def test_after_two_minutes_it_gives_up_and_says_where_to_go_on() -> None:
     server = ByHand(*[Response(status_code=503) for _ in range(40)])
     source = """
@@ -420,6 +425,7 @@ def test_after_two_minutes_it_gives_up_and_says_where_to_go_on() -> None:
     assert paused <= 1 + 2 + 4 + 8 + 16 + 4 * 30
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_is_found_again() -> None:
     first, second = ByHand(*[pending(retry_after="1")] * 100), ByHand()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -446,6 +452,7 @@ def test_a_server_that_is_restarted_is_found_again() -> None:
     assert told[-1] is True
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_comes_is_asked_for_again() -> None:
     async def stuck(request: Request) -> Response:
         await anyio.sleep(5)
@@ -506,6 +513,7 @@ def test_a_job_that_was_answered_for_with_another_json_is_that() -> None:
     assert by_hand(source, ByHand(JSONResponse({"status": "active"}))) == [{"status": "active"}]
 
 
+@pytest.mark.slow
 def test_operations_of_azures_and_of_fhir_are_followed() -> None:
     server = ByHand(shown("Running"), shown("Succeeded", resourceLocation="/result"))
     server.first = {"operation-location": "/status/1"}
@@ -534,6 +542,7 @@ def test_operations_of_azures_and_of_fhir_are_followed() -> None:
     assert by_hand(FOLLOWED, server, speed=10)[0] == DONE
 
 
+@pytest.mark.slow
 def test_others_are_cancelled_as_they_say_or_by_delete() -> None:
     source = """
     const job = await fetch(url + "/work", { method: "POST" });

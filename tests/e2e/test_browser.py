@@ -166,6 +166,7 @@ def test_a_file_is_downloaded_once_and_the_page_says_so(site: Site, tmp_path: Pa
     assert again.value.suggested_filename == "report.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("response", "kind", "text"),
     [
@@ -198,6 +199,7 @@ def test_a_response_without_content_leaves_the_page_and_says_so(site: Site) -> N
     assert site.asked("/status") + site.asked("/events") == asked  # it is over
 
 
+@pytest.mark.slow
 def test_without_scripts_the_page_comes_again_until_the_response_does(site: Site) -> None:
     page = site.submitted(java_script_enabled=False)
     expect(heading(page)).to_have_text("In progress")
@@ -208,6 +210,7 @@ def test_without_scripts_the_page_comes_again_until_the_response_does(site: Site
     expect(heading(page)).to_have_text("The report")
 
 
+@pytest.mark.slow
 def test_with_scripts_the_page_is_loaded_once(site: Site) -> None:
     page = site.submitted()
     for step in range(20):
@@ -245,6 +248,7 @@ def test_the_keyboard_is_enough(site: Site) -> None:
 # --- when something goes wrong -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failure_can_be_read(site: Site) -> None:
     page = site.page()
     page.goto(site.url + "/late")
@@ -258,6 +262,7 @@ def test_a_failure_can_be_read(site: Site) -> None:
     expect(page.get_by_text("a secret")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_deleted_meanwhile_is_told_of(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -293,6 +298,7 @@ def test_what_finishes_before_the_page_asks_is_not_missed(site: Site) -> None:
     expect(heading(page)).to_have_text("The report")
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_lost_is_told_of_and_found_again(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -307,6 +313,7 @@ def test_a_connection_that_is_lost_is_told_of_and_found_again(site: Site) -> Non
     expect(page.get_by_text("The connection is lost. Trying again.")).not_to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_monitor_that_fails_is_asked_again(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -319,6 +326,7 @@ def test_a_monitor_that_fails_is_asked_again(site: Site) -> None:
     expect(page.get_by_text("The connection is lost. Trying again.")).not_to_be_visible()
 
 
+@pytest.mark.slow
 def test_whoever_has_to_log_in_again_is_led_there(browser: Browser) -> None:
     """Also where that is another site, whose answer no script of ours may read."""
     work = Work()
@@ -366,6 +374,7 @@ def hide(page: Page, *, hidden: bool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_while_the_tab_is_seen_events_are_enough(site: Site) -> None:
     page = site.submitted()
     for step in range(10):
@@ -375,6 +384,7 @@ def test_while_the_tab_is_seen_events_are_enough(site: Site) -> None:
     assert (site.asked("/events"), site.asked("/status")) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_hidden_tab_keeps_no_connection_open(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -392,6 +402,7 @@ def test_a_hidden_tab_keeps_no_connection_open(site: Site) -> None:
     expect(heading(page)).to_have_text("The report")
 
 
+@pytest.mark.slow
 def test_where_events_fail_the_page_asks(site: Site) -> None:
     page = site.page()
     page.route("**/events", lambda route: route.fulfill(status=502))
@@ -405,6 +416,7 @@ def test_where_events_fail_the_page_asks(site: Site) -> None:
     assert site.asked("/status") >= 2
 
 
+@pytest.mark.slow
 def test_a_page_that_was_left_is_fresh_when_it_is_brought_back(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -417,6 +429,7 @@ def test_a_page_that_was_left_is_fresh_when_it_is_brought_back(site: Site) -> No
 # --- for everybody -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_accessible_in_light_and_in_dark(site: Site, scheme: Any) -> None:
     page = site.submitted(color_scheme=scheme)
@@ -434,6 +447,7 @@ def test_it_is_accessible_in_light_and_in_dark(site: Site, scheme: Any) -> None:
     assert violations(page) == []
 
 
+@pytest.mark.slow
 def test_it_fits_a_phone(site: Site) -> None:
     page = site.submitted(viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True)
     site.work.report(0.5, "in /a/very/long/path" + "/without-a-space" * 20)
@@ -449,6 +463,7 @@ def test_it_fits_a_phone(site: Site) -> None:
     expect(heading(page)).to_have_text("It was canceled")
 
 
+@pytest.mark.slow
 def test_a_message_that_changes_all_the_time_is_not_read_aloud_all_the_time(site: Site) -> None:
     page = site.submitted()
     expect(heading(page)).to_have_text("In progress")
@@ -555,6 +570,7 @@ def test_what_cors_has_agreed_to_passes(
         assert status == 202
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scripts", [True, False])
 def test_where_no_sec_fetch_site_is_sent_the_button_cancels_too(two: Site, scripts: bool) -> None:
     """Chromium sends none to a plain URL: `Origin` is what counts, and has to be sent."""
@@ -570,6 +586,7 @@ def test_where_no_sec_fetch_site_is_sent_the_button_cancels_too(two: Site, scrip
 # --- the example ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_does_what_it_says(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     app = importlib.import_module("examples.browser_form").app

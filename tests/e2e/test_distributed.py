@@ -128,6 +128,7 @@ def web(request: pytest.FixtureRequest, standing_of: Callable[[str], Standing]) 
 # --- the same app, the same exchange -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_process_and_a_fleet_are_alike(web: Web) -> None:
     assert web.post("/work", headers={"authorization": "wrong"}).status_code == 401
 
@@ -176,6 +177,7 @@ def _progress(web: Web, url: str) -> Any:
     return document if document.get("message") else None
 
 
+@pytest.mark.slow
 def test_an_id_is_all_that_travels(standing: Standing) -> None:
     secret = b"not to be seen by the broker"
     url = standing.web.accepted("/video", content=secret, headers={"cookie": "also-secret"})
@@ -190,6 +192,7 @@ def test_an_id_is_all_that_travels(standing: Standing) -> None:
 # --- between processes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cancel_from_any_web_process_reaches_the_handler_within_a_second(
     standing: Standing,
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_cancel_from_any_web_process_reaches_the_handler_within_a_second(
     assert took < 1.0
 
 
+@pytest.mark.slow
 def test_a_long_poll_at_another_web_process_hears_of_the_end(standing: Standing) -> None:
     url = standing.web.accepted("/work?seconds=1")
     start = time.monotonic()
@@ -213,6 +217,7 @@ def test_a_long_poll_at_another_web_process_hears_of_the_end(standing: Standing)
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_redelivery_of_a_job_that_runs_or_has_ended_does_nothing(standing: Standing) -> None:
     web, fleet = standing.web, standing.fleet
     url = web.accepted("/video?seconds=1")
@@ -231,6 +236,7 @@ def test_redelivery_of_a_job_that_runs_or_has_ended_does_nothing(standing: Stand
 # --- what differs from one process (docs/scaling.md) -------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_stands_before_the_handler_runs_twice(standing: Standing) -> None:
     before = len(standing.fleet.notes("checked /once"))
     standing.web.follow(standing.web.accepted("/once"))
@@ -238,6 +244,7 @@ def test_what_stands_before_the_handler_runs_twice(standing: Standing) -> None:
     assert len({by for _, _, by in checks}) == len(checks) == 2
 
 
+@pytest.mark.slow
 def test_what_an_outer_middleware_made_does_not_travel(standing: Standing) -> None:
     url = standing.web.accepted("/surroundings", headers={"x-visitor": "alice"})
     assert standing.web.follow(url).json() == {
@@ -257,6 +264,7 @@ def test_in_one_process_it_does(alone: Web) -> None:
 # --- queues ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_queue_has_workers_of_its_own(standing: Standing) -> None:
     url = standing.web.accepted("/video")
     assert standing.web.follow(standing.web.accepted("/once")).status_code == 200
@@ -273,6 +281,7 @@ def test_a_queue_has_workers_of_its_own(standing: Standing) -> None:
 # --- the life of a worker ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_drains_in_time_and_gives_back_what_it_does_not_finish(
     fleet_of: Callable[..., Fleet],
 ) -> None:
@@ -304,6 +313,7 @@ def test_a_worker_drains_in_time_and_gives_back_what_it_does_not_finish(
     assert len(fleet.notes("begin")) == 33
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_worker_without_its_app_says_what_is_missing(
     engine: str, fleet_of: Callable[..., Fleet]
@@ -317,6 +327,7 @@ POOLS = {"threads": 30, "prefork": 4, "gevent": 30, "solo": 1}
 """Celery's pools, and how many jobs each has at once here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_pool_of_celery_runs_cancels_and_drains(
     pool: str, fleet_of: Callable[..., Fleet]
@@ -357,6 +368,7 @@ def test_a_pool_of_celery_runs_cancels_and_drains(
     assert web.follow(long).json()["by"] != first["by"]
 
 
+@pytest.mark.slow
 def test_a_child_of_celery_that_dies_or_is_replaced(fleet_of: Callable[..., Fleet]) -> None:
     fleet = fleet_of("redis", "celery")
     web = fleet.web()
@@ -378,6 +390,7 @@ def test_a_child_of_celery_that_dies_or_is_replaced(fleet_of: Callable[..., Flee
 # --- when a broker is not there ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "engine"),
     [
@@ -450,6 +463,7 @@ def test_the_example_prints_its_exchange() -> None:
     assert match[1] != match[2]
 
 
+@pytest.mark.slow
 def test_a_short_fleet_under_faults() -> None:
     command = [sys.executable, "benchmarks/fleet.py", "--broker", "redis", "--jobs", "120"]
     command += ["--workers", "2", "--kills", "3", "--lease", "2"]

@@ -46,6 +46,7 @@ def deploy(tmp_path: Path) -> Iterator[Deploy]:
         deployment.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 2)], ids=["kill", "term"]
 )
@@ -85,6 +86,7 @@ def test_processes_share_their_jobs(deploy: Deploy, valkey: Valkey) -> None:
     assert statistics.median(sharing.cancel_delays) < 1
 
 
+@pytest.mark.slow
 def test_a_process_that_was_paused_cannot_overwrite_the_newer_outcome(
     deploy: Deploy, valkey: Valkey
 ) -> None:

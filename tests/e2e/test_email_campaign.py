@@ -150,6 +150,7 @@ async def world(folder: Path, waits: str = "0.2 0.2 0.2") -> AsyncIterator[tuple
         yield relay, served
 
 
+@pytest.mark.slow
 async def test_a_sender_that_is_killed_at_any_step_sends_no_letter_twice(tmp_path: Path) -> None:
     names = readers(40)
     async with world(tmp_path) as (relay, served):
@@ -171,6 +172,7 @@ async def test_a_sender_that_is_killed_at_any_step_sends_no_letter_twice(tmp_pat
         assert (await served.job(url))["runs"] == 4
 
 
+@pytest.mark.slow
 async def test_kills_at_random_moments_cost_one_letter_each_at_most(tmp_path: Path) -> None:
     names = readers(200)
     chance = random.Random(21)
@@ -231,6 +233,7 @@ async def test_a_letter_is_its_recipients(tmp_path: Path) -> None:
     assert text == letter["text"].replace("$name", "Änn")
 
 
+@pytest.mark.slow
 async def test_a_relay_that_hangs_up_is_called_again(tmp_path: Path) -> None:
     names = readers(23)
     async with world(tmp_path) as (relay, served):
@@ -240,6 +243,7 @@ async def test_a_relay_that_hangs_up_is_called_again(tmp_path: Path) -> None:
         assert relay.each_once(addresses(names))
 
 
+@pytest.mark.slow
 async def test_what_a_relay_that_is_away_did_not_take_goes_with_the_next_request(
     tmp_path: Path,
 ) -> None:
@@ -265,6 +269,7 @@ async def test_what_a_relay_that_is_away_did_not_take_goes_with_the_next_request
             assert relay.each_once(addresses(others))
 
 
+@pytest.mark.slow
 async def test_a_relay_that_does_not_like_the_sender_refuses_no_recipient(tmp_path: Path) -> None:
     async with world(tmp_path, waits="0.1") as (relay, served):
         relay.sender = "550 5.7.1 Who are you?"
@@ -276,6 +281,7 @@ async def test_a_relay_that_does_not_like_the_sender_refuses_no_recipient(tmp_pa
         assert (response.status_code, response.json()["counts"]) == (200, {"sent": 1})
 
 
+@pytest.mark.slow
 async def test_of_two_jobs_for_one_campaign_the_newer_one_sends(tmp_path: Path) -> None:
     names = readers(60)
     async with world(tmp_path) as (relay, served):
@@ -290,6 +296,7 @@ async def test_of_two_jobs_for_one_campaign_the_newer_one_sends(tmp_path: Path) 
         assert relay.came.total() <= 61
 
 
+@pytest.mark.slow
 async def test_a_campaign_that_was_cancelled_stops_and_goes_on_when_it_is_asked_for(
     tmp_path: Path,
 ) -> None:
@@ -326,6 +333,7 @@ async def test_what_is_no_campaign_is_422_at_once(tmp_path: Path) -> None:
         assert not relay.letters
 
 
+@pytest.mark.slow
 def test_the_example_prints_its_exchange() -> None:
     command = [sys.executable, "-m", "examples.email_campaign"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

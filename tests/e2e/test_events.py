@@ -60,7 +60,7 @@ async def submit(line: Line, steps: int, seconds: float) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
-@pytest.mark.parametrize("gzip", ["", "1"])
+@pytest.mark.parametrize("gzip", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_stream_is_read_while_the_job_goes_on(serve: Serve, http: str, gzip: str) -> None:
     environment = {"RAINCHECK_TEST_GZIP": gzip} if gzip else {}
     server = serve(f"--http={http}", **environment)
@@ -84,6 +84,7 @@ def test_a_stream_is_read_while_the_job_goes_on(serve: Serve, http: str, gzip: s
     assert "Traceback" not in server.output.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_sigterm_ends_streams_cleanly_and_their_clients_come_back(
     serve: Serve, tmp_path: Path, http: str
@@ -161,6 +162,7 @@ def test_what_one_process_does_is_told_in_another(
     assert statistics.median(asyncio.run(follow())) < 1
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_while_is_waited_for(deploy: Deploy, tmp_path: Path) -> None:
     store = Valkey(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     store.start()
@@ -188,6 +190,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(deploy: Deploy, tmp_path
     assert listener.statuses[-1] == "succeeded"
 
 
+@pytest.mark.slow
 def test_two_thousand_streams_of_one_process(deploy: Deploy) -> None:
     """Each hears of each change, and is woken once for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

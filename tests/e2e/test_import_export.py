@@ -188,6 +188,7 @@ def test_nothing_of_a_bad_file_is_imported_and_its_problems_are_counted(shop: Sh
 # --- all or nothing ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cancel_in_the_middle_leaves_what_was_there(shop: Shop) -> None:
     assert shop.imported(as_csv(rows(10))).status_code == 201
     url = shop.post(as_csv(rows(30_000, "2.50")))
@@ -199,6 +200,7 @@ def test_a_cancel_in_the_middle_leaves_what_was_there(shop: Shop) -> None:
     assert shop.prices() == {350: 20}
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_leaves_nothing_half_done(shop: Shop) -> None:
     url = shop.post(as_csv(rows(30_000)))
     shop.until(url, "rows written")
@@ -211,6 +213,7 @@ def test_a_server_that_is_killed_in_the_middle_leaves_nothing_half_done(shop: Sh
     assert shop.prices() == {150: 30_000}
 
 
+@pytest.mark.slow
 def test_of_two_imports_one_waits_and_an_export_sees_all_or_nothing_of_each(shop: Shop) -> None:
     assert shop.imported(as_csv(rows(20_000))).status_code == 201
     first, second = (shop.post(as_csv(rows(20_000, price))) for price in ("2.50", "3.50"))
@@ -226,6 +229,7 @@ def test_of_two_imports_one_waits_and_an_export_sees_all_or_nothing_of_each(shop
     assert shop.prices() == {350: 20_000}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a size of its own takes root")
 def test_a_full_disk_fails_the_import_and_changes_nothing(
     serve: Callable[..., Server], tmp_path: Path
@@ -247,6 +251,7 @@ def test_a_full_disk_fails_the_import_and_changes_nothing(
 # --- out again -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_export_is_never_in_memory_as_a_whole(shop: Shop, tmp_path: Path) -> None:
     with closing(sqlite3.connect(shop.home / "products.db")) as database:
         database.execute(
@@ -270,6 +275,7 @@ def test_an_export_is_never_in_memory_as_a_whole(shop: Shop, tmp_path: Path) -> 
     assert shop.memory("VmHWM") - before < size / 3
 
 
+@pytest.mark.slow
 def test_a_cancelled_export_ends_and_holds_nothing(shop: Shop) -> None:
     assert shop.imported(as_csv(rows(100_000))).status_code == 201
     url = shop.server.client.get("/products.csv").headers["location"]
@@ -279,6 +285,7 @@ def test_a_cancelled_export_ends_and_holds_nothing(shop: Shop) -> None:
     assert shop.imported(as_csv(rows(10))).status_code == 201
 
 
+@pytest.mark.slow
 def test_one_command_shows_all_of_it(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "examples.import_export"],

@@ -105,6 +105,7 @@ def row(page: Page, id: str) -> Locator:
     return page.locator(f'#rows tr[data-key="{id}"]')
 
 
+@pytest.mark.slow
 def test_the_list_follows_what_jobs_do(site: Site) -> None:
     first = site.submit()
     page = site.page()
@@ -128,6 +129,7 @@ def test_the_list_follows_what_jobs_do(site: Site) -> None:
     expect(row(page, first).get_by_role("button", name="Cancel")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_totals_follow_what_jobs_do(site: Site) -> None:
     site.submit()
     page = site.page()
@@ -163,6 +165,7 @@ def test_jobs_are_cancelled_and_deleted(site: Site, scripts: bool) -> None:
     expect(page).to_have_url(re.compile(r"/jobs\?status=running(,|%2C)queued(,|%2C)canceled$"))
 
 
+@pytest.mark.slow
 def test_a_button_that_somebody_is_at_stays_the_same(site: Site) -> None:
     first = site.submit()
     page = site.page()
@@ -210,6 +213,7 @@ def test_what_jobs_say_is_text(site: Site) -> None:
     assert page.locator("img").count() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 320])
 def test_everybody_can_use_it(site: Site, scheme: Any, width: int) -> None:
@@ -224,6 +228,7 @@ def test_everybody_can_use_it(site: Site, scheme: Any, width: int) -> None:
         assert page.get_by_role(role).count() > 0
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_told_and_found_again(site: Site) -> None:
     id = site.submit()
     page = site.page()

@@ -77,6 +77,7 @@ def check(report: pypdf.PdfReader, year: int) -> None:
         assert f"Page {number} of {len(report.pages)}" in one.extract_text()
 
 
+@pytest.mark.slow
 def test_the_browser_waits_with_a_bar_and_then_shows_the_report(page: Page, server: Server) -> None:
     bar = page.get_by_role("progressbar", name="Progress")
     expect(page.get_by_role("status")).to_contain_text(re.compile(r"\d+ of 12 months"))
@@ -97,6 +98,7 @@ def shows(frame: Frame, report: pypdf.PdfReader) -> None:
     expect(frame.locator("#pagelength")).to_have_text(str(len(report.pages)))
 
 
+@pytest.mark.slow
 def test_the_button_stops_the_thread_that_writes(page: Page, server: Server) -> None:
     expect(page.get_by_role("status")).to_contain_text(re.compile(r"\d+ of 12 months"))
     page.get_by_role("button", name="Cancel").click()
@@ -119,6 +121,7 @@ def serving(listener: socket.socket, folder: Path) -> Iterator[subprocess.Popen[
             server.kill()
 
 
+@pytest.mark.slow
 def test_the_browser_waits_on_when_the_server_is_killed(viewer: Browser, tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -135,6 +138,7 @@ def test_the_browser_waits_on_when_the_server_is_killed(viewer: Browser, tmp_pat
             shows(viewer_of_it.value, report)
 
 
+@pytest.mark.slow
 def test_a_button_that_is_pressed_twice_makes_one_report(server: Server) -> None:
     first, second = (server.client.post("/reports", data=REPORT) for _ in range(2))
     assert (first.status_code, second.status_code) == (202, 202)
@@ -151,6 +155,7 @@ def test_what_is_no_year_is_said_at_once(server: Server) -> None:
         assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "year"])
 
 
+@pytest.mark.slow
 def test_one_command_shows_all_of_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.pdf_report"]
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PATH": "/usr/bin:/bin"}

@@ -38,6 +38,7 @@ def standing(tmp_path: Path) -> Iterator[tuple[Deployment, Engine]]:
         engine.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 2)], ids=["kill", "term"]
 )

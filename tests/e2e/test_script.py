@@ -136,6 +136,7 @@ def test_a_page_of_the_app_follows_with_a_bar(site: Site, events: bool) -> None:
     assert (site.asked("/status") > 0) is not events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", [True, False])
 @pytest.mark.parametrize("cors", [WAITING, EXPOSED], ids=["Prefer", "no Prefer"])
 def test_a_page_of_another_origin_follows(site: Site, cors: dict[str, Any], events: bool) -> None:
@@ -144,6 +145,7 @@ def test_a_page_of_another_origin_follows(site: Site, cors: dict[str, Any], even
     assert (site.asked("/events") > 0) is events
 
 
+@pytest.mark.slow
 def test_cookies_go_to_another_origin_where_that_is_asked_for(site: Site) -> None:
     cors = {**WAITING, "allow_credentials": True}
     make(site, site.opened(cors=cors, credentials="include", events=False))

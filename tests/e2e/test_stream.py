@@ -61,6 +61,7 @@ def test_httpx_follows_is_cut_and_resumes_below_compression(serve: Serve) -> Non
     assert "Traceback" not in server.output.read_text()
 
 
+@pytest.mark.slow
 def test_curl_goes_on_where_it_was_cut(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "answer"
     command = [program("curl"), "-s", "-N", "-o", str(file)]
@@ -99,6 +100,7 @@ process.stdout.write(got);
 """
 
 
+@pytest.mark.slow
 def test_fetch_goes_on_where_it_was_cut(server: Server) -> None:
     url = str(server.client.base_url) + followed(server)
     command = [program("node"), "--input-type=module", "--eval", FETCH, url]
@@ -122,6 +124,7 @@ def test_what_fails_in_the_middle_does_not_look_whole(server: Server) -> None:
     assert (after.status_code, after.json()["type"]) == (410, "urn:raincheck:problem:cancelled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_sigterm_breaks_it_off_and_the_job_is_drained(serve: Serve, http: str) -> None:
     server = serve(f"--http={http}", RAINCHECK_TEST_DRAIN="0.5")

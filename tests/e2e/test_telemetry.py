@@ -105,6 +105,7 @@ def test_the_workers_of_one_server_are_scraped_together(start: Start, tmp_path: 
     assert found["raincheck_figures_age_seconds",] < 2
 
 
+@pytest.mark.slow
 def test_after_sigterm_no_probe_is_told_that_it_is_ready(start: Start, tmp_path: Path) -> None:
     server = start(str(tmp_path / "jobs.db"))
     accepted = server.client.post("/orders/ann?seconds=4")
@@ -135,6 +136,7 @@ def test_after_sigterm_no_probe_is_told_that_it_is_ready(start: Start, tmp_path:
     assert again.client.get(accepted.headers["location"]).text == "done"
 
 
+@pytest.mark.slow
 def test_a_process_whose_store_is_killed_is_not_ready_until_it_is_back(
     start: Start, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_process_whose_store_is_killed_is_not_ready_until_it_is_back(
         store.kill()
 
 
+@pytest.mark.slow
 def test_probes_on_a_port_of_their_own_see_the_drain(start: Start, tmp_path: Path) -> None:
     port = free_port()
     server = start(str(tmp_path / "jobs.db"), RAINCHECK_TEST_HEALTH=str(port))

@@ -122,6 +122,7 @@ def test_a_client_that_leaves_after_the_202_does_not_stop_the_job(server: Server
     assert server.notes() == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(submit(server, body=b"x" * 1000)[:-500])
@@ -131,6 +132,7 @@ def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(server: Se
     assert "Traceback" not in server.output.read_text()
 
 
+@pytest.mark.slow
 def test_the_connection_is_used_again_while_the_job_runs(server: Server) -> None:
     with httpx.Client(base_url=str(server.client.base_url), timeout=30) as client:
         client.get("/plain")
@@ -170,6 +172,7 @@ def test_sigterm_interrupts_what_takes_too_long(serve: Serve) -> None:
     assert server.notes() == ["cancelled"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--http=h11",), ("--http=httptools",), ("--reload",)])
 def test_sigterm_does_not_wait_for_a_long_poll(serve: Serve, arguments: tuple[str, ...]) -> None:
     """uvicorn tells the lifespan when all responses have ended, and not before."""

@@ -180,6 +180,7 @@ def test_a_video_comes_back_as_another_and_can_be_had_in_parts(
     assert [*studio.rooms.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_third_one_waits_for_its_turn_as_bytes(studio: Studio, clip: Path, film: Path) -> None:
     server = studio.start()
     running = [post(server, film, 1080) for _ in range(2)]
@@ -199,6 +200,7 @@ def test_a_third_one_waits_for_its_turn_as_bytes(studio: Studio, clip: Path, fil
 # --- no ffmpeg outlives its job ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cancel_kills_ffmpeg(studio: Studio, film: Path) -> None:
     server = studio.start()
     url = post(server, film, 1080)
@@ -210,6 +212,7 @@ def test_a_cancel_kills_ffmpeg(studio: Studio, film: Path) -> None:
     assert server.client.get(url).status_code == 410
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_the_timeout_of_a_client_kills_ffmpeg(studio: Studio, film: Path) -> None:
     server = studio.start()
@@ -237,6 +240,7 @@ async def hurry(server: Server, pids: list[int], waiting: anyio.CancelScope) -> 
     waiting.deadline = anyio.current_time()
 
 
+@pytest.mark.slow
 def test_the_timeout_of_the_route_kills_ffmpeg(studio: Studio, film: Path) -> None:
     server = studio.start(TIMEOUT="15")
     url = post(server, film, 1080)
@@ -247,6 +251,7 @@ def test_the_timeout_of_the_route_kills_ffmpeg(studio: Studio, film: Path) -> No
     until(lambda: [*studio.rooms.iterdir()] == [])
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_kills_ffmpeg_and_the_next_one_begins_again(
     studio: Studio, film: Path
 ) -> None:
@@ -263,6 +268,7 @@ def test_a_server_that_stops_kills_ffmpeg_and_the_next_one_begins_again(
     assert server.client.get(url).headers["content-type"] == "video/mp4"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_takes_ffmpeg_along(studio: Studio, film: Path) -> None:
     server = studio.start()
     url = post(server, film, 1080)  # which nobody ends soon
@@ -319,6 +325,7 @@ def break_off(server: Server) -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_is_no_video_or_a_damaged_one_is_said_in_a_sentence(
     studio: Studio, clip: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +345,7 @@ def test_what_is_no_video_or_a_damaged_one_is_said_in_a_sentence(
     assert [*studio.rooms.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_without_ffmpeg_the_server_does_not_start(studio: Studio, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -346,6 +354,7 @@ def test_without_ffmpeg_the_server_does_not_start(studio: Studio, tmp_path: Path
         studio.start(PATH=str(programs))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a size of its own takes root")
 def test_a_full_disk_is_said_and_is_not_full_afterwards(studio: Studio, clip: Path) -> None:
     run("mount", "-t", "tmpfs", "-o", "size=3m", "none", studio.rooms)
@@ -367,6 +376,7 @@ def test_a_full_disk_is_said_and_is_not_full_afterwards(studio: Studio, clip: Pa
 # --- its one command -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_command_shows_all_of_it(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     run = subprocess.run(

@@ -172,6 +172,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 async def test_receivers_that_did_not_take_it_are_told_again(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         receivers = {
@@ -190,6 +191,7 @@ async def test_receivers_that_did_not_take_it_are_told_again(tmp_path: Path) -> 
             assert len(receivers[name].ids()) == 1, name
 
 
+@pytest.mark.slow
 async def test_one_that_has_taken_it_but_answers_too_late_can_drop_the_double(
     tmp_path: Path,
 ) -> None:
@@ -202,6 +204,7 @@ async def test_one_that_has_taken_it_but_answers_too_late_can_drop_the_double(
         assert len(receiver.ids()) == 2
 
 
+@pytest.mark.slow
 async def test_two_words_of_the_sender_are_one_webhook(tmp_path: Path) -> None:
     async with Receiver(answer(204)) as receiver, forwarding(tmp_path, receiver) as served:
         url = await handed_in(served, receiver.url)
@@ -213,6 +216,7 @@ async def test_two_words_of_the_sender_are_one_webhook(tmp_path: Path) -> None:
         assert response.status_code == 400  # without a key
 
 
+@pytest.mark.slow
 async def test_it_waits_longer_each_time_and_as_long_as_it_is_asked_to(tmp_path: Path) -> None:
     asked = answer(429, "retry-after: 2")
     bad = [answer(503)] * 5
@@ -231,6 +235,7 @@ async def test_it_waits_longer_each_time_and_as_long_as_it_is_asked_to(tmp_path:
     assert busy.told[1].at - busy.told[0].at > 1.9
 
 
+@pytest.mark.slow
 async def test_one_that_is_given_up_has_failed_and_says_why(tmp_path: Path) -> None:
     async with (
         Receiver(answer(410)) as gone,
@@ -248,6 +253,7 @@ async def test_one_that_is_given_up_has_failed_and_says_why(tmp_path: Path) -> N
     assert len(broken.told) > 1
 
 
+@pytest.mark.slow
 async def test_those_that_hang_do_not_hold_up_the_others(tmp_path: Path) -> None:
     async with (
         Receiver(HANGS) as silent,
@@ -262,6 +268,7 @@ async def test_those_that_hang_do_not_hold_up_the_others(tmp_path: Path) -> None
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 async def test_a_sender_that_is_killed_tells_all_the_same_and_under_the_same_id(
     tmp_path: Path,
 ) -> None:
@@ -281,6 +288,7 @@ async def test_a_sender_that_is_killed_tells_all_the_same_and_under_the_same_id(
     assert len({told.body for told in receiver.told}) == 1
 
 
+@pytest.mark.slow
 async def test_what_waits_for_its_next_try_when_its_sender_stops_is_not_forgotten(
     tmp_path: Path,
 ) -> None:
@@ -319,6 +327,7 @@ async def test_nothing_is_delivered_to_private_addresses(tmp_path: Path) -> None
         assert not receiver.told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "taken"), [("tls.example", True), ("other.example", False)])
 async def test_a_receiver_is_who_its_name_says_by_its_certificate(
     monkeypatch: pytest.MonkeyPatch, name: str, taken: bool
@@ -343,6 +352,7 @@ async def test_a_receiver_is_who_its_name_says_by_its_certificate(
         assert len(sites.got) == taken
 
 
+@pytest.mark.slow
 def test_the_example_prints_its_exchange() -> None:
     command = [sys.executable, "-m", "examples.webhook_delivery"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

@@ -1,6 +1,6 @@
 """The matrix: every framework's app under every server's process, on the loopback interface.
 
-`pytest` runs the cells of `DEFAULT`; `pytest tests/matrix --matrix` runs all of them.
+`pytest` runs the cells of `DEFAULT` but those of `SLOW`; `pytest tests/matrix --matrix` runs all.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ NAMES: dict[str, Sequence[object]] = {
 }
 """The parameters of tests, and what they are run for."""
 DEFAULT = ("starlette-uvicorn", "fastapi-uvicorn", "tail-uvicorn")
+SLOW = ("starlette-uvicorn-h11", "fastapi-uvicorn-httptools", "tail-uvicorn-h11")
+"""Those of the default that tell little more than the others."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,7 +109,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, cells in NAMES.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, cells, ids=str)
+            marked = [
+                pytest.param(cell, marks=pytest.mark.slow) if str(cell) in SLOW else cell
+                for cell in cells
+            ]
+            metafunc.parametrize(name, marked, ids=str)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -94,6 +94,7 @@ MAKERS: dict[str, Callable[[Gate], ASGIApp]] = {
 }
 
 
+@pytest.mark.slow  # Django has threads: its clock is the real one
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Django leaves a body that it has read open
 @pytest.mark.parametrize("framework", MAKERS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -383,6 +383,7 @@ def test_no_thread_of_a_task_reads_what_the_worker_reads(
         assert celery.conf.worker_enable_prefetch_count_reduction is reduces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 async def test_a_worker_gives_up_on_a_run_that_does_not_end_with_the_drain(
     celery: Celery, pool: str
@@ -436,6 +437,7 @@ async def test_what_comes_while_a_worker_stops_is_left_to_others(
         assert valkey.ask("LLEN", videos) == 1
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_app_does_not_start_tries_again_with_the_next_job(
     celery: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -467,6 +469,7 @@ async def test_a_worker_whose_app_does_not_start_tries_again_with_the_next_job(
         await until(ran.is_set)
 
 
+@pytest.mark.slow
 async def test_an_app_without_this_runner_is_named(
     celery: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -175,6 +176,7 @@ class LiveContract(SharedStoreContract):
 
     in_time = 0.2
 
+    @pytest.mark.slow
     async def test_a_line_comes_in_time_from_another_process(
         self, store: Store, opening: str
     ) -> None:
@@ -187,6 +189,7 @@ class LiveContract(SharedStoreContract):
         assert len(delays) == 40
         assert delays[20] < self.in_time  # the last of them is the business of a busy machine
 
+    @pytest.mark.slow
     async def test_an_event_stream_of_another_process_is_cut_fifty_times(
         self, store: Store, opening: str
     ) -> None:
@@ -209,6 +212,7 @@ class LiveContract(SharedStoreContract):
                 got += reader.got[: cut - len(got)]
         assert hashlib.sha256(got).digest() == hashlib.sha256(whole).digest()
 
+    @pytest.mark.slow
     async def test_two_hundred_follow_a_response_of_another_process(
         self, store: Store, opening: str
     ) -> None:
@@ -226,6 +230,7 @@ class LiveContract(SharedStoreContract):
         assert all(reader.whole and reader.right for reader in readers)
         assert all(reader.size == len(whole) for reader in readers)
 
+    @pytest.mark.slow
     async def test_no_two_runs_are_spliced_when_a_process_dies(
         self, store: Store, opening: str
     ) -> None:

@@ -373,6 +373,7 @@ class SharedStoreContract(StoreContract, ABC):
 
     # --- one winner -----------------------------------------------------------------------
 
+    @pytest.mark.one_loop
     async def test_of_creators_of_one_id_in_several_processes_one_wins(
         self, store: Store, opening: str
     ) -> None:
@@ -385,6 +386,7 @@ class SharedStoreContract(StoreContract, ABC):
         assert there is not None
         assert {route for told in winners for route in told} == {there.route}
 
+    @pytest.mark.one_loop
     async def test_of_creators_under_one_key_in_several_processes_one_wins(
         self, store: Store, opening: str
     ) -> None:
@@ -401,6 +403,7 @@ class SharedStoreContract(StoreContract, ABC):
         assert [id for id in ids if await store.get(id)] == [winner]
         assert [id for id in ids if await store.find(f"own-{id}")] == [winner]
 
+    @pytest.mark.one_loop
     async def test_of_creators_in_several_processes_as_many_win_as_there_is_room_for(
         self, store: Store, opening: str
     ) -> None:
@@ -409,6 +412,7 @@ class SharedStoreContract(StoreContract, ABC):
                 await child.say(number)
             assert sum([await child.hear() for child in family]) == 20
 
+    @pytest.mark.slow
     async def test_no_change_of_several_processes_is_lost(self, store: Store, opening: str) -> None:
         await store.create(job())
         async with children(opening, counts, 3) as family:
@@ -418,6 +422,7 @@ class SharedStoreContract(StoreContract, ABC):
         assert there is not None
         assert (there.version, there.clients) == (121, 121)
 
+    @pytest.mark.slow
     async def test_several_processes_sweep_at_once(self, store: Store, opening: str) -> None:
         ids = [str(number) for number in range(1200)]
         keys = [f"key-{id}" for id in ids]
@@ -547,6 +552,7 @@ class SharedStoreContract(StoreContract, ABC):
                 runs = waiting(id, max_runs=2).start(1001.5, f"h{number}")
                 assert await store.get(id) == runs
 
+    @pytest.mark.one_loop
     async def test_everybody_wakes(self, store: Store, opening: str) -> None:
         ids = [f"j{number}" for number in range(500)]
         woken: list[Job | None] = []
@@ -605,6 +611,7 @@ class SharedStoreContract(StoreContract, ABC):
 
     # --- leases ---------------------------------------------------------------------------
 
+    @pytest.mark.one_loop
     async def test_what_a_dead_process_held_is_abandoned(self, store: Store, opening: str) -> None:
         async with child(opening, takes_leases) as other:
             await other.say([["held", 3600.0], ["lost", 0.5]])
@@ -618,6 +625,7 @@ class SharedStoreContract(StoreContract, ABC):
             assert await store.renew({"lost": 1}, 3600.0) == {"lost": State.RUNNING}
             assert [job.id async for job in store.abandoned()] == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shift", [3600.0, -3600.0])
     async def test_clocks_that_differ_agree_about_leases(
         self, store: Store, opening: str, shift: float
@@ -635,6 +643,7 @@ class SharedStoreContract(StoreContract, ABC):
 
     # --- bodies ---------------------------------------------------------------------------
 
+    @pytest.mark.slow
     async def test_a_large_body_takes_little_memory(self, opening: str) -> None:
         async with child(opening, keeps_a_large_body) as other:
             await other.say(100)
@@ -1169,6 +1178,7 @@ class UnreadableContract(SharedStoreContract):
         await store.create(job(id, owner="ann"), bounds=most._replace(stored=10**9))
         assert await store.replace(finished(job(id, owner="ann")))
 
+    @pytest.mark.slow
     async def test_more_unreadable_records_than_a_sweep_turns_to_at_once(
         self, store: Store
     ) -> None:

@@ -21,7 +21,7 @@ from raincheck.testing import StoreContract
 from raincheck.testing.samples import body_of, finished, job, request, waiting, with_body
 from tests.doubles.stores import TrickyStore, no_trick
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 KEY, OTHER = b"k" * 64, b"o" * 64
 HEAD = Head(200, ((b"set-cookie", b"secret"), (b"set-cookie", b"\xff")))

@@ -865,6 +865,7 @@ async def listed_as(store: RedisStore, there: Iterable[Job]) -> None:
         assert {each.id for each in page.jobs} == {id for id in jobs if jobs[id].owner == "1"}
 
 
+@pytest.mark.slow
 async def test_every_way_through_life_is_counted(
     store: RedisStore, valkey: Valkey, deployment: str
 ) -> None:
@@ -1140,6 +1141,7 @@ async def test_a_tombstone_that_is_forgotten_wakes_who_waits(store: RedisStore) 
         await store.sweep(1060.0)
 
 
+@pytest.mark.slow
 async def test_two_thousand_wait(store: RedisStore) -> None:
     ids = [str(number) for number in range(2000)]
     woken = []

@@ -797,6 +797,7 @@ async def no_more(path: Path, ids: Collection[str]) -> None:
             await anyio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_secrets_go_from_all_files_when_a_request_is_dropped(
     path: Path, store: SQLiteStore
 ) -> None:
@@ -820,6 +821,7 @@ async def test_secrets_go_from_all_files_when_a_request_is_dropped(
     assert found(path, kept) == {*kept}  # it is found where it is
 
 
+@pytest.mark.slow
 async def test_they_are_gone_within_seconds_while_others_come_and_go(
     path: Path, store: SQLiteStore
 ) -> None:
@@ -849,6 +851,7 @@ async def drops_and_leaves_it(store: Store, parent: Parent) -> None:
     await parent.hear()
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("opened", [True, False])
 async def test_what_a_dead_process_has_dropped_goes_with_the_next_sweep_or_start(
     path: Path, opening: str, opened: bool
@@ -868,6 +871,7 @@ async def test_what_a_dead_process_has_dropped_goes_with_the_next_sweep_or_start
     await beside.aclose()
 
 
+@pytest.mark.slow
 async def test_who_reads_for_long_is_not_waited_for_and_holds_up_nobody(
     path: Path, store: SQLiteStore
 ) -> None:
