@@ -49,11 +49,11 @@ def named(config: pytest.Config) -> list[Path]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One for each core, two where real tests wait; or none but this process, for `-s` as well."""
+    """One for each core, two where quick real tests wait; or none but this process, as for `-s`."""
     if named(config) or config.option.capture == "no":
         return 0
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(cores if "not real" in config.option.markexpr else 2 * cores, MOST_WORKERS)
+    return min(cores if config.option.markexpr else 2 * cores, MOST_WORKERS)
 
 
 SPREAD = {
