@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-TOOLS = {"dev", "matrix"}
+TOOLS = {"dev", "docs", "matrix"}
 """The extras of those who work on the project; all others are of those who use it."""
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[^\]]*\])?(?P<versions>[^;]*)(;.*)?")
