@@ -12,7 +12,7 @@ import nox
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["tests", "wheel", "package", "types", "workflows"]
+nox.options.sessions = ["tests", "wheel", "package", "types", "workflows", "docs"]
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
@@ -76,6 +76,20 @@ def _test(session: nox.Session) -> None:
     else:
         session.run("pytest", "-m", "not real")
         session.run("pytest", "-m", "slow and not real")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in `build/docs`: no network is needed, and every link in it leads somewhere."""
+    session.install("-e", ".[docs]")
+    session.run("python", "-m", "sphinx", "-W", "-E", "--keep-going", "docs", "build/docs")
+
+
+@nox.session
+def links(session: nox.Session) -> None:
+    """The links that lead out of the site, which takes a network, and other people's servers."""
+    session.install("-e", ".[docs]")
+    session.run("python", "-m", "sphinx", "-W", "-b", "linkcheck", "docs", "build/links")
 
 
 def _built(session: nox.Session, pattern: str) -> Path:

@@ -90,6 +90,13 @@ def test_types_are_those_with_every_extra(project: dict[str, Any]) -> None:
     assert f'"{extras}"\n' in (ROOT / "noxfile.py").read_text()
 
 
+def test_ci_builds_the_site() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert """pip install -e ".[docs]" && pytest tests/docs --docs""" in ci
+    assert "missing+=(nginx-light)" in ci
+    assert "missing+=(caddy)" in ci
+
+
 @pytest.mark.real
 def test_what_tries_the_wheel_works() -> None:
     """Of the tree, where it cannot see what the wheel may lack."""

@@ -293,6 +293,7 @@ GIVEN: dict[str, Callable[[], Names]] = {
     "tasks_v2": _cloud,
     "Contract": _contract,
     "WEBHOOK_SECRET": _secrets,
+    "RedisStore(url": lambda: {"url": "redis://localhost"},
     "limiter": lambda: {"limiter": None},
     "transcode(request)": lambda: {"frames": [], "encode": None},
     "run_sync(trace": lambda: {"trace": None},

@@ -176,7 +176,17 @@ def test_every_member_of_the_other_documents_is_there() -> None:
 NO_FIELDS = {
     *("audio", "boundary", "built-in", "bytes", "callback", "canceled", "cors", "cross-site"),
     *("date-time", "deflate", "failed", "gzip", "handler-response", "hop-by-hop", "identity"),
-    *("image", "navigate", "no", "no-referrer", "no-store", "none", "private", "public"),
+    *(
+        "image",
+        "navigate",
+        "no",
+        "no-referrer",
+        "no-store",
+        "none",
+        "private",
+        "public",
+        "raincheck-closing",
+    ),
     *("respond-async", "s-maxage", "same-origin", "store-away", "succeeded", "true"),
     *("uri-reference", "video", "x-gzip"),
 }

@@ -64,13 +64,11 @@ class HttpPushRunner(EngineRunner):
     `submit` posts a message to the engine; the engine POSTs it to `app`, which you mount outside of
     your users' authentication, and which answers when the run has ended:
 
-    | answer | when |
-    |---|---|
-    | 200 | the run has ended, whatever its outcome; it had before; there is no such job |
-    | 409, `Retry-After` | it runs elsewhere, waits to run again, or is for another release |
-    | 503, `Retry-After` | there is no room for it here, or the store does not answer |
-    | 403 | the message was not made by us, or has expired |
-    | 405, 413 | it is no POST; it is no message of ours |
+    - 200: the run has ended, whatever its outcome; it had before; there is no such job
+    - 409, `Retry-After`: it runs elsewhere, waits to run again, or is for another release
+    - 503, `Retry-After`: there is no room for it here, or the store does not answer
+    - 403: the message was not made by us, or has expired
+    - 405, 413: it is no POST; it is no message of ours
 
     A message that comes twice does nothing more. A request that is cut off, as at the time limit of
     a platform, is an interrupted run: the job is brought again if its route may (`on_interrupt`),
