@@ -440,8 +440,8 @@ async def test_waits_and_durations_are_measured_by_route(tracing: Tracing) -> No
     assert where == {"raincheck.route": "report"}
     assert how == {"raincheck.route": "report", "raincheck.state": "succeeded"}
     assert (waits[0], durations[0]) == (2, 2)
-    assert waits[1] == pytest.approx(1, abs=0.1)
-    assert durations[1] == pytest.approx(2, abs=0.1)
+    assert waits[1] == pytest.approx(1, abs=0.5)
+    assert durations[1] == pytest.approx(2, abs=0.5)
     assert waits[2] == durations[2]
     assert (waits[2][0], waits[2][-1]) == (0.1, 3600.0)
     assert points["raincheck.jobs.active"] == [({"raincheck.route": "report"}, 0)]
