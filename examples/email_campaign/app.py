@@ -52,7 +52,8 @@ Address = Annotated[str, Field(max_length=254, pattern=_ADDRESS), AfterValidator
 class Campaign(BaseModel):
     """The letter, in which `$name` is the recipient's, and names by address."""
 
-    subject: Annotated[str, Field(min_length=1, pattern=r"^[^\r\n]+$")]
+    # On one line, whatever Unicode takes for the end of one.
+    subject: Annotated[str, Field(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")]
     text: str
     recipients: Annotated[dict[Address, str], Field(min_length=1, max_length=100_000)]
 

@@ -318,6 +318,7 @@ async def test_a_campaign_that_was_cancelled_stops_and_goes_on_when_it_is_asked_
 
 WRONG: tuple[dict[str, Any], ...] = (
     {"subject": "November\r\nBcc: eve@example.com"},
+    *({"subject": f"Novem{end}ber"} for end in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"),
     {"recipients": {}},
     {"recipients": {"ann@example.com\r\nRCPT TO:<eve@example.com>": "Ann"}},
     {"recipients": {"ann": "Ann"}},
