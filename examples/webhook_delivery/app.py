@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import anyio
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
@@ -54,12 +54,21 @@ class Webhook(BaseModel):
     data: dict[str, JsonValue]
 
 
+def writable(webhook: Webhook) -> Webhook:
+    """Refuse what Python reads, and JSON has not: NaN and Infinity."""
+    try:
+        json.dumps(webhook.data, allow_nan=False)
+    except ValueError:
+        raise HTTPException(422, "The data has a number that is not finite.") from None
+    return webhook
+
+
 app = FastAPI()
 
 
 @app.post("/webhooks")
 @long_running(idempotency="required", on_interrupt="rerun", max_runs=1000, max_request_size=20_000)
-async def deliver(webhook: Webhook) -> JSONResponse:
+async def deliver(webhook: Annotated[Webhook, Depends(writable)]) -> JSONResponse:
     job = current_job()
     assert job is not None
     # The same at each try, in whichever process. A job's own id would let receivers ask for it.

@@ -327,6 +327,19 @@ async def test_nothing_is_delivered_to_private_addresses(tmp_path: Path) -> None
         assert not receiver.told
 
 
+async def test_what_json_has_no_word_for_is_refused_at_once(tmp_path: Path) -> None:
+    async with Receiver(answer(204)) as receiver, forwarding(tmp_path, receiver) as served:
+        for number in ("NaN", "-Infinity", "1e999"):
+            body = json.dumps(event(receiver.url, data={"litres": ["?"]}))
+            body = body.replace('"?"', number)
+            headers = {"idempotency-key": "7", "content-type": "application/json"}
+            response = await served.client.post("/webhooks", content=body, headers=headers)
+            assert response.status_code == 422, number
+            assert response.json() == {"detail": "The data has a number that is not finite."}
+        await served.outcome(await handed_in(served, receiver.url))  # its key is free
+        assert len(receiver.told) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "taken"), [("tls.example", True), ("other.example", False)])
 async def test_a_receiver_is_who_its_name_says_by_its_certificate(
