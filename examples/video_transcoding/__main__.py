@@ -31,6 +31,8 @@ import httpx2
 
 from raincheck.client import SyncRemoteJob, submit_sync
 
+from .ffmpeg import missing
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,6 +52,8 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def main() -> None:
+    if programs := missing():
+        raise SystemExit(f"There is no {', '.join(programs)}: apt-get install ffmpeg util-linux")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = folder / "clip.mp4"

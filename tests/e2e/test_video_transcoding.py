@@ -402,3 +402,16 @@ def test_one_command_shows_all_of_it(tmp_path: Path) -> None:
         r"  canceled, and no ffmpeg runs\n",
         run.stdout,
     ), run.stdout
+
+
+def test_one_command_says_what_it_misses(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.video_transcoding"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    said = "There is no ffmpeg, ffprobe, setpriv: apt-get install ffmpeg util-linux\n"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", said)
