@@ -155,13 +155,14 @@ async def main() -> None:
     async with lifespan(app), client:
         refused = await client.post("/reports")
         print(f"no token: {refused.status_code} {refused.json()['detail']}")
-        ann, bob = await token("ann"), await token("bob")
-        anns = await client.post("/reports?seconds=4", headers=ann)
+        anns = await client.post("/reports?seconds=4", headers=await token("ann"))
         print(f"ann submits: {anns.status_code}; sessions: {await sessions(1)}, her handler's")
+        bob = await token("bob")
         bobs = await client.post("/reports?seconds=0.5", headers=bob)
         print(f"bob submits: {bobs.status_code}; sessions: {await sessions(1)}, he waits without")
         url = anns.headers["location"]
-        foreign, own = await client.get(url, headers=bob), await client.get(url, headers=ann)
+        foreign = await client.get(url, headers=await token("bob"))
+        own = await client.get(url, headers=await token("ann"))
         print(f"bob asks for ann's job: {foreign.status_code}; ann does: {own.status_code}")
 
         print(f"ann's job: {await response(url, 'ann')}")

@@ -288,7 +288,9 @@ async def test_of_two_jobs_for_one_campaign_the_newer_one_sends(tmp_path: Path) 
         relay.pause = 0.02
         first = await served.accepted(SEND, json=campaign(*names))
         await until(partial(relay.has_got, 5))
+        relay.pause = 0.5  # so that it goes on for half a minute, however busy the machine is
         second = await served.accepted(SEND, json=campaign(*names))
+        relay.pause = 0.02
         assert (await served.outcome(first)).status_code == 409
         response = await served.outcome(second)
         assert (response.status_code, response.json()["counts"]) == (200, {"sent": 60})
@@ -305,8 +307,10 @@ async def test_a_campaign_that_was_cancelled_stops_and_goes_on_when_it_is_asked_
         relay.pause = 0.02
         url = await served.accepted(SEND, json=campaign(*names))
         await until(partial(relay.has_got, 5))
+        relay.pause = 0.5  # so that it would go on for half a minute, however busy the machine is
         await served.client.post(f"{url}/cancel")
         assert (await served.outcome(url)).status_code == 410
+        relay.pause = 0.02
         stopped_at = relay.came.total()
         assert stopped_at < 30
         await anyio.sleep(0.3)

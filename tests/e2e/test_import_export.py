@@ -191,7 +191,7 @@ def test_nothing_of_a_bad_file_is_imported_and_its_problems_are_counted(shop: Sh
 @pytest.mark.slow
 def test_a_cancel_in_the_middle_leaves_what_was_there(shop: Shop) -> None:
     assert shop.imported(as_csv(rows(10))).status_code == 201
-    url = shop.post(as_csv(rows(30_000, "2.50")))
+    url = shop.post(as_csv(rows(100_000, "2.50")))  # which takes seconds
     shop.until(url, "rows written")
     shop.server.client.post(f"{url}/cancel")
     assert shop.ended(url).status_code == 410
@@ -202,31 +202,31 @@ def test_a_cancel_in_the_middle_leaves_what_was_there(shop: Shop) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_leaves_nothing_half_done(shop: Shop) -> None:
-    url = shop.post(as_csv(rows(30_000)))
+    url = shop.post(as_csv(rows(100_000)))  # which takes seconds
     shop.until(url, "rows written")
     shop.server.process.kill()
     shop.server.process.wait()
     assert shop.prices() == {}
     shop.start()
-    assert shop.ended(url).json()["imported"] == 30_000
+    assert shop.ended(url).json()["imported"] == 100_000
     assert shop.document(url)["runs"] == 2
-    assert shop.prices() == {150: 30_000}
+    assert shop.prices() == {150: 100_000}
 
 
 @pytest.mark.slow
 def test_of_two_imports_one_waits_and_an_export_sees_all_or_nothing_of_each(shop: Shop) -> None:
-    assert shop.imported(as_csv(rows(20_000))).status_code == 201
-    first, second = (shop.post(as_csv(rows(20_000, price))) for price in ("2.50", "3.50"))
+    assert shop.imported(as_csv(rows(40_000))).status_code == 201
+    first, second = (shop.post(as_csv(rows(40_000, price))) for price in ("2.50", "3.50"))
     assert shop.document(second)["status"] == "queued"
     seen = []
     while shop.document(second)["status"] in ("queued", "running"):
         exported = shop.server.follow(shop.server.client.get("/products.csv"))
         lines = exported.text.splitlines()
-        assert len(lines) == 20_001
+        assert len(lines) == 40_001
         seen.append({line.split(",")[2] for line in lines[1:]})
     assert all(len(prices) == 1 for prices in seen)
     assert shop.ended(first).status_code == shop.ended(second).status_code == 201
-    assert shop.prices() == {350: 20_000}
+    assert shop.prices() == {350: 40_000}
 
 
 @pytest.mark.slow
