@@ -3,6 +3,7 @@
 import socket
 import time
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import anyio
@@ -25,6 +26,16 @@ class Attempt(NamedTuple):
     delivered: bool = False
     over: bool = False
     wait: float = 0.0
+
+
+def asked_for(retry_after: str) -> float:
+    """Seconds to wait, by a field that has them, or a date."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 class Sender:
@@ -57,12 +68,12 @@ class Sender:
             return Attempt(f"No answer within {self._timeout:g} seconds.")
         except (OSError, httpx2.HTTPError) as error:
             return Attempt(f"No answer: {type(error).__name__}.")
-        status, asked = response.status_code, response.headers.get("retry-after", "")
+        status = response.status_code
         return Attempt(
             f"The receiver answered {status}.",
             delivered=200 <= status < 300,
             over=status == 410,  # it wants no more
-            wait=float(asked) if asked.isascii() and asked.isdecimal() else 0.0,
+            wait=asked_for(response.headers.get("retry-after", "")),
         )
 
     async def _post(self, id: str, target: Target, body: bytes) -> httpx2.Response:

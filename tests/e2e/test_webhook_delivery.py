@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from examples.webhook_delivery.sending import Sender
+from examples.webhook_delivery.sending import Sender, asked_for
 from standardwebhooks import Webhook
 
 from raincheck.callbacks import Callbacks
@@ -237,6 +238,14 @@ async def test_it_waits_longer_each_time_and_as_long_as_it_is_asked_to(tmp_path:
     assert len(waits) == 5
     assert waits[4] > max(0.8, 2 * waits[0])  # 0.83, if each is 20 % shorter than on average
     assert busy.told[1].at - busy.told[0].at > 1.9
+
+
+def test_it_is_asked_to_wait_by_seconds_or_by_a_date() -> None:
+    assert asked_for("120") == 120.0
+    assert 110 < asked_for(formatdate(time.time() + 120, usegmt=True)) < 121
+    assert asked_for("Fri, 31 Dec 9999 23:59:59 GMT") > 10**9  # of which it is given six hours
+    for nonsense in ("", "soon", "-5", "1e9", "²", "Fri, 31 Dec 99999 23:59:59 GMT"):
+        assert asked_for(nonsense) == 0.0
 
 
 @pytest.mark.slow
