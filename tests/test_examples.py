@@ -351,6 +351,15 @@ def blocks(language: str) -> list[str]:
     ]
 
 
+def test_redis_as_the_broker_of_celery_is_installed_as_celery_has_it() -> None:
+    """Without `celery[redis]` its broker lacks a package; here pytest happens to bring that."""
+    for path in ("examples/celery_app.py", "docs/scaling.md"):
+        text = (ROOT / path).read_text()
+        commands = re.findall(r"pip install raincheck\[celery,.+", text)
+        assert [command for command in commands if " celery[redis]" not in command] == []
+        assert commands, path
+
+
 @pytest.mark.slow
 def test_celery_runs_the_job_where_it_runs_its_tasks() -> None:
     printed = run("celery_app.py").stdout
