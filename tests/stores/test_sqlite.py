@@ -797,6 +797,38 @@ async def no_more(path: Path, ids: Collection[str]) -> None:
             await anyio.sleep(0.02)
 
 
+async def test_no_outcome_waits_for_room_to_write_a_request_over(small_disk: Path) -> None:
+    path, ids = small_disk / "jobs.db", ("ends", "expires")
+    store = SQLiteStore(path)
+    for id in ids:
+        await store.create(job(id, replayable=True), with_secret(id, MEBIBYTE * 3 // 2), lease=60.0)
+    await store.create(job("large"))
+    await grow(store, "large")
+    for id, ttl in zip(ids, (10_000.0, 60.0), strict=True):
+        ended = finished(job(id, replayable=True), ttl=ttl)
+        assert await store.replace(ended)
+        assert (await store.get(id), await store.request(id)) == (ended, None)
+    # What is left of them stands in nobody's way ...
+    assert await store.replace(finished(job("other", version=2))) is False
+    for now in (1100.0, 1200.0, 1300.0):
+        with anyio.fail_after(PATIENCE):
+            assert await store.sweep(now)
+    tombstone = await store.get("expires")
+    assert tombstone is not None
+    assert tombstone.gone
+    assert found(path, ids) == set(ids)
+    # ... and is found by whoever comes next, and goes as soon as there is room.
+    await store.aclose()
+    store = SQLiteStore(path)
+    assert await store.replace(finished(job("large"), ttl=10_000.0))
+    assert await store.sweep(1300.0)
+    await no_more(path, ids)
+    assert look(path, "SELECT count(*) FROM requests") == [(0,)]
+    assert await store.sweep(1300.0)
+    assert await store.get("expires") is None
+    await store.aclose()
+
+
 @pytest.mark.slow
 async def test_secrets_go_from_all_files_when_a_request_is_dropped(
     path: Path, store: SQLiteStore

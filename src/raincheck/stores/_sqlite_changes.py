@@ -67,6 +67,12 @@ CLAIMED = 2
 """In place of whether a job is `replayable`: it is not, but its captured request is still there for
 whoever has claimed it, and goes with the next version."""
 
+LEFT = 3
+"""The same: its captured request is still there because there was no room to write it over, and
+goes when there is, or with the next version."""
+
+LEFT_THERE = "SELECT job FROM requests CROSS JOIN jobs ON number = job WHERE replayable = ?"
+
 ROW = 32 * 1024
 """Bytes of the log that a change of a row takes at most: each page that it touches, with its
 indexes'."""
@@ -88,15 +94,20 @@ class Changes:
     Args:
         db: the file.
         room: what may be added to it.
+        leaves: whether captured requests are left for later: to write them over takes about as
+            much of the disk as they have, which an outcome is not to wait for.
 
     Attributes:
         ids: of the jobs that have a new version, or more of a response.
         dropped: whether a captured request went, of which the log may have a copy.
+        left: the numbers of jobs whose captured requests were left.
     """
 
-    def __init__(self, db: sqlite3.Connection, room: Room) -> None:
+    def __init__(self, db: sqlite3.Connection, room: Room, *, leaves: bool = False) -> None:
         self.ids: list[str] = []
         self.dropped = False
+        self.left: list[int] = []
+        self._leaves = leaves
         self._room = room
         self._db = db
         self._execute = db.execute
@@ -171,8 +182,9 @@ class Changes:
             self._execute("DELETE FROM keys WHERE job = ? AND lasting <= ?", (number, job.gone))
         if keys:
             self._give(number, keys)
-        if replayable and not job.replayable:
-            self._drop_request(number)
+        kept = int(job.replayable)
+        if replayable and not kept:
+            kept = self._let_go(number)
         if job.fence != fence or not job.bodied:
             self._drop_body(number)
         if tail:
@@ -180,7 +192,7 @@ class Changes:
             end = 0 if whole else self._size_of_body(number, job.fence)
             self._append(number, job.fence, end, tail)
         # Plain types: one that is derived from one takes sqlite3 longer to bind than all others.
-        columns, stage = _columns(job, int(job.replayable)), job.stage
+        columns, stage = _columns(job, kept), job.stage
         if stage is not None and stage == state:
             self._execute(UPDATE_THERE, (*columns, len(keys), lease, number))
         else:
@@ -271,20 +283,25 @@ class Changes:
         """Bury or forget some jobs.
 
         Returns:
-            Whether there were any, and the ids of those that could not be read.
+            Whether there may be more, and the ids of those that could not be read.
         """
         due = self._execute(
-            "SELECT number, id, record FROM jobs WHERE due <= ? ORDER BY due LIMIT ?", (now, SWEPT)
+            "SELECT number, id, record, replayable FROM jobs WHERE due <= ? ORDER BY due LIMIT ?",
+            (now, SWEPT),
         ).fetchall()
         self.dropped = True  # perhaps by a process that has died since
-        unread = []
+        unread, waiting = [], 0
         end = self._db.total_changes + SWEPT
-        for number, id, record in due:
+        for number, id, record, replayable in due:
             job = readable(record)
-            if job is None:
+            if replayable and self._leaves and (job is None or job.gone):
+                waiting += 1  # until there is room to write its request over
+            elif job is None:
                 unread.append(id)
                 self._forget(number, id)
             elif job.gone:
+                if replayable:
+                    self._drop_request(number)
                 self._execute("DELETE FROM jobs WHERE number = ?", (number,))
                 self.ids.append(id)
             else:
@@ -292,7 +309,20 @@ class Changes:
             if self._db.total_changes >= end:
                 break
         self._execute("DELETE FROM deliveries WHERE job NOT IN (SELECT number FROM jobs)")
-        return bool(due), unread
+        return len(due) > waiting, unread
+
+    def drop_left(self, number: int) -> None:
+        """Drop a captured request that was left, if it is there and there is room by now."""
+        row = self._execute(
+            "SELECT length(requests.record) FROM requests JOIN jobs ON number = job"
+            " WHERE number = ? AND replayable = ?",
+            (number, LEFT),
+        ).fetchone()
+        if row is not None:
+            if not self._room.overwrites(row[0]):
+                raise StoreFull
+            self._drop_request(number)
+            self._execute("UPDATE jobs SET replayable = 0 WHERE number = ?", (number,))
 
     def catch_up(self) -> None:
         """List some jobs as they are that a process of an older version has written."""
@@ -339,9 +369,17 @@ class Changes:
         if not self._room.take(self._db, size):
             raise StoreFull
 
+    def _let_go(self, number: int) -> int:
+        """Drop a captured request, or leave it for later; what its job has in place of it."""
+        if not self._leaves:
+            self._drop_request(number)
+            return 0
+        self.left.append(number)
+        return LEFT
+
     def _drop_request(self, number: int) -> None:
-        self._execute("DELETE FROM requests WHERE job = ?", (number,))
         self.dropped = True
+        self._execute("DELETE FROM requests WHERE job = ?", (number,))
 
     def _drop_body(self, number: int) -> None:
         """Drop what may be large, and is no secret: its pages need not be written over."""

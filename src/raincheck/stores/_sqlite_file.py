@@ -14,7 +14,7 @@ from typing import Any
 
 from raincheck.errors import StoreError
 from raincheck.stores._sqlite_calls import Call, is_full
-from raincheck.stores._sqlite_changes import Changes
+from raincheck.stores._sqlite_changes import LEFT, LEFT_THERE, Changes
 from raincheck.stores._sqlite_opening import connect, prepare
 from raincheck.stores._sqlite_place import Room, claim, warn_of_readers
 from raincheck.stores._sqlite_queries import NEWS
@@ -68,6 +68,7 @@ class File:
         self._look_at = 0.0
         self._pid = os.getpid()
         self._at_work: set[str] = set()
+        self._left: set[int] = set()  # the jobs whose requests wait for room to be written over
         self._scrub_at = 0.0  # not before
         self._scrub_due: threading.Timer | Future[None] | None = None
 
@@ -77,7 +78,9 @@ class File:
             changed = self._commit(calls)
         return changed + self.look(waiting)
 
-    def _commit(self, calls: list[Call[Any]], *, again: bool = False) -> list[str]:
+    def _commit(
+        self, calls: list[Call[Any]], *, again: bool = False, leaves: bool = False
+    ) -> list[str]:
         try:
             db = self._writer or self._open()
             if self._identity() != self._opened:  # SQLite would write to what nobody finds again
@@ -87,7 +90,7 @@ class File:
             for call in calls:
                 call.fail(error)
             return []
-        changes = Changes(db, Room(self.path))
+        changes = Changes(db, Room(self.path), leaves=leaves)
         try:
             for call in calls:
                 call.attempt(changes)
@@ -99,8 +102,11 @@ class File:
                 return [id for call in calls for id in self._commit([call])]
             if is_full(error) and not again and self._make_room(db):
                 return self._commit(calls, again=True)
+            if is_full(error) and changes.dropped and not leaves:
+                return self._commit(calls, again=True, leaves=True)
             calls[0].fail(error)
             return []
+        self._left.update(changes.left)
         if changes.dropped:
             self._scrub_soon()
         return changes.ids
@@ -143,10 +149,24 @@ class File:
                 self._scrub_now(self._writer)
 
     def _scrub_now(self, db: sqlite3.Connection) -> None:
+        self._drop_left(db)
         done = self._empty_log(db)
         self._scrub_at = time.monotonic() + SCRUB_EVERY
         if not done:
             self._scrub_soon()
+
+    def _drop_left(self, db: sqlite3.Connection) -> None:
+        """Drop the requests that were left, each by itself, as long as there is room for that."""
+        try:
+            while self._left:
+                number = min(self._left)
+                db.execute("BEGIN IMMEDIATE")
+                Changes(db, Room(self.path)).drop_left(number)
+                db.execute("COMMIT")
+                self._left.remove(number)
+        except (sqlite3.Error, StoreError):  # the next sweep comes by here as well
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
 
     def _empty_log(self, db: sqlite3.Connection) -> bool:
         """Take the log into the file, and cut it off; whether nobody was in the way."""
@@ -259,7 +279,9 @@ class File:
         warn_of_readers(self.path)
         self._writer = db
         self._opened = self._identity()
-        self._scrub_now(db)  # whoever had it open may have died before
+        # Whoever had it open may have died before.
+        self._left.update(number for (number,) in db.execute(LEFT_THERE, (LEFT,)))
+        self._scrub_now(db)
         return db
 
     def _identity(self) -> tuple[int, int] | None:

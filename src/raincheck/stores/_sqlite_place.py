@@ -59,6 +59,11 @@ class Room:
         left: float = self._free - self._taken - max(0, grows)
         return left >= SPARE
 
+    def overwrites(self, size: int) -> bool:
+        """Whether there is room to write over so many bytes of the file: the log alone grows."""
+        free, _ = self._look()
+        return free - size >= SPARE
+
     def _look(self) -> tuple[float, int]:
         try:
             free = shutil.disk_usage(os.path.dirname(self._place)).free
