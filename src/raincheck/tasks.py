@@ -38,6 +38,9 @@ T = TypeVar("T")
 # Seconds between looks at a task of another thread that is to stop, but waits for a thread itself.
 _THREAD_INTERVAL = 0.05
 
+CLEANUP = 1.0
+"""Seconds that what a `limit` has cancelled may clean up in, until it is cancelled again."""
+
 
 class Gate(Protocol):
     """A hand-over: closed at first, opened once."""
@@ -286,19 +289,23 @@ class AsyncioTasks(Tasks):
 
 
 class _AsyncioLimit(AbstractContextManager[None]):
-    """`asyncio.timeout()` without its coroutines: this stands around every call of a store."""
+    """`asyncio.timeout()` without its coroutines: this stands around every call of a store.
 
-    __slots__ = ("_cancels", "_late", "_task", "_timer")
+    And what cleans up may wait for the same that hangs: it is cancelled again.
+    """
+
+    __slots__ = ("_cancels", "_late", "_loop", "_task", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
         task = asyncio.current_task(loop)
         assert task is not None
-        self._task, self._cancels, self._late = task, task.cancelling(), False
+        self._loop, self._task, self._cancels, self._late = loop, task, task.cancelling(), 0
         self._timer = loop.call_later(delay, self._expire)
 
     def _expire(self) -> None:
-        self._late = True
-        self._task.cancel()
+        if self._task.cancel():
+            self._late += 1
+            self._timer = self._loop.call_later(CLEANUP, self._expire)
 
     def __exit__(
         self,
@@ -309,8 +316,9 @@ class _AsyncioLimit(AbstractContextManager[None]):
         self._timer.cancel()
         if not self._late:
             return
-        alone = self._task.uncancel() <= self._cancels  # else others cancel it as well
-        if alone and isinstance(exc, asyncio.CancelledError):
+        for _ in range(self._late):
+            others = self._task.uncancel() > self._cancels
+        if not others and isinstance(exc, asyncio.CancelledError):
             raise TimeoutError from exc
 
 

@@ -297,6 +297,20 @@ async def test_a_call_that_hangs_fails_in_time_and_says_for_how_long(name: str) 
     assert inside.reading == 0
 
 
+async def test_a_call_that_hangs_in_its_cleanup_as_well_fails_all_the_same() -> None:
+    """As a transaction that is rolled back on a server that answers nothing."""
+
+    async def hang_twice() -> None:
+        try:
+            await hang()
+        finally:
+            await hang()
+
+    with pytest.raises(StoreError, match="not answered for 10 seconds"), anyio.fail_after(1000):
+        await BoundedStore(Delayed(hang_twice), TIMEOUT).get("a")
+    await anyio.sleep(100)  # nothing of it is left
+
+
 @every_call
 async def test_a_call_just_in_time_comes_through_as_it_is(name: str) -> None:
     inside = Delayed(lambda: anyio.sleep(JUST_IN_TIME))

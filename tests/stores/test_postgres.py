@@ -28,6 +28,7 @@ from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
 from raincheck.stores._postgres_statements import PIECE, digest
 from raincheck.stores.base import Claim, Fetched, Page, Partial, Store, Total
+from raincheck.stores.bounded import BoundedStore
 from raincheck.stores.postgres import PAGE, PostgresStore
 from raincheck.testing.samples import (
     body_of,
@@ -784,6 +785,30 @@ async def test_a_server_that_hangs_fails_calls_in_time(
         there = await store.get("a")
         assert there is not None
         assert there in (job(), job().cancelling())
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+async def test_a_server_that_hangs_in_a_transaction_fails_calls_in_time(
+    postgres: Postgres, schema: str, open_store: Open, bounded: bool
+) -> None:
+    """It cannot even be rolled back."""
+    store = open_store(timeout=1.0)
+    await store.create(job())
+    calls: Store = BoundedStore(store, 1.0) if bounded else store
+    with anyio.fail_after(PATIENCE):
+        async with connected(postgres, schema) as other:
+            await other.execute("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            asking = asyncio.create_task(calls.discard("a"))
+            await until(lambda: postgres.ask(LOCKED) != "0")
+            pids = postgres.hang()
+            try:
+                ended, _ = await asyncio.wait([asking], timeout=5.0)
+            finally:
+                postgres.go_on(pids)
+        assert ended
+        with pytest.raises(StoreError, match="answer"):
+            await asking
+        assert await calls.discard("a") is False
 
 
 async def test_a_full_disk_refuses_new_jobs(

@@ -54,6 +54,7 @@ from raincheck.stores.base import (
     turns_to,
 )
 from raincheck.stores.servers import opening
+from raincheck.tasks import limit
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
@@ -499,11 +500,9 @@ class PostgresStore(Store):
                         left = until - session.loop.time()
                         rows = await connection.fetch(statement, *arguments, timeout=left)
                     else:
-                        async with (
-                            asyncio.timeout_at(until),
-                            connection.transaction(isolation=isolation),
-                        ):
-                            rows = await connection.fetch(statement, *arguments)
+                        with limit(until - session.loop.time()):  # rolled back, it may hang again
+                            async with connection.transaction(isolation=isolation):
+                                rows = await connection.fetch(statement, *arguments)
                     whole = True
                     return rows
             whole = True
@@ -526,7 +525,7 @@ class PostgresStore(Store):
         """What is open in this event loop; what fails or takes too long is a `StoreError`."""
         session = self._here()
         try:
-            async with asyncio.timeout(self._server.timeout):
+            with limit(self._server.timeout):
                 await session.open()
                 yield session
         except FAILURES as error:
