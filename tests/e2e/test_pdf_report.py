@@ -26,6 +26,7 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 MONTHS = [calendar.month_name[month] for month in range(1, 13)]
 REPORT = {"year": 2025}
+ENVIRONMENT = {"USE": "pdf_report", "MONTH": "0.5"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def viewer() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("reports")
-    server = Server(folder, app="examples.pdf_report.app:app", home=str(folder))
+    server = Server(folder, app="tests.e2e.uses_app:app", home=str(folder), **ENVIRONMENT)
     yield server
     server.close()
 
@@ -111,7 +112,7 @@ def serving(listener: socket.socket, folder: Path) -> Iterator[subprocess.Popen[
     """A server at a socket that stays when it is gone."""
     command = [sys.executable, "-m", "uvicorn", "tests.e2e.uses_app:app"]
     command += [f"--app-dir={ROOT}", f"--fd={listener.fileno()}", "--log-level=error"]
-    environment = {**os.environ, "USE": "pdf_report"}
+    environment = {**os.environ, **ENVIRONMENT}
     with subprocess.Popen(
         command, cwd=folder, env=environment, pass_fds=[listener.fileno()]
     ) as server:
