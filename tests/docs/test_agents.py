@@ -62,7 +62,7 @@ def test_it_outlives_what_passes_and_believes_what_is_final(
     assert (response.status_code, response.text) == (last, "the end")
     assert len(server.submissions) == 1
     assert server.script == []
-    assert slept == [1] * 4  # the 202, and what the script has before its end
+    assert slept == [1, 1, 1, 2]  # the 202, and what the script has before its end
 
 
 def test_it_sends_the_same_key_again(call: Any, slept: list[float]) -> None:
@@ -78,6 +78,25 @@ def test_it_sends_the_same_key_again(call: Any, slept: list[float]) -> None:
     assert len(keys) == 3
     assert len({*keys}) == 1
     assert slept == [7, 7]
+
+
+def test_it_takes_a_failure_in_time_for_the_answer(call: Any) -> None:
+    @long_running(wait=5)
+    async def fail(request: Request) -> Response:
+        return Response("of the handler", 503)
+
+    app = Starlette(routes=[Route("/reports", fail, methods=["POST"])])
+    with serving(LongRunningMiddleware(app)) as url:
+        response = call(f"{url}/reports", {}, {}, seconds=5)
+    assert (response.status_code, response.text) == (503, "of the handler")
+
+
+def test_a_poll_is_as_patient_as_it_is_asked_to_be(call: Any, slept: list[float]) -> None:
+    date = {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    server = ByHand(Response("", 429, {"retry-after": "30"}), Response("", 503, date))
+    with serving(server.app) as url:
+        assert call(f"{url}/work", {}, {}).status_code == 200
+    assert slept == [1, 30, 2]
 
 
 def test_it_gives_up_in_time(call: Any) -> None:
