@@ -118,6 +118,32 @@ async def test_what_is_quick_is_answered_at_once() -> None:
         assert asked.status_code == 202
 
 
+async def test_what_failed_runs_again() -> None:
+    async with running(run(block("repeats.py"), {})["app"]) as client:
+        accepted = await client.post("/imports")
+        assert (await follow(client, accepted)).json() == {"asked": 3}
+        await assert_job(client, accepted, runs=3)
+
+
+async def test_what_waits_too_long_never_begins() -> None:
+    async with running(run(block("waits.py"), {})["app"]) as client:
+        first = await client.post("/reports?seconds=2")
+        second = await client.post("/reports?seconds=0")
+        response = await follow(client, second)
+        assert (response.status_code, response.headers["job-status"]) == (503, "failed")
+        assert response.json()["type"] == "urn:raincheck:problem:waited-too-long"
+        assert (await follow(client, first)).json() == {"took": 2}
+
+
+async def test_large_bodies_are_in_files(place: Path) -> None:
+    async with running(run(block("large.py"), {})["app"]) as client:
+        accepted = await client.post("/rows", content=b"of a table\n" * 50_000)
+        response = await follow(client, accepted)
+        assert response.text.splitlines() == [*map(str, range(50_000))]
+        sizes = [path.stat().st_size for path in (place / "bodies").iterdir()]
+        assert sizes == [len(response.content)]
+
+
 async def test_the_test_passes() -> None:
     await anyio.to_thread.run_sync(run(block("test_reports.py"), {})["test_a_report"])
 
