@@ -51,7 +51,7 @@ html_extra_path = ["llms.txt"]
 html_copy_source = False
 
 linkcheck_anchors = False
-linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)", r"examples/"]
+linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)", r"examples/", r"_images/"]
 
 
 _NAMES = re.compile(r" +\w+(, \w+)+(?=: )")
@@ -70,7 +70,9 @@ class Mermaid(SphinxDirective):
             told = "no picture of this diagram; make it with: python -m docs.diagrams"
             return [self.state.document.reporter.warning(told, line=self.lineno)]
         path = f"/{found.relative_to(self.env.srcdir)}"
-        return [nodes.image(source, uri=path, alt=source, classes=["diagram"])]
+        image = nodes.image(source, uri=path, alt=source, classes=["diagram"])
+        # On a phone it is too small to read, and by itself it can be enlarged.
+        return [nodes.reference("", "", image, refuri=f"_images/{found.name}")]
 
 
 def tidy_docstring(

@@ -135,3 +135,8 @@ class TestBuilt:
     def test_a_diagram_is_a_picture(self, site: Path) -> None:
         for source in diagrams.sources():
             assert (site / "_images" / diagrams.picture(source).name).exists()
+
+    def test_a_diagram_that_is_too_small_to_read_leads_to_itself(self, site: Path) -> None:
+        pages = "".join(page.read_text() for page in site.glob("*.html"))
+        for picture in re.findall(r'<img\b[^>]*\bsrc="(_images/[0-9a-f]{16}\.svg)"', pages):
+            assert re.search(rf'<a\b[^>]*\bhref="{picture}"[^>]*><img\b', pages), picture
