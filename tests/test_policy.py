@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import math
 import re
 from datetime import timedelta
@@ -12,7 +13,15 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from raincheck import ConfigurationError, Limits, Policy, RaincheckError, Retry
+from raincheck import (
+    ConfigurationError,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    Policy,
+    RaincheckError,
+    Retry,
+)
 from raincheck.policy import MIB, PolicySettings, seconds, setting_names
 
 Settings = type[Policy] | type[Retry] | type[Limits]
@@ -208,6 +217,15 @@ def test_the_docs_have_every_setting_and_its_default(owner: Settings) -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
     fields = [(field.name, written(field.default)) for field in dataclasses.fields(owner)]
     assert rows == fields
+
+
+def test_the_docs_have_every_argument_of_the_middleware_and_of_jobs() -> None:
+    text = DOCUMENT.read_text()
+    section = text.split("\n## `LongRunningMiddleware`\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(rows) == sorted(inspect.signature(LongRunningMiddleware).parameters)
+    (said,) = re.findall(r"^\| `Jobs\(([\w=, ]+)\)` \|", text, re.MULTILINE)
+    assert sorted(said.replace("=", "").split(", ")) == sorted(inspect.signature(Jobs).parameters)
 
 
 def test_the_defaults_are_those_of_the_docs() -> None:

@@ -116,6 +116,13 @@ def test_what_a_marked_route_may_be_answered() -> None:
     assert said == {"202", *explicit(refusals(ALL_ON, policy))}
 
 
+def test_every_end_without_a_response_is_told() -> None:
+    ends = re.split(r"^## (.+)$", PROBLEMS, flags=re.MULTILINE)
+    section = ends[ends.index("The job ended without a response") + 1]
+    for name in re.findall(r"^### (.+)$", section, flags=re.MULTILINE):
+        assert f"(problems.md#{name})" in HTTP, name
+
+
 def test_every_state_is_there_with_what_it_may_become() -> None:
     said = {quoted([word])[0]: set(quoted([moves])) for word, _, moves in rows(HTTP, "States")}
     assert said == {
