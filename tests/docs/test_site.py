@@ -52,6 +52,12 @@ def test_programs_are_told_of_every_page() -> None:
     assert sorted(said) == sorted(page.name for page in DOCS.glob("*.md") if page.stem != "index")
 
 
+def test_people_are_led_to_every_whole_use() -> None:
+    uses = sorted(each.parent.name for each in (ROOT / "examples").glob("*/README.md"))
+    said = re.findall(r"\]\(\.\./examples/(\w+)\)", (DOCS / "index.md").read_text())
+    assert sorted(said) == uses
+
+
 def test_the_command_is_the_same_everywhere() -> None:
     assert COMMAND in (ROOT / "CONTRIBUTING.md").read_text()
     assert (
