@@ -33,6 +33,7 @@ from raincheck import (
     ConfigurationError,
     Failure,
     Job,
+    Jobs,
     Limits,
     LongRunningMiddleware,
     Pages,
@@ -47,7 +48,7 @@ from raincheck.telemetry.base import Telemetry
 from raincheck.telemetry.logging import LoggingTelemetry
 from raincheck.telemetry.prometheus import PrometheusTelemetry
 from raincheck.testing import follow
-from tests.conftest import virtual_jobs
+from tests.conftest import Clock, virtual_jobs
 from tests.doubles.stores import TrickyStore, taking
 from tests.event_stream import Reader
 from tests.support import Gate, app_of, gated, running, said, settled, slow_route
@@ -131,6 +132,19 @@ async def test_while_it_waits_its_document_says_when_it_runs_again() -> None:
         final = await document_of(client, accepted)
         assert (final["status"], final["runs"]) == ("succeeded", 2)
         assert "next_run_at" not in final
+
+
+async def test_it_can_be_asked_about_when_its_time_has_come_by_another_clock() -> None:
+    """A timer may be a little late, and the clock on the wall may be set."""
+    clock, ahead, flaky = Clock(), [0.0], Flaky(503, {})
+    jobs = Jobs(clock=lambda: clock() + ahead[0])
+    async with running(app_of(slow_route(flaky, retry=ALWAYS), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await anyio.sleep(1)
+        ahead[0] = 60
+        answer = await client.get(accepted.headers["location"] + "/status")
+        assert (answer.status_code, answer.json().get("status")) == (200, "queued")
+        assert (await follow(client, accepted)).status_code == 200
 
 
 async def test_when_its_runs_are_used_up_the_last_failure_is_the_outcome() -> None:

@@ -558,7 +558,7 @@ class Scheduler:
             if ahead and bound is not None and durations is not None and durations.mean:
                 return max(0.0, ahead - age * bound / durations.mean)
             return None if ahead else 0.0
-        if ticket.running:  # it is about to begin
+        if ticket.running or ticket.rests:  # it is about to begin, or to get in line
             return 0.0
         position = self._position(ticket)
         if bound is None or not route.elsewhere:
