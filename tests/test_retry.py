@@ -724,6 +724,30 @@ async def test_one_that_is_not_holds_nothing_up() -> None:
     assert (job.state, job.error.name) == ("failed", "interrupted")
 
 
+async def test_one_that_is_cancelled_as_the_server_stops_stops_nothing_else() -> None:
+    stops = anyio.Event()
+
+    async def takes_time(call: str, /, *arguments: Any, **more: Any) -> None:
+        if stops.is_set() and call == "replace":
+            await anyio.sleep(2)
+
+    async def cancel(id: str) -> None:
+        await anyio.sleep(1)  # the first is on its way to others
+        await jobs.cancel(id)
+
+    flaky, store = Flaky(503), TrickyStore(shared=True, after=takes_time)
+    jobs = virtual_jobs(store=store, limits=Limits(drain_timeout=5))
+    retry = Retry(backoff=lambda failure: 600)
+    app = app_of(slow_route(flaky, retry=retry), jobs=jobs)
+    async with anyio.create_task_group() as group, running(app) as client:
+        first, second = [(await client.post("/slow")).json()["job_id"] for _ in "ab"]
+        await settled()
+        stops.set()
+        group.start_soon(cancel, second)
+    found = [await store.get(id) for id in (first, second)]
+    assert [job and job.state for job in found] == ["queued", "cancelled"]
+
+
 # --- who is told ---------------------------------------------------------------------------------
 
 

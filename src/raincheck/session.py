@@ -152,7 +152,8 @@ class Session:
             )
         with anyio.move_on_after(grace):
             for run in runs.close(drain):
-                await runs.interrupt_waiting(run)
+                if run.waits:  # it was not cancelled meanwhile
+                    await runs.interrupt_waiting(run)
         with anyio.move_on_after(drain):
             await runs.until_idle()
         with anyio.move_on_after(grace):
