@@ -309,6 +309,7 @@ def raises(failure: Failure) -> Any:
         Retry(on=503, backoff=lambda failure: -1),
         Retry(on=503, backoff=lambda failure: None),  # type: ignore[arg-type, return-value] # wrong
         Retry(on=lambda failure: anyio.lowlevel.checkpoint()),  # type: ignore[arg-type, return-value] # wrong
+        Retry(on=503, backoff=lambda failure: anyio.lowlevel.checkpoint()),  # type: ignore[arg-type, return-value] # wrong
     ],
 )
 async def test_a_function_that_fails_is_logged_and_the_failure_is_the_outcome(
@@ -796,6 +797,15 @@ def test_what_does_not_go_with_a_retry_is_refused(settings: Any, message: str) -
     with pytest.raises(ConfigurationError) as raised:
         Policy(**settings, retry=Retry())
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["on", "backoff"])
+def test_a_function_that_would_have_to_be_awaited_is_refused(field: str) -> None:
+    async def ask(failure: Failure) -> Any: ...
+
+    settings: Any = {field: ask}
+    with pytest.raises(ConfigurationError, match="nothing waits for it"):
+        Retry(**settings)
 
 
 def test_the_runs_of_a_retry_are_those_of_its_policy() -> None:

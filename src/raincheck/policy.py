@@ -106,6 +106,8 @@ class Retry:
         check.integer("max_runs", at_least=1)
         if not callable(self.backoff):
             check.seconds("backoff")
+        elif inspect.iscoroutinefunction(self.backoff):
+            check.fail("backoff", "is seconds or a plain function: nothing waits for it")
 
     @property
     def _asks(self) -> bool:
@@ -124,24 +126,29 @@ class Retry:
         """
         on: Any = self.on
         if self._asks:
-            wanted = on(failure)
+            wanted = _at_once("on", on(failure))
         else:
             types = tuple(each for each in on if inspect.isclass(each))
             wanted = failure.status in on or isinstance(failure.exception, types)
-        if inspect.isawaitable(wanted):
-            if inspect.iscoroutine(wanted):
-                wanted.close()
-            raise TypeError("Retry(on=...) gave something to await, and nothing waits for it")
         return self._pause(failure) if wanted else None
 
     def _pause(self, failure: Failure) -> float:
         if not callable(self.backoff):
             usual = seconds(self.backoff) * 2.0 ** min(failure.runs - 1, 64)
             return min(usual, _LONGEST_BACKOFF) * (1 + secrets.randbelow(1000) / 4000)
-        pause = self.backoff(failure)
+        pause = _at_once("backoff", self.backoff(failure))
         if isinstance(pause, timedelta | int | float) and 0 <= seconds(pause) <= _LONGEST:
             return seconds(pause)
         raise ValueError(f"Retry(backoff=...) gave {pause!r}; it gives seconds, or a timedelta")
+
+
+def _at_once(field: str, given: Any) -> Any:
+    """What a function of a `Retry` has given, unless that would have to be awaited."""
+    if inspect.isawaitable(given):
+        if inspect.iscoroutine(given):
+            given.close()
+        raise TypeError(f"Retry({field}=...) gave something to await, and nothing waits for it")
+    return given
 
 
 def _may_be_named(each: object) -> bool:
