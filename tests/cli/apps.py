@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, Pages, long_running, report
+from raincheck import Limits, LongRunningMiddleware, Pages, Retry, long_running, report
 
 HOSTILE = "[bold red]page[/] \x1b[31m{n}\x1b[0m of \x1b]0;owned\x07{all}\x9b2J\u202e!"
 """What a handler may say, and no terminal may obey."""
@@ -38,6 +38,11 @@ async def make_report(request: Request) -> Response:
 @long_running(name="broken")
 async def broken(request: Request) -> Response:
     raise RuntimeError("the printer is on fire")
+
+
+@long_running(name="flaky", retry=Retry(on=503, backoff=600))
+async def flaky(request: Request) -> Response:
+    return PlainTextResponse("not yet", 503)
 
 
 @long_running(name="large")
@@ -69,6 +74,7 @@ def marked(**settings: Any) -> ASGIApp:
     routes = [
         Route("/reports", make_report, methods=["GET", "POST"]),
         Route("/broken", broken),
+        Route("/flaky", flaky, methods=["POST"]),
         Route("/large", large),
         Route("/polite", polite),
         Route("/echo", echo, methods=["GET", "POST", "PUT"]),

@@ -358,6 +358,16 @@ def test_jobs_are_listed_for_programs(listed: str, raincheck: Command) -> None:
         raincheck("cancel", job.out.decode().strip())
 
 
+def test_of_a_job_that_has_failed_once_it_says_when_it_runs_again(raincheck: Command) -> None:
+    with serving(marked()) as url:
+        url = raincheck("request", "--detach", f"{url}/flaky", "-d", "x").out.decode().strip()
+        stopped = raincheck("watch", url, "--deadline", "2")
+        (row,) = table(raincheck("list", url.rpartition("/")[0]).out)
+    when = re.search(r"queued (runs again at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)\n", stopped.err)
+    assert when, stopped.err
+    assert (row["status"], row["message"]) == ("queued", when[1])
+
+
 def table(out: bytes) -> list[dict[str, str]]:
     head, *lines = out.decode().splitlines()
     assert head.split("\t") == ["id", "status", "progress", "route", "owner", "created", "message"]

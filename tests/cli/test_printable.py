@@ -36,6 +36,9 @@ def test_only_text_is_shown(said: object, shown: str) -> None:
     assert printable(said) == shown
 
 
+SECOND = "queued number 1 in the queue"
+
+
 def test_a_long_text_is_cut() -> None:
     assert printable("x" * 600) == "x" * 499 + "…"
     assert printable("x" * 500) == "x" * 500
@@ -46,6 +49,8 @@ def test_a_long_text_is_cut() -> None:
     [
         ({"status": "running", "progress": 0.5, "message": "half"}, 0.5, "running half"),
         ({"status": "queued", "queue_position": 3}, None, "queued number 3 in the queue"),
+        ({"status": "queued", "next_run_at": "12:03Z"}, None, "queued runs again at 12:03Z"),
+        ({"status": "queued", "next_run_at": 7, "queue_position": 1}, None, SECOND),
         ({"status": "Running", "percentComplete": 40}, 0.4, "Running"),
         ({"progress": "40%", "message": ["a"]}, None, "running ['a']"),
         ({"status": {"\x1b": 1}, "progress": True}, None, "{'\\x1b': 1}"),
