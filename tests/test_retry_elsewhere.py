@@ -6,6 +6,7 @@ are killed in `tests/e2e/test_retry.py`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -405,6 +406,21 @@ async def test_one_that_has_begun_by_then_may_take_its_time() -> None:
             assert (await follow(client, each)).status_code == 200
         await anyio.sleep(60)
         assert (await document_of(client, second))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_of_one_that_has_begun_by_then_nothing_is_kept_for_that() -> None:
+    gate = Gate()
+    route = gated(gate, max_running=1, max_wait_queued=86_400)
+    async with running(app_of(route, jobs=virtual_jobs())) as client:
+        accepted = [await client.post("/slow") for _ in range(5)]
+        gate.open()
+        for each in accepted:
+            await follow(client, each)
+        loop: Any = asyncio.get_running_loop()
+        left = [each.when() - loop.time() for each in loop._scheduled if not each.cancelled()]
+        assert max(left, default=0) < 80_000
+    assert gate.entered == 5
 
 
 async def test_a_next_run_may_wait_longer() -> None:

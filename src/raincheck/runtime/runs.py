@@ -70,6 +70,7 @@ class Runs:
         self._idle: anyio.Event | None = None
         self._unblocking = False
         self._closing = False
+        self._expected: dict[str, Callable[[], None]] = {}  # call off what `expect` is to do
         self._came: set[str] = set()  # routes of which jobs came since `_ran` was asked
         self._loop = LoopWatch(tasks, environment.observers, self._ran)
         self._leases: Leases | None = None
@@ -191,7 +192,7 @@ class Runs:
         if here:
             self._rest(run, job)
         else:
-            self.tasks.call_later(pause, partial(self._spawn, self._bring_due, job))
+            self.tasks.call_later(pause, partial(self._spawn, partial(self._bring_due, job)))
         return job
 
     def _rest(self, earlier: Run, job: Job) -> None:
@@ -237,9 +238,9 @@ class Runs:
             lease = min(lease, max(0.0, job.begin_by - environment.clock()))
         await environment.store.renew({job.id: job.fence}, lease)
 
-    def _spawn(self, work: Callable[[Job], Coroutine[Any, Any, None]], job: Job) -> None:
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if not self._closing:  # else others do it, and here nobody waits for it
-            self.tasks.spawn(partial(work, job), Context())
+            self.tasks.spawn(work, Context())
 
     # --- waiting too long ------------------------------------------------------------------------
 
@@ -247,20 +248,26 @@ class Runs:
         """End a job that waits if it has not begun by its `begin_by`."""
         assert job.begin_by is not None
         left = max(0.0, job.begin_by - self.environment.clock())
-        self.tasks.call_later(left, partial(self._spawn, self._end_if_overdue, job))
+        end = partial(self._end_if_overdue, job.id, job.begin_by)  # keeps no more of it
+        call_off = self.tasks.call_later(left, partial(self._spawn, end))
+        if job.id in self._here:
+            self._expected[job.id] = call_off
 
-    async def _end_if_overdue(self, job: Job) -> None:
+    def _expect_no_more(self, id: str) -> None:
+        if self._expected and (call_off := self._expected.pop(id, None)) is not None:
+            call_off()
+
+    async def _end_if_overdue(self, id: str, begin_by: float) -> None:
         """End it if it waits still, wherever that is. If the store fails, it is found again."""
-        run = self._here.get(job.id)
+        run = self._here.get(id)
         if run is not None and not run.waits:
             return
         try:
             if run is not None:
                 await self.end_overdue(run.job)
             elif not self.environment.in_place:
-                newest = await self.environment.store.get(job.id)
-                assert job.begin_by is not None
-                if newest is not None and newest.overdue(job.begin_by):
+                newest = await self.environment.store.get(id)
+                if newest is not None and newest.overdue(begin_by):
                     await self.end_overdue(newest)
         except IllegalTransition:
             pass  # it has begun
@@ -304,6 +311,7 @@ class Runs:
         assert ticket is not None
         run.drop()
         del self._here[run.job.id]
+        self._expect_no_more(run.job.id)
         self._tell_idle()
         if run.held:  # it gives its place back when it has unwound
             run.stop(Reason.CANCELLED)
@@ -380,6 +388,7 @@ class Runs:
         """A handler has ended, or will not begin: its place is free."""
         if self._here.get(run.job.id) is run:
             del self._here[run.job.id]
+            self._expect_no_more(run.job.id)
         if self._idle is not None:
             self._tell_idle()
         if run.ticket is not None:  # a synchronous request has none
