@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from taskiq import AsyncBroker
 
-from raincheck import Limits, LongRunningMiddleware, Policy, long_running, report
+from raincheck import Limits, LongRunningMiddleware, Policy, Retry, long_running, report
 from raincheck.progress import current_job
 from raincheck.runners.base import Runner
 from raincheck.runners.taskiq import TaskiqRunner
@@ -139,6 +139,15 @@ async def late(request: Request) -> Response:
     return PlainTextResponse("never")
 
 
+@long_running(retry=Retry(backoff=1))
+async def flaky(request: Request) -> Response:
+    job = current_job()
+    assert job is not None
+    body = await request.body()
+    told = {"bytes": len(body), "runs": job.runs}
+    return JSONResponse(told, 503 if job.runs == 1 else 200)
+
+
 @long_running(queue="videos")
 async def video(request: Request) -> Response:
     note("begin", run_of(current_job()), os.getpid())
@@ -225,7 +234,7 @@ app = Starlette(
     routes=[
         *(
             Route(f"/{endpoint.__name__.replace('_', '-')}", endpoint, methods=["POST"])
-            for endpoint in (work, once, stream, in_thread, crash, late, video, surroundings)
+            for endpoint in (work, once, stream, in_thread, crash, late, flaky, video, surroundings)
         ),
         Route("/plain", plain),
         Route("/rule", plain, methods=["POST"]),

@@ -233,6 +233,20 @@ def test_redelivery_of_a_job_that_runs_or_has_ended_does_nothing(standing: Stand
     assert [words[1] for words in fleet.notes("begin")].count(url.rpartition("/")[2]) == 1
 
 
+@pytest.mark.slow
+def test_a_run_that_failed_is_repeated(web: Web) -> None:
+    url = web.accepted("/flaky", content=b"x" * 100_000)
+    document = until(lambda: _waiting(web, url))
+    assert (document["status"], document["runs"]) == ("queued", 1)
+    response = web.follow(url)
+    assert (response.status_code, response.json()) == (200, {"bytes": 100_000, "runs": 2})
+
+
+def _waiting(web: Web, url: str) -> Any:
+    document = web.client.get(url + "/status").json()
+    return document if "next_run_at" in document else None
+
+
 # --- what differs from one process (docs/scaling.md) -------------------------------------------
 
 

@@ -30,6 +30,7 @@ from raincheck import (
     Limits,
     LongRunningMiddleware,
     Policy,
+    Retry,
     long_running,
     report,
 )
@@ -464,6 +465,13 @@ async def work(request: Request) -> Response:
     return JSONResponse({"by": os.getpid(), "runs": job.runs})
 
 
+@long_running(retry=Retry(backoff=1))
+async def flaky(request: Request) -> Response:
+    job = current_job()
+    assert job is not None
+    return JSONResponse({"by": os.getpid(), "runs": job.runs}, 503 if job.runs == 1 else 200)
+
+
 @long_running(queue="videos")
 async def video(request: Request) -> Response:
     return JSONResponse({"by": os.getpid()})
@@ -476,6 +484,7 @@ def deployed(dsn: str) -> tuple[LongRunningMiddleware, PgQueuerRunner]:
         Starlette(
             routes=[
                 Route("/work", work, methods=["POST"]),
+                Route("/flaky", flaky, methods=["POST"]),
                 Route("/video", video, methods=["POST"]),
             ]
         ),
@@ -591,3 +600,20 @@ async def test_a_worker_drains_in_time_and_gives_back_what_it_does_not_finish(
         assert (await follow(client, short)).json() == {"by": first.pid, "runs": 1}
         assert (await follow(client, long)).json() == {"by": second.pid, "runs": 2}
         assert (await follow(client, other)).json() == {"by": second.pid}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_run_that_failed_is_repeated_whoever_is_left(
+    killed: bool, start: Callable[..., subprocess.Popen[bytes]], dsn: str
+) -> None:
+    first = start()
+    async with web(dsn) as client, asyncio.timeout(PATIENCE):
+        accepted = await client.post("/flaky")
+        url = accepted.headers["location"] + "/status"
+        while "next_run_at" not in (await client.get(url)).json():  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.05)
+        if killed:
+            first.kill()
+        by = start() if killed else first
+        assert (await follow(client, accepted)).json() == {"by": by.pid, "runs": 2}
