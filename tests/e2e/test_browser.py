@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raincheck import Limits, LongRunningMiddleware, long_running
+from raincheck import Limits, LongRunningMiddleware, Retry, current_job, long_running
 from tests.e2e.browser import PATIENCE, Serving, Watched, Work, violations
 
 pytestmark = pytest.mark.real
@@ -54,6 +54,14 @@ class Site:
         async def late(request: Request) -> Response:
             return await self.work(request)
 
+        @long_running(retry=Retry(backoff=2))
+        async def flaky(request: Request) -> Response:
+            job = current_job()
+            assert job is not None
+            if job.runs == 1:
+                return Response("not yet", 503)
+            return await self.work(request)
+
         async def start(request: Request) -> Response:
             return HTMLResponse(START)
 
@@ -74,6 +82,7 @@ class Site:
                 Route("/", start),
                 Route("/done", done),
                 Route("/late", late),
+                Route("/flaky", flaky),
                 Route("/work", work, methods=["GET", "POST"]),
             ],
             middleware=[
@@ -197,6 +206,20 @@ def test_a_response_without_content_leaves_the_page_and_says_so(site: Site) -> N
     asked = site.asked("/status") + site.asked("/events")
     page.wait_for_timeout(1500)
     assert site.asked("/status") + site.asked("/events") == asked  # it is over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_run_that_failed_is_told_of_until_the_next_one_begins(site: Site, scripts: bool) -> None:
+    page = site.page(java_script_enabled=scripts)
+    page.goto(site.url + "/flaky")
+    again = page.get_by_text(re.compile(r"^Tried again at .*\d:\d\d"))
+    expect(again).to_be_visible()
+    expect(heading(page)).to_have_text("Waiting for its turn")
+    expect(heading(page)).to_have_text("In progress")
+    expect(again).not_to_be_visible()
+    site.work.end(HTMLResponse("<h1>The report</h1>"))
+    expect(heading(page)).to_have_text("The report")
 
 
 @pytest.mark.slow

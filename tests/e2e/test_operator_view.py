@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from raincheck import LongRunningMiddleware, Pages, long_running
+from raincheck import LongRunningMiddleware, Pages, Retry, long_running
 from tests.e2e.browser import PATIENCE, Serving, Watched, Work, violations
 
 pytestmark = pytest.mark.real
@@ -53,8 +53,13 @@ class Site:
         async def fail(request: Request) -> Response:
             return PlainTextResponse("no", 500)
 
+        @long_running(name="flaky", retry=Retry(backoff=lambda failure: 600))
+        async def flaky(request: Request) -> Response:
+            return await self.work(request)
+
+        endpoints = {"/work": work, "/fail": fail, "/flaky": flaky}
         return Starlette(
-            routes=[Route("/work", work, methods=["POST"]), Route("/fail", fail, methods=["POST"])],
+            routes=[Route(path, each, methods=["POST"]) for path, each in endpoints.items()],
             middleware=[
                 Middleware(
                     LongRunningMiddleware,
@@ -103,6 +108,21 @@ def rows(page: Page) -> Locator:
 
 def row(page: Page, id: str) -> Locator:
     return page.locator(f'#rows tr[data-key="{id}"]')
+
+
+@pytest.mark.slow
+def test_the_list_says_when_a_run_that_failed_is_repeated(site: Site) -> None:
+    id = site.submit("/flaky")
+    page = site.page()
+    expect(row(page, id)).to_contain_text("Running")
+    site.work.end(PlainTextResponse("not yet", 503))
+    again = re.compile(r"Tried again at .*\d:\d\d")
+    expect(row(page, id)).to_contain_text(again)  # as the script has it
+    expect(row(page, id)).to_contain_text("Waiting")
+    plain = site.page(java_script_enabled=False)
+    expect(row(plain, id)).to_contain_text(again)
+    site.client.post(f"/jobs/{id}/cancel", headers={"cookie": "user=ann"})
+    expect(row(page, id)).not_to_contain_text(again)
 
 
 @pytest.mark.slow
