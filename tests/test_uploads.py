@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from raincheck import Jobs, Limits, LongRunningMiddleware, MemoryStore
+from raincheck.acceptance import request_body
 from raincheck.acceptance.request_body import IN_MEMORY, RequestBody
 from raincheck.bodies.base import Bodies
 from raincheck.bodies.files import FileBodies
@@ -230,6 +231,34 @@ async def test_an_upload_for_which_there_is_no_room_is_refused(
         assert refused.status == 503
         assert (b"retry-after", b"5") in refused.sent[0]["headers"]
         assert (await client.post("/slow", content=LARGE[:9])).status_code == 202
+
+
+async def test_a_key_goes_by_no_part_of_an_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the end of it is to be put into the file, where its key is computed."""
+    bodies = FileBodies(tmp_path / "bodies")
+    write, half = request_body._write, LARGE[: len(LARGE) // 2]
+
+    def full(file: Any, content: bytes) -> None:
+        if file.tell() + len(content) > len(half):
+            raise OSError(28, "No space left on device")
+        write(file, content)
+
+    monkeypatch.setattr(request_body, "_write", full)
+    app = app_of(bodies)
+    async with running(app) as client:
+        refused = RawRequest(idempotency_key="k")
+        refused.feed(half, more=True)
+        refused.feed(LARGE[:IN_MEMORY])
+        with anyio.fail_after(10):
+            await refused.run(app)
+        assert refused.status == 503
+        assert (b"retry-after", b"5") in refused.sent[0]["headers"]
+        headers = {"idempotency-key": "k"}  # which is free
+        accepted = await client.post("/slow", content=in_chunks(half), headers=headers)
+        assert accepted.status_code == 202
+        assert (await follow(client, accepted)).json() == answer_to(half)
 
 
 async def test_a_request_that_is_torn_while_it_waits_fails_its_job(tmp_path: Path) -> None:

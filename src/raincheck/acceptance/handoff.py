@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck.acceptance.request_body import RequestBody, StoredBody
+from raincheck.acceptance.request_body import RequestBody, StoredBody, no_room
 from raincheck.bodies.base import LARGE, Bodies
 from raincheck.crashes import Catchall
 from raincheck.decorator import Mark, current_handoff
@@ -22,7 +22,6 @@ from raincheck.errors import (
     Refusal,
     Release,
     RequestTooLarge,
-    StoreUnavailable,
     is_release,
 )
 from raincheck.job import Job, Progress, Trace
@@ -405,7 +404,7 @@ class Handoff:
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             if body.arrive(message) and not await body.spill():
-                raise StoreUnavailable("There is no room for the request body.", retry_after=5)
+                raise no_room()
         if body.size > limit:
             raise self._too_large()
 

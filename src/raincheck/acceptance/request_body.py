@@ -16,7 +16,7 @@ import anyio.to_thread
 from starlette.types import Message
 
 from raincheck.bodies.base import Bodies, closing
-from raincheck.errors import BodyLost
+from raincheck.errors import BodyLost, StoreUnavailable
 from raincheck.messages import Apart
 
 logger: logging.Logger = logging.getLogger("raincheck")
@@ -170,9 +170,15 @@ class RequestBody:
             end += len(chunk)
 
     async def content(self) -> bytes | mmap.mmap:
-        """All of it, once it is whole: in memory, or as if it were. Raises as `body`."""
-        if self.file is None or not (not self._chunks or await self.spill()):
+        """All of it, once it is whole: in memory, or as if it were.
+
+        Raises:
+            StoreUnavailable: there is no room for the end of it.
+        """
+        if self.file is None:
             return await self.body()
+        if self._chunks and not await self.spill():
+            raise no_room()
         return mmap.mmap(self.file.fileno(), self._end, access=mmap.ACCESS_READ)
 
     def _pread(self, at: int, size: int) -> bytes:
@@ -251,6 +257,11 @@ class StoredBody(RequestBody):
             raise BodyLost(f"of {self.size} bytes of a captured request {self._given} are there")
         self._told_end = self._given >= self.size
         return {"type": "http.request", "body": chunk, "more_body": not self._told_end}
+
+
+def no_room() -> StoreUnavailable:
+    """What a request is told whose body cannot be kept; a `spill` that fails leaves it torn."""
+    return StoreUnavailable("There is no room for the request body.", retry_after=5)
 
 
 def _write(file: IO[bytes], content: bytes) -> None:
