@@ -61,7 +61,14 @@ async def test_a_directory_that_is_open_to_others_is_told_of(
 
 async def test_what_can_never_work_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place, reason in ((tmp_path / "file", "no directory"), (tmp_path / "a" / "b", "no such")):
+    (tmp_path / "link").symlink_to("b")
+    for place, reason in (
+        (tmp_path / "file", "no directory"),
+        (tmp_path / "a" / "b", "no such"),
+        (tmp_path / "link", f"make the directory {tmp_path}/b"),
+        (tmp_path / "file" / "a", "Not a directory"),
+        (tmp_path / ("a" * 300), "File name too long"),
+    ):
         with pytest.raises(ConfigurationError, match=reason):
             await FileBodies(place).open()
         with pytest.raises(StoreError):

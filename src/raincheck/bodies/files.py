@@ -35,6 +35,9 @@ SPARE = 2 * 1024 * 1024
 """Bytes of the disk that are left to what has to be written: the outcomes of accepted jobs, and
 twice what `SQLiteStore` leaves to them, if it is on the same disk."""
 
+_FOR_GOOD = frozenset({errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})
+"""What of a path time alone does not change."""
+
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -213,6 +216,11 @@ class FileBodies(Bodies):
         try:
             found = os.stat(directory)
         except FileNotFoundError:
+            if os.path.islink(directory):
+                raise ConfigurationError(
+                    f"FileBodies({directory!r}): this link leads nowhere: make the directory "
+                    f"{os.path.realpath(directory)}, or remove the link"
+                ) from None
             parent = os.path.dirname(directory)
             if os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
                 return
@@ -220,6 +228,13 @@ class FileBodies(Bodies):
                 f"FileBodies({directory!r}): there is no such directory, and it cannot be made: "
                 f"{parent} has to be there, and writable for this process"
             ) from None
+        except OSError as error:
+            if error.errno not in _FOR_GOOD:
+                raise
+            raise ConfigurationError(
+                f"FileBodies({directory!r}): {error.strerror}: give the path of a directory that "
+                "this process can read and write"
+            ) from error
         if not stat.S_ISDIR(found.st_mode):
             raise ConfigurationError(f"FileBodies({directory!r}): this is no directory")
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
