@@ -24,11 +24,11 @@ from starlette.types import Receive, Scope, Send
 from raincheck import Limits, LongRunningMiddleware
 from raincheck.bodies.base import LARGE, Bodies
 from raincheck.stores.base import Store
-from raincheck.testing import BodiesContract, lifespan
+from raincheck.testing import BodiesContract, follow, lifespan
 from tests.conftest import long, virtual_jobs
-from tests.doubles.bodies import Death, MemoryBodies, MortalBodies, MortalStore
+from tests.doubles.bodies import Death, Durable, MemoryBodies, MortalBodies, MortalStore
 from tests.doubles.stores import SharedMemory
-from tests.support import client_of, slow_route, unfinished
+from tests.support import app_of, client_of, running, slow_route, unfinished
 
 LONG = long("BODIES")
 
@@ -73,7 +73,7 @@ def process(store: Store, bodies: Bodies) -> LongRunningMiddleware:
     return LongRunningMiddleware(Starlette(routes=routes), jobs=jobs)
 
 
-async def follow(app: LongRunningMiddleware, location: str) -> tuple[int, bytes, str | None]:
+async def followed(app: LongRunningMiddleware, location: str) -> tuple[int, bytes, str | None]:
     async with client_of(app) as client:
         with anyio.fail_after(1000):
             while True:
@@ -109,7 +109,7 @@ async def play(path: str, count: int, death: Death) -> list[str]:
             await anyio.sleep(3 * LEASE)
             assert await unfinished(store) == []  # law 1
             for location in accepted:
-                status, body, said = await follow(second, location)
+                status, body, said = await followed(second, location)
                 if status == 200:  # laws 2 and 14: the whole of it, or none
                     assert body == ANSWER
                 else:
@@ -118,7 +118,7 @@ async def play(path: str, count: int, death: Death) -> list[str]:
             await anyio.sleep(3 * LEASE)
             assert await unfinished(store) == []
             for location in accepted:  # law 5
-                status, body, said = await follow(second, location)
+                status, body, said = await followed(second, location)
                 assert (status, body) == (200, ANSWER) or (status, path) == (502, "/once")
             await anyio.sleep(130)
             assert bodies.kept == {}  # nobody's
@@ -145,3 +145,39 @@ async def test_a_process_may_die_at_every_call(
             except BaseException as error:
                 error.add_note(f"{death}, {'done' if done else 'not done'}")
                 raise
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("left", [-1, 0])
+async def test_law_1_a_response_that_goes_while_it_is_written_fails_its_job(
+    left: int, durable: bool
+) -> None:
+    """Deleted or torn by somebody else, or the volume is not there any more."""
+    bodies = MemoryBodies()
+
+    async def answer(request: Request) -> Response:
+        class Torn(Response):
+            async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                part = {"type": "http.response.body", "body": b"x" * 2 * LARGE, "more_body": True}
+                await send(part)
+                ((name, there),) = bodies.kept.items()
+                if left:
+                    bodies.kept[name] = there[:left]
+                else:
+                    del bodies.kept[name]
+                if "end" not in request.url.query:
+                    await send(part)
+                await send({"type": "http.response.body", "body": b"the end"})
+
+        return Torn()
+
+    store = Durable() if durable else SharedMemory()
+    jobs = virtual_jobs(store=store, bodies=bodies)
+    async with running(app_of(slow_route(answer), jobs=jobs)) as client:
+        for path in ("/slow", "/slow?end"):
+            accepted = await client.post(path)
+            with anyio.fail_after(20):
+                found = await follow(client, accepted)
+            assert (found.status_code, found.headers["job-status"]) == (500, "failed")
+            assert found.json()["type"] == "urn:raincheck:problem:unreadable"

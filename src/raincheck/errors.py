@@ -204,7 +204,10 @@ class StoreError(RaincheckError):
 
 
 class BodyLost(StoreError):
-    """The body of a stored response is not whole any more: its job went while it was read."""
+    """The body of a stored response is not whole any more.
+
+    Its job went while it was read, or what there was of it did while it was written.
+    """
 
 
 class BrokenOff(RaincheckError):

@@ -9,7 +9,7 @@ import anyio
 
 from raincheck import Job
 from raincheck.bodies.base import Bodies, closing
-from raincheck.errors import StoreError
+from raincheck.errors import BodyLost
 from raincheck.stores.base import Store
 from tests.doubles.stores import Line, SharedMemory
 
@@ -32,7 +32,7 @@ class MemoryBodies(Bodies):
     async def append(self, name: str, offset: int, chunk: bytes) -> None:
         there = self.kept.get(name, b"")
         if len(there) < offset:
-            raise StoreError(f"{name} has {len(there)} bytes, and not {offset}")
+            raise BodyLost(f"{name} has {len(there)} bytes, and not {offset}")
         self.kept[name] = there + chunk[len(there) - offset :]
         self._touched[name] = anyio.current_time()
 

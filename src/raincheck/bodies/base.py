@@ -46,7 +46,7 @@ class Bodies(ABC):
 
         Raises:
             StoreFull: there is no room for it.
-            StoreError: what stands before it is not there, or not any more.
+            BodyLost: what stands before it is not there, or not any more: to ask again is no use.
         """
 
     @abstractmethod
@@ -62,7 +62,11 @@ class Bodies(ABC):
         """Bytes that there are of a body; None if there is none."""
 
     async def sync(self, name: str) -> None:  # noqa: B027  # it may be so already
-        """See that what there is of a body outlives the machine's crash. Default: it does."""
+        """See that what there is of a body outlives the machine's crash. Default: it does.
+
+        Raises:
+            BodyLost: there is nothing of it any more.
+        """
 
     @abstractmethod
     async def delete(self, names: Collection[str]) -> None:

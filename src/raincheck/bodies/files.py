@@ -153,13 +153,13 @@ class FileBodies(Bodies):
             file = self._to_write(name, os.O_CREAT if offset == 0 else 0)
         except FileNotFoundError:
             if offset:
-                raise StoreError(f"{self.directory}: {name} is not there any more") from None
+                raise BodyLost(f"{self.directory}: {name} is not there any more") from None
             self._make()
             file = self._to_write(name, os.O_CREAT)
         try:
             there = os.fstat(file).st_size
             if there < offset:
-                raise StoreError(f"{self.directory}: {name} has {there} bytes, and not {offset}")
+                raise BodyLost(f"{self.directory}: {name} has {there} bytes, and not {offset}")
             rest = memoryview(chunk)[there - offset :]
             disk = os.fstatvfs(file)
             if rest and disk.f_bavail * disk.f_frsize - len(rest) < SPARE:
@@ -195,7 +195,10 @@ class FileBodies(Bodies):
             return None
 
     def _sync(self, name: str) -> None:
-        _flush(self._path(name))
+        try:
+            _flush(self._path(name))
+        except FileNotFoundError:
+            raise BodyLost(f"{self.directory}: {name} is not there any more") from None
         _flush(self.directory)
 
     def _delete(self, names: Collection[str]) -> None:

@@ -10,6 +10,8 @@ import anyio
 
 from raincheck.errors import (
     NOT_KEPT,
+    RESPONSE_LOST,
+    BodyLost,
     IllegalTransition,
     LeaseLost,
     Problem,
@@ -235,9 +237,10 @@ class Ledger:
         Raises:
             LeaseLost: nobody wants it any more: the job is deleted, or somebody else's.
             StoreFull: there is no room for it.
+            BodyLost: what stands before it is not there any more.
         """
         kept = partial(self._store.append_body, job.id, job.fence, offset, chunk, head=head)
-        if not await self.patiently(kept, StoreFull):
+        if not await self.patiently(kept, StoreFull, BodyLost):
             raise LeaseLost("the job has changed hands")
 
     async def append_once(self, job: Job, offset: int, chunk: bytes, head: Head | None) -> None:
@@ -370,7 +373,7 @@ class Ledger:
 
         unkept = None
         if done.response is not None:
-            given = {**outcome, "response": None, "error": NOT_KEPT}
+            given = {**outcome, "response": None}
             unkept = partial(end, state=State.FAILED, **given)
         ended = await self._end_patiently(job, partial(end, **outcome), unkept, tail)
         if ended.finished_at in tried:  # else somebody else ended it
@@ -378,14 +381,14 @@ class Ledger:
         return ended
 
     async def _end_patiently(
-        self, job: Job, end: _Change, unkept: _Change | None, tail: bytes
+        self, job: Job, end: _Change, unkept: Callable[..., Job] | None, tail: bytes
     ) -> Job:
-        """Put the last version in place, or another one if there is no room for it.
+        """Put the last version in place, or another one if its body cannot be kept.
 
         Args:
             job: the version known here.
             end: makes the last one.
-            unkept: makes the one without a response, if `end` has one.
+            unkept: makes the one without a response for an error, if `end` has one.
             tail: as in `Store.replace`.
         """
         late = anyio.current_time() + _FULL
@@ -396,7 +399,11 @@ class Ledger:
             except StoreFull:
                 if unkept is None or anyio.current_time() < late:
                     raise
-                return await self._end(job, unkept)
+                return await self._end(job, partial(unkept, error=NOT_KEPT))
+            except BodyLost:
+                if unkept is None:
+                    raise
+                return await self._end(job, partial(unkept, error=RESPONSE_LOST))
 
         return await self.patiently(try_to_end)
 

@@ -15,7 +15,9 @@ from starlette.types import Message, Scope
 from raincheck.errors import (
     ANSWER_NOT_KEPT,
     NOT_KEPT,
+    RESPONSE_LOST,
     UNREADABLE,
+    BodyLost,
     IllegalTransition,
     LeaseLost,
     NoRoom,
@@ -383,6 +385,9 @@ class Run:
         except StoreFull:
             await self._decide(State.FAILED, error=NOT_KEPT)
             raise Release from None
+        except BodyLost:
+            await self._decide(State.FAILED, error=RESPONSE_LOST)
+            raise Release from None
         except LeaseLost:
             self.lose()
             raise Release from None
@@ -442,7 +447,7 @@ class Run:
         return self._complete
 
     async def _keep(self, recorder: Recorder, offset: int, piece: bytes) -> None:
-        """Have a piece of the body kept. Raises LeaseLost, or StoreFull."""
+        """Have a piece of the body kept. Raises LeaseLost, StoreFull, or BodyLost."""
         if self._decided:  # meanwhile: nobody wants it any more
             raise LeaseLost("the job has ended")
         head = None if offset else recorder.head
@@ -450,7 +455,7 @@ class Run:
         recorder.kept()
 
     async def _keep_live(self, recorder: Recorder, *, ended: bool) -> None:
-        """Have what has come kept in time. Raises LeaseLost, or StoreFull."""
+        """Have what has come kept in time. Raises as `_keep` does."""
         if self._flusher is None:
             keep = partial(self._keep, recorder)
             self._flusher = Flusher(recorder, keep, self.lose, self._home.tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from raincheck.bodies.base import LARGE, Bodies
-from raincheck.errors import StoreError
+from raincheck.errors import BodyLost, StoreError
 
 
 async def content(bodies: Bodies, name: str = "a.1", offset: int = 0) -> bytes:
@@ -14,10 +14,10 @@ async def content(bodies: Bodies, name: str = "a.1", offset: int = 0) -> bytes:
 
 
 async def refused(call: Awaitable[None]) -> bool:
-    """Whether a call raises `StoreError`."""
+    """Whether a call raises `BodyLost`."""
     try:
         await call
-    except StoreError:
+    except BodyLost:
         return True
     return False
 
