@@ -363,7 +363,7 @@ async def test_a_finished_job_is_not_asked_for_at_every_sweep(
 ) -> None:
     inner = SharedMemory()
     store = DividedStore(inner, bodies, TIMEOUT)
-    await with_body(store, "a", PIECES)
+    await with_body(DividedStore(inner, bodies, TIMEOUT), "a", PIECES)
     asked: list[str] = []
     get = inner.get
 
@@ -375,6 +375,23 @@ async def test_a_finished_job_is_not_asked_for_at_every_sweep(
     for now in range(1000, 1060):
         await store.sweep(now)
     assert asked == ["a"]
+
+
+@pytest.mark.parametrize("seen", ["by who wrote it", "by a sweep"])
+async def test_a_body_goes_with_a_job_that_leaves_no_tombstone(
+    bodies: MemoryBodies, seen: str
+) -> None:
+    """Its tombstone had its time as well before the next sweep, or another one has swept it."""
+    inner = SharedMemory()
+    writer, store = DividedStore(inner, bodies, TIMEOUT), DividedStore(inner, bodies, TIMEOUT)
+    done = await with_body(writer, "a", PIECES)
+    if seen == "by a sweep":
+        await store.sweep(1001.0)
+    assert await inner.replace(done.tombstone(1001.0, 0.0))
+    await inner.sweep(1002.0)
+    assert await inner.get("a") is None
+    await (store if seen == "by a sweep" else writer).sweep(1060.0)
+    assert bodies.kept == {}
 
 
 async def test_bodies_that_cannot_be_deleted_go_with_a_sweep(

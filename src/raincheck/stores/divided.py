@@ -235,6 +235,8 @@ class DividedStore(BoundedStore):
         if begun is not None:
             if not job.bodied or job.fence != begun:
                 dropped.add(self._response_of(id, begun))
+            elif job.due_at is not None:
+                self._later[self._response_of(id, begun)] = job.due_at
             if ended or job.fence != begun:
                 self._stop_writing(id)
             self._watchers().wake((id,))
@@ -332,13 +334,15 @@ class DividedStore(BoundedStore):
         self._later = {name: at for name, at in self._later.items() if name in places}
         orphans = []
         for name, (id, of) in places.items():
-            if self._later.get(name, -math.inf) > now:
+            due = self._later.get(name)
+            if due is not None and due > now:
                 continue
             try:
                 job = await self.get(id)
             except UnreadableRecord:
                 continue
-            if _orphaned(job, of, found[name]):
+            # What was there, and had its time, has not even left a tombstone.
+            if _orphaned(job, of, found[name] if due is None else math.inf):
                 orphans.append(name)
             elif job is not None and job.due_at is not None:
                 self._later[name] = job.due_at
@@ -378,7 +382,7 @@ def _orphaned(job: Job | None, fence: int | None, idle: float) -> bool:
     Args:
         job: whose it was.
         fence: of the run that has written it; None if it is that of a captured request.
-        idle: seconds since something was appended to it.
+        idle: seconds since something was appended to it; without end if its job has been there.
     """
     if job is None:
         return idle >= UNKNOWN
