@@ -129,6 +129,38 @@ async def test_what_an_earlier_version_kept_in_the_store_is_read_there(
     assert await body_of(store, "a") == BODY
 
 
+@pytest.mark.parametrize("stale", [10, 2 * len(BODY)])
+@pytest.mark.parametrize("piece", [1000, 200_000, LARGE, 2 * LARGE, len(BODY)])
+async def test_a_response_begins_anew_whatever_is_there_in_its_name(
+    store: DividedStore, bodies: MemoryBodies, stale: int, piece: int
+) -> None:
+    """The store was brought back from a backup, and the files with it, which were copied later."""
+    await bodies.append("a.1", 0, b"x" * stale)
+    pieces = [BODY[start : start + piece] for start in range(0, len(BODY), piece)]
+    await with_body(store, "a", pieces[:-1], tail=pieces[-1])
+    assert bodies.kept["a.1"] == BODY
+    assert await body_of(store, "a") == BODY
+
+
+async def test_a_response_of_which_the_beginning_was_kept_in_part_is_kept_whole(
+    store: DividedStore, bodies: MemoryBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = bodies.append
+
+    async def part(name: str, offset: int, chunk: bytes) -> None:
+        monkeypatch.undo()
+        await append(name, offset, chunk[:10])
+        raise StoreError("the disk is away")
+
+    await store.create(job())
+    assert await store.append_body("a", 1, 0, BODY[:1000])
+    monkeypatch.setattr(bodies, "append", part)
+    with pytest.raises(StoreError):
+        await store.append_body("a", 1, 1000, BODY[1000:])
+    assert await store.append_body("a", 1, 1000, BODY[1000:])
+    assert bodies.kept["a.1"] == BODY
+
+
 async def test_of_a_job_that_ended_only_the_whole_is_read(
     store: DividedStore, bodies: MemoryBodies
 ) -> None:

@@ -157,6 +157,7 @@ class DividedStore(BoundedStore):
             return await super().append_body(id, fence, offset, chunk, head=head)
         if not await self._is_run(id, fence):
             return False
+        await self._forget_earlier(id, fence)
         # What small pieces have come to before stays in the store, up to this one: whoever reads
         # it there sees by that that it goes on elsewhere.
         more = chunk[: LARGE - offset] if 0 < offset < LARGE else b""
@@ -196,10 +197,19 @@ class DividedStore(BoundedStore):
         self._writing.pop(id, None)
         self._checked.pop(id, None)
 
+    async def _forget_earlier(self, id: str, fence: int) -> None:
+        """Before a run's response begins to be apart: no other's may be there in its name.
+
+        A store that has come back from a backup, or has lost its last moments, gives a fence again
+        in which it had forgotten that a run has written.
+        """
+        if self._writing.get(id) != fence:
+            await self._bodies.delete((self._response_of(id, fence),))
+
     async def _append(self, id: str, fence: int, offset: int, chunk: bytes) -> None:
         """Append to the body of a response, which begins with what of it is in the store."""
         name = self._response_of(id, fence)
-        if offset and self._writing.get(id) != fence and await self._bodies.size(name) is None:
+        if offset and self._writing.get(id) != fence:
             begun = b"".join([each async for each in super().read_body(id)])[:offset]
             if len(begun) != offset:
                 raise BodyLost(f"the body of job {id} was dropped while it was written")
@@ -219,6 +229,7 @@ class DividedStore(BoundedStore):
     ) -> bool:
         response, begun = job.response, self._writing.get(job.id)
         if response is not None and response.size >= LARGE and (tail or begun == job.fence):
+            await self._forget_earlier(job.id, job.fence)
             await self._append(job.id, job.fence, response.size - len(tail), tail)
             if self._durable:
                 await self._bodies.sync(self._response_of(job.id, job.fence))
