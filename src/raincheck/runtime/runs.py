@@ -254,7 +254,7 @@ class Runs:
             self._expected[job.id] = call_off
 
     def _expect_no_more(self, id: str) -> None:
-        if self._expected and (call_off := self._expected.pop(id, None)) is not None:
+        if (call_off := self._expected.pop(id, None)) is not None:
             call_off()
 
     async def _end_if_overdue(self, id: str, begin_by: float) -> None:
@@ -311,7 +311,8 @@ class Runs:
         assert ticket is not None
         run.drop()
         del self._here[run.job.id]
-        self._expect_no_more(run.job.id)
+        if self._expected:
+            self._expect_no_more(run.job.id)
         self._tell_idle()
         if run.held:  # it gives its place back when it has unwound
             run.stop(Reason.CANCELLED)
@@ -388,7 +389,8 @@ class Runs:
         """A handler has ended, or will not begin: its place is free."""
         if self._here.get(run.job.id) is run:
             del self._here[run.job.id]
-            self._expect_no_more(run.job.id)
+            if self._expected:
+                self._expect_no_more(run.job.id)
         if self._idle is not None:
             self._tell_idle()
         if run.ticket is not None:  # a synchronous request has none
