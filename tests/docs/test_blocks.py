@@ -27,7 +27,7 @@ ELSEWHERE = {
 """Pages whose blocks are run against servers, or as the tests that they are."""
 
 EXTRA = re.compile(
-    r"litestar|[Qq]uart|[Dd]jango|falcon|flask|google\.cloud|@require_POST|@api_view"
+    r"litestar|quart|django|falcon|flask|google\.cloud|@require_POST|@api_view", re.IGNORECASE
 )
 """What the extra docs brings, in a block."""
 
@@ -37,7 +37,7 @@ ALL = [block for page in PAGES for block in blocks(page)]
 def parameters() -> Iterator[object]:
     for block in ALL:
         if block.language == "python" and block.page not in ELSEWHERE:
-            extra = [pytest.mark.extra_docs] if EXTRA.search(block.source.lower()) else []
+            extra = [pytest.mark.extra_docs] if EXTRA.search(block.source) else []
             yield pytest.param(block, id=str(block), marks=extra)
 
 
