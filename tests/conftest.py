@@ -59,7 +59,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 SPREAD = {
     *(f"tests/client/test_{name}.py" for name in ("docs", "handles", "real", "script")),
     *(f"tests/cli/test_{name}.py" for name in ("commands", "serve", "terminal")),
-    *(f"tests/e2e/test_{name}.py" for name in ("durable", "events", "push", "stream", "uvicorn")),
+    *(
+        f"tests/e2e/test_{name}.py"
+        for name in ("bodies", "durable", "events", "push", "retry", "stream", "uvicorn")
+    ),
     *(f"tests/runners/test_{name}.py" for name in ("celery", "http_push", "pgqueuer")),
     *(f"tests/stores/test_{name}.py" for name in ("postgres", "redis", "sqlite")),
     *(f"tests/test_{name}.py" for name in ("examples", "threads")),

@@ -89,6 +89,7 @@ def bodies(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in (folder / "jobs.db-bodies").glob("*")}
 
 
+@pytest.mark.slow
 def test_bodies_larger_than_its_memory_come_and_go(
     start: Callable[[], Server], tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_another_process_follows_what_is_written(
     check_download(reader, location + "/stream", 13, start=12)
 
 
+@pytest.mark.slow
 def test_what_a_process_leaves_that_is_killed_is_swept(
     start: Callable[[], Server], tmp_path: Path
 ) -> None:

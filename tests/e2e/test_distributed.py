@@ -459,6 +459,7 @@ def _nothing_waits(fleet: Fleet) -> bool:
 # --- all of it at once -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_prints_its_exchange() -> None:
     command = [sys.executable, "-m", "examples.distributed"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

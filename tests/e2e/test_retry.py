@@ -91,6 +91,7 @@ def test_a_process_that_goes_leaves_it_to_another_one(number: int, deploy: Deplo
     assert here != there
 
 
+@pytest.mark.slow
 def test_the_next_process_runs_what_the_last_one_left(deploy: Deploy) -> None:
     server = deploy()
 
@@ -121,6 +122,7 @@ def test_a_server_alone_runs_it_itself(deploy: Deploy) -> None:
     assert here == there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", [False, True])
 def test_an_engine_that_calls_a_url_is_told_again(
     dies: bool, deploy: Deploy, tmp_path: Path
@@ -148,6 +150,7 @@ def test_an_engine_that_calls_a_url_is_told_again(
         engine.kill()
 
 
+@pytest.mark.slow
 def test_what_nobody_brings_in_time_never_begins(deploy: Deploy, tmp_path: Path) -> None:
     """The engine takes it, and calls nobody: it has the wrong address."""
     engine = Engine(tmp_path / "engine")
