@@ -243,7 +243,8 @@ class StoredBody(RequestBody):
     def __init__(self, apart: Apart) -> None:
         assert apart.read is not None
         super().__init__(apart.size)
-        self.size, self.whole = apart.size, True
+        self.size: int = apart.size
+        self.whole: bool = True
         self._parts_from = apart.read
         self._one = anyio.Lock()  # two tasks may ask
 

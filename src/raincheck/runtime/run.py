@@ -41,7 +41,7 @@ from raincheck.runtime.scheduler import Scheduler, Ticket
 from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import Gate, Tasks
 
-logger = logging.getLogger("raincheck")
+logger: logging.Logger = logging.getLogger("raincheck")
 
 # Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1

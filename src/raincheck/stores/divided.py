@@ -61,7 +61,7 @@ class DividedStore(BoundedStore):
         availability: Availability | None = None,
     ) -> None:
         super().__init__(store, timeout, availability)
-        self.shared = store.shared  # type: ignore[misc] # that of the other one
+        self.shared: bool = store.shared  # type: ignore[misc] # that of the other one
         self._bodies = bodies
         self._durable = store.durable
         # Of a store that others see too, theirs as well; of one that nobody does, its own alone.
