@@ -833,6 +833,7 @@ async def test_a_handler_on_another_loop_is_left_alone_while_its_thread_computes
         assert (await status_of(client, accepted), ends) == ("canceling", [])
         work.release()
         assert (await follow(client, accepted)).status_code == 410
+        await until(lambda: ends)  # on its own loop, which is another thread's
         assert ends == [0]
 
 
