@@ -39,10 +39,12 @@ default_role = "code"  # docstrings quote code as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ASGIApp": "ASGIApp"}  # by its name, not all that it is made of
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+highlight_language = "text"  # of blocks that name none: what is typed, and what comes
 pygments_style = "friendly"  # the theme's own has no colour for what is added
 pygments_dark_style = "monokai"
 html_theme = "furo"
