@@ -47,6 +47,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.log = folder / "app.log"
         self.output = folder / "server.log"
+        self._noted = self._said = 0
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [
@@ -87,8 +88,19 @@ class Server:
             response = self.client.get(response.headers["location"], headers=headers)
         return response
 
+    def begin(self) -> Server:
+        """Let another test begin, which hears of nothing that was before."""
+        self._noted, self._said = 0, 0
+        self._noted, self._said = len(self.notes()), len(self.said())
+        return self
+
     def notes(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return lines[self._noted :]
+
+    def said(self) -> str:
+        """What it has written to its terminal."""
+        return self.output.read_text()[self._said :]
 
     def stop(self) -> float:
         """Send SIGTERM; the seconds until the process has ended."""
@@ -114,6 +126,22 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     yield start
     for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Servers, by their arguments, for all tests that leave them as they were."""
+    servers: dict[object, Server] = {}
+
+    def find(*arguments: str, **settings: str) -> Server:
+        which = arguments, tuple(settings.items())
+        if which not in servers:
+            servers[which] = Server(tmp_path_factory.mktemp("server"), *arguments, **settings)
+        return servers[which].begin()
+
+    yield find
+    for server in servers.values():
         server.close()
 
 

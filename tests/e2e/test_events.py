@@ -61,9 +61,9 @@ async def submit(line: Line, steps: int, seconds: float) -> dict[str, str]:
 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 @pytest.mark.parametrize("gzip", ["", pytest.param("1", marks=pytest.mark.slow)])
-def test_a_stream_is_read_while_the_job_goes_on(serve: Serve, http: str, gzip: str) -> None:
+def test_a_stream_is_read_while_the_job_goes_on(standing: Serve, http: str, gzip: str) -> None:
     environment = {"RAINCHECK_TEST_GZIP": gzip} if gzip else {}
-    server = serve(f"--http={http}", **environment)
+    server = standing(f"--http={http}", **environment)
     links = server.client.post("/slow?seconds=2").json()["links"]
     reader, told, times = Reader(), [], []
     asks = {"accept-encoding": "gzip"}
@@ -81,7 +81,7 @@ def test_a_stream_is_read_while_the_job_goes_on(serve: Serve, http: str, gzip: s
     headers = {"last-event-id": reader.id}
     assert server.client.get(links["events"], headers=headers).status_code == 204
     assert server.client.head(links["events"]).content == b""
-    assert "Traceback" not in server.output.read_text()
+    assert "Traceback" not in server.said()
 
 
 @pytest.mark.slow

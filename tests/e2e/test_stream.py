@@ -24,8 +24,8 @@ TOKENS = b"".join(b"data: token %d\n\n" % number for number in range(60))
 
 
 @pytest.fixture(params=["httptools", "h11"])
-def server(request: pytest.FixtureRequest, serve: Serve) -> Server:
-    return serve(f"--http={request.param}")
+def server(request: pytest.FixtureRequest, standing: Serve) -> Server:
+    return standing(f"--http={request.param}")
 
 
 def program(name: str) -> str:
@@ -42,8 +42,8 @@ def followed(server: Server, path: str = "/talk") -> str:
     return url
 
 
-def test_httpx_follows_is_cut_and_resumes_below_compression(serve: Serve) -> None:
-    server = serve("--http=httptools", RAINCHECK_TEST_GZIP="1")
+def test_httpx_follows_is_cut_and_resumes_below_compression(standing: Serve) -> None:
+    server = standing("--http=httptools", RAINCHECK_TEST_GZIP="1")
     url, got, tag = followed(server), b"", ""
     while got != TOKENS:
         resuming = {"range": f"bytes={len(got)}-", "if-range": tag} if got else {}
@@ -58,7 +58,7 @@ def test_httpx_follows_is_cut_and_resumes_below_compression(serve: Serve) -> Non
                 got += chunk
                 if len(got) > until:
                     break
-    assert "Traceback" not in server.output.read_text()
+    assert "Traceback" not in server.said()
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_what_fails_in_the_middle_does_not_look_whole(server: Server) -> None:
         server.client.post(url.replace("stream", "cancel"))
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message"):
             list(chunks)
-    log = server.output.read_text()
+    log = server.said()
     assert log.count("raincheck.errors.BrokenOff: ") == 1  # what uvicorn says of it
     assert "Traceback" not in log
     after = server.client.get(url)
@@ -153,7 +153,7 @@ def test_a_client_that_leaves_is_not_an_error(server: Server) -> None:
         with server.client.stream("GET", url) as response:
             next(response.iter_raw())
     time.sleep(0.5)
-    log = server.output.read_text()
+    log = server.said()
     assert "Traceback" not in log
     assert "BrokenOff" not in log
     server.client.post(url.replace("stream", "cancel"))
