@@ -66,13 +66,12 @@ def test_every_problem_has_an_entry_and_every_entry_a_problem() -> None:
     assert sorted(entries()) == sorted({name for name, _, _ in problems()})
 
 
-@pytest.mark.parametrize(("name", "status", "title"), sorted(problems()))
-def test_the_entry_of_a_problem_has_its_status_and_title(
-    name: str, status: int, title: str
-) -> None:
+@pytest.mark.parametrize("name", entries())
+def test_the_entry_of_a_problem_has_its_status_and_title(name: str) -> None:
     said, _, rest = entries()[name].strip().partition(", ")
-    assert said == str(status)
-    assert f"*{title}*" in " ".join(rest.split())
+    known = [(str(status), title) for each, status, title in problems() if each == name]
+    assert [said] * len(known) == [status for status, _ in known]
+    assert [title for _, title in known if f"*{title}*" not in " ".join(rest.split())] == []
     assert "**What to do:**" in rest
 
 
