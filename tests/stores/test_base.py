@@ -31,6 +31,7 @@ def store() -> Plain:
     return Plain()
 
 
+@pytest.mark.one_loop
 class TestPlainStore(StoreContract):
     @pytest.fixture
     def store(self) -> Plain:

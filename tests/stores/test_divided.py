@@ -39,6 +39,7 @@ class TestOfMemory(StoreContract):
         return DividedStore(MemoryStore(), MemoryBodies(), TIMEOUT)
 
 
+@pytest.mark.one_loop
 class TestOfSharedMemory(StoreContract):
     @pytest.fixture
     def store(self) -> DividedStore:
@@ -46,6 +47,7 @@ class TestOfSharedMemory(StoreContract):
 
 
 @pytest.mark.real
+@pytest.mark.one_loop
 class TestOfSQLite(StoreContract):
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[DividedStore]:
