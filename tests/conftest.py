@@ -58,16 +58,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 SPREAD = {
     *(f"tests/client/test_{name}.py" for name in ("docs", "handles", "real", "script")),
-    *(f"tests/cli/test_{name}.py" for name in ("commands", "serve", "terminal")),
-    *(
-        f"tests/e2e/test_{name}.py"
-        for name in ("bodies", "durable", "events", "push", "retry", "stream", "uvicorn")
-    ),
+    "tests/cli/test_serve.py",
+    *(f"tests/e2e/test_{name}.py" for name in ("bodies", "durable", "events", "push", "retry")),
     *(f"tests/runners/test_{name}.py" for name in ("celery", "http_push", "pgqueuer")),
     *(f"tests/stores/test_{name}.py" for name in ("postgres", "redis", "sqlite")),
     *(f"tests/test_{name}.py" for name in ("examples", "threads")),
 }
-"""Files with long tests, none of which needs another: they are shared among the workers."""
+"""Files with long tests, none of which needs another: they are shared among the workers.
+
+One that has a server for all of its tests is none of them.
+"""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -97,10 +97,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("one_loop") and on_trio(item):
             item.add_marker("slow")
-    if not named(config) and "slow" not in config.option.markexpr:
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    if not named(config):
+        items[:] = mixed(items)
+        if "slow" not in config.option.markexpr:
+            slow = [item for item in items if item.get_closest_marker("slow")]
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """In the order in which workers are given them, so that one computes while another waits.
+
+    The longest files are first, and the single tests of those that are spread, most of which wait
+    for others, come between them, each file's from the beginning to the end.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    places: list[tuple[float, list[pytest.Item]]] = []
+    whole = sorted((files[file] for file in files if file not in SPREAD), key=length, reverse=True)
+    before, all_of_them = 0, sum(map(length, whole))
+    for tests in whole:
+        places.append((before / all_of_them, tests))
+        before += length(tests)
+    for tests in (files[file] for file in files if file in SPREAD):
+        places += [(n / len(tests), [test]) for n, test in enumerate(tests)]
+    return [test for _, tests in sorted(places, key=lambda place: place[0]) for test in tests]
+
+
+def length(tests: list[pytest.Item]) -> int:
+    """About how long they take, where a test on virtual time takes 1."""
+    return sum(50 if test.get_closest_marker("real") else 1 for test in tests)
 
 
 def on_trio(item: pytest.Item) -> bool:
