@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -929,7 +930,8 @@ def test_every_test_of_this_file_is_named_by_a_document() -> None:
     assert here == {test for where, test in named if where == file}
 
 
-def names_in(file: str) -> set[str]:
+@cache
+def names_in(file: str) -> frozenset[str]:
     """The tests of a file and its classes, with what these have inherited from contracts."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     names: set[str] = set()
@@ -940,4 +942,4 @@ def names_in(file: str) -> set[str]:
             module = importlib.import_module(f"tests.{file.removesuffix('.py').replace('/', '.')}")
             tests = (name for name in dir(getattr(module, node.name, None)) if name[:5] == "test_")
             names |= {node.name, *(f"{node.name}::{name}" for name in tests)}
-    return names
+    return frozenset(names)
