@@ -207,7 +207,7 @@ def test_the_deadline_holds_while_events_are_heard(ours: Ours, url: str) -> None
     """
     name, milliseconds = run(source, url)
     assert name == "DeadlineExceeded"
-    assert 600 < milliseconds < 2500
+    assert 600 < milliseconds < 20_000  # long before the events end, however busy a machine is
     assert not ours.stopped.is_set()
 
 
