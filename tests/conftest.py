@@ -151,12 +151,12 @@ def long(tests: str) -> bool:
 
 
 class AutojumpLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop that jumps to the next timer when nothing else is left to do."""
+    """An asyncio loop whose time stands still, and jumps to the next timer when nothing is left."""
 
-    _skipped = 0.0
+    _now = 0.0
 
     def time(self) -> float:
-        return super().time() + self._skipped
+        return self._now
 
     def _run_once(self) -> None:
         if not self._ready:  # type: ignore[attr-defined] # asyncio's own
@@ -164,7 +164,7 @@ class AutojumpLoop(asyncio.SelectorEventLoop):
             if timers and timers[0].cancelled():
                 timers = sorted(timer for timer in timers if not timer.cancelled())
             if timers:
-                self._skipped += max(0.0, timers[0].when() - self.time())
+                self._now = max(self._now, timers[0].when())
         super()._run_once()  # type: ignore[misc] # asyncio's own
 
 

@@ -452,8 +452,7 @@ async def test_a_busy_handler_is_told_of_ten_times_a_second_and_its_last_word_is
             await anyio.sleep(2)
             events = listeners[0].events
             assert events[-1].document["message"] == "the last"
-            # Fewer where the machine is busy: then virtual time goes on by itself.
-            assert 3 * took <= len(events) <= 10 * took + 3
+            assert 8 * took <= len(events) <= 10 * took + 3
             assert asked <= len(events) + 1
             # What has come to one has come to all, and nobody was woken for nothing.
             assert {listener.ids for listener in listeners} == {listeners[0].ids}
@@ -485,7 +484,7 @@ async def test_changes_of_every_kind_come_ten_times_a_second() -> None:
             await anyio.sleep(0.2)
             took = anyio.current_time() - start
             assert listener.events[-1].document["runs"] == 299
-            assert 3 * took <= len(listener.events) <= 10 * took + 2
+            assert 8 * took <= len(listener.events) <= 10 * took + 2
             gate.open()
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -110,7 +111,7 @@ async def test_a_fraction_that_is_none_is_said_once_for_each_route(
             await anyio.sleep(1)
         return {}
 
-    routes = [f"/{fraction}/{anyio.current_time()}/{name}" for name in "ab"]  # told of once for all
+    routes = [f"/{uuid4().hex}/{name}" for name in "ab"]  # each is told of once for all
     app = LongRunningMiddleware(
         Starlette(routes=[Route(path, plainly(answer), methods=["POST"]) for path in routes]),
         routes={f"POST {path}": Policy() for path in routes},

@@ -61,7 +61,8 @@ class Log:
 
     @property
     def passed(self) -> float:
-        return self.runs[-1][1] - self.runs[0][1]
+        """Seconds between the first run and the last, to the microsecond: they are summed up."""
+        return round(self.runs[-1][1] - self.runs[0][1], 6)
 
 
 async def document_of(client: httpx.AsyncClient, accepted: httpx.Response) -> dict[str, Any]:

@@ -189,7 +189,7 @@ async def test_a_streaming_response_stops_when_it_is_told() -> None:
 
     async with running(app_of(slow_route(answer))) as client:
         links = (await client.post("/slow")).json()["links"]
-        await anyio.sleep(5)
+        await anyio.sleep(4.5)
         await client.post(links["cancel"])
         await settled()
         assert (await client.get(links["result"])).status_code == 410
