@@ -23,6 +23,9 @@ import trio.testing
 from hypothesis import Phase
 
 from raincheck import Jobs
+from tests.stores.postgres import postgres_server
+
+__all__ = ["postgres_server"]  # a fixture: imported by each file, it would be a server for each
 
 PHASES = [Phase.explicit, Phase.generate]
 """What Hypothesis does. Making an example that fails smaller takes minutes, which no test has in

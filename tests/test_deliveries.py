@@ -29,7 +29,7 @@ from raincheck.stores.postgres import PostgresStore
 from raincheck.stores.redis import RedisStore
 from raincheck.stores.sqlite import SQLiteStore
 from tests.doubles.receivers import SECRET, Sites
-from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.postgres import Postgres
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 from tests.support import app_of, running, slow_route
 

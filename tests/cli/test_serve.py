@@ -21,7 +21,6 @@ from tests.cli import apps
 from tests.cli.conftest import Command
 from tests.client.servers import serving
 from tests.servers import free_port
-from tests.stores.postgres import postgres_server  # noqa: F401 # a fixture
 from tests.stores.valkey import valkey_server  # noqa: F401 # a fixture
 
 ROOT = Path(__file__).parents[2]

@@ -25,11 +25,11 @@ from tests.e2e.conftest import Server
 from tests.e2e.durable import Deployment, Line, until
 from tests.e2e.listeners import Listener, many
 from tests.event_stream import Reader
-from tests.stores.postgres import Postgres, postgres_server
+from tests.stores.postgres import Postgres
 from tests.stores.valkey import Valkey, valkey_server
 from tests.support import Gate, app_of, gated, slow_route
 
-__all__ = ["postgres_server", "valkey_server"]  # fixtures
+__all__ = ["valkey_server"]  # a fixture
 
 pytestmark = pytest.mark.real
 

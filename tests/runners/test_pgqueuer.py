@@ -42,12 +42,10 @@ from raincheck.stores.postgres import PostgresStore
 from raincheck.testing import RunnerContract, follow, lifespan
 from tests.doubles.stores import SharedMemory
 from tests.servers import free_port
-from tests.stores.postgres import Postgres, postgres_server
+from tests.stores.postgres import Postgres
 from tests.support import client_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
-
-__all__ = ["postgres_server"]
 
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What calls raise while the server is away."""

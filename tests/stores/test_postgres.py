@@ -41,7 +41,7 @@ from raincheck.testing.samples import (
     with_body,
 )
 from tests.stores.live import LiveContract
-from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.postgres import Postgres
 from tests.stores.relay import Relay
 from tests.stores.shared import (
     PATIENCE,

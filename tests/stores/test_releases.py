@@ -12,7 +12,7 @@ from raincheck.stores.postgres import PostgresStore
 from raincheck.stores.redis import RedisStore
 from raincheck.stores.sqlite import SQLiteStore
 from tests.stores.left import DEPLOYMENT, SCHEMA, find
-from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.postgres import Postgres
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
