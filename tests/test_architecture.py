@@ -395,6 +395,7 @@ STAND_INS = {
     "stores.test_base.Silent": "the same, and nobody is told of changes",
     "stores.test_bounded.Delayed": "it overrides every call, and counts who still reads",
     "stores.test_bounded.Plain": "its bodies come from an iterator that is no generator",
+    "stores.test_divided.Scrambled": "it keeps bodies as no other does, as a store that encrypts",
     "test_bad_input.Elsewhere": "it is a runner that knows its queues",
     "test_faults.SpoiltStore": "one of its records cannot be read from the n-th call on",
     "test_laws.Fading": "what it gives is not what it was given",

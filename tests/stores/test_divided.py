@@ -216,6 +216,34 @@ def test_sqlite_keeps_them_beside_its_file_wherever_a_link_leads(tmp_path: Path)
     assert Environment(MemoryStore(), LocalRunner(), Limits(), lambda: 0.0).bodies is None
 
 
+class Scrambled(SQLiteStore):
+    """One that keeps nothing of a response in the clear."""
+
+    async def append_body(
+        self, id: str, fence: int, offset: int, chunk: bytes, *, head: Head | None = None
+    ) -> bool:
+        return await super().append_body(id, fence, offset, chunk.swapcase(), head=head)
+
+    async def read_body(self, id: str, offset: int = 0) -> AsyncIterator[bytes]:
+        async for chunk in super().read_body(id, offset):
+            yield chunk.swapcase()
+
+
+@pytest.mark.real
+@pytest.mark.one_loop
+async def test_what_inherits_from_sqlite_keeps_them_as_it_keeps_others(tmp_path: Path) -> None:
+    kept = Scrambled(tmp_path / "jobs.db")
+    store = Environment(kept, LocalRunner(), Limits(), lambda: 0.0).store
+    secret = [b"secret" * 100_000]
+    await with_body(store, "a", secret)
+    assert await body_of(store, "a") == secret[0]
+    files = [await path.read_bytes() async for path in anyio.Path(tmp_path).iterdir()]
+    assert [b"secret" in file for file in files] == [False] * 3
+    kept.bodies = FileBodies(tmp_path / "said")  # and it may say so
+    assert Environment(kept, LocalRunner(), Limits(), lambda: 0.0).bodies is kept.bodies
+    await store.aclose()
+
+
 # --- runs and their fences -----------------------------------------------------------------------
 
 

@@ -63,6 +63,10 @@ class SQLiteStore(Store):
 
     Leases go by the machine's clock: whoever sets it ends them early, or late.
 
+    Large bodies are files in a directory beside it, whose name ends in `-bodies`. Those of a class
+    that inherits from this one are not: they are in the file, by way of its methods, unless it sets
+    `bodies` itself or `Jobs` is given some.
+
     Args:
         path: the file; made when it is first used, in a directory that is there, and for nobody
             else to read (mode 0600). One that is there keeps its mode.
@@ -100,8 +104,10 @@ class SQLiteStore(Store):
         self._path = os.path.abspath(path)  # wherever the process goes before it opens the file
         self._synchronous = synchronous
         self.durable: bool = synchronous == "FULL"
-        # Beside the file, wherever a link leads to.
-        self.bodies: FileBodies = FileBodies(f"{os.path.realpath(self._path)}-bodies")
+        # Beside the file, wherever a link leads to. What inherits from this may keep things
+        # otherwise, encrypted for one, and nothing of it is to be in the clear beside that.
+        place = f"{os.path.realpath(self._path)}-bodies"
+        self.bodies: FileBodies | None = FileBodies(place) if type(self) is SQLiteStore else None
         self._timeout = timeout
         self._use: Use | None = None
 
