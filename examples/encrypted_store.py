@@ -279,6 +279,9 @@ class EncryptedStore(Store):
     async def open(self) -> None:
         await self._store.open()
 
+    async def name(self) -> str:
+        return await self._store.name()
+
     async def create(
         self,
         job: Job,

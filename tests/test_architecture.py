@@ -33,6 +33,7 @@ LAYERS = {
     "sites": 0,
     "attendance": 1,
     "bodies.base": 1,
+    "bodies.own": 1,
     "dialects.base": 1,
     "runners.base": 1,
     "runners.engines": 1,

@@ -75,6 +75,10 @@ class Delayed(Store):
     async def open(self) -> None:
         await self._called("open")
 
+    async def name(self) -> str:
+        await self._called("name")
+        return "shop"
+
     async def create(
         self,
         job: Job,
@@ -270,6 +274,7 @@ BOUNDED: dict[str, tuple[Call, tuple[Any, ...], Any]] = {
     ),
     "discard": (lambda store: store.discard("a"), ("a",), True),
     "sweep": (lambda store: store.sweep(1000.0), (1000.0,), True),
+    "name": (lambda store: store.name(), (), "shop"),
     "aclose": (lambda store: store.aclose(), (), None),
 }
 SEVERAL = ["read_body", "abandoned"]

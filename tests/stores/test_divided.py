@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +216,13 @@ def test_sqlite_keeps_them_beside_its_file_wherever_a_link_leads(tmp_path: Path)
     assert Environment(MemoryStore(), LocalRunner(), Limits(), lambda: 0.0).bodies is None
 
 
+class Aged(FileBodies):
+    """Nothing was appended for a long time to what is there."""
+
+    async def names(self) -> Mapping[str, float]:
+        return dict.fromkeys(await super().names(), 2 * UNKNOWN)
+
+
 class Scrambled(SQLiteStore):
     """One that keeps nothing of a response in the clear."""
 
@@ -418,6 +425,47 @@ async def test_stores_of_one_process_alone_have_names_of_their_own(bodies: Memor
     for store in stores:
         await store.sweep(1001.0)
         assert await body_of(store, "a") == BODY
+
+
+@pytest.mark.real
+@pytest.mark.one_loop
+async def test_files_of_jobs_do_not_sweep_each_others(tmp_path: Path) -> None:
+    """Of two in one directory; and each is the same to all processes, and after a restart."""
+    bodies = Aged(tmp_path / "bodies")
+    jobs, others = ([tmp_path / f"{name}.db"] * 2 for name in ("jobs", "others"))
+    stores = [DividedStore(SQLiteStore(path), bodies, TIMEOUT) for path in jobs + others]
+    for store in (stores[0], stores[2]):
+        await with_body(store, "a", PIECES)
+    for _ in range(2):
+        for store in stores:
+            await store.sweep(1001.0)
+            assert await body_of(store, "a") == BODY
+            await store.aclose()
+    assert len(await bodies.names()) == 2
+    await anyio.Path(jobs[0]).rename(tmp_path / "moved.db")  # its name goes with it
+    moved = DividedStore(SQLiteStore(tmp_path / "moved.db"), bodies, TIMEOUT)
+    assert await body_of(moved, "a") == BODY
+    await bodies.append("a.1", 0, b"left by an earlier version, or by nobody")
+    await moved.sweep(1001.0)
+    assert len(await bodies.names()) == 3
+    await moved.aclose()
+
+
+@pytest.mark.real
+@pytest.mark.one_loop
+async def test_a_body_waits_for_the_name_that_it_is_to_have(
+    tmp_path: Path, bodies: MemoryBodies
+) -> None:
+    """The file cannot be opened at first, as while another process has it to itself."""
+    inner = SQLiteStore(tmp_path / "later" / "jobs.db")
+    store = DividedStore(inner, bodies, TIMEOUT)
+    with pytest.raises(StoreError):
+        await store.create(waiting(), apart())
+    assert bodies.kept == {}
+    await anyio.Path(tmp_path / "later").mkdir()
+    await store.create(waiting(), apart())
+    assert [*bodies.kept] == [f"{await inner.name()}/a.request"]
+    await store.aclose()
 
 
 async def test_a_finished_job_is_not_asked_for_at_every_sweep(

@@ -42,14 +42,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class FileBodies(Bodies):
-    """Large bodies as files in a directory, for the processes of one store.
+    """Large bodies as files in a directory, for all processes of the stores whose they are.
 
     Each is written from its beginning to its end, in threads, and nothing else. The files are for
     nobody else to read (mode 0600), and so is the directory, if it is made here (0700). Processes
     on several machines need one file system that all of them see.
 
     Args:
-        directory: of this store alone; made with the first body, in a directory that is there.
+        directory: made with the first body, in a directory that is there.
 
     Attributes:
         directory: its absolute path.

@@ -138,7 +138,13 @@ CREATE TABLE deliveries (job INTEGER PRIMARY KEY, due REAL NOT NULL, lease_until
 CREATE INDEX deliverable ON deliveries (due);
 """
 
-MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED, 5: _STORED, 6: _TOLD}
+# What this file is called, wherever it lies: bodies beside it are known by that to be its own.
+_NAMED = """
+CREATE TABLE name (name TEXT NOT NULL);
+INSERT INTO name VALUES (lower(hex(randomblob(9))));
+"""
+
+MIGRATIONS = {2: _FIRST, 3: _LISTED, 4: _COUNTED, 5: _STORED, 6: _TOLD, 7: _NAMED}
 """Each makes of a file that has the schema before what this number stands for (`PRAGMA
 user_version`); the first makes it of an empty one, and what was before it nobody has. Only ever
 append. A process of an older version may have the file open meanwhile, and goes on: its statements

@@ -163,6 +163,15 @@ class Store(ABC):
             StoreError: it cannot now, and may later.
         """
 
+    async def name(self) -> str:
+        """The name of what is stored here: no other store has it, and each process finds the same.
+
+        Large bodies that are kept elsewhere are under it, so that several stores may have theirs in
+        one place. `""`: it has none, and needs a place of its own for them. Default: its
+        deployment, if it has one.
+        """
+        return self.deployment or ""
+
     @abstractmethod
     async def create(
         self,

@@ -40,6 +40,10 @@ class BoundedStore(Store):
         with self._in_time():
             await self._store.open()
 
+    async def name(self) -> str:
+        with self._in_time():
+            return await self._store.name()
+
     async def create(
         self,
         job: Job,

@@ -12,6 +12,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from raincheck.bodies.base import LARGE, Bodies, closing
+from raincheck.bodies.own import OwnBodies
 from raincheck.errors import BodyLost, NoRoom, StoreError, StoreFull, UnreadableRecord
 from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import Apart, CapturedRequest, Head
@@ -48,7 +49,7 @@ class DividedStore(BoundedStore):
 
     Args:
         store: the other one.
-        bodies: where its large bodies are, and no other store's.
+        bodies: where its large bodies are, under its name.
         timeout: seconds for each call of the store; what bodies take is not bounded.
         availability: told of each answer while the store is away.
     """
@@ -62,11 +63,9 @@ class DividedStore(BoundedStore):
     ) -> None:
         super().__init__(store, timeout, availability)
         self.shared: bool = store.shared  # type: ignore[misc] # that of the other one
-        self._bodies = bodies
+        self._bodies = OwnBodies(bodies, self.name)
         self._durable = store.durable
-        # Of a store that others see too, theirs as well; of one that nobody does, its own alone.
-        whose = store.deployment or "" if store.shared else secrets.token_urlsafe(9)
-        self._prefix = f"{whose}/" if whose else ""
+        self._own_name = secrets.token_urlsafe(9)
         self._writing: dict[str, int] = {}  # the fences of jobs with a response that is begun here
         self._checked: dict[str, float] = {}  # when that was last seen to be so
         self._requested: set[str] = set()  # jobs whose captured request is known here to be apart
@@ -76,6 +75,10 @@ class DividedStore(BoundedStore):
     async def open(self) -> None:
         await super().open()
         await self._bodies.open()
+
+    async def name(self) -> str:
+        # Of a store that others see too, theirs as well; of one that nobody does, its own alone.
+        return await super().name() if self.shared else self._own_name
 
     # --- captured requests ---------------------------------------------------------------------
 
@@ -364,12 +367,11 @@ class DividedStore(BoundedStore):
         return len(places) > len(orphans)
 
     def _places(self, names: Collection[str]) -> Iterator[tuple[str, tuple[str, int | None]]]:
-        """Those of these names that are this store's, with the job and its fence."""
+        """Those of these names that were given here, with the job and its fence."""
         for name in names:
-            if name.startswith(self._prefix):
-                id, _, of = name[len(self._prefix) :].rpartition(".")
-                if id and "/" not in id and (of == _REQUEST or of.isdecimal()):
-                    yield name, (id, None if of == _REQUEST else int(of))
+            id, _, of = name.rpartition(".")
+            if id and "/" not in id and (of == _REQUEST or of.isdecimal()):
+                yield name, (id, None if of == _REQUEST else int(of))
 
     async def _delete(self, *names: str) -> None:
         """Forget what nobody needs any more; if that fails, a sweep finds it."""
@@ -381,10 +383,10 @@ class DividedStore(BoundedStore):
             self._availability.failed(error)
 
     def _response_of(self, id: str, fence: int) -> str:
-        return f"{self._prefix}{id}.{fence}"
+        return f"{id}.{fence}"
 
     def _request_of(self, id: str) -> str:
-        return f"{self._prefix}{id}.{_REQUEST}"
+        return f"{id}.{_REQUEST}"
 
 
 def _orphaned(job: Job | None, fence: int | None, idle: float) -> bool:

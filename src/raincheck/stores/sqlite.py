@@ -125,6 +125,9 @@ class SQLiteStore(Store):
         except Unusable as error:
             raise ConfigurationError(f"SQLiteStore: {error}") from error
 
+    async def name(self) -> str:
+        return str((await self._read("SELECT name FROM name"))[0][0])
+
     async def create(
         self,
         job: Job,

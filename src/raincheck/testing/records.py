@@ -32,6 +32,12 @@ class RecordContract:
         assert await store.create(job()) == job()
         assert await store.get("a") == job()
 
+    async def test_its_name_stays(self, store: Store) -> None:
+        name = await store.name()
+        await store.create(job())
+        assert await store.name() == name
+        assert "/" not in name
+
     async def test_an_unknown_job_is_none(self, store: Store) -> None:
         assert await store.get("a") is None
 
