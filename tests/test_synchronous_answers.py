@@ -20,6 +20,7 @@ from raincheck.errors import StoreError
 from raincheck.runtime.recorder import PIECE
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
+from tests.doubles.bodies import MemoryBodies
 from tests.doubles.stores import SharedMemory, TrickyStore, failing, no_trick, taking
 from tests.support import (
     Gate,
@@ -478,6 +479,45 @@ async def test_a_store_that_fails_meanwhile_costs_the_copy_and_not_the_answer() 
         assert again.status_code == 500
         assert again.json()["type"].endswith("answer-not-kept")
         assert pay.runs == 1
+
+
+@pytest.mark.parametrize("left", ["torn", "gone"])
+async def test_an_answer_that_is_not_whole_any_more_is_a_problem(
+    left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not a 409, by which its client would come again for ever."""
+    bodies, pay = MemoryBodies(), Payments(large)
+    async with running(pay.app(jobs=virtual_jobs(bodies=bodies))) as client:
+        assert (await client.post("/slow", headers=KEY)).content == LARGE
+        ((name, body),) = bodies.kept.items()
+        bodies.kept = {name: body[:-1]} if left == "torn" else {}
+        for _ in range(2):
+            again = await client.post("/slow", headers=KEY)
+            assert again.status_code == 500
+            assert again.json()["type"].endswith("unreadable")
+            assert again.headers["job-status"] == "succeeded"
+            assert again.headers["idempotency-replayed"] == "true"
+            assert "retry-after" not in again.headers
+        assert pay.runs == 1
+        assert len(caplog.records) == 1
+
+
+async def test_an_answer_that_goes_with_its_job_leaves_its_key_free() -> None:
+    async def forget(call: str, /, *arguments: Any, **more: Any) -> None:
+        if call == "read_body":
+            store.before = no_trick
+            job = await store.get(arguments[0])
+            assert job is not None
+            assert await store.replace(job.tombstone(0.0, 60.0))
+
+    store, pay = TrickyStore(), Payments(large)
+    async with running(pay.app(jobs=virtual_jobs(store=store))) as client:
+        await client.post("/slow", headers=KEY)
+        store.before = forget
+        again = await client.post("/slow", headers=KEY)
+        assert (again.status_code, again.headers["retry-after"]) == (409, "1")
+        assert (await client.post("/slow", headers=KEY)).content == LARGE
+        assert pay.runs == 2
 
 
 async def test_nobody_waits_for_the_store_to_keep_the_answer() -> None:

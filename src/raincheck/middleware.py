@@ -16,6 +16,7 @@ from raincheck.acceptance.handoff import VARY, Handoff, bring_back, with_vary
 from raincheck.dialects.base import Content, Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import (
+    RESPONSE_LOST,
     BodyLost,
     ConfigurationError,
     KeyInUse,
@@ -413,15 +414,21 @@ class LongRunningMiddleware:
             job = await self.jobs.finished(accepted, wait)
             if job is None or (job.gone and itself):
                 return self._late(accepted, itself)
-            if not await self._answer_finished(job, handoff, scope, begin, itself=itself):
+            try:
+                told = await self._answer_finished(job, handoff, scope, begin, itself=itself)
+            except BodyLost as error:
+                if begun or not itself:
+                    raise
+                told = await self._answer_lost(job, error, handoff, scope, begin)
+            if not told:
                 return False
         except Refusal:
             raise
         except Exception as error:
             if begun:
                 raise  # the connection is broken off
-            if isinstance(error, BodyLost):  # it was deleted meanwhile
-                return self._late(accepted, itself)
+            if isinstance(error, BodyLost):  # as its status URL will say, if it is still there
+                return False
             self.jobs.availability.failed(error)
             if itself:
                 raise StoreUnavailable("The job store does not answer.", retry_after=5) from error
@@ -474,6 +481,19 @@ class LongRunningMiddleware:
             reply = self._for_people(problem, reply, handoff, failed=problem is job.error)
             await self._reply(reply, handoff, scope, send)
         return job.response is not None or problem is not None
+
+    async def _answer_lost(
+        self, job: Job, error: BodyLost, handoff: Handoff, scope: Scope, send: Send
+    ) -> bool:
+        """Answer that a kept answer is not whole any more, unless that is since its job went."""
+        there = await self.jobs.store.get(job.id)
+        if there is None or there.gone:
+            return self._late(job, itself=True)  # its key is free
+        self._status.tell_lost(job.id, error)
+        reply = self._dialect.problem(RESPONSE_LOST, job=there if handoff.replayed else None)
+        reply = self._for_people(RESPONSE_LOST, reply, handoff)
+        await self._reply(reply, handoff, scope, send)
+        return True
 
     def _read(self) -> None:
         self._routing.read(mounted=self.jobs.mounted)
