@@ -791,6 +791,7 @@ async def test_telemetry_hears_of_each(caplog: pytest.LogCaptureFixture) -> None
         ({"max_runs": 2}, "max_runs=2): max_runs is not given with retry"),
         ({"max_runs": 2, "on_interrupt": "rerun"}, "max_runs is not given with retry"),
         ({"hold": True}, "hold=True): hold keeps what cannot run twice"),
+        ({"on_interrupt": "fail"}, "on_interrupt='fail'): on_interrupt is not 'fail' with retry"),
     ],
 )
 def test_what_does_not_go_with_a_retry_is_refused(settings: Any, message: str) -> None:

@@ -177,7 +177,7 @@ class PolicySettings(TypedDict, total=False):
     idempotency: Literal["optional", "required", "off"]
     coalesce: bool | Callable[[CapturedRequest], str | None]
     hold: bool
-    on_interrupt: Literal["fail", "rerun"]
+    on_interrupt: Literal["fail", "rerun"] | None
     max_runs: int | None
     retry: Retry | None
     max_wait_queued: Seconds | None
@@ -227,9 +227,10 @@ class Policy:
         hold: keep the live request while it waits for its turn, instead of releasing and
             replaying it: for routes whose preliminaries cannot run twice. Default False.
         on_interrupt: what becomes of a job whose process died or stopped while it ran, if its
-            store is shared: `"fail"` (the default) ends it with a problem, 503 if the process
-            stopped and 502 if it died, `"rerun"` runs it again from the captured request. Only for
-            handlers that may run twice. With `retry`, which is for these alone, it is `"rerun"`.
+            store is shared: `"fail"` ends it with a problem, 503 if the process stopped and 502 if
+            it died, `"rerun"` runs it again from the captured request. Only for handlers that may
+            run twice. Default None: `"rerun"` with `retry`, which is for these alone and refuses
+            `"fail"`; else `"fail"`.
         max_runs: how many runs a job may have in all with `on_interrupt="rerun"`; an exception
             or an error response is an outcome, not an interruption. Default None: 3 with
             `"rerun"`, else 1; with `retry` it is that one's.
@@ -271,7 +272,7 @@ class Policy:
     idempotency: Literal["optional", "required", "off"] = "optional"
     coalesce: bool | Callable[[CapturedRequest], str | None] = False
     hold: bool = False
-    on_interrupt: Literal["fail", "rerun"] = "fail"
+    on_interrupt: Literal["fail", "rerun"] | None = None
     max_runs: int | None = None
     retry: Retry | None = None
     max_wait_queued: Seconds | None = None
@@ -313,8 +314,8 @@ class Policy:
             check.fail("callback", "is a URL, a function of the request or None")
 
     def _check_runs(self, check: Check) -> None:
-        if self.on_interrupt not in ("fail", "rerun"):
-            check.fail("on_interrupt", "is 'fail' or 'rerun'")
+        if self.on_interrupt not in ("fail", "rerun", None):
+            check.fail("on_interrupt", "is 'fail', 'rerun' or None")
         check.integer("max_runs", at_least=1, optional=True)
         if self.retry is None:
             if not self.reruns and (self.max_runs or 1) > 1:
@@ -330,6 +331,11 @@ class Policy:
             )
         if self.hold:
             check.fail("hold", "keeps what cannot run twice, so that retry is None")
+        if self.on_interrupt == "fail":
+            check.fail(
+                "on_interrupt",
+                "is not 'fail' with retry, which is for handlers that may run twice: leave one out",
+            )
 
     @property
     def reruns(self) -> bool:

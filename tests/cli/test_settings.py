@@ -78,7 +78,7 @@ def test_options_come_before_the_file(tmp_path: Path) -> None:
     assert settings.rules() == {
         "GET /new": Policy(**common),
         "post /videos": Policy(**common),
-        "POST /videos": Policy(timeout=60, hold=True, **common),
+        "POST /videos": Policy(timeout=60, hold=True, on_interrupt="fail", **common),
         "/reports/{id:int}": Policy(**common),
     }
     assert list(settings.routes)[:3] == ["GET /new", "post /videos", "POST /videos"]
