@@ -368,7 +368,7 @@ class EncryptedStore(Store):
 
 @long_running(max_running=1)
 async def report(request: Request) -> PlainTextResponse:
-    name = (await request.body()).decode()
+    name = (await request.body()).decode(errors="replace")
     await asyncio.sleep(1)
     response = PlainTextResponse(f"The report on {name}", headers={"Accept-Ranges": "bytes"})
     response.set_cookie("report-cookie", "c00k1e")

@@ -32,7 +32,11 @@ from raincheck.dialects import OpenAIDialect
 
 @long_running
 async def forecast(request: Request) -> PlainTextResponse | JSONResponse:
-    place = (await request.json())["input"]
+    try:
+        place = str((await request.json())["input"])
+        place.encode()  # JSON may have half of a character, which no answer can
+    except (ValueError, TypeError, KeyError):
+        return JSONResponse({"error": {"message": "There is no text as input."}}, 400)
     await asyncio.sleep(1)
     if place == "Atlantis":
         return JSONResponse({"error": {"message": "There is no such place."}}, 404)

@@ -33,7 +33,8 @@ from raincheck import LongRunningMiddleware, long_running, report
 async def send_emails(request: Request) -> Response:
     try:
         body = await request.json()
-        user_ids, template = body["user_ids"], body["template"]
+        user_ids, template = list(body["user_ids"]), str(body["template"])
+        template.encode()  # JSON may have half of a character, which no e-mail can
     except (ValueError, TypeError, KeyError):
         # Part of the job, as everything in the handler is: the status URL becomes this 422.
         return JSONResponse({"error": "JSON with user_ids and template is wanted"}, 422)

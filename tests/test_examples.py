@@ -9,8 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -247,6 +247,34 @@ def test_example_has_an_app_for_a_server(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(ROOT)
     app: ASGIApp = importlib.import_module(f"examples.{name.removesuffix('.py')}").app
     assert callable(app)
+
+
+@asynccontextmanager
+async def client_of(name: str) -> AsyncIterator[httpx.AsyncClient]:
+    app: ASGIApp = importlib.import_module(f"examples.{name}").app
+    transport = httpx.ASGITransport(app)
+    async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        yield client
+
+
+@pytest.mark.anyio
+@pytest.mark.one_loop
+@pytest.mark.parametrize("wrong", ['"user_ids": [1], "template": "\\ud83d"', '"user_ids": 1', "{"])
+async def test_quickstart_says_what_it_cannot_send(wrong: str) -> None:
+    async with client_of("quickstart") as client:
+        accepted = await client.post("/emails/send", content=f"{{{wrong}}}")
+        assert (await follow(client, accepted)).status_code == 422
+
+
+@pytest.mark.anyio
+@pytest.mark.one_loop
+@pytest.mark.parametrize("wrong", ['"input": "\\ud83d"', '"inputs": ""', "{"])
+async def test_a_background_response_says_what_it_cannot_take(wrong: str) -> None:
+    async with client_of("openai_background") as client:
+        response = (await client.post("/v1/responses", content=f"{{{wrong}}}")).json()
+        while response["status"] in ("queued", "in_progress"):
+            response = (await client.get(f"/v1/responses/{response['id']}")).json()
+        assert response["error"]["message"] == "There is no text as input."
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The jobs and the ledger are files in the working directory.
 """
 
 import hashlib
+import json
 import logging
 import os
 import smtplib
@@ -17,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -58,10 +59,20 @@ class Campaign(BaseModel):
     recipients: Annotated[dict[Address, str], Field(min_length=1, max_length=100_000)]
 
 
+async def writable(request: Request) -> None:
+    """Refuse what JSON can have, and no letter: half of a character, as `"\\ud83d"` is."""
+    try:
+        json.dumps(await request.json(), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HTTPException(422, "There is half of a character (a lone surrogate).") from None
+    except ValueError:
+        pass  # it is no JSON at all, as is said without this
+
+
 app = FastAPI()
 
 
-@app.post("/campaigns/{name}/send")
+@app.post("/campaigns/{name}/send", dependencies=[Depends(writable)])
 @long_running(on_interrupt="rerun", max_runs=20)  # what was sent is in the ledger
 def send(name: str, campaign: Campaign) -> JSONResponse:
     with Ledger(LEDGER) as ledger:

@@ -73,7 +73,8 @@ async def transcode(
         raise HTTPException(507, "There is no room for it at the moment") from error
     if seconds < 0.9 * length:  # an upload that was cut: ffmpeg takes what there is
         raise HTTPException(422, f"The video ends after {seconds:.0f} of {length:.0f} seconds")
-    name = Path(video.filename or "").stem or "video"
+    # Who sends it has said its charset, too, and some have halves of characters.
+    name = Path(video.filename or "").stem.encode(errors="replace").decode() or "video"
     return FileResponse(result, filename=f"{name}.mp4", content_disposition_type="inline")
 
 

@@ -11,10 +11,10 @@ import os
 import random
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
@@ -54,21 +54,26 @@ class Webhook(BaseModel):
     data: dict[str, JsonValue]
 
 
-def writable(webhook: Webhook) -> Webhook:
-    """Refuse what Python reads, and JSON has not: NaN and Infinity."""
+async def writable(request: Request) -> None:
+    """Refuse what Python reads, and receivers need not: NaN, Infinity, half of a character."""
     try:
-        json.dumps(webhook.data, allow_nan=False)
+        content: Any = await request.json()
+    except ValueError:
+        return  # it is no JSON at all, as is said without this
+    try:
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HTTPException(422, "The data has half of a character (a lone surrogate).") from None
     except ValueError:
         raise HTTPException(422, "The data has a number that is not finite.") from None
-    return webhook
 
 
 app = FastAPI()
 
 
-@app.post("/webhooks")
+@app.post("/webhooks", dependencies=[Depends(writable)])
 @long_running(idempotency="required", on_interrupt="rerun", max_runs=1000, max_request_size=20_000)
-async def deliver(webhook: Annotated[Webhook, Depends(writable)]) -> JSONResponse:
+async def deliver(webhook: Webhook) -> JSONResponse:
     job = current_job()
     assert job is not None
     # The same at each try, in whichever process. A job's own id would let receivers ask for it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import socket
@@ -326,13 +327,21 @@ WRONG: tuple[dict[str, Any], ...] = (
     {"recipients": {}},
     {"recipients": {"ann@example.com\r\nRCPT TO:<eve@example.com>": "Ann"}},
     {"recipients": {"ann": "Ann"}},
+    {"text": "\ud83d"},
+    {"subject": "Nov\udc00ember"},
+    {"recipients": {"ann@example.com": "\udfff"}},
+    {"recipients": {"\ud800@example.com": "Ann"}},
 )
 
 
 async def test_what_is_no_campaign_is_422_at_once(tmp_path: Path) -> None:
     async with world(tmp_path) as (relay, served):
         for wrong in WRONG:
-            response = await served.client.post(SEND, json=campaign("ann") | wrong)
+            content, headers = (
+                json.dumps(campaign("ann") | wrong),
+                {"content-type": "application/json"},
+            )
+            response = await served.client.post(SEND, content=content, headers=headers)
             assert response.status_code == 422, wrong
         assert (await served.client.get("/campaigns/november")).status_code == 404
         assert not relay.letters

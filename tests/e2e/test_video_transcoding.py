@@ -181,6 +181,19 @@ def test_a_video_comes_back_as_another_and_can_be_had_in_parts(
 
 
 @pytest.mark.slow
+def test_a_name_with_half_of_a_character_is_mended(studio: Studio, clip: Path) -> None:
+    server, content = studio.start(), clip.read_bytes()
+    fields = b'content-disposition: form-data; name="video"; filename="+2D0-.mkv"'
+    form = b"--x\r\n%s\r\n\r\n%s\r\n--x--\r\n" % (fields, content)
+    headers = {"content-type": "multipart/form-data; charset=utf-7; boundary=x"}
+    accepted = server.client.post("/videos?height=180", content=form, headers=headers)
+    url = accepted.headers["location"]
+    assert outcome(server, url)["status"] == "succeeded"
+    told = server.client.get(url).headers["content-disposition"]
+    assert told == "inline; filename*=utf-8''%3F.mp4"
+
+
+@pytest.mark.slow
 def test_a_third_one_waits_for_its_turn_as_bytes(studio: Studio, clip: Path, film: Path) -> None:
     server = studio.start()
     running = [post(server, film, 1080) for _ in range(2)]

@@ -349,6 +349,11 @@ async def test_what_json_has_no_word_for_is_refused_at_once(tmp_path: Path) -> N
             response = await served.client.post("/webhooks", content=body, headers=headers)
             assert response.status_code == 422, number
             assert response.json() == {"detail": "The data has a number that is not finite."}
+        for half in ({"data": {"a": "\ud83d"}}, {"data": {"\udc00": 1}}, {"type": "rain.\ud800"}):
+            body = json.dumps(event(receiver.url, **half))
+            response = await served.client.post("/webhooks", content=body, headers=headers)
+            assert response.status_code == 422, half
+            assert "half of a character" in response.json()["detail"]
         await served.outcome(await handed_in(served, receiver.url))  # its key is free
         assert len(receiver.told) == 1
 
