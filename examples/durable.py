@@ -17,6 +17,7 @@ start it again, and `curl -i localhost:8000/jobs/...`. The jobs are in the file 
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -82,9 +83,10 @@ def main() -> None:
                 response = client.get(result)
                 print(f"GET {result}: {response.status_code} {response.text}")
         finally:
-            server.terminate()
+            server.kill()  # as it may be at any time
             server.wait()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

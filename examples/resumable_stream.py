@@ -14,6 +14,7 @@ The handler runs once, whoever reads. `python examples/resumable_stream.py` does
 """
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -59,17 +60,23 @@ def main() -> None:
         command = [sys.executable, "-m", "uvicorn", "resumable_stream:app", "--log-level=warning"]
         command += [f"--app-dir={Path(__file__).parent.absolute()}", f"--fd={port.fileno()}"]
         with subprocess.Popen(command, pass_fds=[port.fileno()]) as server:
-            base, file = f"http://127.0.0.1:{port.getsockname()[1]}", Path(folder) / "answer"
-            accepted = httpx.post(f"{base}/answers", timeout=60)
-            stream = accepted.json()["links"]["stream"]
-            print(f"POST /answers: {accepted.status_code}, see {stream}")
-            count = curl(base + stream, file, "--max-time", "1")
-            print(f"curl, and cut after a second: {count} of {len(TOKENS)} tokens")
-            count = curl(base + stream, file, "-C", "-")
-            once = "each once" if file.read_text() == "".join(TOKENS) else "not as they were"
-            print(f"curl -C -: {count} of {len(TOKENS)} tokens, {once}")
-            server.terminate()
+            try:
+                exchange(f"http://127.0.0.1:{port.getsockname()[1]}", Path(folder) / "answer")
+            finally:
+                server.terminate()
+
+
+def exchange(base: str, file: Path) -> None:
+    accepted = httpx.post(f"{base}/answers", timeout=60)
+    stream = accepted.json()["links"]["stream"]
+    print(f"POST /answers: {accepted.status_code}, see {stream}")
+    count = curl(base + stream, file, "--max-time", "1")
+    print(f"curl, and cut after a second: {count} of {len(TOKENS)} tokens")
+    count = curl(base + stream, file, "-C", "-")
+    once = "each once" if file.read_text() == "".join(TOKENS) else "not as they were"
+    print(f"curl -C -: {count} of {len(TOKENS)} tokens, {once}")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

@@ -20,6 +20,7 @@ does both on a free port, and prints
 
 import asyncio
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def listens(port: int) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     main(port)

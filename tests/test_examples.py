@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -275,6 +277,68 @@ async def test_a_background_response_says_what_it_cannot_take(wrong: str) -> Non
         while response["status"] in ("queued", "in_progress"):
             response = (await client.get(f"/v1/responses/{response['id']}")).json()
         assert response["error"]["message"] == "There is no text as input."
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of those that a process has started, and of those that they have."""
+    found = list[int]()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def runs(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return not stat.rpartition(") ")[2].startswith("Z")
+
+
+# What each has printed when it is told to end: by then something of it is being served.
+STARTED = {
+    "durable.py": "kill -9",
+    "resumable_stream.py": "POST /answers",
+    "serve_untouched.py": "running",
+    "celery_app.py": "GET /thumbnails",
+    "email_campaign": "kill -9",
+    "import_export": "  running",
+    "pdf_report": "  running",
+    "video_transcoding": "  running",
+    "webhook_delivery": "to steady",
+    "distributed": "POST /videos",
+}
+
+
+def test_all_that_start_processes_are_told_to_end() -> None:
+    found = [path for path in (ROOT / "examples").glob("**/*.py") if "Popen(" in path.read_text()]
+    names = {path.parent.name if path.name == "__main__.py" else path.name for path in found}
+    assert names - {"ffmpeg.py"} == set(STARTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTED)
+def test_an_example_that_is_told_to_end_leaves_nothing_running(name: str, tmp_path: Path) -> None:
+    if name == "video_transcoding" and shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg; apt-get install ffmpeg brings it")
+    how = [f"{ROOT}/examples/{name}"] if name.endswith(".py") else ["-m", f"examples.{name}"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+    folder = ROOT if name == "serve_untouched.py" else tmp_path  # it is told of a file there
+    with subprocess.Popen(
+        [sys.executable, *how], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE
+    ) as example:
+        try:
+            assert example.stdout is not None
+            assert any(line.startswith(STARTED[name]) for line in example.stdout)
+            started = children(example.pid)
+            assert started
+            example.terminate()
+            assert example.wait(timeout=60) == 128 + signal.SIGTERM
+            assert [pid for pid in started if runs(pid)] == []
+        finally:
+            example.kill()
 
 
 @pytest.mark.slow

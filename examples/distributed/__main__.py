@@ -15,6 +15,7 @@ the loopback interface only, and end with this script. It prints
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,4 +99,5 @@ def answer(client: httpx.Client) -> httpx.Response:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

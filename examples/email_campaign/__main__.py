@@ -21,6 +21,7 @@ prints, with other numbers,
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,10 +113,11 @@ async def main() -> None:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 await exchange(client, mailboxes, kill_and_restart)
         finally:
-            server.terminate()
+            server.kill()  # as it may be at any time
             server.wait()
             smtp.close()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     asyncio.run(main())

@@ -60,7 +60,7 @@ class Campaign(BaseModel):
 
 
 async def writable(request: Request) -> None:
-    """Refuse what JSON can have, and no letter: half of a character, as `"\\ud83d"` is."""
+    """Refuse what JSON can have, and no letter: half of a character."""
     try:
         json.dumps(await request.json(), ensure_ascii=False).encode()
     except UnicodeEncodeError:

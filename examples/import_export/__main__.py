@@ -22,6 +22,7 @@ Needs `pip install raincheck[examples]`. It prints
 """
 
 import csv
+import signal
 import socket
 import subprocess
 import sys
@@ -113,4 +114,5 @@ def watch(job: SyncRemoteJob) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

@@ -12,6 +12,7 @@ Needs `pip install raincheck[examples]`. It leaves the file `orders-2025.pdf`, a
     GET http://...: 200 application/pdf, 143 kB, orders-2025.pdf
 """
 
+import signal
 import socket
 import subprocess
 import sys
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

@@ -18,6 +18,7 @@ Needs `pip install raincheck[examples]` and `apt-get install ffmpeg`. It prints
       canceled, and no ffmpeg runs
 """
 
+import signal
 import socket
 import subprocess
 import sys
@@ -136,4 +137,5 @@ def ffmpegs(server: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     main()

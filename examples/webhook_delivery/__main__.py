@@ -24,6 +24,7 @@ prints, with other numbers,
 import asyncio
 import base64
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -104,7 +105,8 @@ async def converse(
 async def main() -> None:
     secret = "whsec_" + base64.b64encode(os.urandom(32)).decode()
     receivers = Receivers(secret)
-    outside = uvicorn.Server(uvicorn.Config(receivers.app, log_level="warning"))
+    config = uvicorn.Config(receivers.app, log_level="warning", timeout_graceful_shutdown=1)
+    outside = uvicorn.Server(config)
     with (
         tempfile.TemporaryDirectory() as folder,
         socket.create_server(LOOPBACK) as listener,
@@ -127,7 +129,7 @@ async def main() -> None:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 await converse(Exchange(client, receivers, where), receivers, kill_and_restart)
         finally:
-            server.terminate()
+            server.kill()  # as it may be at any time
             server.wait()
             receivers.over.set()
             outside.should_exit = True
@@ -135,4 +137,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends, too
     asyncio.run(main())
