@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+import raincheck_command
 from raincheck import LongRunningMiddleware, Policy
 from raincheck.owners import header
 from tests.cli.apps import SHOWN, make_report, marked
@@ -28,6 +30,7 @@ from tests.client.servers import ByHand, pending, serving, shown
 
 pytestmark = pytest.mark.real
 
+ROOT = Path(__file__).parents[2]
 ID = r"[A-Za-z0-9_-]{30}"
 
 
@@ -487,3 +490,41 @@ def test_ctrl_c_at_the_start_is_no_crash(
 
     monkeypatch.setattr("raincheck.cli.commands.run", interrupted)
     assert raincheck("request", "h") == (130, b"", "")
+
+
+@pytest.mark.parametrize("slow", ["starlette", "click"])
+def test_ctrl_c_while_it_is_being_loaded_says_nothing(tmp_path: Path, slow: str) -> None:
+    """As whoever has mistyped presses it: within the third of a second that imports take."""
+    takes_time = "print('importing', flush=True)\nimport time\nwhile True: time.sleep(0.01)"
+    (tmp_path / f"{slow}.py").write_text(takes_time)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["raincheck"].partition(":")
+    script = f"import sys; from {module} import {function}; sys.exit({function}())"  # as pip has it
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "list", "h"], env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_ctrl_c_is_an_interruption_again_once_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def main() -> int:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr("raincheck.cli.entry.main", main)
+    for given in (signal.default_int_handler, signal.SIG_IGN):
+        seen: list[Any] = []
+        before = signal.signal(signal.SIGINT, given)
+        try:
+            raincheck_command.main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert seen == [given]
