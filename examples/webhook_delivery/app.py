@@ -13,14 +13,23 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
-from raincheck import Limits, LongRunningMiddleware, current_job, long_running, report
+from raincheck import (
+    Failure,
+    Job,
+    Jobs,
+    Limits,
+    LongRunningMiddleware,
+    Retry,
+    current_job,
+    long_running,
+)
 from raincheck.callbacks import Callbacks, Refused
 from raincheck.stores.sqlite import SQLiteStore
+from raincheck.telemetry.logging import LoggingTelemetry
 
 from .sending import Sender
 
@@ -68,28 +77,34 @@ async def writable(request: Request) -> None:
         raise HTTPException(422, "The data has a number that is not finite.") from None
 
 
+def pause(failure: Failure) -> float:
+    """Seconds until the next try: each time twice as many, or as many as the receiver asks for."""
+    wait = min(FIRST_WAIT * 2.0 ** (failure.runs - 1), LONGEST_WAIT) * random.uniform(0.8, 1.2)
+    return max(wait, float(dict(failure.headers).get(b"retry-after", b"0")))
+
+
 app = FastAPI()
 
 
 @app.post("/webhooks", dependencies=[Depends(writable)])
-@long_running(idempotency="required", on_interrupt="rerun", max_runs=1000, max_request_size=20_000)
+@long_running(
+    idempotency="required",
+    retry=Retry(on=503, max_runs=1000, backoff=pause),  # a run is a try
+    max_request_size=20_000,
+)
 async def deliver(webhook: Webhook) -> JSONResponse:
     job = current_job()
     assert job is not None
     # The same at each try, in whichever process. A job's own id would let receivers ask for it.
     id = "msg_" + hashlib.sha256(job.id.encode()).hexdigest()[:32]
-    body = written(webhook, job.created_at)
-    while True:
-        attempt = await SENDER.send(id, webhook.url, body)
-        age = time.time() - job.created_at
-        told = {"webhook_id": id, "delivered": attempt.delivered, "said": attempt.said}
-        if attempt.delivered:
-            return JSONResponse(told)
-        if attempt.over or age > PATIENCE:
-            return JSONResponse(told, 502)
-        wait = backoff(age, attempt.wait)
-        report(None, f"{attempt.said} The next try is in {wait:.1f} seconds.")
-        await anyio.sleep(wait)
+    attempt = await SENDER.send(id, webhook.url, written(webhook, job.created_at))
+    told = {"webhook_id": id, "delivered": attempt.delivered, "said": attempt.said}
+    if attempt.delivered:
+        return JSONResponse(told)
+    if attempt.over or time.time() - job.created_at > PATIENCE:
+        return JSONResponse(told, 502)
+    asked = min(max(attempt.wait, 0.0), LONGEST_WAIT)
+    return JSONResponse(told, 503, headers={"retry-after": f"{asked:.0f}"})
 
 
 def written(webhook: Webhook, created_at: float) -> bytes:
@@ -97,15 +112,14 @@ def written(webhook: Webhook, created_at: float) -> bytes:
     return json.dumps({"type": webhook.type, "timestamp": at, "data": webhook.data}).encode()
 
 
-def backoff(age: float, asked: float) -> float:
-    """Seconds until the next try: as many again as have passed, which doubles them each time.
+class Quiet(LoggingTelemetry):
+    """The log, but for tries that have failed: a job says when its next one is."""
 
-    That goes by when the job was created: a restart neither forgets it nor begins anew.
-    """
-    wait = min(max(age, FIRST_WAIT), LONGEST_WAIT) * random.uniform(0.8, 1.2)
-    return max(wait, min(asked, LONGEST_WAIT))
+    def repeats(self, job: Job, reason: str) -> None:
+        pass
 
 
-# What waits for its next try has a place, too. A lease is 30 s by default.
+# A lease is 30 s by default.
 limits = Limits(max_running=1000, max_queued=10_000, lease=2)
-app.add_middleware(LongRunningMiddleware, store=SQLiteStore("jobs.db"), limits=limits)
+jobs = Jobs(store=SQLiteStore("jobs.db"), limits=limits, telemetry=Quiet())
+app.add_middleware(LongRunningMiddleware, jobs=jobs)
