@@ -760,3 +760,28 @@ async def test_one_receiver_that_hangs_takes_no_others_place(network: Network) -
         network.answer = network.takes
         await anyio.sleep(200)
     assert len({message.headers["webhook-id"] for message in network.got}) == 1100
+
+
+@pytest.mark.slow
+async def test_many_receivers_that_hang_take_no_others_place(network: Network) -> None:
+    """Once each has let one request go unanswered: more of them than there are places."""
+
+    async def answer(message: Message) -> Answer:
+        if message.target.host != "hooks.example":
+            await anyio.sleep_forever()
+        return Answer(204, None)
+
+    network.answer = answer
+    urls = [f"https://hangs{number}.example/in" for number in range(300)]
+    jobs = virtual_jobs(
+        callbacks=settings(allow=[ALLOWED, *urls]), limits=Limits(max_running=5000, max_queued=0)
+    )
+    async with client_for(jobs=jobs) as client:
+        for wait in (100, 2):
+            for url in urls:
+                hangs = {"prefer": f'respond-async, callback; url="{url}"'}
+                await client.post("/slow", headers=hangs)
+            await anyio.sleep(wait)
+        await client.post("/slow", headers=ASKS)
+        await anyio.sleep(2)
+        assert "hooks.example" in {message.target.host for message in network.got}

@@ -25,7 +25,8 @@ logger: logging.Logger = logging.getLogger("raincheck")
 _INTERVAL = 0.5
 
 # Messages that a process takes at most, to deliver them or to wait for that, and with one call; and
-# the requests that are open at once: half for what has not been tried, half for what has failed.
+# the requests that are open at once: half for what has failed, and for receivers that have not
+# answered the last one, however many there are of them; half for all others.
 _HELD, _PAGE, _OPEN = 2048, 64, 256
 
 # Requests at once to one receiver. One that has left so many in a row without an answer is sent one
@@ -143,7 +144,7 @@ class Deliveries:
         self, job: Job, delivery: Delivery, target: Target, receiver: Receiver
     ) -> None:
         place = target.host, target.port
-        lane = self._failed if delivery.tries else self._new
+        lane = self._failed if delivery.tries or receiver.doubtful else self._new
         late = anyio.current_time() + _MARGIN / 2  # then another process may soon have it
         try:
             async with receiver.requests, lane:
@@ -236,6 +237,11 @@ class Receiver:
     def __init__(self) -> None:
         self.requests: anyio.CapacityLimiter = anyio.CapacityLimiter(_AT_ONCE)
         self._unanswered = 0  # in a row
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it has left the last request without an answer."""
+        return self._unanswered > 0
 
     @property
     def silent(self) -> bool:
