@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import Future as ConcurrentFuture
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,7 +39,10 @@ from raincheck import (
     long_running,
     threads,
 )
+from raincheck.errors import Release
+from raincheck.runtime.stopping import _Threads
 from raincheck.stores.sqlite import SQLiteStore
+from raincheck.tasks import Stopper, open_tasks
 from raincheck.testing import follow
 from tests.support import running
 
@@ -833,8 +837,51 @@ async def test_a_handler_on_another_loop_is_left_alone_while_its_thread_computes
         assert (await status_of(client, accepted), ends) == ("canceling", [])
         work.release()
         assert (await follow(client, accepted)).status_code == 410
-        await until(lambda: ends)  # on its own loop, which is another thread's
-        assert ends == [0]
+        assert ends == [0]  # by then
+
+
+async def test_one_on_another_loop_goes_on_with_what_its_thread_has_returned() -> None:
+    """Though the request to stop comes in the moment between: it stops at its next await."""
+    stack: list[Stopper] = []
+    tasks, seen = open_tasks(), list[str]()
+
+    async def handler(returned: asyncio.Future[str]) -> None:
+        with suppress(Release), tasks.remote_stopper(stack):
+            seen.append(await returned)
+            await asyncio.sleep(60)
+            seen.append("never")
+
+    async def elsewhere() -> None:
+        returned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(handler(returned))
+        await asyncio.sleep(0)
+        (stopper,) = stack
+        stopper.stop()  # that comes to it with the loop's next turn, and so does this
+        returned.set_result("it")
+        await task
+
+    await anyio.to_thread.run_sync(lambda: asyncio.run(elsewhere()))
+    assert seen == ["it"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_one_goes_on_with_what_its_thread_has_returned() -> None:
+    """Though a look comes in the moment between: then it is about to run."""
+    end: ConcurrentFuture[str] = ConcurrentFuture()
+    end.set_running_or_notify_cancel()
+
+    async def handler() -> str:
+        return await asyncio.wrap_future(end)
+
+    task = asyncio.ensure_future(handler())
+    await asyncio.sleep(0)
+    looks = _Threads(lambda: None)
+    assert looks.computing(threads.threads_of(task))
+    end.set_result("it")
+    await asyncio.sleep(0)  # the event loop has heard of it, and not the task
+    assert not task.done()
+    assert looks.computing(threads.threads_of(task))
+    assert await task == "it"
 
 
 async def test_an_unmarked_coroutine_on_another_loop_cannot_be_seen() -> None:

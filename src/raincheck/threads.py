@@ -66,6 +66,8 @@ class Thread(NamedTuple):
             written to abandon it.
         hidden: whether its end cannot be seen any more once the task is cancelled.
         next: whether it is none so far, but what a task may go on to that is about to run.
+        own: of such a one, whether it is the task itself that was asked about: it may be about to
+            have what a thread has returned.
     """
 
     end: Any
@@ -75,6 +77,7 @@ class Thread(NamedTuple):
     safe: bool = False
     hidden: bool = False
     next: bool = False
+    own: bool = False
 
 
 class _Way(NamedTuple):
@@ -123,8 +126,9 @@ def threads_of(task: asyncio.Task[Any]) -> list[Thread]:
         else:
             steps = _in_task(node, way, found)
             resumes = getattr(node, "_fut_waiter", None)
-            if node is not task and way.waited and (resumes is None or resumes.done()):
-                found.append(Thread(node, resumes, waited=True, next=True))
+            own, runs = node is task, resumes is None or resumes.done()
+            if way.waited and runs and not (own and resumes is None):
+                found.append(Thread(node, resumes, waited=True, next=True, own=own))
         for step, further in steps:
             (waited if further.waited else others).append((step, further))
     return [_of_loop(loop, thread) for thread in found]

@@ -189,12 +189,22 @@ class _Threads:
         look: asks for the next look at once.
     """
 
-    __slots__ = ("_first", "_known", "_look", "_patient", "_pause", "_waits", "_watched")
+    __slots__ = (
+        "_first",
+        "_first_resume",
+        "_known",
+        "_look",
+        "_patient",
+        "_pause",
+        "_waits",
+        "_watched",
+    )
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
         self._patient = True
         self._first: set[Any] | None = None
+        self._first_resume: set[Any] = set()  # what lets those go on that wait for them
         self._known: set[Any] = set()
         self._watched: set[Any] = set()
         self._waits = False
@@ -202,12 +212,16 @@ class _Threads:
 
     def computing(self, threads: list[Thread]) -> bool:
         """Whether a cancellation now would leave threads to themselves."""
-        goes_on = any(thread.next and thread.resumes not in self._watched for thread in threads)
+        # Of the task itself that counts only if it is to have what a thread has returned.
+        nexts = [t for t in threads if t.next and (not t.own or t.resumes in self._first_resume)]
+        goes_on = bool(nexts) and any(thread.resumes not in self._watched for thread in nexts)
         running = [t for t in threads if t.waited and t.runs and not t.next]
         lost = [thread for thread in running if not thread.safe]
         self._known.update(t.end for t in threads if (t.waited or t.runs) and not t.next)
         if self._first is None:
             self._first = {thread.end for thread in running}
+            if running:
+                self._first_resume = {thread.resumes for thread in running}
         if any(thread.end in self._first for thread in running):
             self._waits = True
         else:
