@@ -113,6 +113,7 @@ LAYERS = {
     "runtime.stopping": 4,
     "runtime.run": 4,
     "runtime.leases": 4,
+    "runtime.deadlines": 4,
     "runtime.loop_watch": 4,
     "runtime.fleet": 4,
     "runtime.runs": 4,

@@ -24,6 +24,7 @@ from raincheck.errors import (
     UnreadableRecord,
 )
 from raincheck.job import Job, State
+from raincheck.runtime.deadlines import Deadlines
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.fleet import Fleet
 from raincheck.runtime.leases import Leases
@@ -70,7 +71,10 @@ class Runs:
         self._idle: anyio.Event | None = None
         self._unblocking = False
         self._closing = False
-        self._expected: dict[str, Callable[[], None]] = {}  # call off what `expect` is to do
+        # Of those that wait here, until they do not; and of those that wait for an engine, of which
+        # nobody tells here that they have begun.
+        self._deadlines = Deadlines(tasks, self._has_to_have_begun)
+        self._engines_deadlines = Deadlines(tasks, self._has_to_have_begun)
         self._came: set[str] = set()  # routes of which jobs came since `_ran` was asked
         self._loop = LoopWatch(tasks, environment.observers, self._ran)
         self._leases: Leases | None = None
@@ -248,14 +252,11 @@ class Runs:
         """End a job that waits if it has not begun by its `begin_by`."""
         assert job.begin_by is not None
         left = max(0.0, job.begin_by - self.environment.clock())
-        end = partial(self._end_if_overdue, job.id, job.begin_by)  # keeps no more of it
-        call_off = self.tasks.call_later(left, partial(self._spawn, end))
-        if job.id in self._here:
-            self._expected[job.id] = call_off
+        deadlines = self._deadlines if job.id in self._here else self._engines_deadlines
+        deadlines.add(job.id, job.begin_by, left)  # keeps no more of it
 
-    def _expect_no_more(self, id: str) -> None:
-        if (call_off := self._expected.pop(id, None)) is not None:
-            call_off()
+    def _has_to_have_begun(self, id: str, begin_by: float) -> None:
+        self._spawn(partial(self._end_if_overdue, id, begin_by))
 
     async def _end_if_overdue(self, id: str, begin_by: float) -> None:
         """End it if it waits still, wherever that is. If the store fails, it is found again."""
@@ -311,8 +312,8 @@ class Runs:
         assert ticket is not None
         run.drop()
         del self._here[run.job.id]
-        if self._expected:
-            self._expect_no_more(run.job.id)
+        if self._deadlines.known:
+            self._deadlines.discard(run.job.id)
         self._tell_idle()
         if run.held:  # it gives its place back when it has unwound
             run.stop(Reason.CANCELLED)
@@ -389,8 +390,8 @@ class Runs:
         """A handler has ended, or will not begin: its place is free."""
         if self._here.get(run.job.id) is run:
             del self._here[run.job.id]
-            if self._expected:
-                self._expect_no_more(run.job.id)
+            if self._deadlines.known:
+                self._deadlines.discard(run.job.id)
         if self._idle is not None:
             self._tell_idle()
         if run.ticket is not None:  # a synchronous request has none
