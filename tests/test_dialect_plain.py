@@ -143,10 +143,6 @@ def test_a_browser_that_navigates_is_sent_to_the_status_url() -> None:
     }
 
 
-def test_the_dialect_answers_202_unasked() -> None:
-    assert PlainDialect.unasked
-
-
 # --- status URL and monitor --------------------------------------------------------------------
 
 

@@ -188,9 +188,6 @@ class Dialect(ABC):
     whose places have the actions that the line names; one that has none of these leaves them out.
     """
 
-    unasked: bool = True
-    """Whether it may answer 202 to a request without `Prefer: respond-async`."""
-
     embeds: int = 0
     """Bytes of a response's body that a document has in it at most. 0, the default: none has any,
     and a response is served as it is, also to a client that waits for it."""
