@@ -101,6 +101,7 @@ _OPTIONAL_SHAPES: dict[str, _Types] = {
     "app_root_path": _TEXT,
     "apart": _NUMBER,
 }
+_SHAPES = _REQUEST_SHAPES | _OPTIONAL_SHAPES
 
 # What JSON writes of a path parameter and reads as it was. A UUID is a list of its text.
 _PLAIN = (str, int, float, bool, type(None))
@@ -321,7 +322,7 @@ def _request(record: bytes) -> CapturedRequest:
     fields = {name: found[name] for name in _REQUEST_SHAPES}
     fields |= {name: found[name] for name in _OPTIONAL_SHAPES.keys() & found.keys()}
     for name, value in fields.items():
-        if value.__class__ not in (_REQUEST_SHAPES | _OPTIONAL_SHAPES)[name]:
+        if value.__class__ not in _SHAPES[name]:
             raise TypeError(f"{name} is {value!r}")
     if "path_params" in fields:
         read = fields["path_params"].items()
