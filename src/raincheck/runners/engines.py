@@ -107,13 +107,21 @@ class EngineRunner(Runner):
             over: done when the drain of this worker is; None if it never has one.
         """
         running = apart(self.bound()(id))
-        try:
-            await asyncio.wait(
-                (running,) if over is None else (running, over),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+        ends = asyncio.get_running_loop().create_future()
+
+        def end(_: object) -> None:
+            if not ends.done():
+                ends.set_result(None)
+
+        running.add_done_callback(end)
+        if over is not None:
+            over.add_done_callback(end)
+        try:  # not by `asyncio.wait`, which takes three times as long
+            await ends
         finally:
             running.cancel()  # of a handler that does not stop, or whose engine gives it up
+            if over is not None:
+                over.remove_done_callback(end)
 
 
 def apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -93,7 +93,8 @@ class TaskiqRunner(EngineRunner):
         if queue is not None:
             self.check(queue)
         broker = self._brokers[queue]
-        await asyncio.shield(self._started(broker))
+        if not (start := self._started(broker)).done():
+            await asyncio.shield(start)
         try:
             await self._tasks[broker].kiq(id)
         except Exception:  # the broker's own; it may have used a connection that had died

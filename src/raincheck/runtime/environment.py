@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from raincheck.bodies.base import Bodies
 from raincheck.callbacks import Callbacks
 from raincheck.errors import ConfigurationError
@@ -21,6 +19,7 @@ from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.stores.divided import DividedStore
+from raincheck.tasks import limit
 
 
 class Environment:
@@ -113,7 +112,7 @@ class Environment:
 
     async def bring(self, job: Job) -> None:
         """Tell the engine of a job, in time. Raises whatever it raises."""
-        with anyio.fail_after(self._timeout):
+        with limit(self._timeout):
             await self.runner.submit(job.id, job.queue)
         if self.engine.away:
             self.engine.answered()
