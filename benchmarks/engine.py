@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from harness.engines import OURS, Start, engine_jobs
+from harness.engines import OURS, Start, engine_jobs, working_seconds
 from harness.loading import Load
-from harness.processes import Child, Cores, spell
+from harness.processes import Cores, spell
 from harness.report import HEAD, Row, circumstances
 from harness.rounds import BODY, Bench
 from peers.work import ORDER
@@ -85,11 +85,11 @@ def count(bench: Bench, many: int = 2000) -> Rows:
             time.sleep(1.0)
 
         before = {name: server.figures() for name, server in servers.items()}
-        spent = running.server.processor_seconds(), _working_seconds(worker)
+        spent = running.server.processor_seconds(), working_seconds(worker)
         submit(many)
         costs = {
             "web process to accept a job": running.server.processor_seconds() - spent[0],
-            "worker process to run one": _working_seconds(worker) - spent[1],
+            "worker process to run one": working_seconds(worker) - spent[1],
         }
         after = {name: server.figures() for name, server in servers.items()}
 
@@ -173,16 +173,6 @@ class Watched:
         if words[0] in ("EVALSHA", "EVAL"):
             return self._names.get(words[1], "_EVAL").strip("_").lower()
         return words[0].upper()
-
-
-def _working_seconds(worker: Child) -> float:
-    """Processor time of a worker: of the process that works, below the one that watches it."""
-    pid = worker._process.pid
-    total = 0.0
-    for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        user, system = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]
-        total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return total
 
 
 MEASURES: dict[str, Callable[[Bench], Rows]] = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from harness.absolutes import Trips
-from harness.processes import Failed
+from harness.processes import Child, Failed
 from harness.report import Goal, Row
 from harness.rounds import BODY, Bench, Comparison, Running, Side
 
@@ -77,7 +79,7 @@ class Start:
             delays: dict[str, list[float]] = {side.side.name: [] for side in sides}
             for turn in range(self.samples):
                 for running in sides if (turn + number) % 2 else reversed(sides):
-                    asked, began = _begin(running)
+                    asked, began = begin(running)
                     delays[running.side.name].append(began - asked)
         self.found.append({name: 1000 * statistics.median(each) for name, each in delays.items()})
 
@@ -95,7 +97,7 @@ class Start:
         )
 
 
-def _begin(running: Running) -> tuple[float, float]:
+def begin(running: Running) -> tuple[float, float]:
     """Submit a job; when it was asked for and when its handler began, by the monotonic clock."""
     asked = time.monotonic()
     status, headers, body = running.server.ask("POST", "/orders", BODY)
@@ -108,6 +110,15 @@ def _begin(running: Running) -> tuple[float, float]:
         if status == 200:
             return asked, json.loads(body)["began"]
     raise Failed(f"{running.side.app}: no result{running.server.said()}")
+
+
+def working_seconds(worker: Child) -> float:
+    """Processor time of a worker: of the process that works, below the one that watches it."""
+    total = 0.0
+    for each in Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split():
+        user, system = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]
+        total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def trips_before(bench: Bench, jobs: int = 40) -> Iterator[Row]:
@@ -125,7 +136,7 @@ def trips_before(bench: Bench, jobs: int = 40) -> Iterator[Row]:
         running.server.start_job("/orders", BODY, finished=True)
         counts = []
         for _ in range(jobs):
-            asked, began = _begin(running)
+            asked, began = begin(running)
             counts.append([proxy.count(asked, began) for proxy in proxies])
     to_store, to_broker = (statistics.median(each) for each in zip(*counts, strict=True))
     yield Row(

@@ -40,6 +40,7 @@ class Side:
         worker: the arguments of its interpreter that start its worker, if it has one.
         service: `"redis"` or `"postgres"`, if it needs one; it finds it in the environment
             variable `REDIS_URL` or `POSTGRES_URL`.
+        variables: further ones of its environment.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Side:
     environment: str = "raincheck"
     worker: str = ""
     service: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Bench:
         """A side's server, and its service unless `variables` say where that is."""
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder))
-            variables = {"FOLDER": folder, **variables}
+            variables = {"FOLDER": folder, **side.variables, **variables}
             name = f"{side.service.upper()}_URL"
             if side.service and name not in variables:
                 variables[name] = stack.enter_context(self.service(side.service))

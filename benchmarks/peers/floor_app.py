@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from peers import lines
 from peers.work import REPORT, fill
 
 DUTIES: Mapping[str, str] = {
@@ -667,16 +667,7 @@ def make(lifespan: Any = None) -> Starlette:
 
 def module(duties: int | None = None) -> dict[str, Any]:
     """The names of this file with the first so many duties; None: with all."""
-    there = set([*DUTIES][:duties])
-    lines = []
-    for line in Path(__file__).read_text().splitlines():
-        said = re.search(r"  # ((?:[+-]\w+ ?)+)$", line)
-        marks = said[1].split() if said else ()
-        fits = all((mark[1:] in there) is (mark[0] == "+") for mark in marks)
-        lines.append(line if fits else "")
-    names: dict[str, Any] = {"__name__": f"{__name__}_{duties}", "__file__": __file__}
-    exec(compile("\n".join(lines), __file__, "exec"), names)
-    return names
+    return lines.module(__file__, f"{__name__}_{duties}", [*DUTIES][:duties])
 
 
 def build(duties: int | None = None) -> Starlette:
