@@ -5,7 +5,8 @@
 Needs `pip install raincheck[dev]`, and room on the disk for twice `--size` GB. The server is a real
 uvicorn with one worker. In each round 50 MB are written to a file and synced to the disk
 (fdatasync) by Python alone, streamed by a route that is not marked, and streamed by one that is:
-captured, and served from its status URL, from the request to the last byte. Then a response of
+captured, and served from its status URL, from the request to the last byte. Beside that the floor:
+the least server that does the same, without a store and its promises. Then a response of
 `--size` GB is captured and served, and an upload of as much is read by a handler in place and by
 one that had to wait for its turn; the server's memory is its peak beyond what it had before.
 
@@ -19,6 +20,7 @@ import argparse
 import asyncio
 import http.client
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -26,22 +28,25 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anyio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from raincheck import Limits, LongRunningMiddleware, long_running
 from raincheck.stores.sqlite import SQLiteStore
 
 MB, GB = 1_000_000, 1_000_000_000
 CHUNK, PIECE = 64 * 1024, 256 * 1024
-BLOCK = os.urandom(1024 * 1024)
+BLOCK = random.Random(20).randbytes(1024 * 1024)  # the servers know it too
 MOST = 64 * MB
 HUGE = 1 << 40
 
@@ -94,8 +99,73 @@ app = Starlette(
         *[Route(f"/{f.__name__}", f, methods=["POST"]) for f in (slow, upload, busy)],
     ]
 )
-if path := os.environ.get("RAINCHECK_BENCH_STORE"):
-    app.add_middleware(LongRunningMiddleware, store=SQLiteStore(path), limits=Limits(max_running=1))
+if folder := os.environ.get("RAINCHECK_BENCH_FOLDER"):
+    store = SQLiteStore(f"{folder}/jobs.db")
+    app.add_middleware(LongRunningMiddleware, store=store, limits=Limits(max_running=1))
+
+
+class Floor:
+    """The least that captures a response in a file and then serves it: no store, and no promises.
+
+    One piece is written in a thread while the next comes together; what is in the system's memory
+    is served from there, without a thread.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._captures: list[asyncio.Task[int]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "GET":
+            await self._serve(int(scope["path"][1:]), send)
+            return
+        number = len(self._captures)
+        self._captures.append(asyncio.create_task(self._capture(scope, number)))
+        headers = [(b"location", b"/%d" % number), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    async def _capture(self, scope: Scope, number: int) -> int:
+        """Keep what a handler sends; how much it is."""
+        loop, size, pieces, writing = asyncio.get_running_loop(), 0, list[bytes](), None
+        file = os.open(f"{self._folder}/floor{number}", os.O_WRONLY | os.O_CREAT)
+
+        async def take(message: Message) -> None:
+            nonlocal size, writing
+            if chunk := message.get("body"):
+                pieces.append(chunk)
+            if sum(map(len, pieces)) >= PIECE or (pieces and not message.get("more_body")):
+                piece = b"".join(pieces)
+                pieces.clear()
+                if writing is not None:
+                    await writing
+                writing = loop.run_in_executor(None, os.pwrite, file, piece, size)
+                size += len(piece)
+
+        await streamed(Request(scope))(scope, anyio.sleep_forever, take)
+        assert writing is not None
+        await writing
+        os.close(file)
+        return size
+
+    async def _serve(self, number: int, send: Send) -> None:
+        left, at, buffer = await self._captures[number], 0, bytearray(PIECE)
+        headers = [(b"content-length", b"%d" % left)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        file = os.open(f"{self._folder}/floor{number}", os.O_RDONLY)
+        while left:
+            try:
+                size = os.preadv(file, [buffer], at, os.RWF_NOWAIT)
+            except BlockingIOError:
+                size = await asyncio.to_thread(os.preadv, file, [buffer], at)
+            left, at, piece = left - size, at + size, bytes(memoryview(buffer)[:size])
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+        os.close(file)
+
+
+floor = Floor(folder or "")
 
 
 class Answer(NamedTuple):
@@ -111,16 +181,15 @@ class Answer(NamedTuple):
 class Server:
     """A uvicorn, and what is asked of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "app") -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
-        # Not what this script draws: both have to know what comes.
-        command = [sys.executable, "-m", "uvicorn", "bodies:app", f"--port={self.port}"]
+        command = [sys.executable, "-m", "uvicorn", f"bodies:{name}", f"--port={self.port}"]
         self._process = subprocess.Popen(
             [*command, "--log-level=warning"],
             cwd=Path(__file__).parent,
-            env={**os.environ, "RAINCHECK_BENCH_STORE": str(folder / "jobs.db")},
+            env={**os.environ, "RAINCHECK_BENCH_FOLDER": str(folder)},
         )
 
     def ask(
@@ -147,10 +216,14 @@ class Server:
                 assert answer.status == 200, answer
                 return answer
 
+    def captured(self, size: int, *, check: bool = False) -> Answer:
+        """A response that was captured, and is served."""
+        return self.follow(self.ask("POST", f"/slow?size={size}"), check=check)
+
     def answering(self) -> None:
         for _ in range(300):
             try:
-                self.ask("GET", "/direct?size=1")
+                self.captured(1)
                 return
             except OSError:
                 time.sleep(0.1)
@@ -192,48 +265,58 @@ def written(file: Path, size: int) -> float:
     return time.monotonic() - start
 
 
-def speeds(server: Server, folder: Path, rounds: int, faults: list[str]) -> None:
+def timed(ask: Callable[[], Answer], size: int) -> float:
+    """Seconds until all that is asked for has come."""
+    start = time.monotonic()
+    answer = ask()
+    seconds = time.monotonic() - start
+    assert answer.size == size, answer
+    return seconds
+
+
+def speeds(server: Server, least: Server, folder: Path, rounds: int, faults: list[str]) -> None:
     size = 50 * MB
-    of_write, of_direct, rates = [], [], []
     whole = server.ask("GET", f"/direct?size={size}", check=True)
-    found = server.follow(server.ask("POST", f"/slow?size={size}"), check=True)
-    if (found.size, found.crc) != (size, whole.crc):
-        faults.append("what was served is not what was captured")
+    for one in (server, least):
+        found = one.captured(size, check=True)
+        if (found.size, found.crc) != (size, whole.crc):
+            faults.append("what was served is not what was captured")
+    taken: dict[str, list[float]] = {name: [] for name in ("write", "direct", "floor", "both")}
     for number in range(rounds):
-        plain = written(folder / f"plain{number}", size)
-        start = time.monotonic()
-        server.ask("GET", f"/direct?size={size}")
-        directly = time.monotonic() - start
-        start = time.monotonic()
-        found = server.follow(server.ask("POST", f"/slow?size={size}"))
-        both = time.monotonic() - start
-        if found.size != size:
-            faults.append(f"{found.size} bytes were served")
-        of_write.append(plain / both)
-        of_direct.append(directly / both)
-        rates.append([size / MB / seconds for seconds in (plain, directly, both)])
-    for title, ratios, least in (
-        ("a plain write and fdatasync", of_write, 0.7),
-        ("direct", of_direct, 0.25),
+        taken["write"].append(written(folder / f"plain{number}", size))
+        taken["direct"].append(timed(lambda: server.ask("GET", f"/direct?size={size}"), size))
+        for name, one in (("floor", least), ("both", server)):
+            taken[name].append(timed(partial(one.captured, size), size))
+    for title, name, bound in (
+        ("a plain write and fdatasync", "write", 0.7),
+        ("direct", "direct", 0.25),
+        ("the floor", "floor", 0.0),
     ):
+        ratios, of_floor = (
+            [one / other for one, other in zip(taken[name], taken[what], strict=True)]
+            for what in ("both", "floor")
+        )
         median = statistics.median(ratios)
         print(
             f"50 MB captured and served, over {title}: {median:.2f} "
-            f"[{min(ratios):.2f}..{max(ratios):.2f}], at least {least}"
+            f"[{min(ratios):.2f}..{max(ratios):.2f}], at least {bound};"
+            f" the floor has {statistics.median(of_floor):.2f}"
         )
-        if median < least:
+        if median < bound:
             faults.append(f"{median:.2f} of {title}")
-    plain, directly, both = (statistics.median(column) for column in zip(*rates, strict=True))
-    print(f"MB/s: {plain:.0f} written and synced, {directly:.0f} direct, {both:.0f} both")
+    rates = {name: size / MB / statistics.median(seconds) for name, seconds in taken.items()}
+    print(
+        "MB/s: {write:.0f} written and synced, {direct:.0f} direct, {floor:.0f} the floor,"
+        " {both:.0f} both".format(**rates)
+    )
 
 
 def sizes(server: Server, folder: Path, size: int, faults: list[str]) -> None:
     whole = 0
     for chunk in chunks(size):
         whole = zlib.crc32(chunk, whole)
-    # Those of the server are drawn by itself: an upload tells what they are.
     with server.growth(f"a response of {size / GB:g} GB", faults):
-        found = server.follow(server.ask("POST", f"/slow?size={size}"))
+        found = server.captured(size)
     if found.size != size:
         faults.append(f"of {size} bytes of a response {found.size} came")
     length, said = str(size), f'{{"size":{size},"crc":{whole}}}'.encode()
@@ -261,14 +344,16 @@ def main() -> None:
     faults: list[str] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        server = Server(folder)
+        server, least = Server(folder), Server(folder, "floor")
         try:
             server.answering()
-            speeds(server, folder, arguments.rounds, faults)
+            least.answering()
+            speeds(server, least, folder, arguments.rounds, faults)
             if arguments.size:
                 sizes(server, folder, int(arguments.size * GB), faults)
         finally:
             server.end()
+            least.end()
     for fault in faults:
         print(f"FAILED: {fault}")
     sys.exit(bool(faults))
