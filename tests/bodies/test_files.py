@@ -194,6 +194,47 @@ async def test_whoever_waits_for_the_disk_takes_no_thread_of_others(
     assert len(seen) == 2 * THREADS
 
 
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
+async def test_what_is_in_memory_is_read_without_a_thread(
+    bodies: FileBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = os.urandom(1_000_000)
+    await bodies.append("a.1", 0, body)
+    asked, pread = [], os.pread
+
+    def count(file: int, size: int, offset: int) -> bytes:
+        asked.append(offset)
+        return pread(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", count)
+    assert await content(bodies) == body
+    assert asked == [len(body)]  # where the end is, the disk says
+
+
+@pytest.mark.parametrize("there", [None, 0, 1, 3, 100_000])
+async def test_what_is_not_in_memory_is_read_all_the_same(
+    bodies: FileBodies, monkeypatch: pytest.MonkeyPatch, there: int | None
+) -> None:
+    """Nothing of it, some of it, or it cannot be told."""
+    body = os.urandom(1_000_000)
+    await bodies.append("a.1", 0, body)
+    times, preadv = 0, getattr(os, "preadv", None)
+
+    def some(file: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        nonlocal times
+        times += 1
+        if not there or times % 2 or preadv is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return int(preadv(file, [memoryview(buffers[0])[:there]], offset, flags))
+
+    if there is None:
+        monkeypatch.setattr("raincheck.bodies.files._NOWAIT", None)
+    monkeypatch.setattr(os, "preadv", some)
+    for offset in (0, 1, 999_999, 1_000_000):
+        assert await content(bodies, offset=offset) == body[offset:]
+    assert bool(times) is (there is not None)
+
+
 async def test_a_body_that_is_deleted_is_not_read_on(bodies: FileBodies) -> None:
     await bodies.append("a.1", 0, b"x" * 1_000_000)
     async with closing(bodies.read("a.1")) as chunks:

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, checkpoint
 
 from raincheck.bodies.base import Bodies
 from raincheck.errors import BodyLost, ConfigurationError, StoreError, StoreFull
@@ -37,6 +37,9 @@ twice what `SQLiteStore` leaves to them, if it is on the same disk."""
 
 _FOR_GOOD = frozenset({errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})
 """What of a path time alone does not change."""
+
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+"""Read what is in memory, and fail where that is nothing (preadv2(2), on Linux)."""
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -82,13 +85,13 @@ class FileBodies(Bodies):
         await self._in_thread(partial(self._append, name, offset, chunk))
 
     async def read(self, name: str, offset: int = 0) -> AsyncIterator[bytes]:
-        file, chunk = await self._in_thread(partial(self._begin, name, offset))
+        file = await self._in_thread(partial(self._open, name, offset))
         if file is None:
             return
         try:
-            while chunk:
+            while chunk := file.there() or await self._in_thread(file.read):
                 yield chunk
-                chunk = await self._in_thread(partial(self._next, name, file))
+                await checkpoint()
         finally:  # if it was deleted meanwhile, that frees all of it
             with anyio.CancelScope(shield=True):
                 await self._in_thread(file.close)
@@ -173,20 +176,10 @@ class FileBodies(Bodies):
     def _to_write(self, name: str, flags: int) -> int:
         return os.open(self._path(name), os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
 
-    def _begin(self, name: str, offset: int) -> tuple[IO[bytes] | None, bytes]:
-        """An open file, and the first chunk of it that is read."""
-        try:
-            file = open(self._path(name), "rb", buffering=0)  # noqa: SIM115 - its reader closes it
-        except FileNotFoundError:
-            return None, b""
-        file.seek(offset)
-        return file, file.read(PIECE)
-
-    def _next(self, name: str, file: IO[bytes]) -> bytes:
-        chunk = file.read(PIECE)
-        if chunk and not os.fstat(file.fileno()).st_nlink:  # its reader alone still has it
-            raise BodyLost(f"{self.directory}: {name} was deleted while it was read")
-        return chunk
+    def _open(self, name: str, offset: int) -> _Reading | None:
+        with suppress(FileNotFoundError):
+            return _Reading(self._path(name), offset)
+        return None
 
     def _size(self, name: str) -> int | None:
         try:
@@ -251,6 +244,52 @@ class FileBodies(Bodies):
                 "see: chmod 700 %s",
                 *(directory, stat.S_IMODE(found.st_mode), directory),
             )
+
+
+class _Reading:
+    """A body that is read, from a byte on.
+
+    Args:
+        path: its file.
+        offset: the byte.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+
+    def __init__(self, path: str, offset: int) -> None:
+        self._path = path
+        self._start = self._offset = offset
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._buffer = bytearray(PIECE)
+
+    def read(self) -> bytes:
+        """The next chunk, at its end none; in a thread. Raises `BodyLost`, or as the disk does."""
+        return self._taken(os.pread(self._file, PIECE, self._offset))
+
+    def there(self) -> bytes:
+        """What of the next chunk is in the system's memory, if it tells; never waits for the disk.
+
+        To have a thread bring that would take longer than to copy it. Raises `BodyLost`.
+        """
+        if _NOWAIT is None:
+            return b""
+        try:
+            size = os.preadv(self._file, [self._buffer], self._offset, _NOWAIT)
+        except OSError:  # the disk has to be asked, or this kind of file system
+            return b""
+        return self._taken(bytes(memoryview(self._buffer)[:size]))
+
+    def _taken(self, chunk: bytes) -> bytes:
+        begun = self._offset > self._start
+        if begun and chunk and not os.fstat(self._file).st_nlink:  # its reader alone still has it
+            raise BodyLost(f"{self._path} was deleted while it was read")
+        self._offset += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Read no more."""
+        os.close(self._file)
 
 
 def _flush(path: str) -> None:
