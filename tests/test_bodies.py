@@ -161,6 +161,7 @@ async def test_law_1_a_response_that_goes_while_it_is_written_fails_its_job(
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 part = {"type": "http.response.body", "body": b"x" * 2 * LARGE, "more_body": True}
                 await send(part)
+                await anyio.wait_all_tasks_blocked()  # for it to be there
                 ((name, there),) = bodies.kept.items()
                 if left:
                     bodies.kept[name] = there[:left]

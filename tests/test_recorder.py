@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raincheck import Limits, MemoryStore, Policy
-from raincheck.errors import Release
+from raincheck.errors import (
+    NOT_KEPT,
+    RESPONSE_LOST,
+    BodyLost,
+    Problem,
+    Release,
+    StoreFull,
+    UnreadableRecord,
+    crashed,
+)
 from raincheck.job import Job, State
 from raincheck.messages import CapturedResponse, RawHeaders
 from raincheck.runners.local import LocalRunner
@@ -19,7 +28,7 @@ from raincheck.runtime.environment import Environment
 from raincheck.runtime.recorder import PIECE, ProtocolError, Recorder, TooLarge
 from raincheck.runtime.run import Run
 from raincheck.runtime.runs import Runs
-from raincheck.runtime.stopping import Stopping
+from raincheck.runtime.stopping import Reason, Stopping
 from raincheck.tasks import open_tasks
 
 
@@ -366,3 +375,144 @@ async def test_what_follows_a_piece_that_somebody_else_has_is_not_kept() -> None
         await run.take(message)
     assert asked == [0]
     assert run.job.state is State.RUNNING
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that keeps pieces is one that does not answer at once."""
+    monkeypatch.setattr(Keeping, "immediate", False)
+
+
+class Slow:
+    """Keeps pieces, each when it may, as it is told then.
+
+    Attributes:
+        asked: where those began that it was asked for.
+        kept: those that it has kept.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.kept: list[bytes] = []
+        self._gates = [anyio.Event() for _ in range(9)]
+        self._error: Exception | None = None
+        self._wanted = True
+
+    async def __call__(self, offset: int, piece: bytes) -> bool:
+        self.asked.append(offset)
+        await self._gates[len(self.asked) - 1].wait()
+        if self._error is not None:
+            raise self._error
+        if self._wanted:
+            self.kept.append(piece)
+        return self._wanted
+
+    def let(self, number: int) -> None:
+        """Keep the n-th piece."""
+        self._gates[number - 1].set()
+
+    def fail(self, error: Exception) -> None:
+        """Fail with all."""
+        self._error = error
+        self.let(1)
+
+    def refuse(self) -> None:
+        """Say of all that nobody wants them."""
+        self._wanted = False
+        self.let(1)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("patient")
+async def test_a_handler_makes_the_next_piece_while_one_is_kept() -> None:
+    slow, taken = Slow(), list[str]()
+    run = await running(slow, max_response_size=10 * PIECE)
+
+    async def answer() -> None:
+        await run.take(start())
+        for name in "abc":
+            await run.take(body(name.encode() * PIECE, more=True))
+            taken.append(name)
+        await run.take(body(b"d"))
+        taken.append("d")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(answer)
+            for n, goes_on in enumerate(["a", "ab", "abc"], start=1):
+                await anyio.wait_all_tasks_blocked()
+                assert "".join(taken) == goes_on  # and not further, so that memory is bounded
+                assert slow.asked == [PIECE * number for number in range(n)]
+                assert run.job.state is State.RUNNING  # law 1: the end is not recorded before
+                slow.let(n)
+    assert slow.kept == [name * PIECE for name in (b"a", b"b", b"c")]
+    assert run.job.response == CapturedResponse(200, (), 3 * PIECE + 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("error", [StoreFull("full"), BodyLost("lost"), UnreadableRecord("torn")])
+async def test_a_handler_hears_of_a_piece_with_what_it_sends_next(
+    error: Exception, last: bool
+) -> None:
+    slow = Slow()
+    run = await running(slow, max_response_size=10 * PIECE)
+    await run.take(start())
+    await run.take(body(b"a" * PIECE, more=True))
+    slow.fail(error)
+    await anyio.wait_all_tasks_blocked()
+    assert run.job.state is State.RUNNING
+    problems: dict[type, Problem] = {StoreFull: NOT_KEPT, BodyLost: RESPONSE_LOST}
+    problem = problems.get(type(error))
+    with pytest.raises(type(error) if problem is None else Release):
+        await run.take(body(b"b", more=not last))
+    assert (run.job.error, run.job.response) == (problem, None)
+    assert slow.asked == [0]
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("patient")
+async def test_a_handler_is_stopped_whose_piece_nobody_wants() -> None:
+    """At once, and not with what it sends next."""
+    slow = Slow()
+    run = await running(slow, max_response_size=10 * PIECE)
+    await run.take(start())
+    await run.take(body(b"a" * PIECE, more=True))
+    slow.refuse()
+    await anyio.wait_all_tasks_blocked()
+    assert run.stopping is not None
+    assert run.stopping.reason is Reason.LOST
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("patient")
+async def test_a_cancelled_handler_leaves_a_piece_on_its_way() -> None:
+    """It may send more as it cleans up, and nothing is missing in between."""
+    slow = Slow()
+    run = await running(slow, max_response_size=10 * PIECE)
+    await run.take(start())
+    await run.take(body(b"a" * PIECE, more=True))
+    with anyio.move_on_after(1) as scope:
+        await run.take(body(b"b" * PIECE, more=True))
+    assert scope.cancelled_caught
+    slow.let(1)
+    await run.take(body(b"c"))
+    assert slow.kept == [b"a" * PIECE]  # and the rest came with the outcome
+    assert run.job.response == CapturedResponse(200, (), 2 * PIECE + 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("patient")
+async def test_what_is_on_its_way_is_given_up_with_a_handler_that_fails() -> None:
+    """The store may be away for long: it is not asked on for what is nobody's."""
+    slow = Slow()
+    run = await running(slow, max_response_size=10 * PIECE)
+    await run.take(start())
+    await run.take(body(b"a" * PIECE, more=True))
+    with anyio.fail_after(5):
+        await run.end(ZeroDivisionError())
+    assert (run.job.state, run.job.error) == (State.FAILED, crashed())
+    slow.let(1)
+    await anyio.wait_all_tasks_blocked()
+    assert (slow.asked, slow.kept) == ([0], [])

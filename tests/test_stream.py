@@ -540,6 +540,7 @@ async def test_other_ranges_are_as_if_absent_until_the_end(range: str) -> None:
     async with following(source.answer) as (_, _, read):
         await source.say(b"01234")
         reader = read(range=range)
+        await reader.has(5)
         await source.end()
         assert (reader.status, reader.body, reader.whole) == (200, b"01234", True)
 

@@ -1,4 +1,4 @@
-"""Flushing: a response that is followed is kept as it comes, and not only when much has come."""
+"""Flushing: what a handler sends goes to the store beside it, while it makes more."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from raincheck.errors import LeaseLost, StoreError
 from raincheck.runtime.recorder import Recorder
@@ -18,11 +19,16 @@ INTERVAL = 0.1
 class Flusher:
     """Has the response of one run kept while it is produced, beside its handler.
 
+    One piece at a time is on its way, while the next comes together; a handler that is faster
+    waits. What has become of a piece it hears with what it sends next. What is followed is kept as
+    it comes, and not only when much has come.
+
     Args:
         recorder: takes it.
         keep: has a piece of it kept, or asks for it again if that was cancelled.
         lost: told that nobody wants it any more.
         tasks: the tasks of the event loop.
+        beside: whether the handler goes on meanwhile. A store that answers at once is waited for.
     """
 
     def __init__(
@@ -31,19 +37,28 @@ class Flusher:
         keep: Callable[[int, bytes], Awaitable[None]],
         lost: Callable[[], None],
         tasks: Tasks,
+        *,
+        beside: bool,
     ) -> None:
         self._recorder = recorder
         self._keep = keep
         self._lost = lost
         self._tasks = tasks
-        self._one = anyio.Lock()  # piece after piece, whoever has them kept
+        self._beside = beside
+        self._away: anyio.Event | None = None  # while a piece is on its way; set after that
+        self._scope = anyio.CancelScope()  # in which it is
+        self._error: Exception | None = None  # what has become of it
         self._runs = self._closed = False
 
     async def more(self) -> None:
-        """Something has come; the handler waits only if that is much. Raises as `keep` does."""
-        if self._recorder.full:
-            await self._flush()
-        elif not self._runs:
+        """Something has come; the handler waits if that is much, and so is what came before.
+
+        Raises as `keep` does.
+        """
+        recorder = self._recorder
+        if recorder.full or (recorder.piece is not None and self._away is None):
+            await (self._pass_on() if self._beside else self._flush())
+        elif recorder.live and not self._runs:
             self._runs = True
             self._tasks.spawn(self._run, Context())
 
@@ -53,14 +68,22 @@ class Flusher:
         Raises as `keep` does.
         """
         self._closed = True
-        async with self._one:
-            await self._keep_piece()
+        await self._returned()
+        await self._carry()
+
+    async def stop(self) -> None:
+        """No end will come: what is on its way is nobody's any more."""
+        self._closed = True
+        self._scope.cancel()
+        while self._away is not None:
+            await self._away.wait()
 
     async def _run(self) -> None:
         try:
             while self._recorder.unkept and not self._closed:
                 await self._flush()
                 await anyio.sleep(INTERVAL)
+                await checkpoint()  # a handler that ends at the same moment comes first
         except LeaseLost:
             self._lost()
         except StoreError:
@@ -69,11 +92,41 @@ class Flusher:
             self._runs = False
 
     async def _flush(self) -> None:
-        async with self._one:
-            await self._keep_piece()
-            self._recorder.cut()
-            await self._keep_piece()
+        """Keep what has come, once what came before is."""
+        await self._returned()
+        await self._carry()
+        self._recorder.cut()
+        await self._carry()
 
-    async def _keep_piece(self) -> None:
-        if self._recorder.piece is not None:
-            await self._keep(*self._recorder.piece)
+    async def _pass_on(self) -> None:
+        """The same, beside the handler: it goes on as soon as it is its turn."""
+        await self._returned()
+        self._recorder.cut()
+        self._away, self._scope = anyio.Event(), anyio.CancelScope()
+        self._tasks.spawn(self._follow, Context())
+
+    async def _follow(self) -> None:
+        try:
+            with self._scope:
+                await self._carry()
+        except LeaseLost:
+            self._lost()
+        except StoreError as error:
+            self._error = error
+
+    async def _returned(self) -> None:
+        """Wait until nothing is on its way. Raises what became of it."""
+        while self._away is not None:
+            await self._away.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _carry(self) -> None:
+        """Keep the piece that is there, if there is one."""
+        away = self._away = self._away or anyio.Event()
+        try:
+            if self._recorder.piece is not None:
+                await self._keep(*self._recorder.piece)
+        finally:
+            self._away = None
+            away.set()

@@ -36,7 +36,7 @@ class Recorder:
         max_size: as given.
         live: whether it is to be kept as it comes: then `cut` makes pieces as well.
         piece: a piece of the body that has come together, and where it begins: whoever records has
-            it kept, and says so by `kept()`, before the next message is taken.
+            it kept, and says so by `kept()`. There is no next one before.
     """
 
     __slots__ = (
@@ -89,9 +89,8 @@ class Recorder:
 
     @property
     def full(self) -> bool:
-        """Whether as much has come that nobody has kept as one piece holds."""
-        piece = b"" if self.piece is None else self.piece[1]
-        return self._size - self._passed_on + len(piece) >= PIECE
+        """Whether as much has come that is in no piece yet as one holds."""
+        return self._size - self._passed_on >= PIECE
 
     @property
     def unkept(self) -> bool:
@@ -134,7 +133,7 @@ class Recorder:
                 raise _cannot_be_sent(f"a {self._status} response has no body")
             self._gathered.append(bytes(chunk))
         if message.get("more_body", False):
-            if self._size - self._passed_on >= PIECE:
+            if self.full:
                 self.cut()
             return None
         response = CapturedResponse(self._status, self._headers, self._size)

@@ -170,7 +170,7 @@ class Run:
         self._turn = anyio.Event() if held else None
         self._method: str | None = None  # of the request, once what the app sends is kept
         self._recorder: Recorder | None = None  # since the first message
-        self._flusher: Flusher | None = None  # if the response is kept as it comes
+        self._flusher: Flusher | None = None  # if anything is kept before the response's end
         self._complete = False  # the response is recorded to its end
         # How it has failed, if it may be repeated: to be decided when nothing of it runs any more.
         self._failed: CapturedResponse | Problem | None = None
@@ -371,13 +371,9 @@ class Run:
             return
         recorder = self._recorder or self._begin_recording(self._method)
         try:
-            if recorder.piece is not None and not recorder.live:
-                await self._keep(recorder, *recorder.piece)  # it was cancelled while it was kept
             response = recorder.take(message)
-            if recorder.live:
-                await self._keep_live(recorder, ended=response is not None)
-            elif recorder.piece is not None:
-                await self._keep(recorder, *recorder.piece)
+            if recorder.piece is not None or recorder.live:
+                await self._keep_beside(recorder, ended=response is not None)
         except TooLarge:
             problem = response_too_large(self.policy.max_response_size)
             await self._decide(State.FAILED, error=problem)
@@ -454,11 +450,12 @@ class Run:
         await self._home.environment.ledger.append(self.job, offset, piece, head)
         recorder.kept()
 
-    async def _keep_live(self, recorder: Recorder, *, ended: bool) -> None:
+    async def _keep_beside(self, recorder: Recorder, *, ended: bool) -> None:
         """Have what has come kept in time. Raises as `_keep` does."""
         if self._flusher is None:
-            keep = partial(self._keep, recorder)
-            self._flusher = Flusher(recorder, keep, self.lose, self._home.tasks)
+            keep, home = partial(self._keep, recorder), self._home
+            beside = not home.environment.store.immediate
+            self._flusher = Flusher(recorder, keep, self.lose, home.tasks, beside=beside)
         if ended:
             await self._flusher.close()
         else:
@@ -566,6 +563,8 @@ class Run:
             environment.observers.raised(self.job, error, environment.clock())
         if stopping.reason is not None:
             await stopping.stopped()
+        if self._flusher is not None and not self._complete:
+            await self._flusher.stop()
         if not self._decided:
             await self._decide_ended(error)
         if self._timed_out is not None:
