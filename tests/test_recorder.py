@@ -25,7 +25,7 @@ from raincheck.job import Job, State
 from raincheck.messages import CapturedResponse, RawHeaders
 from raincheck.runners.local import LocalRunner
 from raincheck.runtime.environment import Environment
-from raincheck.runtime.recorder import PIECE, ProtocolError, Recorder, TooLarge
+from raincheck.runtime.recorder import MOST, PIECE, ProtocolError, Recorder, TooLarge
 from raincheck.runtime.run import Run
 from raincheck.runtime.runs import Runs
 from raincheck.runtime.stopping import Reason, Stopping
@@ -242,6 +242,19 @@ def test_small_messages_come_together_in_pieces(
     assert recording.stored == whole
 
 
+def test_a_large_body_comes_in_larger_pieces() -> None:
+    """Never more than a quarter of what was there before, so that a small one takes little."""
+    recording = Recording(max_size=1 << 30)
+    recording.take(start())
+    for _ in range(1000):
+        recording.take(body(bytes(10_000), more=True))
+    sizes = [len(piece) for piece in recording.pieces]
+    for number, size in enumerate(sizes):
+        least = max(PIECE, min(MOST, sum(sizes[:number]) // 4))
+        assert least <= size < least + 10_000
+    assert sizes[-1] >= MOST > sizes[0]
+
+
 def test_the_end_of_a_body_goes_with_the_outcome_however_large_it_is() -> None:
     recording = Recording(max_size=10 * PIECE)
     recording.take(start())
@@ -296,6 +309,15 @@ class Keeping(MemoryStore):
 
     async def append_body(self, id: str, fence: int, offset: int, chunk: bytes, **_: Any) -> bool:
         return await self._keep_piece(offset, chunk)
+
+
+async def begun(slow: Slow, chunk: bytes) -> Run:
+    """A run of which this is on its way to a store that is slow."""
+    run = await running(slow, max_response_size=10 * PIECE)
+    with anyio.fail_after(5):  # not for it to be there
+        await run.take(start())
+        await run.take(body(chunk, more=True))
+    return run
 
 
 async def running(keep: Callable[[int, bytes], Awaitable[bool]], **settings: Any) -> Run:
@@ -457,9 +479,7 @@ async def test_a_handler_hears_of_a_piece_with_what_it_sends_next(
     error: Exception, last: bool
 ) -> None:
     slow = Slow()
-    run = await running(slow, max_response_size=10 * PIECE)
-    await run.take(start())
-    await run.take(body(b"a" * PIECE, more=True))
+    run = await begun(slow, b"a" * PIECE)
     slow.fail(error)
     await anyio.wait_all_tasks_blocked()
     assert run.job.state is State.RUNNING
@@ -476,9 +496,7 @@ async def test_a_handler_hears_of_a_piece_with_what_it_sends_next(
 async def test_a_handler_is_stopped_whose_piece_nobody_wants() -> None:
     """At once, and not with what it sends next."""
     slow = Slow()
-    run = await running(slow, max_response_size=10 * PIECE)
-    await run.take(start())
-    await run.take(body(b"a" * PIECE, more=True))
+    run = await begun(slow, b"a" * PIECE)
     slow.refuse()
     await anyio.wait_all_tasks_blocked()
     assert run.stopping is not None
@@ -490,9 +508,7 @@ async def test_a_handler_is_stopped_whose_piece_nobody_wants() -> None:
 async def test_a_cancelled_handler_leaves_a_piece_on_its_way() -> None:
     """It may send more as it cleans up, and nothing is missing in between."""
     slow = Slow()
-    run = await running(slow, max_response_size=10 * PIECE)
-    await run.take(start())
-    await run.take(body(b"a" * PIECE, more=True))
+    run = await begun(slow, b"a" * PIECE)
     with anyio.move_on_after(1) as scope:
         await run.take(body(b"b" * PIECE, more=True))
     assert scope.cancelled_caught
@@ -507,9 +523,7 @@ async def test_a_cancelled_handler_leaves_a_piece_on_its_way() -> None:
 async def test_what_is_on_its_way_is_given_up_with_a_handler_that_fails() -> None:
     """The store may be away for long: it is not asked on for what is nobody's."""
     slow = Slow()
-    run = await running(slow, max_response_size=10 * PIECE)
-    await run.take(start())
-    await run.take(body(b"a" * PIECE, more=True))
+    run = await begun(slow, b"a" * PIECE)
     with anyio.fail_after(5):
         await run.end(ZeroDivisionError())
     assert (run.job.state, run.job.error) == (State.FAILED, crashed())

@@ -9,8 +9,9 @@ from raincheck.messages import BODILESS, CapturedResponse, Head, end_to_end, uns
 
 # Bytes that come together before the store is asked to keep them: a response of many small
 # messages is not as many calls. What is left at the end goes with the outcome. Joined, they leave
-# the memory that they came in to the next ones; to touch new memory takes longer than to copy.
-PIECE = 256 * 1024
+# the memory that they came in to the next ones; to touch new memory takes longer than to copy. Of a
+# body that is large by then it is a quarter, up to the most: each call has its price.
+PIECE, MOST = 256 * 1024, 1024 * 1024
 
 # Of what comes in these media nobody wants to wait for the end.
 _EVENTS = b"text/event-stream"  # 17 letters
@@ -40,6 +41,7 @@ class Recorder:
     """
 
     __slots__ = (
+        "_enough",
         "_gathered",
         "_headed",
         "_headers",
@@ -61,6 +63,7 @@ class Recorder:
         self._headers: Any = ()
         self._size = 0
         self._passed_on = 0
+        self._enough = PIECE
         self._headed = False  # whether the head has gone with a piece
         self._gathered: list[bytes] = []
 
@@ -90,7 +93,7 @@ class Recorder:
     @property
     def full(self) -> bool:
         """Whether as much has come that is in no piece yet as one holds."""
-        return self._size - self._passed_on >= PIECE
+        return self._size - self._passed_on >= self._enough
 
     @property
     def unkept(self) -> bool:
@@ -102,6 +105,7 @@ class Recorder:
         if self.piece is None and (self._gathered or not self._headed):
             self.piece = (self._passed_on, self.tail)
             self._passed_on = self._size
+            self._enough = max(PIECE, min(self._size // 4, MOST))
             self._headed = True
             self._gathered.clear()
 
