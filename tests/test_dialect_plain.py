@@ -18,7 +18,7 @@ from raincheck.errors import (
     response_too_large,
     timed_out,
 )
-from raincheck.job import Job, Progress, State
+from raincheck.job import Delivery, Job, Progress, State
 from raincheck.messages import CapturedResponse, RawHeaders
 
 DIALECT = PlainDialect()
@@ -144,6 +144,55 @@ def test_a_browser_that_navigates_is_sent_to_the_status_url() -> None:
 
 
 # --- status URL and monitor --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("newer", "outlook", "changes"),
+    [
+        ({"state": State.CANCELLING}, UNKNOWN, {"status": "canceling"}),
+        ({"created_at": NOON + 1}, UNKNOWN, {"created_at": "2026-11-21T12:00:01Z"}),
+        ({"progress": Progress(0.5)}, UNKNOWN, {"progress": 0.5}),
+        ({"progress": Progress(0.5, "so far")}, UNKNOWN, {"message": "so far"}),
+        ({"runs": 2}, UNKNOWN, {"runs": 2}),
+        (
+            {"state": State.QUEUED, "not_before": NOON + 60},
+            UNKNOWN,
+            {"next_run_at": "2026-11-21T12:01:00Z"},
+        ),
+        (
+            {"delivery": Delivery("https://x.example", "/jobs")},
+            UNKNOWN,
+            {"callback": {"status": "pending", "deliveries": 0, "last_error": None}},
+        ),
+        ({}, Outlook(9), {"retry_after": 9}),
+        ({}, Outlook(1, 4), {"queue_position": 4}),
+        (
+            {},
+            Outlook(1, None, NOON + 2.9),
+            {"estimated_completion": "2026-11-21T12:00:02Z"},
+        ),
+    ],
+)
+def test_a_document_is_of_what_it_is_given_whatever_was_said_before(
+    newer: dict[str, Any], outlook: Outlook, changes: dict[str, Any]
+) -> None:
+    """Even of the same id and version, as where a store was put back to an earlier state."""
+    before = job(State.RUNNING, runs=1, version=2)
+    said = document(DIALECT.pending(before, RELATIVE, UNKNOWN))
+    reply = DIALECT.pending(before._replace(**newer), RELATIVE, outlook)
+    assert said | changes == said | {name: document(reply)[name] for name in changes}
+    assert fields(reply)["retry-after"] == str(outlook.retry_after)
+    assert document(DIALECT.pending(before, RELATIVE, UNKNOWN)) == said
+    elsewhere = DIALECT.pending(before, ABSOLUTE, UNKNOWN)
+    assert fields(elsewhere)["location"] == "https://api.example.org/jobs/4Xn"
+    assert document(elsewhere)["links"]["result"] == "https://api.example.org/jobs/4Xn"
+
+
+def test_a_middleware_outside_may_edit_the_fields_of_an_answer() -> None:
+    first = DIALECT.pending(job(), RELATIVE, OUTLOOK)
+    told = [*first.headers]
+    first.headers.clear()
+    assert DIALECT.pending(job(), RELATIVE, OUTLOOK).headers == told
 
 
 @pytest.mark.parametrize("state", UNFINISHED)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-RawHeaders = tuple[tuple[bytes, bytes], ...]
+Field = tuple[bytes, bytes]
+"""A header field as ASGI has it: its name and its value."""
+
+RawHeaders = tuple[Field, ...]
 """Header fields as ASGI has them: raw pairs, in order, every occurrence."""
+
+Fields = Sequence[Field]
+"""Some of the header fields of a message, likewise."""
 
 # RFC 9110 §7.6.1, and the two older names that clients and proxies still send.
 HOP_BY_HOP = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -37,8 +37,8 @@ from raincheck.dialects.documents import (
     timestamp,
 )
 from raincheck.errors import Problem
-from raincheck.job import Delivery, Job, State
-from raincheck.messages import RawHeaders
+from raincheck.job import Delivery, Job, Progress, State
+from raincheck.messages import Field, RawHeaders
 
 _quote = json.encoder.encode_basestring_ascii
 
@@ -77,7 +77,8 @@ class PlainDialect(Dialect):
             return Place("", listing)
         id, slash, route = path[1:].partition("/")
         actions = _ACTIONS.get(slash + route)
-        return None if actions is None or not id else Place(id, actions)
+        # Here and in `pending` by the order of the fields, as in `Job.accepted`: for every poll.
+        return None if actions is None or not id else tuple.__new__(Place, (id, actions))
 
     def urls(self, job: Job, mount: Mount) -> Urls:
         url = f"{mount.url}/{job.id}"
@@ -92,12 +93,11 @@ class PlainDialect(Dialect):
         applied: bytes | None,
         content: Content | None = None,
     ) -> Reply:
-        url = f"{mount.url}/{job.id}"
-        location = url.encode()
+        location = f"{mount.url}/{job.id}".encode()
         headers = [(b"location", location)]
         if mount.absolute:  # Azure's clients hand it to the transport as it is
             headers.append((b"operation-location", location + b"/status"))
-        finished = job.finished  # an earlier request's job, which a key has named
+        finished = job.state in FINAL  # an earlier request's job, which a key has named
         if not finished:
             headers.append((b"content-location", location))
         headers.append((b"link", b'<%b/status>; rel="monitor"' % location))
@@ -105,7 +105,9 @@ class PlainDialect(Dialect):
             headers.append((b"preference-applied", applied))
         if finished:
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        return _document(202, job, url, None if finished else outlook, headers)
+            return _document(202, job, mount, None, headers)
+        _, about, body = _unfinished(job, mount, outlook)
+        return Reply(202, [*headers, *about], body)
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
         location = (b"location", f"{mount.url}/{job.id}".encode())
@@ -113,15 +115,13 @@ class PlainDialect(Dialect):
 
     def pending(self, job: Job, mount: Mount, outlook: Outlook) -> Reply:
         # Both again: clients that poll take one or the other from every 202 anew.
-        url = f"{mount.url}/{job.id}"
-        location = url.encode()
-        headers = [(b"location", location), (b"content-location", location)]
-        return _document(202, job, url, outlook, headers)
+        here, about, body = _unfinished(job, mount, outlook)
+        return tuple.__new__(Reply, (202, [*here, *about], body))
 
     def monitor(
         self, job: Job, mount: Mount, outlook: Outlook | None, content: Content | None = None
     ) -> Reply:
-        return _document(200, job, f"{mount.url}/{job.id}", outlook, _final(job))
+        return _document(200, job, mount, outlook, _final(job))
 
     def result(self, job: Job) -> tuple[int, RawHeaders]:
         response = job.response
@@ -130,12 +130,12 @@ class PlainDialect(Dialect):
 
     def cancelled(self, job: Job, mount: Mount, outlook: Outlook | None) -> Reply:
         status = 200 if job.state is State.CANCELLED else 202
-        return _document(status, job, f"{mount.url}/{job.id}", outlook, _final(job))
+        return _document(status, job, mount, outlook, _final(job))
 
     def deleted(self, job: Job, mount: Mount, outlook: Outlook | None, *, finished: bool) -> Reply:
         if finished:
             return Reply(204, [NO_STORE])
-        return _document(202, job, f"{mount.url}/{job.id}", outlook, [])
+        return _document(202, job, mount, outlook, [])
 
     def problem(
         self, problem: Problem, *, job: Job | None = None, retry_after: int | None = None
@@ -157,25 +157,22 @@ class PlainDialect(Dialect):
         return _json(_encoded(totals(census, WORDS)))
 
 
-def _final(job: Job) -> list[tuple[bytes, bytes]]:
+def _final(job: Job) -> list[Field]:
     return [FINAL[job.state]] if job.state in FINAL else []
 
 
 def _document(
-    status: int, job: Job, url: str, outlook: Outlook | None, headers: list[tuple[bytes, bytes]]
+    status: int, job: Job, mount: Mount, outlook: Outlook | None, headers: list[Field]
 ) -> Reply:
     if outlook is None:
-        body = encode(_finished(job, url)).encode()
-    else:
-        headers.append((b"retry-after", b"%d" % outlook.retry_after))
-        body = _unfinished(job, url, outlook)
-    headers += (NO_STORE, NO_REFERRER, JSON, (b"content-length", b"%d" % len(body)))
-    return Reply(status, headers, body)
+        return _json(_encoded(_finished(job, f"{mount.url}/{job.id}")), status, headers)
+    _, about, body = _unfinished(job, mount, outlook)
+    return Reply(status, [*headers, *about], body)
 
 
-def _json(body: bytes) -> Reply:
+def _json(body: bytes, status: int = 200, headers: Iterable[Field] = ()) -> Reply:
     length = (b"content-length", b"%d" % len(body))
-    return Reply(200, [NO_STORE, NO_REFERRER, JSON, length], body)
+    return Reply(status, [*headers, NO_STORE, NO_REFERRER, JSON, length], body)
 
 
 def _encoded(document: object) -> bytes:
@@ -187,50 +184,89 @@ def _entry(job: Job, outlook: Outlook | None, mount: Mount, operator: bool) -> b
     more: dict[str, Any] = {"route": job.route}
     if operator:
         more["owner"] = job.owner
-    url = f"{mount.url}/{job.id}"
     if outlook is None:
-        return _encoded({**_finished(job, url), **more})
-    return _unfinished(job, url, outlook)[:-1] + b", " + _encoded(more)[1:]
+        return _encoded({**_finished(job, f"{mount.url}/{job.id}"), **more})
+    return _unfinished(job, mount, outlook)[2][:-1] + b", " + _encoded(more)[1:]
 
 
 # Of every job at least one is sent, with its 202, and mostly several: as a template it costs a
 # third of what the encoder takes for it.
-_UNFINISHED = (
+_BEFORE = (
     '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
-    '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
-    '"links": {"self": "%s/status", "result": "%s", "events": "%s/events", "stream": "%s/stream", '
-    '"cancel": "%s/cancel"}}'
+    '"queue_position": '
+)
+_EXPECTED = b'%b, "estimated_completion": %b, "retry_after": %d'
+_AFTER = (
+    ', "runs": %d, "links": {"self": "%s/status", "result": "%s", "events": "%s/events", '
+    '"stream": "%s/stream", "cancel": "%s/cancel"}}'
 )
 
 
-def _unfinished(job: Job, url: str, outlook: Outlook) -> bytes:
-    progress, (retry_after, position, completion) = job.progress, outlook
-    url = _quote(url)[1:-1]
-    document = _UNFINISHED % (
+def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> tuple[RawHeaders, RawHeaders, bytes]:
+    """The fields that tell where it is; its document, and the fields about that before it."""
+    retry_after, position, completion = outlook
+    here, before, after = _standing(
         job.id,
-        WORDS[job.state],
-        _spell_second(int(job.created_at)),
+        mount.url,
+        job.state,
+        job.created_at,
+        job.progress,
+        job.runs,
+        None if job.not_before is None else job.next_run_at,
+        job.delivery,
+    )
+    again, expected = _expected(
+        retry_after, position, None if completion is None else int(completion)
+    )
+    body = before + expected + after
+    length = (b"content-length", b"%d" % len(body))
+    return here, (again, NO_STORE, NO_REFERRER, JSON, length), body
+
+
+# By value: another version that says the same has the same document, and a newer one another.
+@lru_cache(maxsize=1024)
+def _standing(
+    id: str,
+    mount: str,
+    state: State,
+    created_at: float,
+    progress: Progress | None,
+    runs: int,
+    next_run_at: float | None,
+    delivery: Delivery | None,
+) -> tuple[RawHeaders, bytes, bytes]:
+    """Where it is, and its document: before and after what is expected of it."""
+    before = _BEFORE % (
+        id,
+        WORDS[state],
+        _spell_second(int(created_at)),
         "null" if progress is None or progress.fraction is None else progress.fraction,
         "null" if progress is None or progress.message is None else _quote(progress.message),
-        "null" if position is None else position,
-        "null" if completion is None else f'"{_spell_second(int(completion))}"',
-        retry_after,
-        job.runs,
-        url,
-        url,
-        url,
-        url,
-        url,
     )
-    if job.delivery is not None or job.not_before is not None:
-        more = {**_next_run(job), **_callback(job.delivery)}
-        return document[:-1].encode() + b", " + _encoded(more)[1:]
-    return document.encode()
+    location = f"{mount}/{id}"
+    url = _quote(location)[1:-1]
+    after = (_AFTER % (runs, url, url, url, url, url)).encode()
+    if next_run_at is not None or delivery is not None:
+        more = {**_next_run(next_run_at), **_callback(delivery)}
+        after = after[:-1] + b", " + _encoded(more)[1:]
+    here = location.encode()
+    return ((b"location", here), (b"content-location", here)), before.encode(), after
 
 
-def _next_run(job: Job) -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def _expected(retry_after: int, position: int | None, second: int | None) -> tuple[Field, bytes]:
+    """What is expected of one: its field, and its part of a document."""
+    document = _EXPECTED % (
+        b"null" if position is None else b"%d" % position,
+        b"null" if second is None else b'"%b"' % _spell_second(second).encode(),
+        retry_after,
+    )
+    return (b"retry-after", b"%d" % retry_after), document
+
+
+def _next_run(moment: float | None) -> dict[str, Any]:
     """When it runs again, if it waits for that."""
-    return {} if job.next_run_at is None else {"next_run_at": timestamp(math.ceil(job.next_run_at))}
+    return {} if moment is None else {"next_run_at": timestamp(math.ceil(moment))}
 
 
 def _callback(delivery: Delivery | None) -> dict[str, Any]:
