@@ -313,8 +313,7 @@ def test_the_tag_is_of_one_job_one_run_and_one_version() -> None:
     response = CapturedResponse(200, (), 1)
     job = Job("a", "r", State.SUCCEEDED, 1.0, 4, 2, response=response)
     others = [job._replace(id="b"), job._replace(fence=3), job._replace(version=5)]
-    scope = {"headers": [], "method": "GET"}
-    tags = [dict(negotiated(each, (), scope)[0])[b"etag"] for each in (job, *others)]
+    tags = [dict(negotiated(each, (), (), "GET")[0])[b"etag"] for each in (job, *others)]
     assert tags[0] == b'"a.2.4"'
     assert len(set(tags)) == 4
 

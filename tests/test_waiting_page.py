@@ -133,9 +133,10 @@ async def test_a_browser_gets_a_page_with_202(browser: dict[str, str]) -> None:
         {"accept": "*/*"},
         {"accept": "application/json, text/html"},
         {"accept": "text/html", "sec-fetch-mode": "cors"},  # a script that says so
+        [("accept", "*/*"), ("accept", "text/html")],  # in two lines
     ],
 )
-async def test_a_program_gets_what_it_always_got(program: dict[str, str]) -> None:
+async def test_a_program_gets_what_it_always_got(program: Any) -> None:
     async with running(app_of(gated(gate := Gate()))) as client:
         accepted = await client.post("/slow")
         url = accepted.headers["location"]

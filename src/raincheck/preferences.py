@@ -24,6 +24,9 @@ _NAMED = re.compile(rf";{_OWS}(?:(?P<name>{_TOKEN}){_OWS}(?:={_OWS}(?P<value>{_W
 _ELEMENT = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.?)*+(?:"|\Z))++', re.DOTALL)
 _DELTA_SECONDS = re.compile(r"[0-9]{1,9}")
 
+PREFERRING = frozenset({b"accept", b"prefer", b"sec-fetch-mode"})
+"""The names of the fields that are read here, in lower case."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

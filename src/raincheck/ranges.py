@@ -53,7 +53,9 @@ _IF_MATCH = b"if-match"
 _IF_NONE_MATCH = b"if-none-match"
 _IF_RANGE = b"if-range"
 _RANGE = b"range"
-_ASKING = frozenset({_IF_MATCH, _IF_NONE_MATCH, _IF_RANGE, _RANGE})
+ASKING = frozenset({_IF_MATCH, _IF_NONE_MATCH, _IF_RANGE, _RANGE})
+"""The names of the fields that are read here, in lower case."""
+
 _TELLING = frozenset({b"accept-ranges", b"content-encoding", b"content-type", b"etag"})
 
 # entity-tag of §8.8.3, int-range and suffix-range of §14.1.1; the quantifiers are possessive, so
@@ -170,7 +172,7 @@ def wanted(
     """
     asked: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in _ASKING:
+        if name in ASKING:
             asked[name] = asked[name] + b"," + value if name in asked else value
     if not asked:
         return WHOLE

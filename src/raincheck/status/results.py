@@ -11,8 +11,8 @@ from raincheck.dialects.base import Content, Reply
 from raincheck.errors import BodyLost
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.messages import RawHeaders
-from raincheck.ranges import Framed, Span, Wanted, framed, offered, wanted
+from raincheck.messages import Fields, RawHeaders
+from raincheck.ranges import WHOLE, Framed, Span, Wanted, framed, offered, wanted
 
 _MOST_ASKED = 4096
 
@@ -55,7 +55,9 @@ async def embedded(jobs: Jobs, job: Job, most: int) -> Content | None:
     return Content(await found.read())
 
 
-def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders, Wanted]:
+def negotiated(
+    job: Job, headers: RawHeaders, heard: Fields, method: str
+) -> tuple[RawHeaders, Wanted]:
     """The fields of a finished 200 response, and what of it a request wants.
 
     Its ETag is of one run and one version: a job that ran again never lends it to another body.
@@ -67,7 +69,7 @@ def negotiated(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders,
         version = job.version if job.delivery is None else job.news
         etag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, version)
         headers = (*headers, (b"etag", etag))
-    return headers, wanted(scope["headers"], size, etag, ranges, scope["method"])
+    return headers, wanted(heard, size, etag, ranges, method) if heard else WHOLE
 
 
 def cut(spans: tuple[Span, ...], headers: RawHeaders, size: int) -> Framed:

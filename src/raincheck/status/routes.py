@@ -34,11 +34,12 @@ from raincheck.errors import (
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
-from raincheck.messages import CapturedResponse, Head, RawHeaders, servable
+from raincheck.messages import CapturedResponse, Fields, Head, RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.pages import Pages
-from raincheck.preferences import is_navigation, parse
-from raincheck.ranges import WHOLE, Wanted, resumed, unmodified, unsatisfied
+from raincheck.preferences import PREFERRING, is_navigation, parse
+from raincheck.ranges import ASKING, WHOLE, Wanted, resumed, unmodified, unsatisfied
+from raincheck.session import Session
 from raincheck.sites import Origin as SiteOrigin
 from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
@@ -68,6 +69,11 @@ from raincheck.stores.base import Partial
 logger: logging.Logger = logging.getLogger("raincheck")
 
 _NOWHERE = Place("", {})
+
+# What the answer to a GET of a job may depend on, and the one such field that programs send which
+# do not mind: it says nothing.
+_HEARD = PREFERRING | ASKING
+_ANYTHING = [(b"accept", b"*/*")]
 
 UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.")
 EXPIRED = Problem("expired", 410, "The job is gone", "The job has expired, or was deleted.")
@@ -207,10 +213,12 @@ class StatusRoutes:
             receive: tells when its client leaves.
             send: where the answer goes.
         """
-        if not self.jobs.ready:
-            await self.jobs.open()
+        session = self.jobs.session
+        if session is None or not session.tasks.here():
+            session = await self.jobs.open()
         place = self.dialect.place(tail) or _NOWHERE
-        exchange = _Exchange(self, place.id, self._mounts.at(prefix), tail, scope, send)
+        mount = self._mounts.at(prefix)
+        exchange = _Exchange(self, session, place.id, mount, tail, scope, send)
         try:
             action = place.actions.get(scope["method"])
             if scope["query_string"] and (problem := self._unable(action, scope)):
@@ -303,7 +311,7 @@ class StatusRoutes:
 
 
 _Wait = Callable[[Job, float], Awaitable[Job | None]]
-_Negotiate = Callable[[Job, RawHeaders, Scope], tuple[RawHeaders, Wanted]]
+_Negotiate = Callable[[Job, RawHeaders, Fields, str], tuple[RawHeaders, Wanted]]
 
 
 def _finished(job: Job) -> bool:
@@ -315,15 +323,35 @@ def asked(scope: Scope, body: bytes = b"") -> Asked:
     return Asked(scope["query_string"].decode("latin-1"), scope["headers"], body)
 
 
+def _heard(scope: Scope) -> Fields:
+    """The fields of a request that its answer may depend on; most have none."""
+    heard = []
+    for field in scope["headers"]:
+        if field[0] in _HEARD:
+            heard.append(field)
+    return () if heard == _ANYTHING else heard
+
+
 class _Exchange:
     """One request to a status route."""
 
-    __slots__ = ("_mount", "_operated", "_routes", "_scope", "_send", "_tail", "id", "started")
+    __slots__ = (
+        *("_heard", "_mount", "_operated", "_routes", "_scope", "_send", "_session", "_tail"),
+        *("id", "started"),
+    )
 
     def __init__(
-        self, routes: StatusRoutes, id: str, mount: Mount, tail: str, scope: Scope, send: Send
+        self,
+        routes: StatusRoutes,
+        session: Session,
+        id: str,
+        mount: Mount,
+        tail: str,
+        scope: Scope,
+        send: Send,
     ) -> None:
         self._routes = routes
+        self._session = session
         self.id = id
         self.started = False
         self._operated = False  # whether the job was found for an operator, and not its owner
@@ -331,6 +359,7 @@ class _Exchange:
         self._tail = tail
         self._scope = scope
         self._send = send
+        self._heard = _heard(scope)
 
     def reply(self, reply: Reply) -> Awaitable[None]:
         """Send what a dialect has written."""
@@ -385,7 +414,7 @@ class _Exchange:
 
     def _patience(self) -> float:
         """How long the asker would wait, in seconds."""
-        wait = parse(self._scope["headers"]).wait
+        wait = parse(self._heard).wait
         return 0.0 if wait is None else min(wait, self._routes.max_wait)
 
     def _miss(self, job: Job | None) -> Awaitable[None]:
@@ -418,32 +447,32 @@ class _Exchange:
             negotiate: says with which fields a 200 response is served, and what of it is wanted.
             waits: whether it may be a long one.
         """
-        routes = self._routes
-        found = await routes.access.answer(self.id, self._scope)
-        job, body = found if found is not None else (None, None)
-        pending = job is not None and not (job.gone or job.finished)
-        if pending and waits and job is not None and (wait := self._patience()):
-            job = await self._end(job, wait)
-            pending = job is not None and not (job.gone or job.finished)
+        routes, job, body = self._routes, None, None
+        if found := await routes.access.answer(self.id, self._scope):
+            job, body = found
+            if self._heard and waits and job.stage is not None and (wait := self._patience()):
+                job = await self._end(job, wait)
         if job is None or job.gone:
             await self._miss(job)
-        elif pending:
-            outlook = routes.jobs.outlook(job)
+        elif not job.finished:
+            outlook = self._session.runs.outlook(job)
             reply = routes.dialect.pending(job, self._mount, outlook)
-            if self._navigates:
+            if self._heard and self._navigates:
                 await self._wait_here(job, outlook, reply)
             else:
-                await self.reply(reply)
+                self.started = True
+                await send_reply(reply, self._scope, self._send)
         elif job.response is not None:
             status, headers = routes.dialect.result(job)
             headers = servable(job.response, headers, self._scope["method"])
             asked = WHOLE
             if status == job.response.status == 200:
-                headers, asked = negotiate(job, headers, self._scope)
+                headers, asked = negotiate(job, headers, self._heard, self._scope["method"])
             if asked is not WHOLE:
                 await self._less(job, body, headers, asked)
             elif body is not None:
-                await self.reply(Reply(status, [*headers], body))
+                self.started = True
+                await send_reply(Reply(status, [*headers], body), self._scope, self._send)
             else:
                 chunks = routes.jobs.store.read_body(job.id)
                 await self._send_stored(status, headers, chunks, job.response.size)
@@ -510,7 +539,7 @@ class _Exchange:
         routes, scope = self._routes, self._scope
         job = await routes.access.job(self.id, scope)
         if job is not None and not (job.gone or job.finished):
-            wait = parse(scope["headers"]).wait
+            wait = parse(self._heard).wait
             wait = routes.max_wait if wait is None else min(wait, routes.max_wait)
             there = await begun(routes.jobs, job, wait)
             if there is not None and there.head is not None and not there.job.finished:
@@ -525,7 +554,7 @@ class _Exchange:
         headers, length = announced(undelayed(headers), there.size, head.status)
         asked, start = WHOLE, 0
         if status == head.status == 200:
-            headers, asked = stream_fields(job, headers, self._scope)
+            headers, asked = stream_fields(job, headers, self._heard, self._scope["method"])
         if asked.status == 206:
             status, start = 206, asked.spans[0].start
             headers = resumed(headers, start, length)
@@ -574,8 +603,7 @@ class _Exchange:
     async def events(self, receive: Receive) -> None:
         """Tell how it stands, and what becomes of it."""
         if job := await self._find(operated=True):
-            session = await self._routes.jobs.open()
-            await Stream(session, self._stands, self._scope, receive, self._begun).run(job)
+            await Stream(self._session, self._stands, self._scope, receive, self._begun).run(job)
 
     def _stands(self, job: Job) -> Reply:
         return self._dialect.monitor(job, self._mount, self._expected(job))
@@ -671,11 +699,11 @@ class _Exchange:
 
     @property
     def _navigates(self) -> bool:
-        return self._routes.screen.on and is_navigation(self._scope["headers"])
+        return self._routes.screen.on and is_navigation(self._heard)
 
     @property
     def _dialect(self) -> Dialect:
         return self._routes.dialect
 
     def _expected(self, job: Job) -> Outlook | None:
-        return None if job.finished else self._routes.jobs.outlook(job)
+        return None if job.finished else self._session.runs.outlook(job)

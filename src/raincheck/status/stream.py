@@ -6,12 +6,12 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.types import Scope, Send
+from starlette.types import Send
 
 from raincheck.errors import BrokenOff, StoreError
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.messages import BODILESS, RawHeaders
+from raincheck.messages import BODILESS, Fields, RawHeaders
 from raincheck.ranges import Wanted, offered, wanted
 from raincheck.status.results import close
 from raincheck.stores.base import Partial
@@ -46,7 +46,9 @@ async def begun(jobs: Jobs, job: Job, wait: float) -> Partial | None:
     return await jobs.store.partial(job.id)
 
 
-def stream_fields(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeaders, Wanted]:
+def stream_fields(
+    job: Job, headers: RawHeaders, heard: Fields, method: str
+) -> tuple[RawHeaders, Wanted]:
     """The fields of a 200 response that is followed, and what of it a request wants.
 
     Its ETag names the run, whatever the handler says: it is the same before and after the end, and
@@ -55,19 +57,20 @@ def stream_fields(job: Job, headers: RawHeaders, scope: Scope) -> tuple[RawHeade
     Args:
         job: the job; its response has the size that is there now.
         headers: the fields that its response is served with.
-        scope: the request.
+        heard: the fields of the request.
+        method: the request's.
     """
     response = job.response
     assert response is not None
     tag = b'"%b.%d"' % (job.id.encode(), job.fence)
     others = tuple(field for field in headers if field[0].lower() not in _OURS)
     fields, _, _ = offered((*undelayed(others), (b"accept-ranges", b"bytes")), 0)
-    asking = scope["headers"]
+    asking = heard
     if job.runs > 1 and not any(name == b"if-range" for name, _ in asking):
         # Nobody knows of which run the client has what it wants the rest of.
         asking = [field for field in asking if field[0] != b"range"]
     grows = not job.finished
-    asked = wanted(asking, response.size, tag, True, scope["method"], grows=grows)
+    asked = wanted(asking, response.size, tag, True, method, grows=grows)
     return (*fields, (b"etag", tag)), asked
 
 
