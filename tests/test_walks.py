@@ -17,11 +17,11 @@ EAGER = sys.version_info >= (3, 12)
 # Name of the walk: the most calls of our functions, files that they stand in, returns to a file
 # that was left before, and `get`s of the store.
 BOUNDS = {
-    "a request to its 202": (76, 19, 30, 0),
-    "the same, queued": (108, 21, 40, 0),
+    "a request to its 202": (75, 19, 28, 0),
+    "the same, queued": (108, 21, 38, 0),
     "its turn comes: a replay, while two jobs end": (205, 23, 120 if EAGER else 118, 0),
-    "a poll, pending": (27, 14, 8, 1),
-    "a poll, finished": (21, 12, 5, 1),
+    "a poll, pending": (18, 13, 2, 1),
+    "a poll, finished": (18, 11, 2, 1),
     "a cancel": (311, 20, 33, 0),
     "the handler stops: its outcome": (40, 12, 12, 0),
     "an unmarked request": (2, 2, 0, 0),

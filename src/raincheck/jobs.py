@@ -418,10 +418,15 @@ class Jobs:
 
     async def fetch(self, id: str) -> Fetched | None:
         """A job as `get` has it, with the body of its response if that is small."""
-        found = await self.store.fetch(id)
-        if found is None or not found.job.expired(now := self.clock()):
+        return self.aged(await self.store.fetch(id))
+
+    def aged(self, found: Fetched | None) -> Fetched | None:
+        """What a store has of a job, as it is by now: what has expired may not be swept yet."""
+        if found is None or (job := found.job).expires_at is None:
             return found
-        return Fetched(found.job if found.job.gone else found.job.tombstone(now), None)
+        if not job.expired(now := self.clock()):
+            return found
+        return Fetched(job if job.gone else job.tombstone(now), None)
 
     def _aged(self, job: Job | None) -> Job | None:
         if job is not None and not job.gone and job.expired(now := self.clock()):

@@ -514,7 +514,9 @@ class Scheduler:
         policy = self._policies[name]
         route = ticket.route if ticket else self._routes.get(name) or self._route(name)
         durations = route.durations
-        elapsed, remaining = max(0.0, now - (job.started_at or job.created_at)), None
+        elapsed, remaining = now - (job.started_at or job.created_at), None
+        if elapsed < 0.0:  # by the clock of another process, or one that was put back
+            elapsed = 0.0
         likely = UNKNOWN * elapsed
         pause = 0.0 if job.not_before is None else max(0.0, job.not_before - now)
         if pause:  # and then, if nobody waits before it

@@ -72,10 +72,13 @@ class Access:
 
     async def answer(self, id: str, scope: Scope) -> Fetched | None:
         """The same, with the body of its response if that is small: for the poll."""
-        asking = None if self._owners.nobody(scope) else await self._asker(scope)
-        if isinstance(asking, OwnerError):
-            return None
-        found = await self._jobs.fetch(id)
+        asking: str | None = None
+        if not self._owners.nobody(scope):
+            asker = await self._asker(scope)
+            if isinstance(asker, OwnerError):
+                return None
+            asking = asker
+        found = self._jobs.aged(await self._jobs.store.fetch(id))
         if found is not None and found.job.owner is None:  # its id alone opens it
             return found
         return found if self._opens(None if found is None else found.job, asking) else None

@@ -149,14 +149,18 @@ class MemoryStore(Store):
         return self._get(id)
 
     async def fetch(self, id: str) -> Fetched | None:
-        if (job := self._get(id)) is None:
+        if (job := self._live.get(id)) is not None:  # it has no response yet
+            return tuple.__new__(Fetched, (job, None))
+        if (packed := self._at_rest.get(id)) is None:
             return None
+        job = _unpacked(packed)
         if job.response is None or job.response.size > SMALL:
             return Fetched(job, None)
         body = self._bodies.get(id, b"")
         if isinstance(body, Body):
             body = b"".join(body.read())
-        return Fetched(job, body if len(body) == job.response.size else None)
+        whole = body if len(body) == job.response.size else None
+        return tuple.__new__(Fetched, (job, whole))
 
     async def find(self, name: str) -> Found | None:
         if (key := self._keys.get(name)) is None:
@@ -575,17 +579,17 @@ def _packed(job: Job) -> _Packed:
 def _unpacked(packed: _Packed) -> Job:
     if isinstance(packed, Job):
         return packed
-    fields = list(packed)
+    fields = list(packed)  # of the right number, which `_make` would look at again
     fields[_STATE] = _STATES[packed[_STATE]]
     if (response := packed[_RESPONSE]) is not None:
-        fields[_RESPONSE] = CapturedResponse._make(response)
+        fields[_RESPONSE] = tuple.__new__(CapturedResponse, response)
     if (progress := packed[_PROGRESS]) is not None:
         fields[_PROGRESS] = Progress(*progress)
     if (error := packed[_ERROR]) is not None:
         fields[_ERROR] = Problem(*error)
     if (delivery := packed[_DELIVERY]) is not None:
         fields[_DELIVERY] = Delivery._make(delivery)
-    return Job._make(fields)
+    return tuple.__new__(Job, fields)
 
 
 def _cost_of(keys: Collection[Key]) -> int:
