@@ -547,7 +547,7 @@ class Scheduler:
         retry_after = policy.retry_after
         if retry_after is None:
             retry_after = _SHORTEST if likely <= _SHORTEST else _bounded(likely)
-        return Outlook(retry_after, position, completion)
+        return tuple.__new__(Outlook, (retry_after, position, completion))  # for every poll
 
     def _turns(self, route: _Route, ticket: Ticket | None, age: float) -> float | None:
         """How many turns until that of a job that waits, 1 for the next; None if nobody knows.

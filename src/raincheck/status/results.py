@@ -19,9 +19,10 @@ _MOST_ASKED = 4096
 
 async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
     """Send what a dialect has written; no body to a HEAD."""
-    start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
-    await send(start)
-    body = b"" if scope["method"] == "HEAD" else reply.body
+    status, headers, body = reply
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if scope["method"] == "HEAD":
+        body = b""
     await send({"type": "http.response.body", "body": body})
 
 
