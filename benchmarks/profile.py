@@ -30,7 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from compare import HANDFULL, HANDWRITTEN
+from compare import HANDFULL, HANDWRITTEN, LADEN
 from harness.absolutes import raincheck
 from harness.loading import Load
 from harness.processes import BENCHMARKS, Cores, Failed
@@ -197,8 +197,9 @@ def main() -> int:
     for name, fact in circumstances().items():
         print(f"- {name}: {fact}")
     if arguments.instructions:
-        sides = (raincheck(), HANDWRITTEN, HANDFULL)
-        print("\n| instructions for | raincheck | by hand | with our duties |\n|---|---|---|---|")
+        sides = (raincheck(), HANDWRITTEN, HANDFULL, LADEN)
+        print("\n| instructions for | raincheck | by hand | with our duties | the floor |")
+        print("|---|---|---|---|---|")
         for measure in MEASURES:
             counts = [f"{count(side, measure):,}" for side in sides]
             print(f"| {measure} | {' | '.join(counts)} |", flush=True)
