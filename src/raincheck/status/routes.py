@@ -462,12 +462,12 @@ class _Exchange:
             else:
                 self.started = True
                 await send_reply(reply, self._scope, self._send)
-        elif job.response is not None:
+        elif (response := job.response) is not None:
             status, headers = routes.dialect.result(job)
-            headers = servable(job.response, headers, self._scope["method"])
-            asked = WHOLE
-            if status == job.response.status == 200:
-                headers, asked = negotiate(job, headers, self._heard, self._scope["method"])
+            method, asked = self._scope["method"], WHOLE
+            headers = servable(response, headers, method)
+            if status == response.status == 200:
+                headers, asked = negotiate(job, headers, self._heard, method)
             if asked is not WHOLE:
                 await self._less(job, body, headers, asked)
             elif body is not None:
@@ -475,7 +475,7 @@ class _Exchange:
                 await send_reply(Reply(status, [*headers], body), self._scope, self._send)
             else:
                 chunks = routes.jobs.store.read_body(job.id)
-                await self._send_stored(status, headers, chunks, job.response.size)
+                await self._send_stored(status, headers, chunks, response.size)
         else:
             await self.problem(job.error or CANCELLED, job=job)
 

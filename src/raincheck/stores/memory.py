@@ -154,13 +154,12 @@ class MemoryStore(Store):
         if (packed := self._at_rest.get(id)) is None:
             return None
         job = _unpacked(packed)
-        if job.response is None or job.response.size > SMALL:
+        if (response := job.response) is None or (size := response.size) > SMALL:
             return Fetched(job, None)
         body = self._bodies.get(id, b"")
         if isinstance(body, Body):
             body = b"".join(body.read())
-        whole = body if len(body) == job.response.size else None
-        return tuple.__new__(Fetched, (job, whole))
+        return tuple.__new__(Fetched, (job, body if len(body) == size else None))
 
     async def find(self, name: str) -> Found | None:
         if (key := self._keys.get(name)) is None:
