@@ -1,13 +1,14 @@
 """How far a reader has to walk: the calls and files that a request goes through.
 
-    python benchmarks/walks.py [--json]
+    python benchmarks/walks.py [--json] [--calls NAME]
 
 Needs `pip install raincheck`. Each walk is a real request to an app in this process, with the
 memory store; every call of a function of raincheck's is noted, with the file that it stands in (to
 go on with a coroutine counts as a call, as Python's profiler sees it). Shown are the calls, the
 files they stand in, how often the next call stands in another file, how many of these lead back to
 a file that was left before, and how often the store was asked for the job. `tests/test_walks.py`
-holds them to a bound.
+holds them to a bound. `--calls "a cancel"` shows the calls of one walk instead, file by file; a
+return has an arrow.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +44,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.files: list[str] = []
+        self.names: list[str] = []
         self.gets = 0
         self._on = False
 
@@ -57,6 +60,7 @@ class Trace:
         code = frame.f_code
         if code.co_filename.startswith(HOUSE):
             self.files.append(code.co_filename[len(HOUSE) + 1 :])
+            self.names.append(code.co_qualname)
             self.gets += code.co_name in ("get", "fetch") and code.co_filename.endswith("memory.py")
 
 
@@ -270,22 +274,41 @@ WALKS: dict[str, Way] = {
 
 def walk(way: Way) -> Walk:
     """Take one walk."""
+    return Walk.of(traced(way))
 
-    async def take() -> Walk:
+
+def traced(way: Way) -> Trace:
+    """The calls of one walk."""
+
+    async def take() -> Trace:
         trace = Trace()
         async with serving() as (app, gates):
             with tracing(trace):
                 await way(app, gates, trace)
-        return Walk.of(trace)
+        return trace
 
     return asyncio.run(take())
+
+
+def show(trace: Trace) -> None:
+    """Print the calls of a walk, those that follow one another in a file on one line."""
+    seen = set[str]()
+    calls = zip(trace.files, trace.names, strict=True)
+    for number, (file, group) in enumerate(groupby(calls, key=itemgetter(0)), 1):
+        arrow = "<-" if file in seen else "  "
+        seen.add(file)
+        print(f"{number:3} {arrow} {file:26} {', '.join(name for _, name in group)}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--calls", choices=WALKS, help="show those of this walk", metavar="NAME")
     arguments = parser.parse_args()
     logging.getLogger("raincheck").setLevel(logging.CRITICAL)
+    if arguments.calls:
+        show(traced(WALKS[arguments.calls]))
+        return 0
     if arguments.json:
         print(json.dumps({name: asdict(walk(way)) for name, way in WALKS.items()}))
         return 0
