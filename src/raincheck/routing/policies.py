@@ -32,6 +32,22 @@ class ByRoute(dict[str, Policy]):
         return self.default
 
 
+class _ByMark(dict[Mark, tuple[str, Policy]]):
+    """The names and the policies of routes, by the marks of their endpoints.
+
+    Args:
+        meet: gives those of one that is not known yet.
+    """
+
+    def __init__(self, meet: Callable[[Mark], tuple[str, Policy]]) -> None:
+        super().__init__()
+        self._meet = meet
+
+    def __missing__(self, mark: Mark) -> tuple[str, Policy]:
+        found = self[mark] = self._meet(mark)
+        return found
+
+
 class RoutePolicies:
     """The policies of one middleware, by the names of their routes.
 
@@ -45,6 +61,9 @@ class RoutePolicies:
 
     Attributes:
         by_route: the policies of the routes.
+        of_mark: gives the name of a decorated endpoint's route, and the policy that it comes to.
+            Raises ConfigurationError if that does not go with the runner, or if another endpoint
+            has its name: in which order a process meets them is nothing to tell them apart by.
     """
 
     def __init__(self, runner: Runner, store: Store, *, told: bool = False) -> None:
@@ -52,7 +71,9 @@ class RoutePolicies:
         self._runner = runner
         self._store = store
         self._tells = told
-        self._marks: dict[str, Mark] = {}
+        # Each request that enters one asks: those that are known are looked up without a call.
+        self.of_mark: Callable[[Mark], tuple[str, Policy]] = _ByMark(self._meet).__getitem__
+        self._met: set[str] = set()
         self._told: set[str] = set()
         self._rules: Collection[str] = ()
         self._complete: Callable[[], bool] = bool  # nothing was
@@ -76,25 +97,17 @@ class RoutePolicies:
         for name, policy in rules.items():
             self.by_route[name] = self._checked(name, policy)
 
-    def of_mark(self, mark: Mark) -> tuple[str, Policy]:
-        """The name of a decorated endpoint's route, and the policy that it comes to.
-
-        Raises:
-            ConfigurationError: it does not go with the runner, or another endpoint has its name: in
-                which order a process meets them is nothing to tell them apart by.
-        """
+    def _meet(self, mark: Mark) -> tuple[str, Policy]:
         name = mark.name
-        known = self._marks.get(name)
-        if known is not mark:
-            if known is not None:
-                raise ConfigurationError(
-                    f"two endpoints are called {name}, by which their jobs have to find them; give "
-                    "each a name of its own: @long_running(name=...)"
-                )
-            policy = self.by_route.default.with_settings(mark.settings)
-            self.by_route[name] = self._checked(name, policy)
-            self._marks[name] = mark
-        return name, self.by_route[name]
+        if name in self._met:
+            raise ConfigurationError(
+                f"two endpoints are called {name}, by which their jobs have to find them; give "
+                "each a name of its own: @long_running(name=...)"
+            )
+        policy = self._checked(name, self.by_route.default.with_settings(mark.settings))
+        self.by_route[name] = policy
+        self._met.add(name)
+        return name, policy
 
     def knows(self, route: str) -> bool | None:
         """Whether this process has a route; None if only a request to the app can tell."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import anyio
@@ -33,6 +34,7 @@ class Stopping:
         grace: seconds that its cleanup code has before it is cancelled again.
 
     Attributes:
+        inside: makes the block that is stopped: the innermost one that the app stands in.
         reason: why it is to stop; None if it is not.
         torn: whether code that asked has stopped where it was, amid a response.
     """
@@ -50,6 +52,7 @@ class Stopping:
         "_tasks",
         "_threads",
         "_timers",
+        "inside",
         "reason",
         "torn",
     )
@@ -60,6 +63,7 @@ class Stopping:
         self._tasks = tasks
         self._grace = grace
         self._stoppers: list[Stopper] = []
+        self.inside: Callable[[], Stopper] = partial(tasks.stopper, self._stoppers)
         self._timers: dict[Callable[[], None], Callable[[], None]] | None = None  # how to call off
         self._disconnect: anyio.Event | None = None
         self._disconnected = False
@@ -70,12 +74,8 @@ class Stopping:
         self._spared = False
         self._threads: _Threads | None = None
 
-    def inside(self) -> Stopper:
-        """The block that is stopped: the innermost one that the app stands in."""
-        return self._tasks.stopper(self._stoppers)
-
     def inside_remotely(self) -> Stopper:
-        """The same, of a task on the event loop of another thread."""
+        """As `inside`, of a task on the event loop of another thread."""
         return self._tasks.remote_stopper(self._stoppers)
 
     def after(self, delay: float, callback: Callable[[], None]) -> None:
