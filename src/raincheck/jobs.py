@@ -30,6 +30,7 @@ from raincheck.runtime.deliveries import Deliveries
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.observers import Observers
 from raincheck.runtime.run import Run as JobRun
+from raincheck.runtime.stopping import Reason
 from raincheck.session import Bound, Session
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Fetched, Page, Store, Total
@@ -473,8 +474,7 @@ class Jobs:
         """
         environment, run = self._environment, self._here(id)
         if run is not None and run.known_to_run:
-            self._stop(id)  # first: the store may take its time
-            return await self._record_cancel(run.job, run, stopped=True)
+            return await self._cancel_here(run)
         job = await self.get(id)
         if job is None or job.gone or job.finished:
             return job
@@ -486,6 +486,15 @@ class Jobs:
                 return await self.cancel(id)
             return await self.get(id)
         return await self._record_cancel(job, run)
+
+    async def _cancel_here(self, run: JobRun) -> Job | None:
+        """Ask a handler to stop that runs here, before the store hears of it: that takes its time.
+
+        Returns:
+            As `cancel()` does.
+        """
+        run.stop(Reason.CANCELLED)
+        return await self._record_cancel(run.job, run, stopped=True)
 
     async def _record_cancel(
         self, job: Job, run: JobRun | None, *, stopped: bool = False
@@ -515,8 +524,12 @@ class Jobs:
 
         It need not be looked up.
         """
+        run = self._alone(id)
+        return None if run is None else run.job
+
+    def _alone(self, id: str) -> JobRun | None:
         run = self._here(id)
-        return None if run is None or not run.known_to_run or run.policy.coalesce else run.job
+        return None if run is None or not run.known_to_run or run.policy.coalesce else run
 
     async def leave(self, id: str) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.
@@ -524,7 +537,9 @@ class Jobs:
         Returns:
             As `cancel()` does; a job that others still wait for goes on as it is.
         """
-        job = None if self.alone(id) else await self.get(id)
+        if (run := self._alone(id)) is not None:
+            return await self._cancel_here(run)
+        job = await self.get(id)
         if job is not None and not job.gone and job.clients > 1:
             run = self._here(id)
             with suppress(IllegalTransition):  # it is about to end by itself

@@ -321,6 +321,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
         self._limits = limits
+        self._cancel_grace = seconds(limits.cancel_grace)
         self._policies = policies
         self._routes: dict[str, _Route] = {}
         self._running = 0
@@ -537,7 +538,7 @@ class Scheduler:
             if elapsed and job.progress is not None and job.progress.fraction:
                 likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
             if state is State.CANCELLING:  # it was told to stop, and soon is once more
-                likely, remaining = min(likely, seconds(self._limits.cancel_grace)), None
+                likely, remaining = min(likely, self._cancel_grace), None
             if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
                 likely = min(likely, most - elapsed)
         else:  # it has ended

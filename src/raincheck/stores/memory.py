@@ -439,7 +439,7 @@ class MemoryStore(Store):
 
     def _put(self, old: Job, job: Job) -> None:
         id, gone, response = job.id, job.gone, job.response
-        rests = gone or job.finished
+        rests = gone or job.state in _FINAL
         if rests:
             if self._live.pop(id, None) is not None:
                 if not gone:
