@@ -17,13 +17,13 @@ EAGER = sys.version_info >= (3, 12)
 # Name of the walk: the most calls of our functions, files that they stand in, returns to a file
 # that was left before, and `get`s of the store.
 BOUNDS = {
-    "a request to its 202": (75, 19, 28, 0),
-    "the same, queued": (108, 21, 38, 0),
-    "its turn comes: a replay, while two jobs end": (205, 23, 120 if EAGER else 118, 0),
+    "a request to its 202": (71, 18, 19, 0),
+    "the same, queued": (106, 20, 34, 0),
+    "its turn comes: a replay, while two jobs end": (200, 23, 111 if EAGER else 109, 0),
     "a poll, pending": (18, 13, 2, 1),
     "a poll, finished": (18, 11, 2, 1),
-    "a cancel": (311, 20, 33, 0),
-    "the handler stops: its outcome": (40, 12, 12, 0),
+    "a cancel": (305, 19, 27, 0),
+    "the handler stops: its outcome": (39, 12, 10, 0),
     "an unmarked request": (2, 2, 0, 0),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 from typing import NamedTuple, Self
@@ -32,7 +32,7 @@ from raincheck.messages import servable
 from raincheck.owners import OwnerOf, Owners
 from raincheck.pages import Pages
 from raincheck.policy import Limits, Policy, require_kind, seconds
-from raincheck.preferences import Decision, is_navigation
+from raincheck.preferences import Decision
 from raincheck.routing.table import Candidate, Routing, Rule
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
@@ -45,6 +45,14 @@ DEFAULT_PATH = "/jobs"
 
 
 REPLAYED = (b"idempotency-replayed", b"true")
+
+# What an answer says besides, by whether it is an earlier request's, and depends on `Prefer`.
+_SAID: Mapping[tuple[bool, bool], Sequence[tuple[bytes, bytes]]] = {
+    (False, False): (),
+    (False, True): (VARY,),
+    (True, False): (REPLAYED,),
+    (True, True): (REPLAYED, VARY),
+}
 
 
 class Setup(NamedTuple):
@@ -311,7 +319,6 @@ class LongRunningMiddleware:
         if handoff.in_place:
             handoff.copy(inner)
         elif handoff.runs:
-            handoff.record()
             session.tasks.spawn(handoff.conduct, inner, handoff)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -353,7 +360,7 @@ class LongRunningMiddleware:
             assert decision is not None
             root_path = self._routing.root_path or scope.get("root_path", "")
             mount = self._mounts.at(root_path + self._path)
-            shown = self._dialect.navigated(job, mount) if is_navigation(handoff.fields) else None
+            shown = self._dialect.navigated(job, mount) if handoff.navigates else None
             if shown is None:
                 outlook = session.runs.outlook(job)
                 applied = decision.applied
@@ -361,7 +368,8 @@ class LongRunningMiddleware:
                     applied = _applied(decision, job)
                 shown = self._dialect.accepted(job, mount, outlook, applied, content)
             reply = shown
-        await self._reply(reply, handoff, scope, send)
+        reply.headers.extend(_SAID[handoff.replayed, handoff.vary])
+        await send_reply(reply, scope, send)
 
     def _base_of(self, scope: Scope) -> str:
         """Where the URLs of a request's job begin."""
@@ -373,16 +381,9 @@ class LongRunningMiddleware:
     ) -> Reply:
         """What tells of a problem, as a page if it is a person who is told."""
         screen = self._status.screen
-        if screen.on and is_navigation(handoff.fields):
+        if screen.on and handoff.navigates:
             return screen.problem(problem, reply, failed=failed)
         return reply
-
-    def _reply(self, reply: Reply, handoff: Handoff, scope: Scope, send: Send) -> Awaitable[None]:
-        if handoff.replayed:
-            reply.headers.append(REPLAYED)
-        if handoff.vary:
-            reply.headers.append(VARY)
-        return send_reply(reply, scope, send)
 
     async def _answer_in_time(
         self, accepted: Job, handoff: Handoff, scope: Scope, send: Send, inner: Context
@@ -475,11 +476,7 @@ class LongRunningMiddleware:
             body = self.jobs.store.read_body(job.id)
             await send_stored(response.status, fields, body, response.size, scope, send)
         elif problem is not None:
-            # Who asks again learns whether it is this job that has failed, or the asking.
-            told = job if handoff.replayed else None
-            reply = self._dialect.problem(problem, job=told)
-            reply = self._for_people(problem, reply, handoff, failed=problem is job.error)
-            await self._reply(reply, handoff, scope, send)
+            await self._tell(problem, job, handoff, scope, send, failed=problem is job.error)
         return job.response is not None or problem is not None
 
     async def _answer_lost(
@@ -490,10 +487,24 @@ class LongRunningMiddleware:
         if there is None or there.gone:
             return self._late(job, itself=True)  # its key is free
         self._status.tell_lost(job.id, error)
-        reply = self._dialect.problem(RESPONSE_LOST, job=there if handoff.replayed else None)
-        reply = self._for_people(RESPONSE_LOST, reply, handoff)
-        await self._reply(reply, handoff, scope, send)
+        await self._tell(RESPONSE_LOST, there, handoff, scope, send)
         return True
+
+    async def _tell(
+        self,
+        problem: Problem,
+        job: Job,
+        handoff: Handoff,
+        scope: Scope,
+        send: Send,
+        *,
+        failed: bool = False,
+    ) -> None:
+        # Who asks again learns whether it is this job that has failed, or the asking.
+        reply = self._dialect.problem(problem, job=job if handoff.replayed else None)
+        reply = self._for_people(problem, reply, handoff, failed=failed)
+        reply.headers.extend(_SAID[handoff.replayed, handoff.vary])
+        await send_reply(reply, scope, send)
 
     def _read(self) -> None:
         self._routing.read(mounted=self.jobs.mounted)

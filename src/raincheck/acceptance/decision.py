@@ -169,12 +169,15 @@ class Acceptance:
         if waits and not handoff.holds:
             run = Run(runs, job, policy, ticket, origin=_origin(handoff))
         else:
-            stopping, origin = handoff.stopping, None
-            if policy.retry is not None and job.replayable:
-                origin = _origin(handoff)
-            run = Run(runs, job, policy, ticket, stopping=stopping, held=waits, origin=origin)
-        handoff.become(run, keyed=keyed)
+            run = Run(
+                *(runs, job, policy, ticket),
+                stopping=handoff.stopping,
+                method=None if waits or job.synchronous else handoff.scope["method"],
+                held=waits,
+                origin=_origin(handoff) if policy.retry is not None and job.replayable else None,
+            )
         (runs.wait if waits else runs.add)(run)
+        handoff.become(run, keyed=keyed)
 
     async def _owner(self, handoff: Handoff) -> str | None:
         assert handoff.outer_scope is not None

@@ -27,7 +27,7 @@ from raincheck.errors import (
 from raincheck.job import Job, Progress, Trace
 from raincheck.messages import CapturedRequest, exceeds
 from raincheck.policy import Policy
-from raincheck.preferences import NO_PREFERENCE, Decision, decide, parse
+from raincheck.preferences import NO_PREFERENCE, Decision, decide, is_navigation, parse
 from raincheck.runtime.observers import Spans
 from raincheck.runtime.run import Run
 from raincheck.runtime.stopping import Reason, Stopping
@@ -122,6 +122,7 @@ class Handoff:
         upload: the request body on its way to the app.
         fields: the header fields that have a say in it, in order, once it is decided.
         decision: what policy and preference came to.
+        navigates: whether it is a browser that is going to show the answer as a page.
         named: whether an idempotency key means something to it, and it has one or should.
         vary: as given; true as well once it has met a marked route.
         accepted: the job as it was accepted, be it by this request or by an earlier one.
@@ -162,6 +163,7 @@ class Handoff:
         "keyed",
         "made",
         "named",
+        "navigates",
         "outer_scope",
         "policy",
         "refusal",
@@ -208,6 +210,7 @@ class Handoff:
         self.upload: RequestBody = RequestBody(policy.max_request_size, acceptor.bodies)
         self.fields: Sequence[tuple[bytes, bytes]] = ()
         self.decision: Decision | None = None
+        self.navigates: bool = False
         self.vary: bool = vary
         self.accepted: Job | None = None
         self.made: bool = False
@@ -308,7 +311,7 @@ class Handoff:
                 raise Release(self._answer())
             if not await run.until_begun():
                 raise Release
-        self.record()
+            self.record()
         return self.stopping.inside()
 
     async def _enter_remotely(self, mark: Mark) -> Stopper | None:
@@ -343,6 +346,7 @@ class Handoff:
         given, meaning = dict(fields), self.policy.idempotency
         preference = parse(fields) if b"prefer" in given else NO_PREFERENCE
         self.decision = decide(self.policy, preference)
+        self.navigates = is_navigation(fields)
         keyed = meaning == "optional" and b"idempotency-key" in given
         self.named = keyed or meaning == "required"
         self.vary = True
@@ -379,6 +383,8 @@ class Handoff:
         """Have a new job from now on; its client waits for a synchronous one."""
         self.made, self.run, self.keyed, self.runs = True, run, keyed, not run.waits
         self.accepted = None if run.job.synchronous else run.job
+        if self.runs and self.accepted is not None:  # its run records it already
+            self._detach(run)
 
     def become_elsewhere(self, job: Job, *, keyed: bool) -> None:
         """Have a new job that others run."""
@@ -445,12 +451,14 @@ class Handoff:
     def record(self) -> None:
         """Go on in the background: from now on what the app sends goes to the store."""
         assert self.run is not None
-        self.upload.let_go()
         self.run.record(self.scope["method"])
+        self._detach(self.run)
+
+    def _detach(self, run: Run) -> None:
         self._recorded = True
         self._hand_over()
-        if self.run.span is not None:
-            self._follow(self.run.span)
+        if run.span is not None:
+            self._follow(run.span)
 
     def _follow(self, span: Spans) -> None:
         if self._entered:  # by the running task, which is the app's
@@ -537,10 +545,11 @@ class Handoff:
         self.show_route(self.outer_scope)
         if self.inner is not None:  # what comes now is the job's own
             self.inner = self.inner.copy()
-        self.handed_over.open()
+        self.upload.let_go()
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
         self.context = self.state = None
+        self.handed_over.open()
 
     def bring_back(self) -> None:
         """Let what the app has changed of the context variables be seen outside."""

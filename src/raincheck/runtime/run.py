@@ -110,6 +110,7 @@ class Run:
         policy: the policy that it runs under.
         ticket: its place; a synchronous request has none.
         stopping: stops its app, if that is here already.
+        method: of its request, if its app goes on here at once: from now on it is recorded.
         held: whether its live request waits with it.
         origin: where its request came from, if the app is to be given it again.
 
@@ -154,6 +155,7 @@ class Run:
         ticket: Ticket | None,
         *,
         stopping: Stopping | None = None,
+        method: str | None = None,
         held: bool = False,
         origin: Origin | None = None,
     ) -> None:
@@ -180,6 +182,8 @@ class Run:
         self._flushing = False
         self._settling: Gate | None = None  # opens when the outcome is in the store
         self._timed_out: Gate | None = None  # opens when its timeout is recorded
+        if method is not None:
+            self.record(method)
 
     @property
     def decided(self) -> bool:
