@@ -60,7 +60,7 @@ SCOPE: dict[str, Any] = {
 LEAST = 0.01
 
 # Requests that callgrind watches, and those before them, which load modules and fill caches.
-COUNTED, BEFORE = 400, 80
+COUNTED, BEFORE = 200, 80
 
 
 def sample(bench: Bench, side: Side, measure: str, seconds: float) -> dict[str, float]:
@@ -128,24 +128,46 @@ def table(measure: str, ours: dict[str, float], theirs: dict[str, float]) -> Non
 
 def count(side: Side, measure: str) -> int:
     """Instructions for one request."""
-    few, many = (_counted(side, measure, number) for number in (BEFORE, BEFORE + COUNTED))
-    return (many - few) // COUNTED
-
-
-def _counted(side: Side, measure: str, requests: int) -> int:
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     settings = None if side.settings is None else dict(side.settings)
-    command += [__file__, "--serve", side.app, json.dumps(settings), measure, str(requests)]
+    command += ["--instr-atstart=no", sys.executable, __file__]
+    command += ["--serve", side.app, json.dumps(settings), measure]
     variables = {**os.environ, "PYTHONHASHSEED": "0"}
-    done = subprocess.run(command, cwd=BENCHMARKS, env=variables, capture_output=True, text=True)
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    if done.returncode or found is None:
-        raise Failed(f"valgrind: {done.stderr[-1000:]}")
-    return int(found[1])
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command,
+            cwd=BENCHMARKS,
+            env=variables,
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+        ) as counted,
+    ):
+        try:
+            for turn in ("on", "off"):
+                assert counted.stdin is not None
+                assert counted.stdout is not None
+                if counted.stdout.readline() == "":
+                    break  # it has failed
+                control = ["callgrind_control", "-i", turn, str(counted.pid)]
+                subprocess.run(control, check=True, capture_output=True)
+                counted.stdin.write("\n")
+            counted.wait()
+        except BaseException:
+            counted.kill()
+            raise
+        said.seek(0)
+        found = re.search(r"Collected : (\d+)", told := said.read())
+    if counted.returncode or found is None:
+        raise Failed(f"valgrind: {told[-1000:]}")
+    return int(found[1]) // COUNTED
 
 
-async def serve(name: str, made_with: str, measure: str, requests: int) -> None:
-    """Answer requests without a server, eight at a time."""
+async def serve(name: str, made_with: str, measure: str) -> None:
+    """Answer requests without a server, eight at a time; tell whoever counts, and wait for it."""
     module, _, attribute = name.partition(":")
     app: Any = getattr(import_module(module), attribute)
     if (arguments := json.loads(made_with)) is not None:
@@ -173,8 +195,11 @@ async def serve(name: str, made_with: str, measure: str, requests: int) -> None:
         path = headers[b"location"].decode()
         for _ in range(50):
             await asyncio.sleep(0)
-    for _ in range(requests // 8):
-        await asyncio.gather(*(ask(method, path) for _ in range(8)))
+    for requests in (BEFORE, COUNTED):
+        for _ in range(requests // 8):
+            await asyncio.gather(*(ask(method, path) for _ in range(8)))
+        print(flush=True)
+        sys.stdin.readline()
 
 
 # -----------------------------------------------------------------------------------------------
@@ -184,12 +209,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=8.0, help="of samples, each side")
     parser.add_argument("--instructions", action="store_true", help="count them, with valgrind")
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         logging.disable(logging.CRITICAL)
         gc.disable()  # when it runs depends on all that was there before
-        asyncio.run(serve(*arguments.serve[:3], int(arguments.serve[3])))
+        asyncio.run(serve(*arguments.serve))
         return 0
     tool = "valgrind" if arguments.instructions else "py-spy"
     if shutil.which(tool) is None:
