@@ -46,6 +46,7 @@ from harness.loading import Load
 from harness.processes import Cores, Failed
 from harness.report import HEAD, Goal, Row, circumstances
 from harness.rounds import SLICES, Bench, Comparison, Side
+from peers.floor_app import LEAN
 
 HANDWRITTEN = Side("(a) Starlette by hand", "peers.handwritten_app:app")
 HANDFULL = Side("(a+) by hand, with our duties", "peers.handfull_app:app")
@@ -75,7 +76,7 @@ TASKIQ = Side(
     service="redis",
 )
 FLOOR = Side("the floor", "peers.floor_app:build", {"duties": 0})
-LADEN = Side("the floor, with all duties", "peers.floor_app:build", {})
+LADEN = Side("the floor, with all duties", "peers.floor_app:build", {"duties": LEAN})
 IDLE = Side(
     "a middleware that does nothing",
     "peers.routed_app:starlette",

@@ -5,8 +5,9 @@
 Needs `pip install raincheck` and valgrind. Every step is an app of `peers/floor_app.py`, in a
 process without an HTTP server, and is counted in machine instructions as by `profile.py
 --instructions`: they are the same from run to run, to about a thousandth, whatever else the
-machine does. Below the steps stand the two by hand and raincheck itself; what that takes beyond the
-last step is not what it does, but how it is built.
+machine does. The last two steps are no duties, but how raincheck is built: an object for each that
+owns something, and as many calls from one to the next. Below them stand the two by hand and
+raincheck itself.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main() -> int:
     for name, taken in beside.items():
         more, said = "", ""
         if name == "raincheck":
-            more, said = f"{taken - before:+,}", "how it is built"
+            more, said = f"{taken - before:+,}", "what is left"
         print(f"| {name} | {taken:,} | {more} | {taken / hand:.2f} | {said} |")
     if arguments.json is not None:
         counts = {**found, **beside}

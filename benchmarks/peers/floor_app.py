@@ -5,7 +5,8 @@ own, is detached at the handler's entry, its response is recorded, and the clien
 own 202. Each duty of `DUTIES` is added by the lines that end with its name: `# +NAME` are there
 from that step on, `# -NAME` until then. `build()` makes the app of the lines of a step, so that a
 duty which is not there costs nothing. All are written as by hand, in one place, with no port that
-has no second user here: what raincheck takes beyond the last step is how it is built.
+has no second user here. The last two steps are no duties, but what it costs to write them
+otherwise: each owner an object of its own, and a call from one to the next.
 
 Rare cases are looked for, and not handled: they raise `NotImplementedError`.
 """
@@ -13,18 +14,24 @@ Rare cases are looked for, and not handled: they raise `NotImplementedError`.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import os
 import re
 import secrets
 import sys
 import time
 import zlib
 from base64 import urlsafe_b64encode
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from threading import get_ident
 from typing import Any, NamedTuple
+from urllib.parse import quote as quoted_path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -59,11 +66,33 @@ DUTIES: Mapping[str, str] = {
     "progress": "what the handler reports goes with the outcome",
     "threads": "entered from another thread, or read by two tasks",
     "answer": "an answer in time, an earlier job's, a refusal or the app's own instead of the 202",
+    "routes": "the app's routes are read, and anew when there are more; paths below a prefix",
+    "loop": "what runs belongs to one event loop, and is made anew on another; forks, too",
+    "carried": "`state` as it came, extensions that go past us, the app that we stand in",
+    "settings": "what a policy may say further: sizes, runs, retries, waits, queues, callbacks",
+    "turns": "places in line: who waits goes first, by owners in turn, and a route may be blocked",
+    "blocks": "who is stopped is a block of a task that knows it, and whether its loop is there",
+    "parts": "the request's body part by part, kept for a replay until nobody needs it",
+    "moves": "a table of what may become of a job, and the fields of those that wait or run again",
+    "live": "a response that is large or followed is kept as it comes",
+    "lists": "jobs are listed, as they came and as they ended, with keys, leases and messages",
+    "rest": "what has ended lies apart, as plain values",
+    "told": "observers are told of each move, may follow a run, and of what holds the loop up",
+    "newest": "the newest durations instead of a mean: when so many have ended, and the half",
+    "outlook": "and by a policy, a timeout, what a handler reports, and a time not to begin before",
+    "dialect": "the document with all of its fields and links, below any prefix, and safe in JSON",
+    "rare": "what else may be: a path rule, entered before, a key, a bound, a lease, a late end",
+    "owners": "an object for each that owns something: body, stop, run, recorder, gate, values",
+    "rooms": "as many calls from room to room as raincheck makes",
 }
-"""The duties in the order in which they are added."""
+"""The duties in the order in which they are added; the last two are no duties, but a house."""
+
+LEAN = 22
+"""So many of them are what a 202 of this kind is nothing without."""
 
 EAGER = sys.version_info >= (3, 12)
 TTL, TOMBSTONE = 3600.0, 86400.0
+FAR, PIECE = 365 * 86400.0, 256 * 1024
 MAX_BYTES, MAX_REQUEST, MAX_RESPONSE, MAX_RUNNING = 16 * 1024**3, 2**20, 2**20, 1000
 HEARD = frozenset({b"prefer", b"content-length", b"idempotency-key", b"accept", b"sec-fetch-mode"})
 ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
@@ -74,6 +103,13 @@ DOCUMENT = (
     '{"job_id": "%s", "status": "running", "created_at": "%s", "progress": null, "message": null, '
     '"queue_position": null, "estimated_completion": %s, "retry_after": %d, "runs": 1, '
     '"links": {"self": "/jobs/%s/status", "result": "/jobs/%s", "cancel": "/jobs/%s/cancel"}}'
+)
+quote = json.encoder.encode_basestring_ascii
+FULL = (  # all that raincheck's own has
+    '{"job_id": "%s", "status": "%s", "created_at": "%s", "progress": %s, "message": %s, '
+    '"queue_position": %s, "estimated_completion": %s, "retry_after": %d, "runs": %d, '
+    '"links": {"self": "%s/status", "result": "%s", "events": "%s/events", "stream": "%s/stream", '
+    '"cancel": "%s/cancel"}}'
 )
 FIELDS = [
     (b"cache-control", b"no-store"),
@@ -106,6 +142,13 @@ class Job(NamedTuple):
     gone: bool
     owner: str | None
     clients: int = 1
+    orphaned_at: float | None = None  # +moves
+    synchronous: bool = False  # +moves
+    not_before: float | None = None  # +moves
+    begin_by: float | None = None  # +moves
+    trace: Any = None  # +moves
+    delivery: Any = None  # +moves
+    extra: Any = None  # +moves
 
 
 class Policy(NamedTuple):
@@ -116,6 +159,20 @@ class Policy(NamedTuple):
     idempotency: str | None = "optional"
     max_running: int | None = None
     timeout: float | None = None
+    ttl: float = TTL  # +settings
+    max_request_size: int = MAX_REQUEST  # +settings
+    max_response_size: int = MAX_RESPONSE  # +settings
+    max_running_per_owner: int | None = None  # +settings
+    max_stored: int | None = None  # +settings
+    retry_after: int | None = None  # +settings
+    coalesce: bool = False  # +settings
+    hold: bool = False  # +settings
+    max_runs: int = 1  # +settings
+    retry: Any = None  # +settings
+    max_wait_queued: float | None = None  # +settings
+    queue: str | None = None  # +settings
+    live: bool = False  # +settings
+    callback: Any = None  # +settings
 
 
 POLICY = Policy()
@@ -134,15 +191,101 @@ drawn: list[bytes] = []
 numbers = count()
 tag = secrets.token_bytes(4)
 state: dict[str, Any] = {"closing": False, "sweeping": False, "thread": get_ident()}
+state |= {"pid": 0, "loop": None, "number": 0, "waiting": 0, "watching": False}
 DONE: list[asyncio.Future[None]] = []
+SEEN: list[tuple[Any, int]] = []
+NEAR = ("/jobs/", "/orders", "/never", "/reports")
+TABLE = {path: [(1, frozenset({"POST"}), path[1:])] for path in NEAR[1:]}
+LEASE, CALLBACKS, SALT = None, None, b"/jobs"
+EVENTS = b"text/event-stream"
+CANDIDATE: tuple[Any, bool] = (None, True)
+EMBEDS = 0
+MOVES = {
+    "queued": frozenset({"running", "cancelled", "failed"}),
+    "running": frozenset({"queued", "cancelling", "cancelled", "succeeded", "failed"}),
+    "cancelling": frozenset({"cancelled", "succeeded", "failed"}),
+    "succeeded": frozenset[str](),
+    "failed": frozenset[str](),
+    "cancelled": frozenset[str](),
+}
+WORDS = {word: word.replace("ll", "l") for word in MOVES}
+observers: dict[str, list[Any]] = {word: [] for word in MOVES}
+spans: list[Any] = []
+lines: dict[str, Line] = {}
+blocked: set[Line] = set()
+at_rest: dict[str, tuple[Any, ...]] = {}
+order_of: list[str] = []
+ended_of: list[str] = []
+leases: dict[str, float] = {}
+names: dict[str, list[str]] = {}
+requests: dict[str, Any] = {}
+heads: dict[str, Any] = {}
+owed: dict[str, float] = {}
+counted: set[str] = set()
+came: set[str] = set()
+newest: dict[str, tuple[deque[float], list[float]]] = {}
+NONE: tuple[deque[float], list[float]] = (deque(), [])
+
+
+class Line:
+    """Who runs and who waits on a route."""
+
+    __slots__ = ("blocked", "blocked_owners", "by_owner", "name", "running", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.running = 0
+        self.waiting: list[int] = []
+        self.by_owner: dict[str, int] = {}
+        self.blocked = False
+        self.blocked_owners: set[str] = set()
+
+
+class Ticket:
+    """A place in line."""
+
+    __slots__ = ("line", "number", "owner", "rests", "running", "turn")
+
+    def __init__(self, number: int, line: Line, owner: str | None) -> None:
+        self.number = number
+        self.line = line
+        self.owner = owner
+        self.running = True
+        self.rests = False
+        self.turn = None
+
+
+class Block:
+    """What is stopped, and by whose task."""
+
+    __slots__ = ("cancels", "orphaned", "stack", "task")
+
+    def __init__(self, stack: list[Any]) -> None:
+        self.stack = stack
+        self.orphaned = False
+        self.cancels = 0
+        self.task: Any = asyncio.current_task()
+        stack.append(self)
+
+    def left(self, error: BaseException | None) -> None:
+        self.stack.remove(self)
+        task, self.task = self.task, None
+        if error is not None:
+            self.orphaned = asyncio.current_task() is not task
+        if self.cancels:
+            raise NotImplementedError
 
 
 def mint() -> str:
+    if state["pid"] != os.getpid():  # +loop
+        state["pid"] = os.getpid()  # +loop
     if not drawn:
         bits = secrets.token_bytes(64 * 16)
         drawn.extend(bits[at : at + 16] for at in range(0, 64 * 16, 16))
     unsigned = drawn.pop() + tag
-    return urlsafe_b64encode(unsigned + zlib.crc32(unsigned).to_bytes(4)[:3])[:30].decode()
+    check = zlib.crc32(unsigned).to_bytes(4)[:3]  # -loop
+    check = zlib.crc32(unsigned + SALT).to_bytes(4)[:3]  # +loop
+    return urlsafe_b64encode(unsigned + check)[:30].decode()
 
 
 @lru_cache(maxsize=256)
@@ -160,19 +303,57 @@ def kind(name: bytes) -> int:
 
 
 async def sweep() -> None:
-    while jobs:
+    while jobs or at_rest:
         await asyncio.sleep(60.0)
         now = time.time()
         for id in [id for id, when in due.items() if when <= now]:
-            del jobs[id], due[id]
+            jobs.pop(id, None)
+            at_rest.pop(id, None)
+            del due[id]
+        order_of[:] = [id for id in order_of if id in due or id in jobs]
+        ended_of.clear()
     state["sweeping"] = False
 
 
-async def create(job: Job) -> None:
+def watch() -> None:
+    """Look whether the event loop is held up, as long as jobs run."""
+    state["watching"] = True
+    loop = asyncio.get_running_loop()
+    state["look"] = loop.time() + 0.25
+    loop.call_later(0.25, look, context=Context())
+
+
+def look() -> None:
+    if came and asyncio.get_running_loop().time() - state["look"] >= 1.0:
+        raise NotImplementedError
+    if came:
+        came.clear()
+        watch()
+    else:
+        state["watching"] = False
+
+
+async def create(
+    job: Job,
+    request: Any = None,  # +rare
+    keys: Any = (),  # +rare
+    lease: Any = None,  # +rare
+    bounds: Any = None,  # +rare
+) -> None:
+    if keys or bounds is not None or request is not None or lease is not None:  # +rare
+        raise NotImplementedError  # +rare
     put(job)
 
 
-async def replace(job: Job, body: bytes) -> None:
+async def replace(
+    job: Job,
+    body: bytes,
+    keys: Any = (),  # +rare
+    lease: Any = None,  # +rare
+    bounds: Any = None,  # +rare
+) -> None:
+    if keys or bounds is not None or lease is not None:  # +rare
+        raise NotImplementedError  # +rare
     settle(job, body)
 
 
@@ -182,6 +363,11 @@ def put(job: Job) -> None:
     if kept["bytes"] + 1024 > MAX_BYTES:  # +bound
         raise NotImplementedError  # +bound
     kept["bytes"] += 1024  # +bound
+    if job.id in at_rest:  # +rest
+        raise NotImplementedError  # +rest
+    if job.delivery is not None or job.replayable or job.progress is not None:  # +lists
+        raise NotImplementedError  # +lists
+    order_of.append(job.id)  # +lists
     jobs[job.id] = job
 
 
@@ -197,10 +383,134 @@ def settle(job: Job, body: bytes) -> None:
     kept["bytes"] += cost  # +bound
     bodies[job.id] = body
     jobs[job.id] = job  # -wake
-    jobs[job.id] = tuple(job)  # +wake
+    id = job.id  # +lists
+    if id in names or id in requests or id in heads or id in owed or id in counted:  # +lists
+        raise NotImplementedError  # +lists
+    if old.response is not None or job.progress is not old.progress:  # +lists
+        raise NotImplementedError  # +lists
+    if job.delivery is not None or job.gone:  # +lists
+        raise NotImplementedError  # +lists
+    leases.pop(id, None)  # +lists
+    ended_of.append(id)  # +lists
+    jobs[job.id] = tuple(job)  # +wake -rest
+    del jobs[id]  # +rest
+    at_rest[id] = packed(job)  # +rest
     due[job.id] = job.expires_at  # +expiry
     for event in waiting.pop(job.id, ()):  # +wake
         event.set()  # +wake
+
+
+class Stopping:
+    """What asks an app to stop."""
+
+    __slots__ = (
+        *("asked", "disconnect", "disconnected", "done", "grace", "inside", "listeners", "noted"),
+        *("reason", "spared", "stoppers", "tasks", "threads", "timers", "torn"),
+    )
+
+    def __init__(self, tasks: Any, grace: float) -> None:
+        self.reason = self.timers = self.disconnect = self.threads = None
+        self.torn = self.disconnected = self.asked = self.done = self.noted = self.spared = False
+        self.tasks, self.grace, self.listeners = tasks, grace, 0
+        self.stoppers: list[Any] = []
+        self.inside = partial(Block, self.stoppers)
+
+
+class Body:
+    """The request's body."""
+
+    __slots__ = (
+        *("bodies", "chunks", "closing", "end", "file", "given", "keeps", "limit", "lost", "read"),
+        *("size", "start", "told_end", "whole", "writing"),
+    )
+
+    def __init__(self, limit: int, bodies: Any) -> None:
+        self.limit, self.bodies = limit, bodies
+        self.size = self.read = self.given = self.start = self.end = 0
+        self.whole = self.lost = self.told_end = self.closing = False
+        self.file = self.writing = None
+        self.keeps = True
+        self.chunks: list[bytes] = []
+
+
+class Gate:
+    """A hand-over."""
+
+    __slots__ = ("future", "is_open")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future = loop.create_future()
+        self.is_open = False
+
+
+class Run:
+    """One run of a job."""
+
+    __slots__ = (
+        *("complete", "decided", "failed", "flusher", "flushing", "held", "home", "job", "method"),
+        *("origin", "pause", "policy", "progress", "raised", "recorder", "settling", "span"),
+        *("stopping", "ticket", "timed_out", "turn", "waits"),
+    )
+
+    def __init__(self, home: Any, job: Any, policy: Any, ticket: Any, stopping: Any) -> None:
+        self.home, self.job, self.policy = home, job, policy
+        self.ticket, self.stopping, self.waits = ticket, stopping, job.state == "queued"
+        self.progress = self.span = self.turn = self.method = self.recorder = self.flusher = None
+        self.failed = self.raised = self.pause = self.settling = self.timed_out = None
+        self.complete = self.decided = self.flushing = self.held = False
+        self.origin = None
+
+
+class Recorder:
+    """What records one response."""
+
+    __slots__ = (
+        *("gathered", "headed", "headers", "live", "max_size", "method", "passed_on", "piece"),
+        *("size", "status"),
+    )
+
+    def __init__(self, method: str, max_size: int, live: bool) -> None:
+        self.method, self.max_size, self.live = method, max_size, live
+        self.piece = self.status = None
+        self.headers: Any = ()
+        self.size = self.passed_on = 0
+        self.headed = False
+        self.gathered: list[bytes] = []
+
+
+class Captured(NamedTuple):
+    """A response."""
+
+    status: int
+    headers: Any
+    size: int
+
+
+class Outlook(NamedTuple):
+    """What is expected of a job."""
+
+    retry_after: int
+    position: int | None
+    completion: float | None
+
+
+class Reply(NamedTuple):
+    """What is answered."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def packed(job: Job) -> tuple[Any, ...]:
+    """Plain values in plain tuples."""
+    fields: list[Any] = list(job)
+    fields[2] = str(fields[2])
+    if fields[15] is not None or fields[17] is not None:
+        raise NotImplementedError
+    if (response := fields[16]) is not None:
+        fields[16] = tuple(response)
+    return tuple(fields)
 
 
 class Handoff:
@@ -211,6 +521,10 @@ class Handoff:
         *("status", "headers", "created_at", "job", "route", "policy", "fields", "chunks", "size"),
         *("owner", "wait", "inner", "context", "reason", "stoppers", "closed", "parts", "error"),
         *("progress", "reading", "refusal", "replayed", "answered", "vary", "started"),
+        *("state", "around", "ticket", "read_so_far", "given", "whole", "told_end", "piece"),
+        *("passed_on", "sent", "others", "accepted", "entered", "plain", "released", "recorded"),
+        *("keyed", "made", "named", "runs", "seeks", "decided", "complete", "full", "left"),
+        *("timed_out", "settling"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -243,9 +557,34 @@ class Handoff:
         self.reading = False  # +threads
         self.refusal = None  # +answer
         self.replayed = self.answered = False  # +answer
+        kept_state = scope.get("state")  # +carried
+        self.state = dict(kept_state) if isinstance(kept_state, dict) else kept_state  # +carried
+        if scope.get("extensions"):  # +carried
+            raise NotImplementedError  # +carried
+        self.around = scope.get("app")  # +carried
+        self.ticket: Any = None  # +turns
+        self.accepted: Any = None  # +rare
+        self.entered = self.plain = self.released = self.recorded = self.keyed = False  # +rare
+        self.made = self.named = self.runs = self.seeks = False  # +rare
+        self.decided = self.complete = False  # +rare
+        self.full: Any = None  # +rare
+        self.left: Any = None  # +rare
+        self.timed_out: Any = None  # +rare
+        self.settling: Any = None  # +rare
+        self.read_so_far = self.given = 0  # +parts
+        self.whole = self.told_end = False  # +parts
+        self.piece: Any = None  # +live
+        self.passed_on = self.sent = 0  # +live
+        self.others: Any = (  # +owners
+            Stopping(state, 5.0),  # +owners
+            Body(self.policy.max_request_size, None),  # +owners
+        )  # +owners
 
     async def enter(self, name: str) -> bool:
         """Become a job: its client is answered, and the handler goes on."""
+        if self.entered or self.plain or self.accepted is not None:  # +rare
+            raise NotImplementedError  # +rare
+        self.entered = True  # +rare
         if get_ident() != state["thread"]:  # +threads
             raise NotImplementedError  # +threads
         if self.id or self.answered:  # +answer
@@ -253,8 +592,10 @@ class Handoff:
         self.route, self.policy = name, policies[name]  # +policy
         self.decide()  # +prefer
         for field, value in self.fields:  # +large +prefer
-            if field == b"content-length" and int(value) > MAX_REQUEST:  # +large +prefer
-                raise NotImplementedError  # +large +prefer
+            if field == b"content-length" and int(value) > MAX_REQUEST:  # +large +prefer -settings
+                raise NotImplementedError  # +large +prefer -settings
+            if field == b"content-length" and exceeds(value, self.policy):  # +settings
+                raise NotImplementedError  # +settings
         if state["closing"]:  # +drain
             raise NotImplementedError  # +drain
         if "user" in self.scope:  # +owner
@@ -264,17 +605,31 @@ class Handoff:
         for field, _ in self.fields:  # +key
             if field == b"idempotency-key":  # +key
                 raise NotImplementedError  # +key
+        if self.policy.coalesce or self.policy.hold:  # +settings
+            raise NotImplementedError  # +settings
         self.message = await self.read()
         if self.message["more_body"]:  # -large
             raise NotImplementedError  # -large
         body = self.message.get("body", b"")  # +large
         self.size += len(body)  # +large
         self.chunks.append(bytes(body))  # +large
-        if self.message.get("more_body", False) or self.size > MAX_REQUEST:  # +large
-            raise NotImplementedError  # +large
+        if self.message.get("more_body", False) or self.size > MAX_REQUEST:  # +large -settings
+            raise NotImplementedError  # +large -settings
+        most = self.policy.max_request_size  # +settings
+        if self.message.get("more_body", False) or self.size > most:  # +settings
+            raise NotImplementedError  # +settings
+        self.whole, self.message = True, None  # +parts
         self.admit("order")  # +ticket -policy
+        asynchronous = self.policy.respond == "always"  # +rare
+        self.named = self.policy.idempotency == "required"  # +rare
+        if not (asynchronous or self.named):  # +rare
+            raise NotImplementedError  # +rare
+        if self.policy.coalesce or self.named or not self.whole:  # +rare
+            raise NotImplementedError  # +rare
         self.admit(self.route)  # +ticket +policy
         await self.accept()
+        if not asynchronous or not self.runs or self.reason is not None:  # +rare
+            raise NotImplementedError  # +rare
         self.hand_over()
         return True
 
@@ -296,11 +651,25 @@ class Handoff:
         """Take a place."""
         bound = None  # -policy
         bound = self.policy.max_running  # +policy
-        held = places.get(route, 0)
-        if places[""] >= MAX_RUNNING or (bound is not None and held >= bound):
-            raise NotImplementedError
+        held = places.get(route, 0)  # -turns
+        if places[""] >= MAX_RUNNING or (bound is not None and held >= bound):  # -turns
+            raise NotImplementedError  # -turns
+        line = lines.get(route)  # +turns
+        if line is None:  # +turns
+            line = lines[route] = Line(route)  # +turns
+        held, owner = line.running, self.owner  # +turns
+        quota = self.policy.max_running_per_owner  # +turns
+        if places[""] >= MAX_RUNNING or (bound is not None and held >= bound):  # +turns
+            raise NotImplementedError  # +turns
+        if line.waiting or line.blocked or line.blocked_owners or quota is not None:  # +turns
+            raise NotImplementedError  # +turns
+        if owner is not None:  # +turns
+            line.by_owner[owner] = line.by_owner.get(owner, 0) + 1  # +turns
+        state["number"] += 1  # +turns
+        self.ticket = Ticket(state["number"], line, owner)  # +turns
+        line.running += 1  # +turns
         places[""] += 1
-        places[route] = held + 1
+        places[route] = held + 1  # -turns
 
     async def accept(self) -> None:
         """Be visible before the 202 leaves."""
@@ -308,13 +677,20 @@ class Handoff:
         self.id = mint()  # +id
         now = time.time()  # +times
         self.created_at = now  # +times
+        policy = self.policy  # +settings
+        again = LEASE is not None or policy.retry is not None  # +settings
+        if (policy.max_runs if again else 1) > 1 or policy.max_wait_queued:  # +settings
+            raise NotImplementedError  # +settings
+        if CALLBACKS is not None or LEASE is not None or policy.max_stored:  # +settings
+            raise NotImplementedError  # +settings
         self.job = Job(  # +record
             self.id,  # +record
             "order",  # +record -policy
             self.route,  # +record +policy
             "running",  # +record
             now,  # +record
-            *(1, 1, 1, 1, False, None, None),  # +record
+            *(1, 1, 1, 1, False, None, None),  # +record -settings
+            *(1, 1, 1, 1, False, state["pid"], policy.queue),  # +settings
             now,  # +record
             *(None, None, None, None, None, None, False),  # +record
             None,  # +record -owner
@@ -322,7 +698,23 @@ class Handoff:
         )  # +record
         put(self.job)  # +record -port
         await create(self.job)  # +port
+        there = jobs[self.id]  # +rare
+        if there is not self.job and there.id != self.id:  # +rare
+            raise NotImplementedError  # +rare
+        waits = self.job.state == "queued"  # +rare
+        if waits or self.job.begin_by is not None or self.job.synchronous:  # +rare
+            raise NotImplementedError  # +rare
+        self.made, self.keyed, self.runs = True, False, not waits  # +rare
+        self.accepted = None if self.job.synchronous else self.job  # +rare
+        self.recorded = self.runs and self.accepted is not None  # +rare
         running[self.id] = self  # +drain
+        run = Run(running, self.job, self.policy, self.ticket, self.others[0])  # +owners
+        self.others = (*self.others, run)  # +owners
+        if observers["running"] or spans or self.policy.timeout is not None:  # +told
+            raise NotImplementedError  # +told
+        came.add(self.route)  # +told
+        if not state["watching"]:  # +told
+            watch()  # +told
         if not state["sweeping"]:  # +expiry
             state["sweeping"] = True  # +expiry
             loop = asyncio.get_running_loop()  # +expiry
@@ -336,6 +728,9 @@ class Handoff:
         self.inner = self.inner.copy()  # +context
         self.client_receive = self.client_send = None
         self.outer = self.context = None  # +context
+        self.state = None  # +carried
+        del self.chunks[: self.read_so_far]  # +parts
+        self.read_so_far = 0  # +parts
         if self.waiter is not None:
             self.waiter.set_result(None)
 
@@ -350,9 +745,19 @@ class Handoff:
         return await self.client_receive()  # -threads
 
     async def receive(self) -> Message:
-        if self.message is not None:
-            message, self.message = self.message, None
-            return message
+        if self.message is not None:  # -parts
+            message, self.message = self.message, None  # -parts
+            return message  # -parts
+        if self.read_so_far < len(self.chunks):  # +parts
+            chunk = self.chunks[self.read_so_far]  # +parts
+            if self.id:  # +parts
+                self.chunks[self.read_so_far] = b""  # +parts
+            self.read_so_far += 1  # +parts
+            self.given += len(chunk)  # +parts
+            self.told_end = self.whole and self.given == self.size  # +parts
+            return {"type": "http.request", "body": chunk, "more_body": not self.told_end}  # +parts
+        if self.client_receive is not None or not self.told_end:  # +parts
+            raise NotImplementedError  # +parts
         await asyncio.Event().wait()
         raise NotImplementedError
 
@@ -366,10 +771,16 @@ class Handoff:
 
     async def record(self, message: Message) -> None:
         """Take what the app sends."""
+        if self.decided or not self.recorded or self.full is not None:  # +rare
+            raise NotImplementedError  # +rare
         if self.closed:  # +stop
             raise NotImplementedError  # +stop
         found = self.take(message)
         if found is not None:  # +port
+            self.complete = True  # +rare
+            if self.reason is not None or self.error is not None:  # +rare
+                raise NotImplementedError  # +rare
+            self.decided = True  # +rare
             await self.finish(*found)  # +port
             self.closed = True  # +stop
 
@@ -383,19 +794,34 @@ class Handoff:
                 raise NotImplementedError  # +checks
             self.headers = clean(message["headers"])  # +checks
             self.headers = tuple(message["headers"])  # -checks
+            recorder = Recorder(self.scope["method"], MAX_RESPONSE, live=False)  # +owners
+            self.others = (*self.others, recorder)  # +owners
             self.status = message["status"]
+            if self.policy.live:  # +live
+                raise NotImplementedError  # +live
+            for name, value in self.headers:  # +live
+                if len(name) == 12 and value[:17].lower() == EVENTS:  # +live
+                    raise NotImplementedError  # +live
             return None
         if message["type"] != "http.response.body" or self.status is None:  # +checks
             raise NotImplementedError  # +checks
         body = message.get("body", b"")
         self.parts.append(bytes(body))  # +checks
-        if message.get("more_body", False) or len(body) > MAX_RESPONSE:  # +checks
-            raise NotImplementedError  # +checks
+        if message.get("more_body", False) or len(body) > MAX_RESPONSE:  # +checks -settings
+            raise NotImplementedError  # +checks -settings
+        most = self.policy.max_response_size  # +settings
+        if message.get("more_body", False) or len(body) > most:  # +settings
+            raise NotImplementedError  # +settings
+        self.sent += len(body)  # +live
+        if self.piece is not None or self.sent - self.passed_on >= PIECE:  # +live
+            raise NotImplementedError  # +live
         body = b"".join(self.parts)  # +checks
         check_length(self.status, self.headers, len(body))  # +checks
         state = "succeeded" if self.status < 400 else "failed"
         if self.reason is not None:  # +stop
             raise NotImplementedError  # +stop
+        if state == "failed" and self.policy.retry is not None:  # +settings
+            raise NotImplementedError  # +settings
         now = time.time()  # +times
         ended = (state, self.status, self.headers, body)  # -record
         ended = (*ended, self.created_at, now)  # +times -record
@@ -408,8 +834,12 @@ class Handoff:
     def done(self, state: str, now: float, body: bytes) -> Job:
         """The next version of the record."""
         job = self.job
-        if job.state != "running":
-            raise NotImplementedError
+        if job.state != "running":  # -moves
+            raise NotImplementedError  # -moves
+        if MOVES[state] or state not in MOVES[job.state]:  # +moves
+            raise NotImplementedError  # +moves
+        ttl = TTL  # +expiry -settings
+        ttl = self.policy.ttl  # +settings
         return Job(
             *job[:2],
             state,
@@ -418,36 +848,60 @@ class Handoff:
             *job[5:12],
             now,
             None,  # -expiry
-            now + TTL,  # +expiry
+            now + ttl,  # +expiry
             None,  # -expiry
-            now + TTL + TOMBSTONE,  # +expiry
+            now + ttl + TOMBSTONE,  # +expiry
             None,  # -progress
             self.progress,  # +progress
-            (self.status, self.headers, len(body)),
+            (self.status, self.headers, len(body)),  # -owners
+            Captured(self.status, self.headers, len(body)),  # +owners
             *job[17:],
         )
 
     async def finish(self, done: Job, body: bytes) -> None:
-        await replace(done, body)
+        if self.policy.coalesce:  # +settings
+            raise NotImplementedError  # +settings
+        try:  # +told
+            await replace(done, body)  # +told
+        except Exception as error:  # +told
+            raise NotImplementedError from error  # +told
+        if observers[done.state]:  # +told
+            raise NotImplementedError  # +told
+        await replace(done, body)  # -told
         self.job = done
         self.learn("order", done)  # +estimate -policy
         self.learn(self.route, done)  # +estimate +policy
 
     def learn(self, route: str, done: Job) -> None:
         taken = done.finished_at - done.started_at  # type: ignore[operator]
-        known = durations.get(route)
-        durations[route] = taken if known is None else known + 0.2 * (taken - known)
+        known = durations.get(route)  # -newest
+        durations[route] = taken if known is None else known + 0.2 * (taken - known)  # -newest
+        if route not in newest:  # +newest
+            newest[route] = deque(), []  # +newest
+        recent, lengths = newest[route]  # +newest
+        recent.append(taken)  # +newest
+        insort(lengths, taken)  # +newest
+        if len(recent) > 64:  # +newest
+            del lengths[bisect_left(lengths, recent.popleft())]  # +newest
 
     def leave(self, route: str) -> None:
         """Give the place back."""
         places[""] -= 1
-        places[route] -= 1
+        places[route] -= 1  # -turns
+        ticket = self.ticket  # +turns
+        line, ticket.running = ticket.line, False  # +turns
+        line.running -= 1  # +turns
+        if ticket.owner is not None or line in blocked or state["waiting"]:  # +turns
+            raise NotImplementedError  # +turns
 
     async def run(self, app: ASGIApp) -> None:
         """The app, in a task of its own."""
         current.set(self)
+        if self.job is not None or self.reason is not None:  # +rare
+            raise NotImplementedError  # +rare
         error = None  # +raised
-        self.stoppers.append(self)  # +stop
+        self.stoppers.append(self)  # +stop -blocks
+        block = Block(self.stoppers)  # +blocks
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:  # +stop
@@ -457,7 +911,8 @@ class Handoff:
             error = raised  # +raised
             del raised  # -raised
         finally:  # +stop
-            self.stoppers.pop()  # +stop
+            self.stoppers.pop()  # +stop -blocks
+            block.left(error)  # +blocks
         if error is not None:  # +raised
             self.error = error  # +raised
             told.append(error)  # +raised
@@ -468,7 +923,22 @@ class Handoff:
         del running[self.id]  # +drain
         self.leave("order")  # +ticket -policy
         self.leave(self.route)  # +ticket +policy
+        if spans:  # +told
+            raise NotImplementedError  # +told
+        if self.reason is not None or not self.decided or self.released:  # +rare
+            raise NotImplementedError  # +rare
+        if self.timed_out is not None or self.settling is not None:  # +rare
+            raise NotImplementedError  # +rare
+        self.full = self.left = self.error = self.parts = self.headers = None  # +rare
         self.task = None
+
+
+def exceeds(length: bytes, policy: Policy) -> bool:
+    """Whether a Content-Length is more than may come, and a number at all."""
+    digits = length.strip().lstrip(b"0")
+    if not digits.isdigit():
+        raise NotImplementedError
+    return len(digits) > 18 or int(digits) > policy.max_request_size
 
 
 def clean(headers: Any) -> tuple[tuple[bytes, bytes], ...]:
@@ -503,22 +973,49 @@ class Floor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+        elif not self.near(scope):  # +routes
+            await self.app(scope, receive, send)  # +routes
         elif scope["path"].startswith("/jobs/"):
             await poll(scope, send)
-        elif (scope["method"], scope["path"]) in self.marked:
-            await self.conduct(scope, receive, send)
+        elif (scope["method"], scope["path"]) in self.marked:  # -routes
+            await self.conduct(scope, receive, send)  # -routes
+        elif self.find(scope["path"], scope["method"]) is not None:  # +routes
+            await self.conduct(scope, receive, send)  # +routes
         else:
             await self.app(scope, receive, send)
+
+    def near(self, scope: Scope) -> bool:
+        """Whether the path of a request begins like one of ours."""
+        for routes, known in SEEN:
+            if len(routes) != known:
+                raise NotImplementedError
+        if scope.get("root_path"):
+            raise NotImplementedError
+        return bool(scope["path"].startswith(NEAR))
+
+    def find(self, path: str, method: str) -> str | None:
+        """The route of a request."""
+        found, before = None, len(TABLE) + 1
+        for number, methods, name in TABLE.get(path, ()):
+            if number < before and method in methods:
+                found = name
+                break
+        return found
 
     async def conduct(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         if not DONE:
             DONE.append(loop.create_future())
             DONE[0].set_result(None)
+        if state["loop"] is not loop:  # +loop
+            state["loop"] = loop  # +loop
         handoff = Handoff(scope, receive, send)
         context = None  # -context
         context = copy_context()  # +context
         handoff.context, handoff.inner = context, context.copy()  # +context
+        rule, certain = CANDIDATE  # +rare
+        if rule is not None or not certain:  # +rare
+            raise NotImplementedError  # +rare
         context = handoff.inner  # +context
         if EAGER:
             options: Any = {"loop": loop, "eager_start": True, "context": context}
@@ -526,7 +1023,9 @@ class Floor:
         else:
             handoff.task = loop.create_task(handoff.run(self.app), context=context)
         if handoff.client_send is not None:
-            handoff.waiter = loop.create_future()
+            handoff.waiter = loop.create_future()  # -owners
+            gate = Gate(loop)  # +owners
+            handoff.waiter = gate.future  # +owners
             try:  # +stop
                 await handoff.waiter  # +stop
             except BaseException:  # +stop
@@ -540,6 +1039,8 @@ class Floor:
                 variable.set(value)  # +context
         if handoff.refusal is not None or handoff.replayed or handoff.wait:  # +answer
             raise NotImplementedError  # +answer
+        if rule is not None or handoff.plain or handoff.seeks:  # +rare
+            raise NotImplementedError  # +rare
         if not handoff.id:  # +answer
             if handoff.error is not None:  # +answer
                 raise handoff.error  # +answer
@@ -550,11 +1051,23 @@ class Floor:
 async def answer(handoff: Handoff, scope: Scope, send: Send) -> None:
     """The 202."""
     id, known, accepted_at = handoff.id, None, 0.0
+    job = handoff.accepted  # +rare
+    if job is None or job.synchronous or EMBEDS or handoff.reason is not None:  # +rare
+        raise NotImplementedError  # +rare
+    if job.id not in running or scope["method"] == "HEAD" or job.delivery is not None:  # +rare
+        raise NotImplementedError  # +rare
+    if MOVES[job.state] is MOVES["failed"] or handoff.left is not None:  # +rare
+        raise NotImplementedError  # +rare
     accepted_at = handoff.created_at  # +times
     known = durations.get("order")  # +estimate -policy
-    known = durations.get(handoff.route)  # +estimate +policy
-    body, after = document(id, accepted_at, known)
-    location = f"/jobs/{id}".encode()
+    known = durations.get(handoff.route)  # +estimate +policy -newest
+    known = newest.get(handoff.route, NONE)[1]  # +newest
+    body, after = document(id, accepted_at, known)  # -outlook
+    body, after = foreseen(handoff.job, handoff.policy, known)  # +outlook -dialect
+    location = f"/jobs/{id}".encode()  # -dialect
+    url = f"{mount_at(scope['root_path'] + '/jobs')}/{id}"  # +dialect
+    body, after = foreseen(handoff.job, handoff.policy, known, url)  # +dialect
+    location = url.encode()  # +dialect
     headers = [
         (b"location", location),
         (b"content-location", location),
@@ -564,14 +1077,34 @@ async def answer(handoff: Handoff, scope: Scope, send: Send) -> None:
         (b"content-length", b"%d" % len(body)),
         (b"vary", b"Prefer"),
     ]
+    _, headers, body = Reply(202, headers, body)  # +owners
+    for room in ROOMS:  # +rooms
+        room(handoff, scope)  # +rooms
+    for waited in WAITED:  # +rooms
+        await waited(handoff, scope)  # +rooms
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def room(handoff: Handoff, scope: Scope) -> Handoff:
+    return handoff
+
+
+async def waited(handoff: Handoff, scope: Scope) -> Handoff:
+    return handoff
+
+
+# So many functions, and so many coroutines, does raincheck call more than all of the above.
+ROOMS = (room,) * 39
+WAITED = (waited,) * 5
 
 
 async def poll(scope: Scope, send: Send) -> None:
     """The document of a job that runs, or the response that it has ended with."""
     id = scope["path"][6:]
     job = jobs.get(id)
+    if job is None:  # +rest
+        job = at_rest.get(id)  # +rest
     ended = job is not None
     ended = job is not None and job[2] != "running"  # +record
     if "user" in scope or (job is not None and job[19] is not None):  # +owner +record
@@ -584,7 +1117,8 @@ async def poll(scope: Scope, send: Send) -> None:
             raise NotImplementedError  # +prefer
     known, at = None, time.time()  # -estimate
     known, at = durations.get("order"), time.time()  # +estimate -policy
-    known, at = durations.get(job[1]), time.time()  # +estimate +policy
+    known, at = durations.get(job[1]), time.time()  # +estimate +policy -newest
+    known, at = newest.get(job[1], NONE)[1], time.time()  # +newest
     body, after = document(id, job[3] if isinstance(job, Job) else at, known)
     location = b"/jobs/%b" % id.encode()
     headers = [(b"location", location), (b"content-location", location)]
@@ -607,16 +1141,74 @@ async def serve(job: Any, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def document(id: str, created_at: float, known: float | None) -> tuple[bytes, int]:
+def document(id: str, created_at: float, known: Any) -> tuple[bytes, int]:
     """What is said of a job that runs, and the seconds until it is worth asking again."""
     after, ends = 1, "null"
-    if known is not None:  # +estimate
-        remaining = known - (time.time() - created_at)  # +estimate
-        after = min(30, max(1, round(remaining)))  # +estimate
-        ends = f'"{spell(int(created_at + known))}"'  # +estimate
+    if known is not None:  # +estimate -newest
+        remaining = known - (time.time() - created_at)  # +estimate -newest
+        after = min(30, max(1, round(remaining)))  # +estimate -newest
+        ends = f'"{spell(int(created_at + known))}"'  # +estimate -newest
+    now = time.time()  # +newest
+    pause, half = expected(known, max(0.0, now - created_at))  # +newest
+    after = bounded(pause)  # +newest
+    if half is not None:  # +newest
+        ends = f'"{spell(int(now + half))}"'  # +newest
     created = "2026-11-28T22:12:14Z"  # -times
     created = spell(int(created_at))  # +times
     return (DOCUMENT % (id, created, ends, after, id, id, id)).encode(), after
+
+
+def expected(known: list[float], elapsed: float) -> tuple[float, float | None]:
+    """Seconds until the next look, and until half of those have ended that have run so long."""
+    ended = bisect_right(known, elapsed)
+    left = len(known) - ended
+    if left * 20 < len(known) or not left:
+        return 0.5 * elapsed, None
+    if not ended:
+        return known[left // 20] - elapsed, known[left // 2] - elapsed
+    pause = known[ended + left // 6] - elapsed
+    return min(max(pause, 0.08 * elapsed), 0.35 * elapsed), known[ended + left // 2] - elapsed
+
+
+def bounded(pause: float) -> int:
+    return 1 if pause <= 1 else max(1, min(30, math.ceil(round(pause, 1))))
+
+
+def foreseen(job: Job, policy: Policy, known: list[float], url: str = "") -> tuple[bytes, int]:
+    """The same, by all that is known of a job."""
+    now, ends, position = time.time(), "null", None
+    elapsed = max(0.0, now - (job.started_at or job.created_at))
+    if job.not_before is not None or job.state == "queued":
+        raise NotImplementedError
+    pause, half = expected(known, elapsed)
+    if elapsed and job.progress is not None and job.progress.fraction:
+        raise NotImplementedError
+    if job.state == "cancelling" or policy.timeout is not None:
+        raise NotImplementedError
+    if half is not None and half < FAR:
+        ends = f'"{spell(int(now + half))}"'
+    after = bounded(pause) if policy.retry_after is None else policy.retry_after
+    completion = None if half is None else now + half  # +owners
+    after, position, completion = Outlook(after, position, completion)  # +owners
+    created, id, progress = spell(int(job.created_at)), job.id, job.progress
+    return (DOCUMENT % (id, created, ends, after, id, id, id)).encode(), after  # -dialect
+    url = quote(url)[1:-1]  # +dialect
+    document = FULL % (  # +dialect
+        *(id, WORDS[job.state], created),  # +dialect
+        "null" if progress is None or progress.fraction is None else progress.fraction,  # +dialect
+        "null" if progress is None or progress.message is None else progress.message,  # +dialect
+        "null" if position is None else position,  # +dialect
+        *(ends, after, job.runs, url, url, url, url, url),  # +dialect
+    )  # +dialect
+    if job.delivery is not None or job.not_before is not None:  # +dialect
+        raise NotImplementedError  # +dialect
+    return document.encode(), after  # +dialect
+
+
+@lru_cache(maxsize=1024)
+def mount_at(prefix: str) -> str:
+    """Where URLs begin that name no other host, whatever path a client has brought."""
+    return quoted_path("/" + prefix.lstrip("/\\"), safe="/-._~!$&'()*+,;=:@")
 
 
 ASKING = frozenset({b"if-match", b"if-none-match", b"if-range", b"range"})
@@ -631,11 +1223,19 @@ def marked(name: str, endpoint: Callable[[Request], Any]) -> Callable[[Request],
         if handoff is None:
             return await endpoint(*args, **kwargs)
         await handoff.enter(name)
-        handoff.stoppers.append(handoff)  # +stop
-        try:  # +stop
-            return await endpoint(*args, **kwargs)  # +stop
-        finally:  # +stop
-            handoff.stoppers.pop()  # +stop
+        handoff.stoppers.append(handoff)  # +stop -blocks
+        try:  # +stop -blocks
+            return await endpoint(*args, **kwargs)  # +stop -blocks
+        finally:  # +stop -blocks
+            handoff.stoppers.pop()  # +stop -blocks
+        block = Block(handoff.stoppers)  # +blocks
+        try:  # +blocks
+            result = await endpoint(*args, **kwargs)  # +blocks
+        except BaseException as error:  # +blocks
+            block.left(error)  # +blocks
+            raise  # +blocks
+        block.left(None)  # +blocks
+        return result  # +blocks
         return await endpoint(*args, **kwargs)  # -stop
 
     return entered
@@ -662,7 +1262,9 @@ def make(lifespan: Any = None) -> Starlette:
     ways = {"order": order, "report": report, "never": never}
     paths = {"order": "/orders", "report": "/reports", "never": "/never"}
     routes = [Route(paths[n], marked(n, way), methods=["POST"]) for n, way in ways.items()]
-    return Starlette(routes=routes, middleware=[Middleware(Floor)], lifespan=lifespan)
+    app = Starlette(routes=routes, middleware=[Middleware(Floor)], lifespan=lifespan)
+    SEEN.append((app.routes, len(app.routes)))  # +routes
+    return app
 
 
 def module(duties: int | None = None) -> dict[str, Any]:

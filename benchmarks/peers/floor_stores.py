@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from starlette.applications import Starlette
 
-from peers.floor_app import Job, module
+from peers.floor_app import LEAN, Job, module
 
 
 class Floor(Protocol):
@@ -133,7 +133,7 @@ STORES = {"redis": OnRedis, "postgres": OnPostgres, "sqlite": OnSQLite}
 
 def build(store: str) -> Starlette:
     """The floor over one of them; polls are answered from memory."""
-    names, there = module(), STORES[store]()
+    names, there = module(LEAN), STORES[store]()
     settle, put = names["settle"], names["put"]
 
     async def create(job: Job) -> None:
