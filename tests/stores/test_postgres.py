@@ -23,10 +23,24 @@ from raincheck.errors import NoRoom, StoreError, StoreFull
 from raincheck.job import Bounds, Job, Key, Progress, State
 from raincheck.messages import CapturedResponse, Head
 from raincheck.serialization import dump, dump_request
-from raincheck.stores import _postgres_changes, _postgres_schema, _postgres_session
+from raincheck.stores import (
+    _postgres_batches,
+    _postgres_changes,
+    _postgres_schema,
+    _postgres_server,
+    _postgres_session,
+)
 from raincheck.stores import postgres as module
 from raincheck.stores._postgres_schema import MIGRATIONS
-from raincheck.stores._postgres_statements import PIECE, digest
+from raincheck.stores._postgres_statements import (
+    CREATE_MANY,
+    END_MANY,
+    PIECE,
+    REPLACE,
+    columns,
+    digest,
+    pieces,
+)
 from raincheck.stores.base import Claim, Fetched, Page, Partial, Store, Total
 from raincheck.stores.bounded import BoundedStore
 from raincheck.stores.postgres import PAGE, PostgresStore
@@ -1612,6 +1626,187 @@ async def test_the_time_before_which_a_job_does_not_begin_is_its_own(store: Post
         assert begun.begun == (time <= 1001.5)
 
 
+# --- together ----------------------------------------------------------------------------------
+
+
+async def end_all(store: PostgresStore, jobs: list[Job]) -> None:
+    async def end(each: Job) -> None:
+        assert await store.replace(finished(each, size=1), tail=b"x")
+
+    await asyncio.gather(*map(end, jobs))
+
+
+async def test_jobs_that_meet_share_a_statement(open_store: Open) -> None:
+    store = open_store(connections=1)
+    jobs = [job(str(number)) for number in range(30)]
+    queued = [waiting(f"q{number}") for number in range(5)]
+
+    async def create() -> None:
+        created = [store.create(each, lease=60.0) for each in jobs]
+        created += [store.create(each, request()) for each in queued]
+        assert await asyncio.gather(*created) == jobs + queued
+
+    async def end() -> None:
+        await end_all(store, jobs)
+
+    await store.create(job())  # asyncpg asks once for the types of a statement
+    await end_all(store, [job()])
+    assert len(await asked(store, create)) == 1
+    assert await store.renew({"0": 1, "29": 1}, 60.0) == dict.fromkeys(("0", "29"), State.RUNNING)
+    assert await store.request("q4") == request()
+    assert len(await asked(store, end)) == 1
+    for each in jobs:
+        assert await store.fetch(each.id) == Fetched(finished(each, size=1), b"x")
+    assert await store.request("q4") == request()
+
+
+async def test_of_jobs_that_meet_each_has_its_own_answer(store: PostgresStore) -> None:
+    earlier = job("b", route="earlier")
+    await store.create(earlier)
+    new = [job("a"), job("b"), job("c\0"), job("d"), job("e\udcff")]
+    there = await asyncio.gather(*map(store.create, new), return_exceptions=True)
+    assert [there[0], there[1], there[3]] == [new[0], earlier, new[3]]
+    assert [type(there[2]), type(there[4])] == [StoreError, StoreError]
+    assert await store.replace(earlier.cancelling())
+    await store.append_body("d", 1, 0, b"", head=Head(200, ()))  # where the body is to begin
+    outcomes = [finished(each, size=1) for each in (new[0], earlier, new[3], job("unknown"))]
+    done = await asyncio.gather(*(store.replace(each, tail=b"x") for each in outcomes))
+    assert done == [True, False, True, False]
+    assert await store.fetch("a") == Fetched(outcomes[0], b"x")
+    assert await store.get("b") == earlier.cancelling()
+    assert await store.fetch("d") == Fetched(outcomes[2], b"x")
+
+
+async def test_what_ends_together_leaves_nothing_but_its_body(store: PostgresStore) -> None:
+    jobs = [job(id, max_runs=2, replayable=True) for id in "ab"]
+    for each in jobs:
+        await store.create(each, request(), keys=(Key(each.id), Key(f"-{each.id}", None, False)))
+        await store.append_body(each.id, 1, 0, b"of the first run")
+    again = [each.requeue().start(1000.0) for each in jobs]
+    for each in jobs:
+        assert await store.replace(each.requeue())
+    for each in again:
+        assert await store.replace(each)
+    await end_all(store, again)
+    for each in again:
+        assert await store.fetch(each.id) == Fetched(finished(each, size=1), b"x")
+        assert await store.find(each.id) == (finished(each, size=1), None)
+        assert await store.find(f"-{each.id}") is None
+        assert await store.request(each.id) is None
+    assert await store._value("SELECT count(*) FROM raincheck.chunks") == 2
+
+
+async def test_nobody_waits_for_who_waits_for_a_lock(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    jobs = [job(id) for id in "abc"]
+    for each in jobs:
+        await store.create(each)
+    ended: list[str] = []
+
+    async def end(each: Job) -> None:
+        assert await store.replace(finished(each))
+        ended.append(each.id)
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute("SELECT FROM jobs WHERE id = 'a' FOR UPDATE")
+        group.start_soon(end, jobs[0])
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        for each in jobs[1:]:  # the second goes by another connection, and so does the third
+            group.start_soon(end, each)
+            await until(lambda each=each: each.id in ended)  # type: ignore[misc]
+        assert ended == ["b", "c"]
+    assert ended == ["b", "c", "a"]
+
+
+async def test_who_gives_up_before_it_is_sent_changes_nothing(
+    postgres: Postgres, schema: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_postgres_batches, "PATIENCE", PATIENCE)
+    store = open_store()
+    for id in "ab":
+        await store.create(job(id))
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute("SELECT FROM jobs WHERE id = 'a' FOR UPDATE")
+        group.start_soon(store.replace, finished(job("a")))
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        with anyio.move_on_after(0.1) as scope:
+            await store.replace(finished(job("b")))
+        assert scope.cancelled_caught
+    assert await store.get("a") == finished(job("a"))
+    await store.create(job("c"))
+    assert await store.get("b") == job("b")
+
+
+async def test_a_connection_that_dies_under_many_is_no_answer_to_any(
+    postgres: Postgres, schema: str, store: PostgresStore
+) -> None:
+    jobs, new = [job(id) for id in "abc"], [job(id) for id in "de"]
+    await asyncio.gather(*map(store.create, jobs))
+    ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type"
+    async with connected(postgres, schema) as other, other.transaction():
+        await other.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
+        ending = asyncio.gather(
+            *(store.replace(finished(each)) for each in jobs), return_exceptions=True
+        )
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        creating = asyncio.gather(*map(store.create, new))
+        await until(lambda: postgres.ask(LOCKED) == "2")
+        assert postgres.ask(f"{ended} = 'Lock'") == "2"
+        failed = await ending
+    assert [type(each) for each in failed] == [StoreError] * 3  # they may have been done
+    assert await creating == new  # which may be asked for again
+    for each in jobs:
+        assert await store.get(each.id) == each
+        assert await store.replace(finished(each))
+
+
+async def test_what_ends_together_is_counted_once_whoever_forgets_it(store: PostgresStore) -> None:
+    ours = [job(f"o{number}", started_at=990.0, route="rs"[number % 2]) for number in range(6)]
+    theirs = [job(f"t{number}", started_at=990.0) for number in range(3)]
+    await asyncio.gather(*map(store.create, ours + theirs))
+    assert await rows_of_ended(store) == 0
+    await end_all(store, ours)
+    assert await rows_of_ended(store) == 2
+    for each in theirs:  # as the version before ends them
+        done = finished(each)
+        words = [*columns(done, ()), None, False, False, *pieces(b""), done.stored]
+        assert await store._value(REPLACE, *words) == "replaced"
+    counted = {
+        ("r", State.SUCCEEDED): Total(3, 1000.0, 30.0),
+        ("s", State.SUCCEEDED): Total(3, 1000.0, 30.0),
+        ("r", State.FAILED): Total(3, 1000.0, 30.0),
+    }
+    assert await store.totals() == counted
+    assert await store.replace(finished(ours[0], size=1).tombstone(1001.0, 60.0))
+    assert (await store.totals())["r", State.SUCCEEDED] == Total(2, 1000.0, 20.0)
+    await store.sweep(1060.0)
+    assert await store.totals() == {}
+    assert await rows_of_ended(store) == 0
+
+
+@pytest.mark.parametrize("statement", [CREATE_MANY, END_MANY])
+async def test_jobs_that_meet_are_found_by_their_ids_in_whatever_table(
+    postgres: Postgres, store: PostgresStore, statement: str
+) -> None:
+    await store.open()
+    settings = _postgres_server.SETTINGS.format(1000)
+    own = store._server.in_schema(statement)
+    plan = postgres.ask(f"{settings}; EXPLAIN (GENERIC_PLAN) {own}")
+    assert "Join" not in plan
+    assert "Seq Scan" not in plan
+    for found in re.findall(r"Index Cond: .*", plan):
+        assert re.search(r"\(deployment = .*\bid = ", found), found
+
+
 # --- lists -------------------------------------------------------------------------------------
 
 
@@ -1764,7 +1959,7 @@ async def test_what_was_there_before_it_was_counted_is_counted(
     async with connected(postgres, schema) as connection:  # as the version before left it
         await connection.execute(
             "DROP TABLE ended, deliveries; DROP FUNCTION count_ended CASCADE;"
-            " ALTER TABLE jobs DROP stored; UPDATE version SET number = 6"
+            " ALTER TABLE jobs DROP stored, DROP counted; UPDATE version SET number = 6"
         )
     await store.aclose()
     assert await open_store().totals() == {("r", State.FAILED): Total(3, 1000.0, 3.0)}

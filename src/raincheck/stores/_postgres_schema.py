@@ -315,6 +315,18 @@ MIGRATIONS = (
                 IS DISTINCT FROM (OLD.state, OLD.gone, OLD.status, OLD.created_at, OLD.seconds))
         EXECUTE FUNCTION raincheck.count_ended();
     """,
+    # Jobs that end together are counted together, by the statement that ends them, which says so by
+    # changing a column: the trigger counts all others, and those of processes of older versions.
+    """
+    ALTER TABLE raincheck.jobs ADD counted boolean;
+    DROP TRIGGER count_changed ON raincheck.jobs;
+    CREATE TRIGGER count_changed AFTER UPDATE ON raincheck.jobs
+        FOR EACH ROW WHEN ((NEW.state IS NULL OR OLD.state IS NULL)
+            AND NEW.counted IS NOT DISTINCT FROM OLD.counted
+            AND (NEW.state, NEW.gone, NEW.status, NEW.created_at, NEW.seconds)
+                IS DISTINCT FROM (OLD.state, OLD.gone, OLD.status, OLD.created_at, OLD.seconds))
+        EXECUTE FUNCTION raincheck.count_ended();
+    """,
 )
 """Each makes of the schema what the next version of this module needs. Only ever append."""
 

@@ -49,10 +49,12 @@ _NAMES = re.compile(r"raincheck\.|'deployment'")
 
 # For each connection. A prepared statement keeps its plan, and while tables are new and small that
 # is to read them as a whole: a thousand jobs later it would be slow, until the server analyzes them
-# again. For an array of ids it would have a new plan each time, which takes longer than the rest.
+# again; the same goes for joins with some jobs, which nested loops find by their ids. For an array
+# of ids it would have a new plan each time, which takes longer than the rest.
 # And what nobody waits for any more ends, lest it keeps its locks and its connection.
-_SETTINGS = """
-SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off;
+SETTINGS = """
+SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+SET plan_cache_mode = force_generic_plan; SET jit = off;
 SET default_transaction_isolation = 'read committed';
 SET statement_timeout = {0}; SET idle_in_transaction_session_timeout = {0}
 """
@@ -165,7 +167,7 @@ async def _connected(dsn: str, timeout: float, *, pooled: bool) -> Any:
         raise ConfigurationError(f"dsn or listen: {error}") from error
     if not pooled:
         try:
-            await connection.execute(_SETTINGS.format(ceil(timeout * 1000)), timeout=timeout)
+            await connection.execute(SETTINGS.format(ceil(timeout * 1000)), timeout=timeout)
         except BaseException:
             connection.terminate()
             raise

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
+import asyncpg  # type: ignore[import-untyped]  # it brings no types
 
+from raincheck.errors import StoreError
+from raincheck.stores._postgres_batches import Batches, Change
 from raincheck.stores._postgres_changes import Changes
 from raincheck.stores._postgres_schema import migrate
-from raincheck.stores._postgres_server import FAILURES, Server, spawn
+from raincheck.stores._postgres_server import FAILURES, LOST, Server, spawn
+from raincheck.stores._postgres_statements import CREATE_MANY, END_MANY, ONCE
+from raincheck.tasks import limit
 
 RESTED = 1.0
 """Seconds without use after which a connection is asked whether it is alive before it is given a
@@ -20,6 +26,16 @@ statement: the server may have ended it meanwhile."""
 
 IDLE = 60.0
 """Seconds until a connection that nobody uses is not used again: a firewall may forget it."""
+
+TRIES = 10
+"""How often a statement that loses races is tried; the second try succeeds nearly always."""
+
+# The statement lost a race and changed nothing: done again, it sees what it lost to.
+_RACES = (
+    asyncpg.UniqueViolationError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
 
 
 class Session:
@@ -34,6 +50,8 @@ class Session:
     def __init__(self, server: Server, connections: int, *, migrates: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.changes = Changes(server, self.connection)
+        self.created = Batches(partial(self._many, CREATE_MANY))
+        self.ended = Batches(partial(self._many, END_MANY))
         self._server = server
         self._migrates = migrates
         self._places = anyio.Semaphore(connections, fast_acquire=True)
@@ -49,6 +67,66 @@ class Session:
                     async with self.connection() as connection:
                         await migrate(self._server, connection, allowed=self._migrates)
                         self._serving = spawn(self._serve())
+
+    async def rows(
+        self,
+        statement: str,
+        *arguments: Any,
+        isolation: str | None = None,
+        tries: int = TRIES,
+    ) -> list[Any]:
+        """What a statement says; with `isolation`, in a transaction for it alone.
+
+        Raises:
+            StoreError: it has lost races in all of its `tries`; what else can happen is one of
+                `FAILURES`.
+        """
+        own = self._server.in_schema(statement)
+        until = self.loop.time() + self._server.timeout
+        try:
+            return await self._tried(own, arguments, isolation, tries, until)
+        except LOST:
+            if statement in ONCE:
+                raise  # it may have been done
+            self.forget()
+        return await self._tried(own, arguments, isolation, tries, until)
+
+    async def _tried(
+        self,
+        statement: str,
+        arguments: tuple[Any, ...],
+        isolation: str | None,
+        tries: int,
+        until: float,
+    ) -> list[Any]:
+        """The same on one connection, until it has lost no race."""
+        connection, whole = self.at_hand(), False
+        if connection is None:
+            async with asyncio.timeout_at(until):
+                await self.open()
+                connection = await self.take()
+        try:
+            rows: list[Any]
+            for _ in range(tries):
+                with suppress(*_RACES):
+                    if isolation is None:  # as a rule, and asyncpg's timeout is the cheaper one
+                        left = until - self.loop.time()
+                        rows = await connection.fetch(statement, *arguments, timeout=left)
+                    else:
+                        with limit(until - self.loop.time()):  # rolled back, it may hang again
+                            async with connection.transaction(isolation=isolation):
+                                rows = await connection.fetch(statement, *arguments)
+                    whole = True
+                    return rows
+            whole = True
+        finally:
+            self.give_back(connection, whole=whole)
+        raise StoreError(f"{self._server}: others were faster {tries} times")
+
+    async def _many(self, statement: str, changes: list[Change]) -> set[str]:
+        """The ids of the jobs that a statement has changed; of none if it has lost a race."""
+        rows = await self.rows(statement, *zip(*changes, strict=True), tries=1)
+        return {row[0] for row in rows}
 
     async def aclose(self) -> None:
         """Close the connections, as soon as the changes are told."""

@@ -19,7 +19,7 @@ PIECE = 256 * 1024
 """Bytes of a response body that one row has at most."""
 
 # Keys are inserted in order, so that no two creators wait for each other. Who meets a key or an id
-# that another transaction has inserted meanwhile fails as a whole (see `_RACES` in postgres.py).
+# that another transaction has inserted meanwhile fails as a whole (see `TRIES`).
 _CREATING = """
 WITH there AS (
     SELECT record FROM raincheck.jobs WHERE deployment = 'deployment' AND id = $1
@@ -51,16 +51,24 @@ WITH there AS (
 SELECT record FROM there
 """
 
-# Of a job with nothing beside it, as most are that run at once: a third of `CREATE` is to see that
-# there is nothing else to do.
-CREATE_ALONE = """
+# Jobs that nothing bounds, with neither keys nor messages, as most are. If there is one already, of
+# any of them, none is created.
+CREATE_MANY = """
+WITH new AS MATERIALIZED (
+    SELECT * FROM unnest(
+        $1::text[], $2::integer[], $3::integer[], $4::text[], $5::float8[], $6::text[],
+        $7::float8[], $8::float8[], $9::bytea[], $10::bytea[], $11::bytea[]
+    ) AS new (id, version, fence, state, due, record, created_at, lease, route, owner, request)
+), kept AS (
+    INSERT INTO raincheck.requests (deployment, id, request)
+    SELECT 'deployment', id, request FROM new WHERE request IS NOT NULL
+)
 INSERT INTO raincheck.jobs
-    (deployment, id, version, fence, state, gone, due, record, created_at, status, seconds,
-    lease_until, route, owner)
-VALUES (
-    'deployment', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-    clock_timestamp() + $11::float8 * interval '1 second', $12, $13
-) ON CONFLICT (deployment, id) DO NOTHING RETURNING 'created'
+    (deployment, id, version, fence, state, gone, due, record, created_at, status, lease_until,
+    route, owner)
+SELECT 'deployment', id, version, fence, state, false, due, record, created_at, state,
+    clock_timestamp() + lease * interval '1 second', route, owner
+FROM new RETURNING id
 """
 
 # When somebody turns to the message of a job; NULL: it has none any more. Who delivers it has it
@@ -221,7 +229,49 @@ REPLACE_WITHIN = _REPLACING.format(
     owed="",
 )
 
-ONCE = (REPLACE, REPLACE_OWED, REPLACE_WITHIN)
+# Jobs that end, each with all of its response body or none. What ends here is counted here, and not
+# by the trigger: one row for all of a route that end alike. Also the deployment is a column of what
+# is given, and of the state nothing is said that an index has: else a plan that was made while the
+# table was small would look at all jobs for each of these.
+END_MANY = """
+WITH new AS MATERIALIZED (
+    SELECT text 'deployment' AS deployment, * FROM unnest(
+        $1::text[], $2::integer[], $3::integer[], $4::float8[], $5::text[], $6::float8[],
+        $7::text[], $8::float8[], $9::bigint[], $10::bytea[]
+    ) AS new (id, version, fence, due, record, created_at, status, seconds, size, body)
+), job AS (
+    UPDATE raincheck.jobs SET
+        version = new.version, fence = new.fence, state = NULL, due = new.due,
+        record = new.record, created_at = new.created_at, status = new.status,
+        seconds = new.seconds, lease_until = NULL, counted = true,
+        stored = CASE WHEN stored IS NOT NULL THEN new.size END
+    FROM new
+    WHERE jobs.deployment = new.deployment AND jobs.id = new.id
+        AND jobs.version = new.version - 1 AND coalesce(state, '') <> ''
+    RETURNING
+        new.deployment, new.id, new.fence, route, new.created_at, new.status, new.seconds, body
+), counted AS (
+    INSERT INTO raincheck.ended
+    SELECT deployment, route, status, count(*), coalesce(sum(seconds), 0)
+    FROM job WHERE created_at IS NOT NULL GROUP BY deployment, route, status
+), freed AS (
+    DELETE FROM raincheck.keys USING job
+    WHERE keys.deployment = job.deployment AND keys.id = job.id AND NOT lasting
+), forgotten AS (
+    DELETE FROM raincheck.requests USING job
+    WHERE requests.deployment = job.deployment AND requests.id = job.id
+), dropped AS (
+    DELETE FROM raincheck.chunks USING job
+    WHERE chunks.deployment = job.deployment AND chunks.id = job.id
+        AND (chunks.fence <> job.fence OR body IS NULL)
+), kept AS (
+    INSERT INTO raincheck.chunks (deployment, id, fence, start, chunk)
+    SELECT deployment, id, fence, 0, body FROM job WHERE body IS NOT NULL
+)
+SELECT id FROM job
+"""
+
+ONCE = (REPLACE, REPLACE_OWED, REPLACE_WITHIN, END_MANY)
 """Those that would find their own version there, and say that it was not the next one."""
 
 # The lock holds off whoever is about to replace the job until the chunk is there. A head may have
@@ -509,16 +559,35 @@ ANNOUNCE = "SELECT pg_notify($1, id) FROM unnest($2::text[]) AS id"
 _NO_KEYS = (None,) * len(Key._fields)  # in the place of empty arrays, which take longer
 
 
-def columns(job: Job, keys: Collection[Key] | None) -> tuple[Any, ...]:
-    """What `CREATE` and `REPLACE` begin with; `CREATE_ALONE` without the keys."""
+def columns(job: Job, keys: Collection[Key]) -> tuple[Any, ...]:
+    """What `CREATE` and `REPLACE` begin with."""
     record = dump(job).decode()
     row = job.id, job.version, job.fence, job.stage, job.gone, job.due_at, record
-    owned: Iterable[Any] = () if keys is None else zip(*keys, strict=True) if keys else _NO_KEYS
-    listed = None if job.synchronous else job.created_at
-    ran = None
-    if job.started_at is not None and job.finished_at is not None:
-        ran = job.finished_at - job.started_at
-    return *row, *owned, listed, job.state, ran
+    owned: Iterable[Any] = zip(*keys, strict=True) if keys else _NO_KEYS
+    return *row, *owned, _listed(job), job.state, _ran(job)
+
+
+def beginning(job: Job, lease: float | None, request: bytes | None) -> tuple[Any, ...]:
+    """What `CREATE_MANY` is given of a job."""
+    row = job.id, job.version, job.fence, job.state, job.due_at, dump(job).decode()
+    owner = None if job.owner is None else digest(job.owner)
+    return *row, _listed(job), lease, digest(job.counts_for), owner, request
+
+
+def ending(job: Job, body: bytes) -> tuple[Any, ...]:
+    """What `END_MANY` is given of a job."""
+    row = job.id, job.version, job.fence, job.due_at, dump(job).decode()
+    return *row, _listed(job), job.state, _ran(job), job.stored, body or None
+
+
+def _listed(job: Job) -> float | None:
+    return None if job.synchronous else job.created_at
+
+
+def _ran(job: Job) -> float | None:
+    if job.started_at is None or job.finished_at is None:
+        return None
+    return job.finished_at - job.started_at
 
 
 class Most(NamedTuple):

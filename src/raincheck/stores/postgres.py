@@ -12,11 +12,11 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 try:
-    import asyncpg  # type: ignore[import-untyped]  # it brings no types
+    import asyncpg  # type: ignore[import-untyped]  # noqa: F401  # it brings no types
 except ImportError as _error:
     raise ImportError(
         "PostgresStore needs asyncpg. Install it with: pip install raincheck[postgres]"
@@ -38,8 +38,9 @@ from raincheck.serialization import (
     readable,
     started,
 )
+from raincheck.stores._postgres_batches import Batches
 from raincheck.stores._postgres_changes import GROWTH, Known, partial
-from raincheck.stores._postgres_server import FAILURES, LOST, Server
+from raincheck.stores._postgres_server import FAILURES, Server
 from raincheck.stores._postgres_session import Session
 from raincheck.stores.base import (
     SMALL,
@@ -67,18 +68,11 @@ BATCH = 500
 BATCH_BYTES = 256 * 1024 * 1024
 """Bytes of their response bodies at most, but for the last of them."""
 
+TOGETHER = 16 * 1024
+"""Bytes of a request or of a response body, at most, of a job that is changed with others."""
+
 ADDED_UP = 20_000
 """Rows of what has ended since the last sweep that one statement makes a sum of."""
-
-TRIES = 10
-"""How often a statement that loses races is tried; the second try succeeds nearly always."""
-
-# The statement lost a race and changed nothing: done again, it sees what it lost to.
-_RACES = (
-    asyncpg.UniqueViolationError,
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-)
 
 
 class PostgresStore(Store):
@@ -157,10 +151,11 @@ class PostgresStore(Store):
         owner = None if job.owner is None else sql.digest(job.owner)
         owed = () if job.delivery is None else (job.deliver_at,)
         most = sql.most(job, bounds)
-        if not (keys or owed) and kept is None and most is None:
-            arguments = [*sql.columns(job, None), lease, route, owner]
-            if await self._value(sql.CREATE_ALONE, *arguments) is not None:
-                return job  # else there is one of its id
+        plain = job.stage is not None and most is None and not (keys or owed)
+        if plain and len(kept or b"") <= TOGETHER:
+            new = sql.beginning(job, lease, kept)
+            if await self._among(self._here().created, new):
+                return job
         arguments = [*sql.columns(job, keys), lease, kept, route, owner]
         if most is None:
             there = await self._value(sql.CREATE_OWED if owed else sql.CREATE, *arguments, *owed)
@@ -230,6 +225,11 @@ class PostgresStore(Store):
         lease: float | None = None,
         bounds: Bounds | None = None,
     ) -> bool:
+        if not keys and _ends_with(job, tail):
+            last = sql.ending(job, tail)
+            if await self._among(self._here().ended, last):
+                self._announce([job.id])
+                return True
         arguments = [
             *sql.columns(job, keys),
             lease,
@@ -438,6 +438,13 @@ class PostgresStore(Store):
         if self._session is not None:  # it may have been closed meanwhile
             self._session.changes.announce(ids)
 
+    async def _among(self, batches: Batches, change: tuple[Any, ...]) -> bool:
+        """Whether a change was made with others; else there may be a reason."""
+        try:
+            return await batches.add(*change)
+        except FAILURES as error:
+            raise self._server.failure(error) from error
+
     async def _value(self, statement: str, *arguments: Any) -> Any:
         """What the statement says in its only row; None if it has no row."""
         rows = await self._rows(statement, *arguments)
@@ -465,50 +472,10 @@ class PostgresStore(Store):
         self, statement: str, *arguments: Any, isolation: str | None = None
     ) -> builtins.list[Any]:
         """What the statement says; with `isolation`, in a transaction for it alone."""
-        own, session = self._server.in_schema(statement), self._here()
-        until = session.loop.time() + self._server.timeout
         try:
-            try:
-                return await self._tried(session, own, arguments, isolation, until)
-            except LOST:
-                if statement in sql.ONCE:
-                    raise  # it may have been done
-                session.forget()
-            return await self._tried(session, own, arguments, isolation, until)
+            return await self._here().rows(statement, *arguments, isolation=isolation)
         except FAILURES as error:
             raise self._server.failure(error) from error
-
-    async def _tried(
-        self,
-        session: Session,
-        statement: str,
-        arguments: tuple[Any, ...],
-        isolation: str | None,
-        until: float,
-    ) -> builtins.list[Any]:
-        """The same on one connection, until it has lost no race."""
-        connection, whole = session.at_hand(), False
-        if connection is None:
-            async with asyncio.timeout_at(until):
-                await session.open()
-                connection = await session.take()
-        try:
-            rows: builtins.list[Any]
-            for _ in range(TRIES):
-                with suppress(*_RACES):
-                    if isolation is None:  # as a rule, and asyncpg's timeout is the cheaper one
-                        left = until - session.loop.time()
-                        rows = await connection.fetch(statement, *arguments, timeout=left)
-                    else:
-                        with limit(until - session.loop.time()):  # rolled back, it may hang again
-                            async with connection.transaction(isolation=isolation):
-                                rows = await connection.fetch(statement, *arguments)
-                    whole = True
-                    return rows
-            whole = True
-        finally:
-            session.give_back(connection, whole=whole)
-        raise StoreError(f"{self._server}: others were faster {TRIES} times")
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Any]:
@@ -544,6 +511,13 @@ class PostgresStore(Store):
                 self._server, self._connections, migrates=self._migrates
             )
         return session
+
+
+def _ends_with(job: Job, tail: bytes) -> bool:
+    """Whether a version is the end of a plain job, with all there is of its response."""
+    size = 0 if job.response is None else job.response.size
+    plain = job.finished and not (job.gone or job.replayable or job.delivery is not None)
+    return plain and size == len(tail) <= TOGETHER
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
