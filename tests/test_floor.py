@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+
+from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -56,3 +60,46 @@ def test_it_does_its_job_at_every_step(floor: Any) -> None:
 def test_every_line_belongs_to_a_duty_that_there_is(floor: Any) -> None:
     ends = re.findall(r"  # ([+-].*)$", (BENCHMARKS / "peers/floor_app.py").read_text(), re.M)
     assert {mark[1:] for end in ends for mark in end.split()} == floor.DUTIES.keys()
+
+
+# --- over a store ------------------------------------------------------------------------------
+
+
+async def ends_its_jobs(app: Any, ended: Callable[[str], bool]) -> None:
+    """Each becomes the second version of itself in the store."""
+    async with app.router.lifespan_context(app):
+        for _ in range(3):
+            status, headers, _ = await ask(app, "POST", "/orders")
+            assert status == 202
+            id = headers[b"location"].decode().removeprefix("/jobs/")
+            with anyio.fail_after(30):
+                while not ended(id):  # noqa: ASYNC110 # there is no event of it
+                    await anyio.sleep(0.01)
+
+
+@pytest.mark.real
+def test_it_does_its_job_over_postgresql_at_every_step(
+    floor: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTGRES_URL", postgres.url)
+    stores = import_module("peers.floor_stores")
+    for duties in range(len(stores.DUTIES["postgres"]) + 1):
+
+        def ended(id: str, table: str = f"floor{duties}") -> bool:
+            return postgres.ask(f"SELECT version FROM {table} WHERE id = '{id}'") == "2"
+
+        asyncio.run(ends_its_jobs(stores.build("postgres", duties), ended))
+
+
+@pytest.mark.real
+def test_it_does_its_job_over_redis_at_every_step(
+    floor: Any, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", valkey.url)
+    stores = import_module("peers.floor_stores")
+
+    def ended(id: str) -> bool:
+        return bool(valkey.ask("HGET", f"job:{id}", "version") == b"2")
+
+    for duties in range(len(stores.DUTIES["redis"]) + 1):
+        asyncio.run(ends_its_jobs(stores.build("redis", duties), ended))
