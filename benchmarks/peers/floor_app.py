@@ -211,7 +211,7 @@ MOVES = {
 WORDS = {word: word.replace("ll", "l") for word in MOVES}
 observers: dict[str, list[Any]] = {word: [] for word in MOVES}
 spans: list[Any] = []
-lines: dict[str, Line] = {}
+turns: dict[str, Line] = {}
 blocked: set[Line] = set()
 at_rest: dict[str, tuple[Any, ...]] = {}
 order_of: list[str] = []
@@ -654,9 +654,9 @@ class Handoff:
         held = places.get(route, 0)  # -turns
         if places[""] >= MAX_RUNNING or (bound is not None and held >= bound):  # -turns
             raise NotImplementedError  # -turns
-        line = lines.get(route)  # +turns
+        line = turns.get(route)  # +turns
         if line is None:  # +turns
-            line = lines[route] = Line(route)  # +turns
+            line = turns[route] = Line(route)  # +turns
         held, owner = line.running, self.owner  # +turns
         quota = self.policy.max_running_per_owner  # +turns
         if places[""] >= MAX_RUNNING or (bound is not None and held >= bound):  # +turns

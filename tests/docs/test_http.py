@@ -189,6 +189,7 @@ NO_FIELDS = {
         "no-referrer",
         "no-store",
         "none",
+        "null",
         "private",
         "public",
         "raincheck-closing",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery  # type: ignore[import-untyped]  # it brings no types
 from celery._state import set_default_app  # type: ignore[import-untyped]  # likewise
+from celery.result import allow_join_result  # type: ignore[import-untyped]  # likewise
 from celery.signals import worker_shutting_down  # type: ignore[import-untyped]  # likewise
 from celery.worker import WorkController, state  # type: ignore[import-untyped]  # likewise
 from starlette.applications import Starlette
@@ -108,11 +109,12 @@ class Employed:
 
 @contextmanager
 def employed(celery: Celery, pool: str = "threads", concurrency: int = 30) -> Iterator[Employed]:
-    one = Employed(celery, pool, concurrency)
-    try:
-        yield one
-    finally:
-        one.end()
+    with allow_join_result():  # what a worker says of that goes for its process, and stays
+        one = Employed(celery, pool, concurrency)
+        try:
+            yield one
+        finally:
+            one.end()
 
 
 async def until(seen: Callable[[], object]) -> None:
