@@ -352,6 +352,24 @@ async def test_the_store_is_not_asked_for_a_run_that_has_ended(how: str) -> None
         assert calls == ["replace"] * (1 if how == "crash" else 2)
 
 
+@pytest.mark.parametrize("how", ["crash", "cancel"])
+async def test_a_run_ends_though_what_it_sent_cannot_be_kept(how: str) -> None:
+    """Its body's place may be away while its record's is there: nobody waits for that."""
+    source, store = Source(), TrickyStore(immediate=False)
+    async with following(source.answer, virtual_jobs(store=store)) as (app, url, _):
+        store.before = failing("append_body")
+        await source.say(b"one ")
+        await anyio.sleep(1)
+        if how == "crash":
+            source.put(RuntimeError("it broke"))
+        else:
+            await client_of(app).post(url.removesuffix("stream") + "cancel")
+        await anyio.sleep(10)
+        document = (await client_of(app).get(url.removesuffix("stream") + "status")).json()
+        assert document["status"] == {"crash": "failed", "cancel": "canceled"}[how]
+        assert app.jobs.statistics().running == 0
+
+
 async def test_room_that_comes_back_in_time_loses_nothing() -> None:
     source = Source()
     store = TrickyStore()

@@ -46,7 +46,8 @@ class Flusher:
         self._tasks = tasks
         self._beside = beside
         self._away: anyio.Event | None = None  # while a piece is on its way; set after that
-        self._scope = anyio.CancelScope()  # in which it is
+        self._scope = anyio.CancelScope()  # in which it is, if the handler has passed it on
+        self._live = anyio.CancelScope()  # in which pieces are that are kept as they come
         self._error: Exception | None = None  # what has become of it
         self._runs = self._closed = False
 
@@ -59,7 +60,7 @@ class Flusher:
         if recorder.full or (recorder.piece is not None and self._away is None):
             await (self._pass_on() if self._beside else self._flush())
         elif recorder.live and not self._runs:
-            self._runs = True
+            self._runs, self._live = True, anyio.CancelScope()
             self._tasks.spawn(self._run, Context())
 
     async def close(self) -> None:
@@ -75,15 +76,17 @@ class Flusher:
         """No end will come: what is on its way is nobody's any more."""
         self._closed = True
         self._scope.cancel()
+        self._live.cancel()
         while self._away is not None:
             await self._away.wait()
 
     async def _run(self) -> None:
         try:
-            while self._recorder.unkept and not self._closed:
-                await self._flush()
-                await anyio.sleep(INTERVAL)
-                await checkpoint()  # a handler that ends at the same moment comes first
+            with self._live:
+                while self._recorder.unkept and not self._closed:
+                    await self._flush()
+                    await anyio.sleep(INTERVAL)
+                    await checkpoint()  # a handler that ends at the same moment comes first
         except LeaseLost:
             self._lost()
         except StoreError:
