@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -186,6 +187,20 @@ def test_a_document_is_of_what_it_is_given_whatever_was_said_before(
     elsewhere = DIALECT.pending(before, ABSOLUTE, UNKNOWN)
     assert fields(elsewhere)["location"] == "https://api.example.org/jobs/4Xn"
     assert document(elsewhere)["links"]["result"] == "https://api.example.org/jobs/4Xn"
+
+
+def test_no_document_is_kept_whose_urls_are_long() -> None:
+    """Where the middleware is mounted below `/{tenant}`, clients say what they begin with."""
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            url = f"/{number:050000}/jobs"
+            reply = DIALECT.pending(job(), Mount(url, absolute=False), OUTLOOK)
+            assert fields(reply)["location"] == f"{url}/4Xn"
+            assert document(reply)["links"]["result"] == f"{url}/4Xn"
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000  # all of them are 5 MB, seven times
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_middleware_outside_may_edit_the_fields_of_an_answer() -> None:

@@ -202,10 +202,15 @@ _AFTER = (
 )
 
 
+# Characters of a URL with which a document is kept: its prefix may be the client's own, and long.
+_LONGEST = 1024
+
+
 def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> tuple[RawHeaders, RawHeaders, bytes]:
     """The fields that tell where it is; its document, and the fields about that before it."""
     retry_after, position, completion = outlook
-    here, before, after = _standing(
+    standing = _standing if len(mount.url) <= _LONGEST else _standing.__wrapped__
+    here, before, after = standing(
         job.id,
         mount.url,
         job.state,

@@ -135,8 +135,8 @@ class Mounts:
     def __init__(self, base_url: str | None) -> None:
         self.origin: SiteOrigin | None = None if base_url is None else origin_of(base_url)
         """An origin that pages of ours are known to have."""
-        self.at: Callable[[str], Mount] = lru_cache(maxsize=1024)(partial(_mount, base_url))
-        """Gives the mount whose path is this prefix."""
+        self.at: Callable[[str], Mount] = lru_cache(maxsize=64)(partial(_mount, base_url))
+        """Gives the mount whose path is this prefix; few are kept, which may be long."""
 
 
 def _mount_from(tail: str) -> Mount:
