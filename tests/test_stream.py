@@ -370,21 +370,23 @@ async def test_a_run_ends_though_what_it_sent_cannot_be_kept(how: str) -> None:
         assert app.jobs.statistics().running == 0
 
 
-async def test_room_that_comes_back_in_time_loses_nothing() -> None:
+@pytest.mark.parametrize("immediate", [True, False])
+async def test_room_that_comes_back_in_time_loses_nothing(immediate: bool) -> None:
     source = Source()
-    store = TrickyStore()
+    store = TrickyStore(immediate=immediate)
     async with following(source.answer, virtual_jobs(store=store)) as (_, _, read):
         await source.say(b"one ")
         await anyio.sleep(0.2)
         store.before = failing("append_body", error=StoreFull("no room"))
-        await source.say(b"two ")
-        await anyio.sleep(0.2)
+        for word in (b"two ", b"three ", b"four "):
+            await source.say(word)
+            await anyio.sleep(0.2)
         store.before = failing()
-        await source.say(b"three ")
+        await source.say(b"five ")
         await anyio.sleep(0.2)
         reader = read()
         await settled()
-        assert reader.body == b"one two three "
+        assert reader.body == b"one two three four five "
         await source.end()
 
 

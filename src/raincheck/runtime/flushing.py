@@ -9,7 +9,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from raincheck.errors import LeaseLost, StoreError
-from raincheck.runtime.recorder import Recorder
+from raincheck.runtime.recorder import PIECE, Recorder
 from raincheck.tasks import Tasks
 
 INTERVAL = 0.1
@@ -56,8 +56,8 @@ class Flusher:
 
         Raises as `keep` does.
         """
-        recorder = self._recorder
-        if recorder.full or (recorder.piece is not None and self._away is None):
+        recorder, piece = self._recorder, self._recorder.piece
+        if recorder.full or (piece and len(piece[1]) >= PIECE and self._away is None):
             await (self._pass_on() if self._beside else self._flush())
         elif recorder.live and not self._runs:
             self._runs, self._live = True, anyio.CancelScope()
