@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import raincheck_command
@@ -123,6 +124,40 @@ def test_a_deadline_holds_for_the_first_answer_too(raincheck: Command) -> None:
         port = silent.getsockname()[1]
         done = raincheck("request", "POST", f"127.0.0.1:{port}/", "-d", "x", "--deadline", "0.5")
     assert (done.code, done.err) == (28, "raincheck: no answer within 0.5 seconds\n")
+
+
+def test_a_deadline_holds_for_a_response_that_goes_on_and_on(raincheck: Command) -> None:
+    async def drip(request: Request) -> Response:
+        async def lines() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b"line\n"
+                await anyio.sleep(0.1)
+
+        return StreamingResponse(lines())
+
+    with serving(Starlette(routes=[Route("/", drip)])) as url:
+        done = raincheck("request", "-s", url, "--deadline", "1")
+    assert done.code == 28
+    assert 0 < done.out.count(b"line\n") < 20
+    assert done.err == "raincheck: the response broke off: it was not whole after 1 seconds\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "gopher://127.0.0.1:9"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),  # for which a package is missing
+        ("SSL_CERT_FILE", "/nowhere/certificates.pem"),
+    ],
+)
+def test_an_environment_that_cannot_work_is_said(
+    raincheck: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    done = raincheck("request", "http://127.0.0.1:9/")
+    assert (done.code, done.out) == (2, b"")
+    assert name in done.err
+    assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["request", "watch", "cancel", "list"])

@@ -99,6 +99,10 @@ def test_bytes_of_no_encoding_are_sent_as_they_are() -> None:
     assert built(data=[b"\xff".decode("utf-8", "surrogateescape")]).content == b"\xff"
 
 
+def test_a_password_of_no_encoding_is_sent_as_it_is() -> None:
+    assert built(user="ann:\udcff").headers["authorization"] == "Basic YW5uOv8="
+
+
 def test_a_user_in_the_url_is_sent_and_not_shown() -> None:
     request = built(url="http://ann:s%40crt@h/x")
     assert request.headers["authorization"] == "Basic YW5uOnNAY3J0"
@@ -123,6 +127,9 @@ def test_a_password_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"url": "ftp://h/"}, "'ftp://h/' is no URL of http or https"),
         ({"url": "http://"}, "'http://' is no URL of http or https"),
         ({"url": "http://h:port/"}, "'http://h:port/': "),
+        ({"url": "http://a..b/"}, "label empty or too long"),
+        ({"url": f"http://{'a' * 64}.example/"}, "label empty or too long"),
+        ({"url": "http://h/\udcff"}, r"'http://h/\udcff': "),
         ({"method": "BAD METHOD"}, "'BAD METHOD' is no method"),
         ({"headers": ["X Y: z"]}, "'X Y' is no name of a field"),
         ({"headers": ["X: a\nb"]}, "the value of X has a line end"),

@@ -59,11 +59,18 @@ class Options:
 
     def client(self, *, read: float | None = None) -> httpx2.Client:
         """A client that waits for an answer as long as it takes, and asks for no coding of it."""
-        client = httpx2.Client(
-            verify=not self.insecure,
-            timeout=httpx2.Timeout(read, connect=CONNECT),
-            headers={"user-agent": f"raincheck/{version('raincheck')}"},
-        )
+        try:
+            client = httpx2.Client(
+                verify=not self.insecure,
+                timeout=httpx2.Timeout(read, connect=CONNECT),
+                headers={"user-agent": f"raincheck/{version('raincheck')}"},
+            )
+        except (ImportError, OSError, ValueError) as error:  # of what it reads there
+            raise Stop(
+                Exit.USAGE,
+                "no request can be sent by what the environment says of proxies and certificates "
+                f"(HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE): {error}",
+            ) from error
         del client.headers["accept-encoding"]
         return client
 
@@ -235,7 +242,7 @@ def request(
         talk = options.conversation(client, made)
         answer = talk.submit()
         if answer is not None:
-            return deliver(answer, options.place, of_answer(answer))
+            return deliver(answer, options.place, of_answer(answer), talk)
         if detach:
             click.echo(talk.status_url)
             return Exit.SUCCEEDED
@@ -245,7 +252,7 @@ def request(
 def _waited(talk: Conversation, options: Options) -> int:
     """Wait for the end of the job, and print its response."""
     answer = talk.wait()
-    return deliver(answer, options.place, of_job(answer), resume=talk.resume())
+    return deliver(answer, options.place, of_job(answer), talk)
 
 
 @raincheck.command()

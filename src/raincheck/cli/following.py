@@ -47,11 +47,11 @@ class Output:
     path: str | None = None
     include: bool = False
 
-    def write(self, response: httpx2.Response) -> None:
+    def write(self, response: httpx2.Response, pieces: Iterator[bytes]) -> None:
         """Write it, as it comes; on a terminal what follows begins on a line of its own."""
         head, last = _head(response) if self.include else b"", b"\n"
         with self._open() as file:
-            for piece in _pieces(response):
+            for piece in pieces:
                 if self.path is None and b"\0" in piece and sys.stdout.isatty():
                     raise Stop(
                         Exit.UNWRITTEN,
@@ -136,7 +136,7 @@ class Conversation:
             self._ask()
             return None
         except httpx2.TransportError as error:
-            if self._is_late():
+            if self.late:
                 raise Stop(Exit.LATE, f"no answer within {self._deadline:g} seconds") from error
             raise Stop(Exit.UNREACHABLE, f"{self._host()}: {_reason(error)}") from error
         self.known = flow.known
@@ -164,6 +164,25 @@ class Conversation:
         """Ask the job to stop, and return how it stands then."""
         with self._telling():
             return self._driver.run(self._flow().cancelled())
+
+    def body(self, response: httpx2.Response) -> Iterator[bytes]:
+        """The body of an answer as it was sent, as long as the deadline lets it come.
+
+        Raises:
+            TransportError: it breaks off, or the deadline has passed.
+        """
+        if response.is_stream_consumed:
+            yield response.content
+            return
+        for piece in response.iter_raw():
+            if self.late:
+                raise httpx2.ReadTimeout(f"it was not whole after {self._deadline:g} seconds")
+            yield piece
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._ends is not None and time.monotonic() >= self._ends - 0.05
 
     @property
     def status_url(self) -> str:
@@ -247,9 +266,6 @@ class Conversation:
         field = shlex.quote(f"Idempotency-Key: {key}")
         return f"{message}; if it has become a job, send it again with -H {field} to get that"
 
-    def _is_late(self) -> bool:
-        return self._ends is not None and time.monotonic() >= self._ends - 0.05
-
     def _host(self) -> str:
         url = self._request.url
         return printable(f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}")
@@ -264,23 +280,24 @@ def job_at(request: httpx2.Request) -> Knowledge:
     return Knowledge(request, Place(request.url, "either"))
 
 
-def deliver(response: httpx2.Response, output: Output, code: Exit, *, resume: str = "") -> Exit:
+def deliver(response: httpx2.Response, output: Output, code: Exit, talk: Conversation) -> Exit:
     """Write an answer, and say what is wrong with it.
 
     Args:
         response: the answer, perhaps unread.
         output: where it goes.
         code: what it means.
-        resume: the command that gets it again, if it is a job's.
+        talk: what it came of; if that is a job, it can be had again.
 
     Returns:
         The exit code.
     """
-    again = f"; get it again with:\n  {resume}" if resume else ""
+    again = "" if talk.known is None else f"; get it again with:\n  {talk.resume()}"
     try:
-        output.write(response)
+        output.write(response, talk.body(response))
     except httpx2.TransportError as error:
-        raise Stop(Exit.BROKEN_OFF, f"the response broke off: {_reason(error)}{again}") from error
+        broken = Exit.LATE if talk.late else Exit.BROKEN_OFF
+        raise Stop(broken, f"the response broke off: {_reason(error)}{again}") from error
     except KeyboardInterrupt:
         raise Stop(Exit.INTERRUPTED, f"interrupted; the response is not whole{again}") from None
     finally:
@@ -299,13 +316,6 @@ def _failure(response: httpx2.Response, code: Exit) -> str:
     if code is Exit.GONE:
         return f"there is no such job, or not any more: {status}"
     return f"the job has failed: {status}"
-
-
-def _pieces(response: httpx2.Response) -> Iterator[bytes]:
-    """Its body as it was sent."""
-    if response.is_stream_consumed:
-        return iter([response.content])
-    return response.iter_raw()
 
 
 def _head(response: httpx2.Response) -> bytes:

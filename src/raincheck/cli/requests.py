@@ -152,7 +152,8 @@ def parsed(headers: Iterable[str]) -> Iterable[tuple[str, str | None]]:
 def _url(url: str) -> httpx2.URL:
     try:
         found = httpx2.URL(url if "://" in url else f"http://{url}")
-    except httpx2.InvalidURL as error:
+        found.raw_host.decode("ascii").encode("idna")  # as it is looked up
+    except (httpx2.InvalidURL, UnicodeError) as error:
         raise click.BadParameter(f"{url!r}: {error}", param_hint="URL") from error
     if found.scheme not in ("http", "https") or not found.host:
         raise click.BadParameter(f"{url!r} is no URL of http or https", param_hint="URL")
@@ -163,7 +164,7 @@ def _basic(user: str) -> str:
     """The field of RFC 7617 §2."""
     if ":" not in user:
         user = f"{user}:{click.prompt(f'Password of {user}', hide_input=True, err=True)}"
-    return "Basic " + base64.b64encode(user.encode()).decode()
+    return "Basic " + base64.b64encode(user.encode("utf-8", "surrogateescape")).decode()
 
 
 def _content(text: str) -> bytes:
