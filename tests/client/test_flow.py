@@ -666,7 +666,15 @@ def test_errors_go_to_other_processes(http: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", ["http://h:x/", "/\x1b]0;title\x07", "http://xn--\xe9.-x/", "ftp://h/", "javascript:1"]
+    "link",
+    [
+        "http://h:x/",
+        "/\x1b]0;title\x07",
+        "http://xn--\xe9.-x/",
+        "http://a..b/",
+        "ftp://h/",
+        "javascript:1",
+    ],
 )
 async def test_a_link_that_is_no_url_is_no_link(http: ModuleType, link: str) -> None:
     server = ByHand(shown("Succeeded", resourceLocation=link))

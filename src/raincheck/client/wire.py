@@ -63,7 +63,8 @@ def joined(url: Any, link: str | None) -> Any:
         return None
     try:
         found = url.join(link)
-    except Exception:  # `InvalidURL`, of either module, or what is no Unicode
+        found.raw_host.decode("ascii").encode("idna")  # as it is looked up
+    except Exception:  # `InvalidURL`, of either module, or what is no Unicode, or no name of a host
         return None
     return found if found.scheme in ("http", "https") and found.host else None
 
