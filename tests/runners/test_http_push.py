@@ -462,7 +462,13 @@ async def nowhere(push: Push) -> None:
         ({"secrets": [5]}, "16 characters or bytes at least"),
         ({"authenticate": True}, "authenticate=True"),
         ({"secrets": [SECRET], "queues": "videos"}, r"queues='videos'.*\['videos'\]"),
+        ({"secrets": [SECRET], "queues": None}, r"queues=None: give several names"),
+        ({"secrets": None}, r"give several, like \[new, old\]"),
         ({"secrets": [SECRET], "expires_after": 0}, "expires_after"),
+        ({"secrets": [SECRET], "expires_after": None}, "expires_after=None: it is seconds"),
+        ({"secrets": [SECRET], "expires_after": "7d"}, "expires_after='7d': it is seconds"),
+        ({"secrets": [SECRET], "expires_after": float("inf")}, "expires_after=inf: it is seconds"),
+        ({"secrets": [SECRET], "expires_after": 10**400}, "a hundred years at most"),
     ],
 )
 def test_what_cannot_work_says_so(settings: dict[str, Any], problem: str) -> None:

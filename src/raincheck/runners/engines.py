@@ -42,8 +42,9 @@ class EngineRunner(Runner):
     _app: ASGIApp | None = None
 
     def __init__(self, *, queues: Collection[str] = (), app: str | None = None) -> None:
-        if isinstance(queues, str):
-            raise ConfigurationError(f"queues={queues!r}: give several names, like [{queues!r}]")
+        if isinstance(queues, str) or not isinstance(queues, Collection):
+            like = [queues] if isinstance(queues, str) else ["videos"]
+            raise ConfigurationError(f"queues={queues!r}: give several names, like {like}")
         if app is not None and not (isinstance(app, str) and all(app.partition(":"))):
             raise ConfigurationError(
                 f'app={app!r}: say where the app is, as "module:name", like "myapp:app"'

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, suppress
+from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from starlette.requests import ClientDisconnect, Request
@@ -27,6 +28,7 @@ logger: logging.Logger = logging.getLogger("raincheck")
 
 # A day in which an engine may try again, and some more.
 _EXPIRES_AFTER = 7 * 24 * 3600.0
+_LONGEST = 100 * 365.25 * 24 * 3600.0
 
 # Bytes of a message at most; that of ours has about 200, and some envelopes a few thousand.
 _LARGEST = 64 * 1024
@@ -104,7 +106,7 @@ class HttpPushRunner(EngineRunner):
         for name, given in (("submit", submit), ("authenticate", authenticate)):
             if given is not None and not callable(given):
                 raise ConfigurationError(f"HttpPushRunner({name}={given!r}): it is no function")
-        if isinstance(secrets, str | bytes):
+        if isinstance(secrets, str | bytes) or not isinstance(secrets, Sequence):
             raise ConfigurationError("secrets=...: give several, like [new, old]")
         keys = [each.encode() if isinstance(each, str) else each for each in secrets]
         if any(not isinstance(each, bytes) or len(each) < 16 for each in keys):
@@ -113,12 +115,10 @@ class HttpPushRunner(EngineRunner):
             raise ConfigurationError(
                 "HttpPushRunner: without secrets=[...] or authenticate=... anybody could run jobs"
             )
-        if not seconds(expires_after) > 0:
-            raise ConfigurationError(f"expires_after={expires_after!r}: it is above 0 seconds")
         self._submit = submit
         self._keys = keys
         self._authenticate = authenticate
-        self._expires_after = seconds(expires_after)
+        self._expires_after = _lasting(expires_after)
 
     async def submit(self, id: str, queue: str | None = None) -> None:
         if queue is not None:
@@ -207,6 +207,15 @@ class HttpPushRunner(EngineRunner):
             return False
         found = [hmac.compare_digest(_signature(k, id, expires), signature) for k in self._keys]
         return any(found)
+
+
+def _lasting(span: Seconds) -> float:
+    with suppress(OverflowError):  # of a whole number beyond any float
+        if isinstance(span, int | float | timedelta) and 0 < seconds(span) <= _LONGEST:
+            return seconds(span)
+    raise ConfigurationError(
+        f"expires_after={span!r}: it is seconds above 0, or a timedelta, a hundred years at most"
+    )
 
 
 class _Refused(Exception):
