@@ -551,9 +551,15 @@ def _checked_path(path: str) -> str:
 def _checked_base_url(base_url: str | None) -> str | None:
     if base_url is None:
         return None
-    parts = urlsplit(base_url if isinstance(base_url, str) else "")
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    text = base_url if isinstance(base_url, str) and re.fullmatch("[!-~]+", base_url) else ""
+    try:
+        parts = urlsplit(text)
+        given = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        given = False
+    if not given or parts.query or parts.fragment:
         raise ConfigurationError(
-            f'base_url={base_url!r}: it has a scheme and a host, like "https://api.example.org"'
+            f"base_url={base_url!r}: it has a scheme and a host, in ASCII and without blanks, like "
+            '"https://api.example.org"'
         )
     return base_url.rstrip("/")
