@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import anyio
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from tests.cli.apps import SHOWN, marked
 from tests.cli.conftest import Command
@@ -68,6 +74,37 @@ def test_ctrl_c_asks_and_the_job_is_cancelled(url: str, raincheck: Command) -> N
         seen.keys("c\r")
         assert seen.ends() == 6
         assert seen.screen()[-1] == "raincheck: the job was canceled"
+
+
+def test_ctrl_c_while_a_cancel_has_no_answer_says_how_to_go_on() -> None:
+    cancels = threading.Event()
+
+    async def status(request: Request) -> Response:
+        if request.method == "POST":
+            cancels.set()
+            await anyio.sleep(3)
+        await anyio.sleep(0.2)
+        return JSONResponse({"status": "running", "links": {"cancel": "/status"}}, 202)
+
+    async def work(request: Request) -> Response:
+        return JSONResponse({"status": "running"}, 202, {"location": "/status"})
+
+    routes = [Route("/work", work, methods=["POST"])]
+    routes.append(Route("/status", status, methods=["GET", "POST"]))
+    with (
+        serving(Starlette(routes=routes)) as url,
+        terminal("request", "POST", f"{url}/work") as seen,
+    ):
+        seen.shows("running")
+        seen.keys("\x03")
+        seen.shows(QUESTION)
+        seen.keys("c\r")
+        assert cancels.wait(20)
+        seen.keys("\x03")
+        assert seen.ends() == 130
+        lines = seen.screen()
+        assert "whether it is canceled is not known" in "".join(lines)
+        assert lines[-1] == f"  raincheck watch {url}/status"
 
 
 @pytest.mark.slow

@@ -252,7 +252,11 @@ class Conversation:
         if answer == "l":
             raise Stop(Exit.INTERRUPTED, "the job goes on" + self._how_to_go_on())
         if answer == "c":
-            self.cancel()
+            try:
+                self.cancel()
+            except KeyboardInterrupt:
+                message = "interrupted; whether it is canceled is not known"
+                raise Stop(Exit.INTERRUPTED, message + self._how_to_go_on()) from None
 
     def _how_to_go_on(self) -> str:
         return f"; wait for it again with:\n  {self.resume()}"
