@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 def test_every_exit_code_is_explained() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)] == list(Exit)
+    assert "`serve` ends as uvicorn does: with 3 if it\ncannot start" in PAGE  # see test_serve.py
 
 
 def test_every_option_is_explained_and_no_other() -> None:
