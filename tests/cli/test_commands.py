@@ -185,6 +185,7 @@ def test_a_job_can_be_left_to_itself(url: str, raincheck: Command) -> None:
         (["-X", "PUT", "POST", "h"], "there is more than one method"),
         (["h", "-o", "/nowhere/out"], "there is no directory for '/nowhere/out'"),
         (["h", "-o", "/"], "is a directory"),
+        (["h", "-o", ""], "it is empty; name a file, or - for stdout"),
         (["h", "--deadline", "0"], "--deadline"),
         (["h", "--deadline", "inf"], "--deadline"),
         (["h", "--deadline", "nan"], "--deadline"),

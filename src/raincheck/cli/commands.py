@@ -49,6 +49,8 @@ class Options:
     def check(self) -> None:
         """Say before anything is sent that its answer would have no place."""
         output = self.output
+        if output == "":  # as of a variable that is not set
+            raise click.BadParameter("it is empty; name a file, or - for stdout", param_hint="-o")
         if output not in (None, "-") and not Path(str(output)).absolute().parent.is_dir():
             raise click.BadParameter(f"there is no directory for {output!r}", param_hint="-o")
 
