@@ -431,6 +431,25 @@ async def test_a_next_run_may_wait_longer() -> None:
         assert (await follow(client, await client.post("/retry"))).status_code == 200
 
 
+async def test_so_may_that_of_one_which_waited_for_its_first_one_here() -> None:
+    runs: list[float] = []
+
+    async def answer(request: Request) -> Response:
+        runs.append(anyio.current_time())
+        await anyio.sleep(9)
+        return Response(status_code=503 if len(runs) == 2 else 200)
+
+    retry = Retry(on=503, backoff=lambda failure: 60)
+    route = slow_route(answer, max_running=1, max_wait_queued=20, retry=retry)
+    async with running(app_of(route, jobs=virtual_jobs())) as client:
+        first = await client.post("/slow")
+        second = await client.post("/slow")
+        for each in (first, second):
+            assert (await follow(client, each)).status_code == 200
+        assert (await document_of(client, second))["runs"] == 2
+    assert [round(each - runs[0]) for each in runs] == [0, 9, 78]
+
+
 async def test_another_process_ends_what_waited_too_long_in_one_that_died() -> None:
     gate = Gate()
 

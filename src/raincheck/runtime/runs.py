@@ -261,8 +261,8 @@ class Runs:
     async def _end_if_overdue(self, id: str, begin_by: float) -> None:
         """End it if it waits still, wherever that is. If the store fails, it is found again."""
         run = self._here.get(id)
-        if run is not None and not run.waits:
-            return
+        if run is not None and not (run.waits and run.job.overdue(begin_by)):
+            return  # it has begun once, though it may wait for another run
         try:
             if run is not None:
                 await self.end_overdue(run.job)
