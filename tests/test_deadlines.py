@@ -80,6 +80,15 @@ async def test_who_has_begun_is_not_told_of(timed: Timed) -> None:
     assert timed.told == [("42", 1000.0, 52.0)]
 
 
+async def test_one_that_comes_back_is_told_of_in_its_newest_time(timed: Timed) -> None:
+    timed.deadlines.add("another", 9000.0, 9000)  # for which all are kept
+    timed.deadlines.add("a", 1010.0, 10)
+    timed.deadlines.discard("a")
+    timed.deadlines.add("a", 1030.0, 30)
+    await anyio.sleep(40)
+    assert timed.told == [("a", 1030.0, 30.0)]
+
+
 async def test_of_none_that_is_left_there_is_no_timer(timed: Timed) -> None:
     timed.deadlines.add("a", 1000.0, 10)
     timed.deadlines.discard("a")

@@ -16,16 +16,17 @@ class Deadlines:
         passed: told of each job whose time has come, by its id, with the time as it was given.
 
     Attributes:
-        known: the times, by the ids of the jobs.
+        known: what each job is told of by, by its id.
     """
 
     def __init__(self, tasks: Tasks, passed: Callable[[str, float], None]) -> None:
         self._tasks = tasks
         self._passed = passed
-        self.known: dict[str, float] = {}
-        # By the event loop's clock, when it has come, of whom. It also has jobs that are not known
-        # any more, but no more of them than of the others.
-        self._ahead: list[tuple[float, str]] = []
+        # By the event loop's clock, when it has come, of whom, and the time as it was given.
+        self.known: dict[str, tuple[float, str, float]] = {}
+        # It also has those of jobs that are not known any more, or were told of anew, but no more
+        # of them than of the others.
+        self._ahead: list[tuple[float, str, float]] = []
         self._rings = 0.0
         self._call_off: Callable[[], None] | None = None
 
@@ -37,9 +38,9 @@ class Deadlines:
             by: the time, as whoever is told of it wants it.
             left: seconds until then.
         """
-        self.known[id] = by
         at = self._tasks.time() + left
-        heappush(self._ahead, (at, id))
+        told = self.known[id] = (at, id, by)
+        heappush(self._ahead, told)
         if self._call_off is None or at < self._rings:
             self._set(at)
 
@@ -51,7 +52,7 @@ class Deadlines:
             self._ahead.clear()
             self._unset()
         elif len(self._ahead) > 2 * len(self.known):
-            self._ahead = [each for each in self._ahead if each[1] in self.known]
+            self._ahead = [each for each in self._ahead if self._holds(each)]
             heapify(self._ahead)
 
     def _set(self, at: float) -> None:
@@ -68,10 +69,14 @@ class Deadlines:
     def _ring(self) -> None:
         self._call_off = None
         now = max(self._rings, self._tasks.time())  # a clock may be read a hair before it
-        while self._ahead and (self._ahead[0][0] <= now or self._ahead[0][1] not in self.known):
-            _, id = heappop(self._ahead)
-            by = self.known.pop(id, None)
-            if by is not None:
+        while self._ahead and (self._ahead[0][0] <= now or not self._holds(self._ahead[0])):
+            told = heappop(self._ahead)
+            if self._holds(told):
+                _, id, by = told
+                del self.known[id]
                 self._passed(id, by)
         if self._ahead:
             self._set(self._ahead[0][0])
+
+    def _holds(self, told: tuple[float, str, float]) -> bool:
+        return self.known.get(told[1]) is told  # a job may have been told of once more
