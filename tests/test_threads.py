@@ -785,6 +785,30 @@ async def test_a_handler_on_another_loop_is_stopped_there(by: str) -> None:
     assert handler.ends == ["cancelled"]
 
 
+async def test_a_handler_on_another_loop_is_stopped_though_it_never_stands_still() -> None:
+    ends: list[str] = []
+
+    @long_running
+    async def handler() -> str:
+        async def take_turns() -> None:
+            for _ in range(1_000_000):
+                await asyncio.sleep(0)
+
+        try:
+            await asyncio.gather(take_turns(), take_turns())
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+        return "done"
+
+    jobs = Jobs(limits=Limits(cancel_grace=0.2))
+    async with running(LongRunningMiddleware(on_another_loop(handler), jobs=jobs)) as client:
+        accepted = await client.post("/slow")
+        await client.post(accepted.json()["links"]["cancel"])
+        assert (await follow(client, accepted)).status_code == 410
+    assert ends == ["cancelled"]
+
+
 async def test_a_handler_on_another_loop_waits_for_its_turn_and_reads_its_body() -> None:
     handler = Elsewhere()
     app = LongRunningMiddleware(on_another_loop(long_running(max_running=1, max_queued=1)(handler)))

@@ -35,8 +35,9 @@ Run = Callable[[], Coroutine[Any, Any, None]]
 
 T = TypeVar("T")
 
-# Seconds between looks at a task of another thread that is to stop, but waits for a thread itself.
-_THREAD_INTERVAL = 0.05
+# Seconds between looks at a task of another thread that is to stop, but waits for a thread itself;
+# and how many looks it may be about to: tasks that take turns are always.
+_THREAD_INTERVAL, _THREAD_LOOKS = 0.05, 20
 
 CLEANUP = 1.0
 """Seconds that what a `limit` has cancelled may clean up in, until it is cancelled again."""
@@ -410,12 +411,13 @@ class _RemoteStopper(_AsyncioStopper):
             with suppress(RuntimeError):  # that loop has ended, and the block with it
                 self._task.get_loop().call_soon_threadsafe(self._stop_there)
 
-    def _stop_there(self) -> None:
+    def _stop_there(self, looks: int = _THREAD_LOOKS) -> None:
         """On that loop, where alone the task cannot go on to a thread meanwhile."""
         if self._task is None:
             return
-        if any(thread.waited and thread.runs for thread in self.threads()):
-            self._task.get_loop().call_later(_THREAD_INTERVAL, self._stop_there)
+        running = [thread for thread in self.threads() if thread.waited and thread.runs]
+        if any(looks > 0 or not thread.next for thread in running):
+            self._task.get_loop().call_later(_THREAD_INTERVAL, self._stop_there, looks - 1)
         else:
             self._asked = False
             super().stop()
