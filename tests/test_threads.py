@@ -908,6 +908,55 @@ async def test_one_goes_on_with_what_its_thread_has_returned() -> None:
     assert await task == "it"
 
 
+async def itself(end: ConcurrentFuture[str]) -> str:
+    return await asyncio.wrap_future(end)
+
+
+async def by_a_task(end: ConcurrentFuture[str]) -> str:
+    found: str = await asyncio.ensure_future(asyncio.wrap_future(end))
+    return found
+
+
+async def by_two_groups(end: ConcurrentFuture[str]) -> str:
+    (inner,) = await asyncio.gather(asyncio.gather(by_a_task(end)))
+    found: str = inner[0]
+    return found
+
+
+async def by_a_task_group(end: ConcurrentFuture[str]) -> str:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(by_a_task(end))
+    return task.result()
+
+
+async def by_a_wait(end: ConcurrentFuture[str]) -> str:
+    task = asyncio.ensure_future(by_a_task(end))
+    await asyncio.wait([task])
+    return task.result()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("waits", [itself, by_a_task, by_two_groups, by_a_task_group, by_a_wait])
+async def test_though_it_comes_to_it_by_others_or_late(waits: Any, late: bool) -> None:
+    end: ConcurrentFuture[str] = ConcurrentFuture()
+    end.set_running_or_notify_cancel()
+    task = asyncio.ensure_future(waits(end))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    looks = _Threads(lambda: None)
+    assert looks.computing(threads.threads_of(task))
+    if late:  # after the grace
+        looks.lose_patience()
+    end.set_result("it")
+    await asyncio.sleep(0)
+    while not task.done():
+        assert looks.computing(threads.threads_of(task))
+        assert looks.pause() == 0  # the next look is in the loop's next turn
+        await asyncio.sleep(0)
+    assert await task == "it"
+
+
 async def test_an_unmarked_coroutine_on_another_loop_cannot_be_seen() -> None:
     """Under a path rule only its thread is: the job ends when it does."""
     handler = Elsewhere()

@@ -13,8 +13,9 @@ import anyio
 from raincheck.tasks import Stopper, Tasks
 from raincheck.threads import Thread, on_return
 
-# Seconds between looks at an app that is to stop but waits for a thread, at first and at most.
-_FIRST_PAUSE, _LAST_PAUSE = 0.05, 0.5
+# Seconds between looks at an app that is to stop but waits for a thread, at first and at most; and
+# looks, in as many turns of the loop, in which what threads have returned comes to it by others.
+_FIRST_PAUSE, _LAST_PAUSE, _TURNS = 0.05, 0.5, 20
 
 
 class Reason(Enum):
@@ -196,6 +197,7 @@ class _Threads:
         "_look",
         "_patient",
         "_pause",
+        "_turns",
         "_waits",
         "_watched",
     )
@@ -209,6 +211,7 @@ class _Threads:
         self._watched: set[Any] = set()
         self._waits = False
         self._pause = _FIRST_PAUSE
+        self._turns = 0  # until what the first have returned has come to the app
 
     def computing(self, threads: list[Thread]) -> bool:
         """Whether a cancellation now would leave threads to themselves."""
@@ -223,9 +226,11 @@ class _Threads:
             if running:
                 self._first_resume = {thread.resumes for thread in running}
         if any(thread.end in self._first for thread in running):
-            self._waits = True
+            self._waits, self._turns = True, _TURNS
         else:
-            self._waits = any(t.hidden for t in lost) or (self._patient and bool(lost or goes_on))
+            self._turns -= 1
+            patient = self._patient and bool(lost or goes_on)
+            self._waits = patient or self._turns >= 0 or any(t.hidden for t in lost)
             self._watch(lost)
         return self._waits
 
@@ -246,6 +251,8 @@ class _Threads:
 
     def pause(self) -> float:
         """Seconds until the next look."""
+        if 0 <= self._turns < _TURNS:
+            return 0.0
         pause, self._pause = self._pause, min(2 * self._pause, _LAST_PAUSE)
         return pause
 
