@@ -26,6 +26,7 @@ from raincheck import (
     LongRunningMiddleware,
     MemoryStore,
     Policy,
+    Retry,
     State,
     long_running,
 )
@@ -321,6 +322,11 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
         Starlette(routes=[Route(path, made(path, name="x")) for path in ("/a", "/b")]),
         {},
         "two endpoints are called x",
+    ),
+    "settings of both": (
+        Starlette(routes=[Route("/a", made("/a", name="x", retry=Retry()))]),
+        {"policy": Policy(on_interrupt="fail")},
+        r"x: Policy\(on_interrupt='fail'\): .* leave one out",
     ),
     "mark above": (fastapi_with_a_mark_above(), {}, "put it below"),
     "around itself": (LongRunningMiddleware(Starlette()), {}, "take one of them away"),

@@ -104,8 +104,11 @@ class RoutePolicies:
                 f"two endpoints are called {name}, by which their jobs have to find them; give "
                 "each a name of its own: @long_running(name=...)"
             )
-        policy = self._checked(name, self.by_route.default.with_settings(mark.settings))
-        self.by_route[name] = policy
+        try:
+            policy = self.by_route.default.with_settings(mark.settings)
+        except ConfigurationError as error:  # each is one that can work, and both together are not
+            raise ConfigurationError(f"{name}: {error}") from error
+        self.by_route[name] = policy = self._checked(name, policy)
         self._met.add(name)
         return name, policy
 
