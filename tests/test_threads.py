@@ -86,8 +86,8 @@ class Work:
         self._release.set()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
+async def until(condition: Callable[[], object], within: float = 10) -> None:
+    with anyio.fail_after(within):
         while not condition():  # noqa: ASYNC110 - real threads, real time
             await anyio.sleep(0.01)
 
@@ -337,11 +337,13 @@ async def test_a_process_counts_like_a_thread(tmp_path: Path) -> None:
 
         async with app_with(handler) as (client, _):
             accepted = await client.post("/slow")
-            await until(done.with_suffix(".began").exists)
-            await client.post(accepted.json()["links"]["cancel"])
-            await anyio.sleep(0.2)
-            assert await status_of(client, accepted) == "canceling"
-            done.touch()
+            try:
+                await until(done.with_suffix(".began").exists, 60)  # it has all this to import
+                await client.post(accepted.json()["links"]["cancel"])
+                await anyio.sleep(0.2)
+                assert await status_of(client, accepted) == "canceling"
+            finally:  # the pool waits for it
+                done.touch()
             assert (await follow(client, accepted)).status_code in (200, 410)
 
 
