@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,12 @@ ROOT = Path(__file__).parents[2]
 HERE = "tests.cli.apps"
 
 
+def listens(port: int) -> bool:
+    """Whether somebody does on this port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def served(*arguments: str, **environment: str) -> Iterator[str]:
     """`raincheck serve` in a process of its own; it is to end by SIGTERM."""
@@ -45,6 +52,8 @@ def served(*arguments: str, **environment: str) -> Iterator[str]:
                     break
             else:
                 raise AssertionError("it has not started")
+            while not listens(int(port)):  # which it does a moment after it has said so
+                time.sleep(0.01)
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
