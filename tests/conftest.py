@@ -50,6 +50,16 @@ def named(config: pytest.Config) -> list[Path]:
     return [place for place in places if place not in (ROOT, ROOT / "tests")]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no client read the certificates of the world: it takes longer than most tests.
+
+    Where everything is run, which asks nobody but this machine; what installs packages is named.
+    """
+    if not named(config):
+        os.environ.pop("SSL_CERT_FILE", None)
+        os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")  # there are none
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One for each core, two where quick real tests wait; or none but this process, as for `-s`."""

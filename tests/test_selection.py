@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,18 @@ def test_everything_runs_on_all_cores_and_what_is_named_in_this_process() -> Non
     assert 1 <= quick <= most <= conftest.MOST_WORKERS
     for config in (asked("tests/test_a.py"), asked("tests/e2e"), asked(capture="no")):
         assert conftest.pytest_xdist_auto_num_workers(config) == 0
+
+
+def test_no_client_reads_certificates_where_everything_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = {"SSL_CERT_FILE": "theirs", "SSL_CERT_DIR": "theirs"}
+    monkeypatch.setattr(os, "environ", {**theirs})
+    conftest.pytest_configure(asked("tests/clients"))  # which installs some of them
+    assert os.environ == theirs
+    conftest.pytest_configure(asked())
+    assert [*os.environ] == ["SSL_CERT_DIR"]
+    assert not list(Path(os.environ["SSL_CERT_DIR"]).glob("*.[0-9]"))  # as OpenSSL names them
 
 
 def test_files_whose_tests_are_shared_among_workers_are_there() -> None:
