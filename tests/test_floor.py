@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.stores.postgres import Postgres, postgres_server  # noqa: F401 # a fixture
+from tests.stores.postgres import Postgres
 from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -22,6 +22,21 @@ import pytest
 PATIENCE = 30.0
 """Seconds until a server that was started has to answer."""
 
+QUICK = (
+    *("fsync=off", "full_page_writes=off"),  # the server is killed here, and the machine is not
+    *("wal_level=minimal", "max_wal_senders=0"),  # nobody follows it
+    "io_method=sync",  # by itself, and not by three processes more
+)
+
+EMPTY = """
+DO $$ DECLARE own text; BEGIN
+    SET LOCAL session_replication_role = replica;  -- no trigger counts what goes
+    FOR own IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
+        WHERE schemaname = '{}' AND tablename <> 'version'
+    LOOP EXECUTE 'DELETE FROM ' || own; END LOOP;
+END $$
+"""
+
 
 class Postgres:
     """A server on a port and in a folder of its own, where it can be killed and started again.
@@ -51,7 +66,7 @@ class Postgres:
     def create(self) -> None:
         """Make its folder."""
         options = ["-D", "data", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
-        made = self._run("initdb", *options)
+        made = self._run("initdb", *options, **self._as)
         if made.returncode:
             raise RuntimeError(made.stdout + made.stderr)
         access = self._folder / "data" / "pg_hba.conf"
@@ -60,7 +75,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
+        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", *QUICK]
         command = [str(self._programs / "postgres"), "-D", "data", "-p", str(self.port)]
         command += [word for setting in settings for word in ("-c", setting)]
         until = time.monotonic() + PATIENCE
@@ -105,6 +120,10 @@ class Postgres:
             raise RuntimeError(asked.stderr)
         return asked.stdout.strip()
 
+    def empty(self, schema: str) -> None:
+        """Take all rows from the tables of a store that is closed."""
+        self.ask(EMPTY.format(schema))
+
     def run(self, script: Path) -> None:
         """Let it run a file of statements."""
         options = ["-U", "postgres", "-d", "postgres", "-qX", "-v", "ON_ERROR_STOP=1"]
@@ -126,11 +145,13 @@ class Postgres:
         return ["-h", "127.0.0.1", "-p", str(self.port)]
 
     def _run(
-        self, program: str, *arguments: str, given: str | None = None
+        self, program: str, *arguments: str, given: str | None = None, **settings: Any
     ) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs; as another user it takes longer to start."""
         command = [str(self._programs / program), *arguments]
+        settings = {"cwd": self._folder, **settings}
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, input=given, **self._as
+            command, capture_output=True, text=True, check=False, input=given, **settings
         )
 
 

@@ -6,7 +6,7 @@ import random
 import re
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
@@ -134,6 +134,12 @@ async def connected(postgres: Postgres, schema: str) -> AsyncIterator[Any]:
 
 
 class TestPostgresStore(ServedStoreContract, UnreadableContract, LiveContract):
+    @pytest.fixture
+    def schema(self, postgres: Postgres) -> Iterator[str]:
+        """Of all these tests, each of which leaves it empty: to make one takes longer than most."""
+        yield "contract"
+        postgres.empty("contract")
+
     @pytest.fixture
     def neighbour(self, open_store: Open) -> Store:
         return open_store(deployment="bank")
