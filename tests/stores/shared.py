@@ -17,8 +17,8 @@ A subclass gives
 
         async def overwrite(self, store: Store, id: str, record: bytes) -> None: ...
 
-A child is forked from a process that has imported this module and has done nothing else, so that
-it starts within milliseconds. Its event loop is of the same kind as the test's.
+A child is forked from a process that has imported this module and our stores, and has done nothing
+else, so that it starts within milliseconds. Its event loop is of the same kind as the test's.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def as_newer(job: Job, **fields: Any) -> bytes:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.stores.shared"])
+STORES = [f"raincheck.stores.{name}" for name in ("postgres", "redis", "sqlite")]
+FORKS.set_forkserver_preload(["tests.stores.shared", *STORES])
 
 
 def opened(opening: str) -> Store:
