@@ -43,7 +43,7 @@ from tests.support import (
     unfinished,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 @pytest.mark.parametrize("rule", [False, True])

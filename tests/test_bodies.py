@@ -32,7 +32,7 @@ from tests.support import app_of, client_of, running, slow_route, unfinished
 
 LONG = long("BODIES")
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 LEASE = 10.0
 UPLOAD = bytes(range(256)) * 2048  # 512 KiB

@@ -32,7 +32,7 @@ from tests.doubles.receivers import SECRET, Message, Network
 from tests.doubles.stores import DamagedStore, Line
 from tests.support import Gate, app_of, running, said, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 ALLOWED = "https://hooks.example/in/*"
 URL = "https://hooks.example/in/7"

@@ -26,7 +26,7 @@ from raincheck.tasks import Stopper
 from raincheck.threads import Thread
 from tests.support import said
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 class Block(Stopper):

@@ -18,7 +18,7 @@ from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import Gate, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 SAFELISTED = {
     *("cache-control", "content-language", "content-length", "content-type", "expires"),

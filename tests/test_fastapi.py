@@ -25,7 +25,7 @@ from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import client_of, running, settled
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 class Order(BaseModel):

@@ -19,7 +19,7 @@ from tests.doubles.servers import Uvicorn
 from tests.doubles.stores import LOST, REFUSED, Line, TrickyStore
 from tests.support import Gate, app_of, client_of, gated, running, settled
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def house(jobs: Jobs, *routes: Any) -> LongRunningMiddleware:

@@ -16,7 +16,7 @@ from raincheck.telemetry.base import Statistics
 from tests.conftest import virtual_jobs
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 LARGE = bytes(range(256)) * 1024
 

@@ -20,7 +20,7 @@ from raincheck.telemetry.base import Telemetry, Transition
 from raincheck.testing.samples import request
 from tests.doubles.stores import TrickyStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 Observer = Callable[[Transition], None]
 Walk = Callable[[Ledger, Job], Awaitable[Any]]

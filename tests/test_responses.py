@@ -27,7 +27,7 @@ from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.support import app_of, client_of, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 def cookies() -> Response:

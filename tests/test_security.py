@@ -37,7 +37,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import Trick, TrickyStore, failing, no_trick
 from tests.support import Gate, RawRequest, app_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 DOCS = Path(__file__).parents[1] / "docs"
 SITE = {"origin": "https://app.example.org"}

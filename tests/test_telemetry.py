@@ -27,7 +27,7 @@ from tests.doubles.processes import LEASE, two
 from tests.doubles.stores import REFUSED, Line, TrickyStore, failing, no_trick
 from tests.support import Gate, app_of, gated, running, said, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 async def ok(request: Request) -> Any:

@@ -22,7 +22,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore, no_trick, taking
 from tests.support import Gate, app_of, gated, running, said, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 
 class Backend(AuthenticationBackend):

@@ -24,7 +24,7 @@ from raincheck.testing import follow
 from tests.doubles.stores import SharedMemory
 from tests.support import Gate, RawRequest, hidden, running, slow_route
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real]
+pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.one_loop]
 
 LARGE = bytes(range(256)) * 16384  # 4 MiB
 HUGE = 1 << 30

@@ -27,7 +27,7 @@ from tests.conftest import virtual_jobs
 from tests.doubles.stores import TrickyStore, failing
 from tests.support import Gate, app_of, gated, running, settled, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 JSON = ((b"content-type", b"application/json"),)
 

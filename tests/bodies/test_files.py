@@ -20,7 +20,7 @@ from raincheck.errors import StoreError, StoreFull
 from raincheck.testing import BodiesContract
 from raincheck.testing.apart import content
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real]
+pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.one_loop]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.conftest import virtual_jobs
 from tests.matrix.conftest import check_installed
 from tests.support import Gate, gated, running, slow_route
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_loop]
 
 TEXT = "as compressible as can be " * 100
 

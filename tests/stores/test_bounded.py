@@ -34,6 +34,7 @@ TIMEOUT = 10.0
 JUST_IN_TIME = TIMEOUT - 1.0
 
 
+@pytest.mark.one_loop
 class TestBoundedStore(StoreContract):
     @pytest.fixture
     def store(self) -> BoundedStore:

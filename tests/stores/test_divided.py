@@ -33,6 +33,7 @@ BODY = bytes(range(256)) * 3000  # 750 KiB
 PIECES = [BODY[start : start + LARGE] for start in range(0, len(BODY), LARGE)]
 
 
+@pytest.mark.one_loop
 class TestOfMemory(StoreContract):
     @pytest.fixture
     def store(self) -> DividedStore:
@@ -47,7 +48,7 @@ class TestOfSharedMemory(StoreContract):
 
 
 @pytest.mark.real
-@pytest.mark.one_loop
+@pytest.mark.slow
 class TestOfSQLite(StoreContract):
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[DividedStore]:

@@ -34,6 +34,7 @@ class TestOverMemory(StoreContract):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 class TestOverSQLite(StoreContract):
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[EncryptedStore]:

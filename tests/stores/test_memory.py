@@ -24,6 +24,7 @@ from raincheck.testing.samples import body_of, claim, finished, job, pages, requ
 
 
 @pytest.mark.anyio
+@pytest.mark.one_loop
 class TestMemoryStore(StoreContract):
     @pytest.fixture
     def store(self) -> MemoryStore:
@@ -306,6 +307,7 @@ async def test_who_shrinks_forgets_no_due_date() -> None:
     assert len(store) == 0
 
 
+@pytest.mark.one_loop
 @pytest.mark.anyio
 async def test_jobs_at_rest_are_none_of_the_garbage_collectors_business() -> None:
     store = MemoryStore()

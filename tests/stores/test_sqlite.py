@@ -40,7 +40,7 @@ from tests.stores import left
 from tests.stores.live import LiveContract
 from tests.stores.shared import MEBIBYTE, PATIENCE, Parent, UnreadableContract, child, children
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real]
+pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.one_loop]
 
 
 @pytest.fixture
