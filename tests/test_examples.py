@@ -212,12 +212,9 @@ PRINTED = {
     ],
 }
 
-SLOW = {
-    *("azure_client.py", "browser_form.py", "callbacks.py", "celery_app.py", "client.py"),
-    *("durable.py", "events.py"),
-    *("hybrid.py", "oauth2_owner.py", "ogc_process.py", "progress.py", "resumable_stream.py"),
-}
-"""Examples that let some seconds pass."""
+FIRST = {"quickstart.py", "wrap_existing_app.py", "fastapi_app.py"}
+"""Examples that a reader begins with; the others, each a process of its own, are run with what is
+slow."""
 
 
 @cache
@@ -232,7 +229,7 @@ def test_every_example_is_driven() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PRINTED],
+    [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in PRINTED],
 )
 def test_example_prints_its_exchange(name: str) -> None:
     done = run(name)

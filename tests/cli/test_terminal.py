@@ -250,7 +250,9 @@ def test_bash_completes(tmp_path: Path) -> None:
         shell.close()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(other, marks=pytest.mark.slow) for other in ("zsh", "fish"))]
+)
 def test_there_is_a_completion_for(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_RAINCHECK_COMPLETE", f"{shell}_source")
     command = [sys.executable, "-m", "raincheck"]

@@ -430,7 +430,7 @@ async def test_a_command_that_cannot_work_says_why(schema: str) -> None:
 
 
 @pytest.mark.parametrize("theirs", ["name text", "number text", "number integer"])
-@pytest.mark.parametrize("printed", [True, False])
+@pytest.mark.parametrize("printed", [pytest.param(True, marks=pytest.mark.slow), False])
 async def test_a_command_for_tables_of_another_application_says_so(
     postgres: Postgres, schema: str, theirs: str, printed: bool
 ) -> None:
