@@ -8,13 +8,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from email import message_from_bytes
 from email.policy import HTTP
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from brotli_asgi import BrotliMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -366,19 +365,7 @@ async def test_an_answer_in_time_is_the_handlers_alone() -> None:
 # --- compression outside -------------------------------------------------------------------------
 
 
-def brotli(app: ASGIApp) -> ASGIApp:
-    wrapped: ASGIApp = import_module("brotli_asgi").BrotliMiddleware(app)
-    return wrapped
-
-
-COMPRESSIONS = [
-    pytest.param(GZipMiddleware, id="gzip"),
-    pytest.param(
-        brotli,
-        id="brotli",
-        marks=pytest.mark.skipif(find_spec("brotli_asgi") is None, reason="no brotli-asgi"),
-    ),
-]
+COMPRESSIONS = [GZipMiddleware, BrotliMiddleware]
 
 
 class Cut(Exception):
