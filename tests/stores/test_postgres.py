@@ -1683,6 +1683,19 @@ async def test_of_jobs_that_meet_each_has_its_own_answer(store: PostgresStore) -
     assert await store.fetch("d") == Fetched(outcomes[2], b"x")
 
 
+async def test_of_ends_of_one_job_that_meet_one_is_made(store: PostgresStore) -> None:
+    assert await asyncio.gather(*map(store.create, [job("a")] * 3)) == [job("a")] * 3
+    ends = [finished(job("a"), size=size) for size in (None, 1, 2)]
+    bodies = [b"", b"x", b"yy"]
+    done = await asyncio.gather(
+        *(store.replace(end, tail=body) for end, body in zip(ends, bodies, strict=True))
+    )
+    assert sorted(done) == [False, False, True]
+    made = done.index(True)
+    assert await store.get("a") == ends[made]
+    assert await body_of(store, "a") == bodies[made]
+
+
 async def test_what_ends_together_leaves_nothing_but_its_body(store: PostgresStore) -> None:
     jobs = [job(id, max_runs=2, replayable=True) for id in "ab"]
     for each in jobs:

@@ -59,8 +59,7 @@ class Batches:
         """Send what there is until there is no more, or somebody else does."""
         mine = asyncio.current_task()
         while self._waiting and self._sending is mine:
-            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            batch = [(change, future) for change, future in batch if not future.done()]
+            batch = self._next()
             slow = self._loop.call_later(PATIENCE, self._go_on, mine)
             try:
                 await self._answer(batch)
@@ -70,6 +69,20 @@ class Batches:
                     future.cancel()
         if self._sending is mine:
             self._sending = None
+
+    def _next(self) -> list[tuple[Change, asyncio.Future[bool]]]:
+        """Those that go next. Of several changes of one job the server may make one at most.
+
+        Which of them would be its choice: the first goes, and the others have not been made.
+        """
+        some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        batch = dict[str, tuple[Change, asyncio.Future[bool]]]()
+        for change, future in some:
+            if future.done():
+                continue
+            if batch.setdefault(change[0], (change, future))[1] is not future:
+                future.set_result(False)
+        return [*batch.values()]
 
     def _go_on(self, slow: asyncio.Task[None] | None) -> None:
         """Let nobody wait any longer for what goes slowly."""
