@@ -1696,6 +1696,38 @@ async def test_of_ends_of_one_job_that_meet_one_is_made(store: PostgresStore) ->
     assert await body_of(store, "a") == bodies[made]
 
 
+def test_who_ends_with_the_event_loop_can_still_record_it(
+    postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_postgres_batches, "PATIENCE", PATIENCE)
+    store = PostgresStore(postgres.url, deployment="shop", schema=schema)
+    recorded = []
+
+    async def work(other: Any) -> None:
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            try:
+                async with asyncio.timeout(10.0):
+                    recorded.append(await store.replace(finished(job("a"))))
+            finally:
+                other.terminate()
+                await store.aclose()
+
+    async def main() -> None:
+        await asyncio.gather(*(store.create(job(id)) for id in "ab"))
+        other = await asyncpg.connect(postgres.url)
+        jobs = f"{_postgres_server.quoted(schema)}.jobs"
+        await other.execute(f"BEGIN; SELECT FROM {jobs} WHERE id = 'b' FOR UPDATE")
+        for coroutine in (work(other), store.replace(finished(job("b")))):
+            tasks.append(asyncio.create_task(coroutine))
+        await until(lambda: postgres.ask(LOCKED) == "1")
+
+    tasks: list[asyncio.Task[Any]] = []
+    asyncio.run(main())
+    assert recorded == [True]
+
+
 async def test_what_ends_together_leaves_nothing_but_its_body(store: PostgresStore) -> None:
     jobs = [job(id, max_runs=2, replayable=True) for id in "ab"]
     for each in jobs:

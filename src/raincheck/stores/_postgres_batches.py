@@ -58,17 +58,18 @@ class Batches:
     async def _sent(self) -> None:
         """Send what there is until there is no more, or somebody else does."""
         mine = asyncio.current_task()
-        while self._waiting and self._sending is mine:
-            batch = self._next()
-            slow = self._loop.call_later(PATIENCE, self._go_on, mine)
-            try:
-                await self._answer(batch)
-            finally:
-                slow.cancel()
-                for _, future in batch:  # of which none is left, unless the event loop ends
-                    future.cancel()
-        if self._sending is mine:
-            self._sending = None
+        try:
+            while self._waiting and self._sending is mine:
+                batch = self._next()
+                slow = self._loop.call_later(PATIENCE, self._go_on, mine)
+                try:
+                    await self._answer(batch)
+                finally:
+                    slow.cancel()
+                    for _, future in batch:  # of which none is left, unless the event loop ends
+                        future.cancel()
+        finally:  # if it ends, there may still be some who record that they do
+            self._go_on(mine)
 
     def _next(self) -> list[tuple[Change, asyncio.Future[bool]]]:
         """Those that go next. Of several changes of one job the server may make one at most.
