@@ -1728,6 +1728,30 @@ def test_who_ends_with_the_event_loop_can_still_record_it(
     assert recorded == [True]
 
 
+@pytest.mark.parametrize("renews", [False, True])
+async def test_of_several_jobs_none_is_held_while_an_earlier_one_is_waited_for(
+    postgres: Postgres, schema: str, store: PostgresStore, renews: bool
+) -> None:
+    jobs = [job(id) for id in "ba"]
+    await asyncio.gather(*map(store.create, jobs))
+
+    async def change() -> None:
+        if renews:
+            await store.renew({each.id: 1 for each in jobs}, 60.0)
+        else:
+            await end_all(store, jobs)
+
+    async with (
+        anyio.create_task_group() as group,
+        connected(postgres, schema) as other,
+        other.transaction(),
+    ):
+        await other.execute("SELECT FROM jobs WHERE id = 'a' FOR UPDATE")
+        group.start_soon(change)
+        await until(lambda: postgres.ask(LOCKED) == "1")
+        await other.execute("SELECT FROM jobs WHERE id = 'b' FOR UPDATE NOWAIT")
+
+
 async def test_what_ends_together_leaves_nothing_but_its_body(store: PostgresStore) -> None:
     jobs = [job(id, max_runs=2, replayable=True) for id in "ab"]
     for each in jobs:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import anyio
@@ -124,8 +125,12 @@ class Session:
         raise StoreError(f"{self._server}: others were faster {tries} times")
 
     async def _many(self, statement: str, changes: list[Change]) -> set[str]:
-        """The ids of the jobs that a statement has changed; of none if it has lost a race."""
-        rows = await self.rows(statement, *zip(*changes, strict=True), tries=1)
+        """The ids of the jobs that a statement has changed; of none if it has lost a race.
+
+        In the order of their ids, as leases are renewed: no two statements wait for one another.
+        """
+        ordered = sorted(changes, key=itemgetter(0))
+        rows = await self.rows(statement, *zip(*ordered, strict=True), tries=1)
         return {row[0] for row in rows}
 
     async def aclose(self) -> None:

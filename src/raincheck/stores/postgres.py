@@ -340,7 +340,8 @@ class PostgresStore(Store):
     async def renew(self, fences: Mapping[str, int], lease: float) -> dict[str, State]:
         if not fences:
             return {}
-        rows = await self._rows(sql.RENEW, [*fences], [*fences.values()], lease)
+        ids = sorted(fences)  # see `Session._many`
+        rows = await self._rows(sql.RENEW, ids, [fences[id] for id in ids], lease)
         return {row["id"]: State(row["state"]) for row in rows}
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
