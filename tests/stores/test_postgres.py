@@ -112,6 +112,7 @@ def store(open_store: Open) -> PostgresStore:
 
 
 LOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+ENDED = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type"
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -736,11 +737,38 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_server(
         assert await body_of(store, id) == b"x"
 
 
+async def test_who_begins_to_wait_when_a_connection_dies_hears_of_what_comes_after(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store, another = open_store(timeout=PATIENCE), open_store()
+    await store.create(job())
+    seen = []
+
+    async def watch() -> None:
+        seen.append(await store.changed("a", 1))
+
+    async with anyio.create_task_group() as group, connected(postgres, schema) as other:
+        async with other.transaction():
+            await other.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            group.start_soon(watch)
+            await until(lambda: postgres.ask(LOCKED) == "1")  # with its first look
+            postgres.ask(f"{ENDED} = 'Lock'")
+            await until(lambda: postgres.ask(LOCKED) == "1")
+        assert await another.replace(job().cancelling())
+    assert seen == [job().cancelling()]
+
+
 async def test_who_waits_when_the_server_restarts_hears_of_what_comes_after(
     postgres: Postgres, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_postgres_changes, "LOOK", 3600.0)
-    store, another = open_store(timeout=PATIENCE), open_store()
+    name = uuid4().hex
+    store = open_store(f"{postgres.url}?application_name={name}", timeout=PATIENCE)
+    another = open_store()
+    looked = (
+        f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+        " AND state = 'idle' AND query LIKE '%AS known%'"
+    )
     await store.create(job())
     await store.create(job("b"))
     seen = []
@@ -752,7 +780,7 @@ async def test_who_waits_when_the_server_restarts_hears_of_what_comes_after(
         async with anyio.create_task_group() as group:
             for id in ("a", "b", "a"):
                 group.start_soon(watch, id)
-            await anyio.sleep(0.1)
+            await until(lambda: postgres.ask(looked) == "1")
             postgres.kill()
             postgres.start()
             while not seen:
@@ -1826,7 +1854,6 @@ async def test_a_connection_that_dies_under_many_is_no_answer_to_any(
 ) -> None:
     jobs, new = [job(id) for id in "abc"], [job(id) for id in "de"]
     await asyncio.gather(*map(store.create, jobs))
-    ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event_type"
     async with connected(postgres, schema) as other, other.transaction():
         await other.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
         ending = asyncio.gather(
@@ -1835,7 +1862,7 @@ async def test_a_connection_that_dies_under_many_is_no_answer_to_any(
         await until(lambda: postgres.ask(LOCKED) == "1")
         creating = asyncio.gather(*map(store.create, new))
         await until(lambda: postgres.ask(LOCKED) == "2")
-        assert postgres.ask(f"{ended} = 'Lock'") == "2"
+        assert postgres.ask(f"{ENDED} = 'Lock'") == "2"
         failed = await ending
     assert [type(each) for each in failed] == [StoreError] * 3  # they may have been done
     assert await creating == new  # which may be asked for again

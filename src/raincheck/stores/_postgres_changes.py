@@ -125,6 +125,7 @@ class Changes:
                 self._suspicion.clear()
                 try:
                     async with self._listening() as connection:
+                        until = until or self._loop.time() + self._server.timeout  # it was there
                         self._suspect(self._waiting)  # whatever happened before it listened
                         while not connection.is_closed():
                             await self._look(connection)
