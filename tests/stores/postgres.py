@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,14 @@ class Postgres:
         backends = self.ask("SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
         pids = [self._server.pid, *map(int, backends.split())]
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # its connection has ended
+                os.kill(pid, signal.SIGSTOP)
         return pids
 
     def go_on(self, pids: list[int]) -> None:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def ask(self, statement: str) -> str:
         """What it answers to one statement, over a connection of its own."""
