@@ -36,6 +36,7 @@ from raincheck.stores._postgres_statements import (
     CREATE_MANY,
     END_MANY,
     PIECE,
+    RENEW,
     REPLACE,
     columns,
     digest,
@@ -1895,7 +1896,7 @@ async def test_what_ends_together_is_counted_once_whoever_forgets_it(store: Post
     assert await rows_of_ended(store) == 0
 
 
-@pytest.mark.parametrize("statement", [CREATE_MANY, END_MANY])
+@pytest.mark.parametrize("statement", [CREATE_MANY, END_MANY, RENEW])
 async def test_jobs_that_meet_are_found_by_their_ids_in_whatever_table(
     postgres: Postgres, store: PostgresStore, statement: str
 ) -> None:

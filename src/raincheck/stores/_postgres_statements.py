@@ -405,11 +405,16 @@ WITH old AS (
 SELECT count(*) FROM old
 """
 
+# In the order in which they are given, as `END_MANY` has them, and for the same reasons so written.
 RENEW = """
+WITH held AS MATERIALIZED (
+    SELECT text 'deployment' AS deployment, *
+    FROM unnest($1::text[], $2::integer[]) AS held (id, fence)
+)
 UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
-FROM unnest($1::text[], $2::integer[]) AS held (id, fence)
-WHERE deployment = 'deployment' AND jobs.id = held.id AND jobs.fence = held.fence
-    AND state IS NOT NULL
+FROM held
+WHERE jobs.deployment = held.deployment AND jobs.id = held.id AND jobs.fence = held.fence
+    AND coalesce(state, '') <> ''
 RETURNING jobs.id, state
 """
 
