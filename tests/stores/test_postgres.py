@@ -1759,8 +1759,13 @@ def test_who_ends_with_the_event_loop_can_still_record_it(
 
 @pytest.mark.parametrize("renews", [False, True])
 async def test_of_several_jobs_none_is_held_while_an_earlier_one_is_waited_for(
-    postgres: Postgres, schema: str, store: PostgresStore, renews: bool
+    postgres: Postgres,
+    schema: str,
+    store: PostgresStore,
+    renews: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_postgres_batches, "PATIENCE", PATIENCE)
     jobs = [job(id) for id in "ba"]
     await asyncio.gather(*map(store.create, jobs))
 
@@ -1825,6 +1830,25 @@ async def test_nobody_waits_for_who_waits_for_a_lock(
             await until(lambda each=each: each.id in ended)  # type: ignore[misc]
         assert ended == ["b", "c"]
     assert ended == ["b", "c", "a"]
+
+
+async def test_of_jobs_that_meet_one_alone_waits_for_a_lock(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(timeout=2.0)
+    jobs = [job(id) for id in "abcde"]
+    await asyncio.gather(*map(store.create, jobs))
+    async with connected(postgres, schema) as other, other.transaction():
+        await other.execute("SELECT FROM jobs WHERE id = 'c' FOR UPDATE")
+        await other.execute("INSERT INTO requests VALUES ('h', '', 'shop')")
+        changes: list[Awaitable[object]] = [store.replace(finished(each)) for each in jobs]
+        changes += [store.create(waiting(id), request()) for id in "fgh"]
+        done = await asyncio.gather(*changes, return_exceptions=True)
+    told = [str(done.pop(place)) for place in (7, 2)]
+    assert all("did not answer within 2 seconds" in each for each in told)
+    assert done == [True, True, True, True, waiting("f"), waiting("g")]
+    for id in "abde":
+        assert await store.get(id) == finished(job(id))
 
 
 async def test_who_gives_up_before_it_is_sent_changes_nothing(

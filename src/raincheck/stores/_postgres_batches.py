@@ -15,7 +15,8 @@ MOST = 100
 """Jobs of one statement, at most."""
 
 PATIENCE = 0.05
-"""Seconds that changes wait for those before them: one may stand there behind somebody's lock."""
+"""Seconds that changes wait for those before them, and for one among them that stands behind
+somebody's lock."""
 
 Change = tuple[Any, ...]
 
@@ -27,10 +28,11 @@ class Batches:
     its round trip, of the work that each statement makes, and of a commit.
 
     Args:
-        ask: has the server do some of them, in one statement; says the ids of those it did.
+        ask: has the server do some of them, in one statement, unless one of them has to wait so
+            many seconds for a lock; says the ids of those it did.
     """
 
-    def __init__(self, ask: Callable[[list[Change]], Awaitable[set[str]]]) -> None:
+    def __init__(self, ask: Callable[[list[Change], float], Awaitable[set[str]]]) -> None:
         self._ask = ask
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Change, asyncio.Future[bool]]] = []
@@ -95,7 +97,8 @@ class Batches:
     async def _answer(self, batch: list[tuple[Change, asyncio.Future[bool]]]) -> None:
         failure, done = None, set[str]()
         try:
-            done = await self._ask([change for change, _ in batch]) if batch else done
+            if batch:
+                done = await self._ask([change for change, _ in batch], PATIENCE)
         except (StoreError, ValueError):  # nothing was done, perhaps for one of them
             pass
         except Exception as error:  # it goes to those who wait

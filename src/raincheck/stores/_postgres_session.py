@@ -124,13 +124,13 @@ class Session:
             self.give_back(connection, whole=whole)
         raise StoreError(f"{self._server}: others were faster {tries} times")
 
-    async def _many(self, statement: str, changes: list[Change]) -> set[str]:
+    async def _many(self, statement: str, changes: list[Change], patience: float) -> set[str]:
         """The ids of the jobs that a statement has changed; of none if it has lost a race.
 
         In the order of their ids, as leases are renewed: no two statements wait for one another.
         """
-        ordered = sorted(changes, key=itemgetter(0))
-        rows = await self.rows(statement, *zip(*ordered, strict=True), tries=1)
+        columns = zip(*sorted(changes, key=itemgetter(0)), strict=True)
+        rows = await self.rows(statement, *columns, f"{patience * 1000:.0f}ms", tries=1)
         return {row[0] for row in rows}
 
     async def aclose(self) -> None:

@@ -52,10 +52,11 @@ SELECT record FROM there
 """
 
 # Jobs that nothing bounds, with neither keys nor messages, as most are. If there is one already, of
-# any of them, none is created.
+# any of them, none is created; nor if one of them has to wait for long for somebody's lock, so that
+# it alone waits for that.
 CREATE_MANY = """
 WITH new AS MATERIALIZED (
-    SELECT * FROM unnest(
+    SELECT new.* FROM set_config('lock_timeout', $12, true), unnest(
         $1::text[], $2::integer[], $3::integer[], $4::text[], $5::float8[], $6::text[],
         $7::float8[], $8::float8[], $9::bytea[], $10::bytea[], $11::bytea[]
     ) AS new (id, version, fence, state, due, record, created_at, lease, route, owner, request)
@@ -232,10 +233,11 @@ REPLACE_WITHIN = _REPLACING.format(
 # Jobs that end, each with all of its response body or none. What ends here is counted here, and not
 # by the trigger: one row for all of a route that end alike. Also the deployment is a column of what
 # is given, and of the state nothing is said that an index has: else a plan that was made while the
-# table was small would look at all jobs for each of these.
+# table was small would look at all jobs for each of these. Of locks the same is true as above.
 END_MANY = """
 WITH new AS MATERIALIZED (
-    SELECT text 'deployment' AS deployment, * FROM unnest(
+    SELECT text 'deployment' AS deployment, new.*
+    FROM set_config('lock_timeout', $11, true), unnest(
         $1::text[], $2::integer[], $3::integer[], $4::float8[], $5::text[], $6::float8[],
         $7::text[], $8::float8[], $9::bigint[], $10::bytea[]
     ) AS new (id, version, fence, due, record, created_at, status, seconds, size, body)
