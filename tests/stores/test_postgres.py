@@ -37,6 +37,7 @@ from raincheck.stores._postgres_statements import (
     END_MANY,
     PIECE,
     RENEW,
+    RENEW_FREE,
     REPLACE,
     columns,
     digest,
@@ -522,16 +523,16 @@ async def test_calls_wait_for_a_connection_and_give_up_in_time(
     await open_store().create(job())
     failed = []
 
-    async def renew() -> None:
+    async def cancel() -> None:
         with pytest.raises(StoreError, match=r"did not answer within 1\.5 seconds"):
-            await store.renew({"a": 1}, 60.0)
+            await store.replace(job().cancelling())
         failed.append(1)
 
     async with connected(postgres, schema) as other, other.transaction():
         await other.execute("SELECT FROM jobs FOR UPDATE")
         async with anyio.create_task_group() as group:
             for _ in range(5):
-                group.start_soon(renew)
+                group.start_soon(cancel)
             await until(lambda: postgres.ask(LOCKED) == "2")
         assert len(failed) == 5
         await until(lambda: postgres.ask(LOCKED) == "0")  # nor does the server wait for ever
@@ -637,18 +638,18 @@ async def test_a_connection_in_use_when_the_store_is_closed_is_closed_after_it(
     name = uuid4().hex
     store = open_store(f"{postgres.url}?application_name={name}")
     await store.create(job())
-    renewed = []
+    cancelled = []
 
-    async def renew() -> None:
-        renewed.append(await store.renew({"a": 1}, 60.0))
+    async def cancel() -> None:
+        cancelled.append(await store.replace(job().cancelling()))
 
     async with anyio.create_task_group() as group:
         async with connected(postgres, schema) as other, other.transaction():
             await other.execute("SELECT FROM jobs FOR UPDATE")
-            group.start_soon(renew)
+            group.start_soon(cancel)
             await until(lambda: postgres.ask(LOCKED) == "1")
             await store.aclose()
-        await until(lambda: bool(renewed))
+        await until(lambda: bool(cancelled))
     opened = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
     await until(lambda: postgres.ask(opened) == "0")
 
@@ -1766,6 +1767,7 @@ async def test_of_several_jobs_none_is_held_while_an_earlier_one_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_postgres_batches, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(module, "LOCKED", "60s")
     jobs = [job(id) for id in "ba"]
     await asyncio.gather(*map(store.create, jobs))
 
@@ -1851,6 +1853,26 @@ async def test_of_jobs_that_meet_one_alone_waits_for_a_lock(
         assert await store.get(id) == finished(job(id))
 
 
+async def test_a_lock_on_one_job_leaves_the_others_their_leases(
+    postgres: Postgres, schema: str, open_store: Open
+) -> None:
+    store = open_store(timeout=2.0)
+    for id in "abc":
+        await store.create(job(id), lease=1.0)
+    held = dict.fromkeys("abc", 1)
+    async with connected(postgres, schema) as other:
+        async with other.transaction():
+            await other.execute("SELECT FROM jobs WHERE id = 'b' FOR UPDATE")
+            for fences in (held, held | {"a": 2}):
+                states = await store.renew(fences, 60.0)
+                kept = [id for id, fence in fences.items() if fence == 1]
+                assert states == dict.fromkeys(kept, State.RUNNING)
+        leased = "SELECT id FROM jobs WHERE lease_until > now() + interval '30s' ORDER BY id"
+        assert [id for (id,) in await other.fetch(leased)] == ["a", "c"]
+        await store.renew(held, 60.0)
+        assert [id for (id,) in await other.fetch(leased)] == ["a", "b", "c"]
+
+
 async def test_who_gives_up_before_it_is_sent_changes_nothing(
     postgres: Postgres, schema: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1920,7 +1942,7 @@ async def test_what_ends_together_is_counted_once_whoever_forgets_it(store: Post
     assert await rows_of_ended(store) == 0
 
 
-@pytest.mark.parametrize("statement", [CREATE_MANY, END_MANY, RENEW])
+@pytest.mark.parametrize("statement", [CREATE_MANY, END_MANY, RENEW, RENEW_FREE])
 async def test_jobs_that_meet_are_found_by_their_ids_in_whatever_table(
     postgres: Postgres, store: PostgresStore, statement: str
 ) -> None:

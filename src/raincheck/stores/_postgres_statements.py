@@ -410,14 +410,35 @@ SELECT count(*) FROM old
 # In the order in which they are given, as `END_MANY` has them, and for the same reasons so written.
 RENEW = """
 WITH held AS MATERIALIZED (
-    SELECT text 'deployment' AS deployment, *
-    FROM unnest($1::text[], $2::integer[]) AS held (id, fence)
+    SELECT text 'deployment' AS deployment, held.*
+    FROM set_config('lock_timeout', $4, true),
+        unnest($1::text[], $2::integer[]) AS held (id, fence)
 )
 UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
 FROM held
 WHERE jobs.deployment = held.deployment AND jobs.id = held.id AND jobs.fence = held.fence
     AND coalesce(state, '') <> ''
 RETURNING jobs.id, state
+"""
+
+# The same but for those on which somebody has a lock, and may have it for long: of them it only
+# says that they are held, and what became of them is seen the next time.
+RENEW_FREE = """
+WITH held AS MATERIALIZED (
+    SELECT text 'deployment' AS deployment, *
+    FROM unnest($1::text[], $2::integer[]) AS held (id, fence)
+), free AS MATERIALIZED (
+    SELECT jobs.deployment, jobs.id FROM held, raincheck.jobs
+    WHERE jobs.deployment = held.deployment AND jobs.id = held.id AND jobs.fence = held.fence
+        AND coalesce(state, '') <> ''
+    FOR NO KEY UPDATE OF jobs SKIP LOCKED
+), renewed AS (
+    UPDATE raincheck.jobs SET lease_until = clock_timestamp() + $3::float8 * interval '1 second'
+    FROM free WHERE jobs.deployment = free.deployment AND jobs.id = free.id
+)
+SELECT jobs.id, state FROM held, raincheck.jobs
+WHERE jobs.deployment = held.deployment AND jobs.id = held.id AND jobs.fence = held.fence
+    AND coalesce(state, '') <> ''
 """
 
 ABANDONED = """

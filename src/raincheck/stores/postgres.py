@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 try:
-    import asyncpg  # type: ignore[import-untyped]  # noqa: F401  # it brings no types
+    import asyncpg  # type: ignore[import-untyped]  # it brings no types
 except ImportError as _error:
     raise ImportError(
         "PostgresStore needs asyncpg. Install it with: pip install raincheck[postgres]"
@@ -70,6 +70,10 @@ BATCH_BYTES = 256 * 1024 * 1024
 
 TOGETHER = 16 * 1024
 """Bytes of a request or of a response body, at most, of a job that is changed with others."""
+
+LOCKED = "50ms"
+"""How long a renewal of leases waits for somebody's lock on one of the jobs: no other is to be
+taken for abandoned, or to wait for its end, because of that."""
 
 ADDED_UP = 20_000
 """Rows of what has ended since the last sweep that one statement makes a sum of."""
@@ -341,7 +345,13 @@ class PostgresStore(Store):
         if not fences:
             return {}
         ids = sorted(fences)  # see `Session._many`
-        rows = await self._rows(sql.RENEW, ids, [fences[id] for id in ids], lease)
+        held = ids, [fences[id] for id in ids], lease
+        try:
+            rows = await self._rows(sql.RENEW, *held, LOCKED)
+        except StoreError as error:
+            if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                raise
+            rows = await self._rows(sql.RENEW_FREE, *held)
         return {row["id"]: State(row["state"]) for row in rows}
 
     async def abandoned(self) -> AsyncIterator[Abandoned]:
