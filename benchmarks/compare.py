@@ -46,7 +46,7 @@ from harness.loading import Load
 from harness.processes import Cores, Failed
 from harness.report import HEAD, Goal, Row, circumstances
 from harness.rounds import SLICES, Bench, Comparison, Side
-from peers.floor_app import LEAN
+from peers import LEAN
 
 HANDWRITTEN = Side("(a) Starlette by hand", "peers.handwritten_app:app")
 HANDFULL = Side("(a+) by hand, with our duties", "peers.handfull_app:app")

@@ -87,9 +87,6 @@ DUTIES: Mapping[str, str] = {
 }
 """The duties in the order in which they are added; the last two are no duties, but a house."""
 
-LEAN = 22
-"""So many of them are what a 202 of this kind is nothing without."""
-
 EAGER = sys.version_info >= (3, 12)
 TTL, TOMBSTONE = 3600.0, 86400.0
 FAR, PIECE = 365 * 86400.0, 256 * 1024

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 
-from peers.floor_app import LEAN, Job, module
+from peers import LEAN
+from peers.floor_app import Job, module
 
 DUTIES: Mapping[str, Mapping[str, str]] = {
     "postgres": {
