@@ -299,8 +299,8 @@ def test_one_command_shows_all_of_it(tmp_path: Path) -> None:
         timeout=100,
     )
     assert (run.returncode, run.stderr) == (0, "")
-    checked, written = (
-        r"(  running \d+% \d+ rows checked\n)+",
+    checked, written = (  # of what a quick machine has checked between two polls nothing is told
+        r"(  running \d+% \d+ rows checked\n)*",
         r"(  running \d+% \d+ of 100000 rows",
     )
     assert re.fullmatch(
