@@ -570,10 +570,14 @@ async def test_a_sweep_cancelled_in_the_middle_changes_nothing(
         with anyio.move_on_after(0.2):
             await store.sweep(1060.0)
         assert await store.get("a") == done
-    assert await store.sweep(1060.0)
-    there = await store.get("a")
-    assert there is not None
-    assert there.gone
+    with anyio.fail_after(30):
+        # The server may not have ended the one before, whose rows are passed over.
+        while True:
+            assert await store.sweep(1060.0)
+            there = await store.get("a")
+            assert there is not None
+            if there.gone:
+                break
 
 
 async def test_connections_that_are_ended_while_idle_are_replaced(
