@@ -148,3 +148,23 @@ def test_a_job_leaves_nothing_for_the_garbage_collector() -> None:
             gc.enable()
 
     assert in_a_server(collect) < JOBS
+
+
+def test_a_job_that_has_ended_is_one_more_thing_for_the_garbage_collector_until_it_looks() -> None:
+    async def count(served: LongRunningMiddleware) -> list[int]:
+        gc.collect()
+        found = [len(gc.get_objects())]
+        gc.disable()
+        try:
+            await accept_many(served)
+            await asyncio.sleep(0)
+            found.append(len(gc.get_objects()))
+            gc.collect()
+            found.append(len(gc.get_objects()))
+        finally:
+            gc.enable()
+        return found
+
+    before, ended, seen = in_a_server(count)
+    assert ended - before < 1.5 * JOBS
+    assert seen - before < 0.5 * JOBS

@@ -20,7 +20,7 @@ BOUNDS = {
     "a request to its 202": (71, 18, 19, 0),
     "the same, queued": (106, 20, 34, 0),
     "its turn comes: a replay, while two jobs end": (200, 23, 111 if EAGER else 109, 0),
-    "a poll, pending": (18, 13, 2, 1),
+    "a poll, pending": (19, 13, 2, 1),
     "a poll, finished": (18, 11, 2, 1),
     "a cancel": (305, 19, 27, 0),
     "the handler stops: its outcome": (39, 12, 10, 0),

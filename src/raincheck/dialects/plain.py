@@ -106,7 +106,7 @@ class PlainDialect(Dialect):
         if finished:
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
             return _document(202, job, mount, None, headers)
-        _, about, body = _unfinished(job, mount, outlook)
+        _, about, body = _unfinished(job, mount, outlook, kept=False)
         return Reply(202, [*headers, *about], body)
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
@@ -206,10 +206,17 @@ _AFTER = (
 _LONGEST = 1024
 
 
-def _unfinished(job: Job, mount: Mount, outlook: Outlook) -> tuple[RawHeaders, RawHeaders, bytes]:
-    """The fields that tell where it is; its document, and the fields about that before it."""
+def _unfinished(
+    job: Job, mount: Mount, outlook: Outlook, *, kept: bool = True
+) -> tuple[RawHeaders, RawHeaders, bytes]:
+    """The fields that tell where it is; its document, and the fields about that before it.
+
+    What it says of the job is kept for the next who asks: not of one that is new, since most have
+    ended before anybody does, and what is kept of them is in the garbage collector's way.
+    """
     retry_after, position, completion = outlook
-    standing = _standing if len(mount.url) <= _LONGEST else _standing.__wrapped__
+    kept = kept and len(mount.url) <= _LONGEST
+    standing = _standing if kept else _standing.__wrapped__
     here, before, after = standing(
         job.id,
         mount.url,

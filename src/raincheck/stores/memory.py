@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
+from functools import lru_cache
 from heapq import merge, nsmallest
 from itertools import chain, islice
 from sys import getsizeof
@@ -543,11 +544,11 @@ def _alike(one: Job, other: Job) -> bool:
 
 
 _Packed = tuple[Any, ...]
-"""A job at rest: plain values in plain tuples.
+"""A job at rest: plain values in a plain tuple, and those of its response behind them.
 
-The garbage collector looks at such a tuple a few times, once for each tuple inside another, and
-then leaves it alone (CPython's "untracked" objects). At a Job, and all that it refers to, it would
-look in every full collection.
+The garbage collector looks at such a tuple once, and then leaves it alone (CPython's "untracked"
+objects); at one with tuples in it, of which a few have some, once for each of them. At a Job, and
+all that it refers to, it would look in every full collection, and be called to many more of them.
 """
 
 _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "error"))
@@ -567,7 +568,11 @@ def _packed(job: Job) -> _Packed:
     if (progress := fields[_PROGRESS]) is not None:
         fields[_PROGRESS] = astuple(progress)
     if (response := fields[_RESPONSE]) is not None:
-        fields[_RESPONSE] = tuple(response)
+        status, headers, size = response
+        joined = b"\n".join(chain.from_iterable(headers))
+        # But not if some have what parts them, as none on the wire has.
+        fields[_RESPONSE] = joined if joined.count(b"\n") == 2 * len(headers) - 1 else headers
+        fields += status, size
     if (error := fields[_ERROR]) is not None:
         fields[_ERROR] = astuple(error)
     if (delivery := fields[_DELIVERY]) is not None:
@@ -578,17 +583,27 @@ def _packed(job: Job) -> _Packed:
 def _unpacked(packed: _Packed) -> Job:
     if isinstance(packed, Job):
         return packed
-    fields = list(packed)  # of the right number, which `_make` would look at again
+    fields = list(packed)
     fields[_STATE] = _STATES[packed[_STATE]]
-    if (response := packed[_RESPONSE]) is not None:
-        fields[_RESPONSE] = tuple.__new__(CapturedResponse, response)
+    if (headers := packed[_RESPONSE]) is not None:
+        size, status = fields.pop(), fields.pop()
+        fields[_RESPONSE] = CapturedResponse(status, _parted(headers), size)
     if (progress := packed[_PROGRESS]) is not None:
         fields[_PROGRESS] = Progress(*progress)
     if (error := packed[_ERROR]) is not None:
         fields[_ERROR] = Problem(*error)
     if (delivery := packed[_DELIVERY]) is not None:
         fields[_DELIVERY] = Delivery._make(delivery)
-    return tuple.__new__(Job, fields)
+    return tuple.__new__(Job, fields)  # of the right number, which `_make` would look at again
+
+
+@lru_cache(maxsize=1024)
+def _parted(headers: bytes | RawHeaders) -> RawHeaders:
+    """Header fields as they were."""
+    if isinstance(headers, bytes):
+        parts = iter(headers.split(b"\n"))
+        return tuple(zip(parts, parts, strict=True))
+    return headers
 
 
 def _cost_of(keys: Collection[Key]) -> int:
