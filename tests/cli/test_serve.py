@@ -176,6 +176,17 @@ def test_workers_need_a_store_that_they_share(
     assert "give a store that they share, like --store sqlite:jobs.db, or --workers 1" in done.err
 
 
+def test_a_store_that_can_never_work_is_said_before_there_are_workers(
+    raincheck: Command, tmp_path: Path
+) -> None:
+    store = f"sqlite:{tmp_path}/missing/jobs.db"
+    routes = ("--route", "POST /videos", "--store", store, "--workers", "2")
+    done = raincheck("serve", f"{HERE}:plain", *routes)
+    assert (done.code, done.out) == (2, b"")
+    assert "its directory has to exist" in done.err
+    assert "Started server process" not in done.err
+
+
 def test_a_number_of_workers_that_is_none_is_said(
     raincheck: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,11 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import anyio
 import click
 from starlette.types import ASGIApp
 
@@ -17,7 +19,7 @@ from raincheck.cli.loading import load, load_app
 from raincheck.cli.outcomes import Exit, say
 from raincheck.cli.settings import Settings
 from raincheck.cli.stores import store_of
-from raincheck.errors import ConfigurationError
+from raincheck.errors import ConfigurationError, StoreError
 from raincheck.middleware import LongRunningMiddleware
 from raincheck.owners import OwnerOf, cookie, header
 from raincheck.pages import Pages
@@ -182,12 +184,27 @@ def serve(served: Served, arguments: Sequence[str]) -> None:
                 "own, and clients would meet the wrong one; give a store that they share, like "
                 "--store sqlite:jobs.db, or --workers 1"
             )
+        if several:
+            anyio.run(_see, served.store())
         for rule, routes in served.checked(app).matches:
             if not routes:
                 say(f"warning: {rule!r} matches no route that can be read; see --check")
         context.params["app"] = _named(served) if several else wrapped
         context.params["factory"] = several
         uvicorn.invoke(context)
+
+
+async def _see(store: Store) -> None:
+    """See whether a store can ever work before there are workers, each of which would say it.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        with suppress(StoreError):  # it may come later, and workers wait for it
+            await store.open()
+    finally:
+        await store.aclose()
 
 
 def _concurrency() -> int:
