@@ -187,6 +187,18 @@ def test_a_store_that_can_never_work_is_said_before_there_are_workers(
     assert "Started server process" not in done.err
 
 
+def test_a_directory_that_is_gone_is_said(
+    raincheck: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = raincheck("serve", f"{HERE}:plain", "--check", "--route", "POST /videos")
+    assert (done.code, done.out) == (2, b"")
+    assert "the current directory is not there any more; change to one that is" in done.err
+
+
 def test_a_number_of_workers_that_is_none_is_said(
     raincheck: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,12 @@ def load_app(name: str, *, factory: bool = False, wsgi: bool = False) -> Any:
 
 
 def _module(module_name: str, name: str, what: str) -> ModuleType:
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{what} {name!r}: the current directory is not there any more; change to one that is"
+        ) from None
     if here not in sys.path:
         sys.path.insert(0, here)  # where `python -m` looks, too
     try:
