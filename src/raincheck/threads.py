@@ -23,6 +23,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future as ConcurrentFuture
+from enum import Enum, auto
+from functools import lru_cache
 from types import (
     CellType,
     CodeType,
@@ -43,10 +45,13 @@ _ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
 
 _RUN_SYNC = anyio.to_thread.run_sync.__code__
 
+# What awaits a thread of asgiref's.
+_BRIDGE = "SyncToAsync.__call__"
+
 # Turns of an event loop in which a cancellation comes through groups within groups.
 _TURNS = 20
 
-_CONTAINERS = (list, tuple, set, frozenset, deque)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 
 _WRAPPERS = (CellType, MethodType)
 
@@ -188,17 +193,16 @@ def _in_task(task: Any, way: _Way, found: list[Thread]) -> Iterator[tuple[Any, _
     resumes = getattr(task, "_fut_waiter", None)
     way = way._replace(resumes=resumes, follows=False)
     natively, looked = way.natively(), dict[tuple[int, bool], Any]()
-    for coroutine in _chain(task.get_coro()):
-        code = _code(coroutine)
+    for coroutine, code in _chain(task.get_coro()):
         if code is _RUN_SYNC and (thread := _anyio_thread(coroutine, way)) is not None:
             found.append(thread)
             return
-        if code is not None and (children := _bridged(coroutine, code)):
-            yield from ((child, natively) for child in children)
+        if code is not None and code.co_qualname == _BRIDGE and (tasks := _bridged(coroutine)):
+            yield from ((child, natively) for child in tasks)
             return
         own = _of_asyncio(code)
-        things = _referents(coroutine, looked, own=own)
-        yield from _referred(things, task, natively, own=own)
+        if things := _referents(coroutine, looked, own=own):
+            yield from _referred(things, task, natively, own=own)
     if resumes is not None:
         yield resumes, natively
 
@@ -212,31 +216,66 @@ def _anyio_thread(coroutine: Any, way: _Way) -> Thread | None:
     return Thread(end, end, way.waited, safe=safe, hidden=way.waited and not safe)
 
 
-def _bridged(coroutine: Any, code: CodeType) -> list[Any]:
+def _bridged(coroutine: Any) -> list[Any]:
     """The tasks here that a thread of asgiref's waits for, if it does.
 
     When who waits for the thread is cancelled, they are, and it goes on when the thread does.
     """
-    if code.co_qualname != "SyncToAsync.__call__":
-        return []
     return [*coroutine.cr_frame.f_locals.get("task_context", ())]
 
 
-def _referents(coroutine: Any, looked: dict[tuple[int, bool], Any], *, own: bool) -> list[Any]:
-    """What a suspended coroutine refers to and no other of its task has: it is looked into once.
+class _Role(Enum):
+    """Why what a coroutine refers to may lead to a thread."""
 
-    Frameworks hand much the same from coroutine to coroutine, such as the scope.
+    FUTURE = auto()
+    CONTAINER = auto()
+    TASK_GROUP = auto()
+    ANYIO_TASK_GROUP = auto()
+    AS_COMPLETED = auto()
+    GENERATOR = auto()
+
+
+def _role_of(kind: type) -> _Role | None:
+    if kind in _CONTAINERS:
+        return _Role.CONTAINER
+    if kind is GeneratorType:
+        return _Role.GENERATOR
+    if issubclass(kind, asyncio.TaskGroup):
+        return _Role.TASK_GROUP
+    if issubclass(kind, anyio.abc.TaskGroup):
+        return _Role.ANYIO_TASK_GROUP
+    if kind.__name__ == "_AsCompletedIterator":
+        return _Role.AS_COMPLETED
+    is_future = hasattr(kind, "_asyncio_future_blocking") or issubclass(kind, ConcurrentFuture)
+    return _Role.FUTURE if is_future else None
+
+
+_role: Callable[[type], _Role | None] = lru_cache(maxsize=1024)(_role_of)
+"""The role of things of a type; None for most. Of the thing itself nothing is asked: it may be a
+proxy that raises."""
+
+
+def _referents(coroutine: Any, looked: dict[tuple[int, bool], Any], *, own: bool) -> list[Any]:
+    """What may lead to a thread of all that a suspended coroutine refers to.
+
+    And no other of its task, so that it is looked into once: frameworks hand much the same from
+    coroutine to coroutine, such as the scope.
 
     Args:
-        coroutine: which.
+        coroutine: which; or a suspended generator.
         looked: what was found so far, each by its id and `own`; kept, as what is `seen` is.
         own: whether the coroutine is one of asyncio's.
     """
     new = []
-    for referent in gc.get_referents(coroutine):
-        thing = _unwrapped(referent) if type(referent) in _WRAPPERS else referent
-        if type(thing) not in _PLAIN and (id(thing), own) not in looked:
-            looked[id(thing), own] = thing
+    things = gc.get_referents(coroutine)
+    for thing in things:
+        kind = type(thing)
+        if kind in _PLAIN or (id(thing), own) in looked:
+            continue
+        looked[id(thing), own] = thing
+        if kind in _WRAPPERS:
+            things += gc.get_referents(thing)  # which come next
+        elif _role(kind) is not None:
             new.append(thing)
     return new
 
@@ -250,51 +289,38 @@ def _referred(
     outlive them, and only what is in their groups is theirs for certain.
     """
     for thing in things:
-        kind = type(thing)  # asked instead of the thing itself: it may be a proxy that raises
-        if issubclass(kind, asyncio.TaskGroup):
+        role = _role(type(thing))
+        if role is _Role.TASK_GROUP:
             if getattr(thing, "_parent_task", task) is task:
                 yield from ((child, natively) for child in tuple(getattr(thing, "_tasks", ())))
-        elif issubclass(kind, anyio.abc.TaskGroup):
+        elif role is _Role.ANYIO_TASK_GROUP:
             if getattr(thing.cancel_scope, "_host_task", task) is task:
                 scoped = natively._replace(scoped=True)
                 yield from ((child, scoped) for child in tuple(getattr(thing, "_tasks", ())))
-        elif kind.__name__ == "_AsCompletedIterator":  # as_completed(), since Python 3.13
+        elif role is _Role.AS_COMPLETED:  # as_completed(), since Python 3.13
             yield from ((future, natively) for future in _futures(getattr(thing, "_todo", ())))
-        elif kind is GeneratorType and _of_asyncio(thing.gi_code):  # and before
-            inner = map(_unwrapped, gc.get_referents(thing))
+        elif role is _Role.GENERATOR:  # and before
+            inner = _referents(thing, {}, own=True) if _of_asyncio(thing.gi_code) else []
             yield from ((future, natively) for each in inner for future in _futures(each))
         elif own or natively.waited:
             for future in _futures(thing):
                 yield future, natively if own else _Way(waited=False)
 
 
-def _unwrapped(thing: Any) -> Any:
-    """What stands in a closure's cell, or is the object of a bound method."""
-    if type(thing) is CellType:
-        try:
-            thing = thing.cell_contents
-        except ValueError:  # it is empty
-            return None
-    return thing.__self__ if type(thing) is MethodType else thing
-
-
 def _futures(thing: Any) -> list[Any]:
     """The futures that the value of a local variable is, or contains."""
-    kind = type(thing)
-    if kind is not dict and kind not in _CONTAINERS:
-        return [thing] if _is_future(thing) else []
-    things = tuple(thing.values() if kind is dict else thing)
-    return [each for each in things if type(each) not in _PLAIN and _is_future(each)]
+    role = _role(type(thing))
+    if role is not _Role.CONTAINER:
+        return [thing] if role is _Role.FUTURE else []
+    things = tuple(thing.values() if type(thing) is dict else thing)
+    return [
+        each for each in things if type(each) not in _PLAIN and _role(type(each)) is _Role.FUTURE
+    ]
 
 
 def _executes(node: Any) -> bool:
     coroutine = node.get_coro() if hasattr(node, "get_coro") else None
     return bool(getattr(coroutine, "cr_running", False))
-
-
-def _is_future(thing: object) -> bool:
-    kind = type(thing)
-    return hasattr(kind, "_asyncio_future_blocking") or issubclass(kind, ConcurrentFuture)
 
 
 def _of_asyncio(code: CodeType | None) -> bool:
@@ -324,8 +350,7 @@ def abandoned_by(task: Any) -> list[Thread]:
     tasks = [task]
     while tasks:
         task = tasks.pop()
-        for coroutine in _chain(task.coro):
-            code = _code(coroutine)
+        for coroutine, code in _chain(task.coro):
             if code is not None and code.co_name == "to_thread_run_sync":
                 waits, names = _code(_awaited(coroutine)), coroutine.cr_frame.f_locals
                 began = waits is not None and waits.co_name == "wait_task_rescheduled"
@@ -339,11 +364,17 @@ def abandoned_by(task: Any) -> list[Thread]:
 # --- coroutines --------------------------------------------------------------------------------
 
 
-def _chain(coroutine: Any) -> Iterator[Any]:
-    """A suspended coroutine, what it awaits, what that awaits, and so on."""
+def _chain(coroutine: Any) -> list[tuple[Any, CodeType | None]]:
+    """A suspended coroutine, what it awaits, what that awaits, and so on; each with its code."""
+    chain: list[tuple[Any, CodeType | None]] = []
     while coroutine is not None:
-        yield coroutine
-        coroutine = _awaited(coroutine)
+        if type(coroutine) is CoroutineType:  # as most are
+            chain.append((coroutine, coroutine.cr_code))
+            coroutine = coroutine.cr_await
+        else:
+            chain.append((coroutine, _code(coroutine)))
+            coroutine = _awaited(coroutine)
+    return chain
 
 
 def _awaited(coroutine: Any) -> Any:
