@@ -898,7 +898,7 @@ async def test_one_goes_on_with_what_its_thread_has_returned() -> None:
 
     task = asyncio.ensure_future(handler())
     await asyncio.sleep(0)
-    looks = _Threads(lambda: None)
+    looks = _Threads(lambda: None, time.monotonic, 60.0)
     assert looks.computing(threads.threads_of(task))
     end.set_result("it")
     await asyncio.sleep(0)  # the event loop has heard of it, and not the task
@@ -943,10 +943,8 @@ async def test_though_it_comes_to_it_by_others_or_late(waits: Any, late: bool) -
     task = asyncio.ensure_future(waits(end))
     for _ in range(5):
         await asyncio.sleep(0)
-    looks = _Threads(lambda: None)
+    looks = _Threads(lambda: None, time.monotonic, 0.0 if late else 60.0)  # after the grace, or not
     assert looks.computing(threads.threads_of(task))
-    if late:  # after the grace
-        looks.lose_patience()
     end.set_result("it")
     await asyncio.sleep(0)
     while not task.done():

@@ -110,8 +110,7 @@ class Stopping:
         if asked is Reason.LOST or (asked is Reason.INTERRUPTED and reason is not Reason.LOST):
             self.reason = asked
         if asked is None and not self._done and not self._noted:
-            self._threads = _Threads(self._ask)
-            self.after(self._grace, self._threads.lose_patience)
+            self._threads = _Threads(self._ask, self._tasks.time, self._grace)
             self._ask()
 
     def tear(self) -> None:
@@ -188,23 +187,27 @@ class _Threads:
 
     Args:
         look: asks for the next look at once.
+        time: gives the time of the event loop, in seconds.
+        grace: seconds from now that threads are waited for which are seen to return without it.
     """
 
     __slots__ = (
         "_first",
         "_first_resume",
+        "_impatient_at",
         "_known",
         "_look",
-        "_patient",
         "_pause",
+        "_time",
         "_turns",
         "_waits",
         "_watched",
     )
 
-    def __init__(self, look: Callable[[], None]) -> None:
+    def __init__(self, look: Callable[[], None], time: Callable[[], float], grace: float) -> None:
         self._look = look
-        self._patient = True
+        self._time = time
+        self._impatient_at = time() + grace
         self._first: set[Any] | None = None
         self._first_resume: set[Any] = set()  # what lets those go on that wait for them
         self._known: set[Any] = set()
@@ -229,7 +232,7 @@ class _Threads:
             self._waits, self._turns = True, _TURNS
         else:
             self._turns -= 1
-            patient = self._patient and bool(lost or goes_on)
+            patient = bool(lost or goes_on) and self._time() < self._impatient_at
             self._waits = patient or self._turns >= 0 or any(t.hidden for t in lost)
             self._watch(lost)
         return self._waits
@@ -244,10 +247,6 @@ class _Threads:
         if self._waits:
             self._look()
         return not self._waits
-
-    def lose_patience(self) -> None:
-        """Wait for no thread any more that is seen to return without the app."""
-        self._patient = False
 
     def pause(self) -> float:
         """Seconds until the next look."""
