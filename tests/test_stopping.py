@@ -25,6 +25,7 @@ from raincheck.runtime import stopping
 from raincheck.tasks import Stopper, open_tasks
 from raincheck.testing import follow, lifespan
 from tests.conftest import virtual_jobs
+from tests.doubles.stores import TrickyStore
 from tests.support import (
     Gate,
     RawRequest,
@@ -402,6 +403,52 @@ async def test_delete_of_a_queued_job_drops_it() -> None:
         gate.open()
         await settled()
         assert gate.entered == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "method", "most"),
+    [
+        ("runs here", "POST", 0),
+        ("runs here", "DELETE", 0),
+        ("may be shared", "POST", 1),
+        ("waits here", "POST", 1),
+        ("waits here", "DELETE", 1),
+        ("has finished", "POST", 1),
+        ("has finished", "DELETE", 1),
+        ("runs elsewhere", "POST", 2),
+        ("waits elsewhere", "POST", 2),
+    ],
+)
+async def test_a_job_that_is_to_stop_is_looked_up_no_more_than_it_takes(
+    case: str, method: str, most: int
+) -> None:
+    """Once for whoever asks, and once more if it changed where nobody here has heard of it."""
+    looks = 0
+
+    async def count(call: str, /, *arguments: Any, **more: Any) -> None:
+        nonlocal looks
+        looks += call in ("get", "fetch", "changed")
+
+    store = TrickyStore(count, shared=True)
+    settings: dict[str, Any] = {"max_running": 1} if case.startswith("waits") else {}
+    gates, (here, there) = [Gate(), Gate()], [virtual_jobs(store=store) for _ in range(2)]
+    apps = [
+        app_of(gated(gate, coalesce=case == "may be shared", **settings), jobs=jobs)
+        for gate, jobs in zip(gates, (here, there), strict=True)
+    ]
+    async with running(apps[0]) as client, running(apps[1]) as asking:
+        asking = asking if case.endswith("elsewhere") else client
+        for _ in range(2 if settings else 1):
+            accepted = await client.post("/slow")
+        if case == "has finished":
+            gates[0].open()
+        await settled()
+        links, looks = accepted.json()["links"], 0
+        url = links["cancel"] if method == "POST" else links["result"]
+        response = await asking.request(method, url)
+        assert response.status_code in (200, 202, 204, 409)
+        assert looks <= most
+        gates[0].open()
 
 
 async def test_a_background_task_runs_on_after_the_response_and_keeps_the_place() -> None:

@@ -30,7 +30,6 @@ from raincheck.runtime.deliveries import Deliveries
 from raincheck.runtime.environment import Environment
 from raincheck.runtime.observers import Observers
 from raincheck.runtime.run import Run as JobRun
-from raincheck.runtime.stopping import Reason
 from raincheck.session import Bound, Session
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Fetched, Page, Store, Total
@@ -465,8 +464,12 @@ class Jobs:
             return newest
         return None
 
-    async def cancel(self, id: str) -> Job | None:
+    async def cancel(self, id: str, *, found: Job | None = None) -> Job | None:
         """Ask a job to stop; a queued one stops before it starts.
+
+        Args:
+            id: the job's.
+            found: the job, if it has just been looked up.
 
         Returns:
             The job afterwards: `cancelled`, `cancelling`, or as it ended before; None if there is
@@ -475,7 +478,7 @@ class Jobs:
         environment, run = self._environment, self._here(id)
         if run is not None and run.known_to_run:
             return await self._cancel_here(run)
-        job = await self.get(id)
+        job = await self.get(id) if found is None else found
         if job is None or job.gone or job.finished:
             return job
         run = self._here(id)
@@ -485,32 +488,18 @@ class Jobs:
             if not await environment.ledger.withdraw(job, self.policies.ttl(job)):
                 return await self.cancel(id)
             return await self.get(id)
-        return await self._record_cancel(job, run)
+        with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
+            await (environment.ledger.cancelling(job) if run is None else run.cancelling(job))
+        return await self._cancel_there(job)
 
     async def _cancel_here(self, run: JobRun) -> Job | None:
-        """Ask a handler to stop that runs here, before the store hears of it: that takes its time.
+        """Ask a handler to stop that runs here. Returns as `cancel()` does."""
+        job = run.job
+        return await run.cancel() or await self._cancel_there(job)
 
-        Returns:
-            As `cancel()` does.
-        """
-        run.stop(Reason.CANCELLED)
-        return await self._record_cancel(run.job, run, stopped=True)
-
-    async def _record_cancel(
-        self, job: Job, run: JobRun | None, *, stopped: bool = False
-    ) -> Job | None:
-        """Record that a job was asked to stop, and ask it unless that is done."""
-        environment, recorded = self._environment, None
-        try:
-            if run is None:
-                await environment.ledger.cancelling(job)
-            else:
-                recorded = await run.cancelling(job)
-        except IllegalTransition:  # it ended or was cancelled meanwhile
-            run = None
-        if stopped and run is not None and run.known_to_run:
-            return recorded
-        await environment.runner.cancel(job.id)
+    async def _cancel_there(self, job: Job) -> Job | None:
+        """Ask a job to stop that is recorded to be asked, wherever it runs, if it still does."""
+        await self._environment.runner.cancel(job.id)
         newest = await self.get(job.id)
         if newest is not None and newest.state is State.QUEUED and job.state is State.RUNNING:
             return await self.cancel(job.id)  # its run was over, and it waits for another one
@@ -531,28 +520,36 @@ class Jobs:
         run = self._here(id)
         return None if run is None or not run.known_to_run or run.policy.coalesce else run
 
-    async def leave(self, id: str) -> Job | None:
+    async def leave(self, id: str, *, found: Job | None = None) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.
+
+        Args:
+            id: the job's.
+            found: the job, if it has just been looked up.
 
         Returns:
             As `cancel()` does; a job that others still wait for goes on as it is.
         """
         if (run := self._alone(id)) is not None:
             return await self._cancel_here(run)
-        job = await self.get(id)
+        job = await self.get(id) if found is None else found
         if job is not None and not job.gone and job.clients > 1:
             run = self._here(id)
             with suppress(IllegalTransition):  # it is about to end by itself
                 return await (self._environment.ledger.leave(job) if run is None else run.leave())
-        return await self.cancel(id)
+        return await self.cancel(id, found=job)
 
-    async def delete(self, id: str) -> Job | None:
+    async def delete(self, id: str, *, found: Job | None = None) -> Job | None:
         """Forget a job, cancelling it first if it has not finished.
+
+        Args:
+            id: the job's.
+            found: the job, if it has just been looked up.
 
         Returns:
             The job just before it was forgotten; None if there was none.
         """
-        job = await self.cancel(id)
+        job = await self.cancel(id, found=found)
         if job is not None and not job.gone:
             await self._environment.ledger.bury(job, remember=True)
         return job

@@ -292,6 +292,19 @@ class Run:
 
     # --- what others make of the job -------------------------------------------------------------
 
+    async def cancel(self) -> Job | None:
+        """Ask its handler to stop, and record that: a store takes its time.
+
+        Returns:
+            The job; None if the handler has come to its end meanwhile, or was asked before.
+        """
+        self.stop(Reason.CANCELLED)
+        try:
+            job = await self.cancelling(self.job)
+        except IllegalTransition:
+            return None
+        return job if self.known_to_run else None
+
     async def cancelling(self, known: Job) -> Job:
         """Record that it was asked to stop. Raises as the ledger does.
 

@@ -70,8 +70,10 @@ logger: logging.Logger = logging.getLogger("raincheck")
 
 _NOWHERE = Place("", {})
 
-# What the answer to a GET of a job may depend on, and the one such field that programs send which
-# do not mind: it says nothing.
+_BY_ITSELF = (State.SUCCEEDED, State.FAILED)
+
+# What the answer may depend on, and the one such field that programs send which do not mind: it
+# says nothing.
 _HEARD = PREFERRING | ASKING
 _ANYTHING = [(b"accept", b"*/*")]
 
@@ -403,8 +405,7 @@ class _Exchange:
         if job is None and operated:
             job = await self._routes.access.listed(self.id, self._scope)
             self._operated = job is not None
-        pending = job is not None and not (job.gone or job.finished)
-        if waits is not None and job is not None and pending:
+        if waits is not None and job is not None and not (job.gone or job.finished):
             wait = self._patience() if wait is None else wait
             job = await waits(job, wait) if wait else job
         if job is None or job.gone:
@@ -629,8 +630,9 @@ class _Exchange:
         if found is None:
             return
         ends = found.clients > 1 and await self._for_all()
-        job = await (self._routes.jobs.cancel if ends else self._routes.jobs.leave)(self.id)
-        settles = self._routes.dialect.settles
+        jobs, dialect = self._routes.jobs, self._routes.dialect
+        job = await (jobs.cancel if ends else jobs.leave)(self.id, found=found)
+        settles = dialect.settles
         if settles and job is not None and job.state is State.CANCELLING:
             job = await self._end(job, settles)
         if job is None or job.gone:
@@ -638,13 +640,13 @@ class _Exchange:
         elif self._routes.lists.on and await self._went_back():
             return
         # A browser goes back to where the button is, or to the response, if that was faster.
-        elif self._navigates and (back := self._dialect.navigated(job, _mount_from(self._tail))):
+        elif self._navigates and (back := dialect.navigated(job, _mount_from(self._tail))):
             await self.reply(back)
-        elif job.finished and job.state is not State.CANCELLED:
-            late = self._dialect.late(job, self._mount, await self._content(job))
+        elif job.state in _BY_ITSELF:
+            late = dialect.late(job, self._mount, await self._content(job))
             await (self.problem(FINISHED, job=job) if late is None else self.reply(late))
         else:
-            await self.reply(self._dialect.cancelled(job, self._mount, self._expected(job)))
+            await self.reply(dialect.cancelled(job, self._mount, self._expected(job)))
 
     async def delete(self, found: Job | None = None) -> None:
         """Forget it, once it has stopped, and answer that.
@@ -658,9 +660,9 @@ class _Exchange:
             return
         job = found
         if found.clients == 1 or await self._for_all():
-            job = await self._routes.jobs.delete(self.id) or found
+            job = await self._routes.jobs.delete(self.id, found=found) or found
         elif not found.finished:  # else the others can read it, and which of them asks is not known
-            job = await self._routes.jobs.leave(self.id) or found
+            job = await self._routes.jobs.leave(self.id, found=found) or found
         if job.gone:  # it was deleted before, and its handler has not ended since
             await self._find(operated=True)
             return
