@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raincheck.sites import Origin, may_change, origin_of
+from raincheck.sites import TELLING, Origin, may_change, origin_of
 
 HOST = {"host": "app.example"}
 CORS = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors", "origin": "https://spa.example"}
@@ -84,6 +84,14 @@ def test_what_a_browser_sends_may_change_a_job_or_not(
 ) -> None:
     raw = [(name.encode(), value.encode()) for name, value in (HOST | fields).items()]
     assert may_change(method, raw) is may
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"), [pytest.param(*row[1:3], id=row[0]) for row in TABLE]
+)
+def test_only_what_tells_of_a_site_stands_in_the_way(method: str, fields: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in (HOST | fields).items()]
+    assert may_change(method, [field for field in raw if field[0] not in TELLING])
 
 
 @pytest.mark.parametrize(

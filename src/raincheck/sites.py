@@ -21,6 +21,10 @@ _ORIGIN = re.compile(
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+TELLING = frozenset({b"origin", b"sec-fetch-site"})
+"""The names of the fields in which a browser tells whose page sends a request, in lower case. One
+that has none of them may change what it would, whatever else is in it."""
+
 # What pages of ours send; and what no page does, but a bookmark or an address that was typed.
 _OURS = frozenset({b"same-origin", b"none"})
 

@@ -52,6 +52,7 @@ class Access:
     def __init__(self, jobs: Jobs, owners: Owners, operator: OperatorOf | None) -> None:
         self._jobs = jobs
         self._owners = owners
+        self._asks = not owners.nobody({})
         self._operator = operator
 
     async def job(self, id: str, scope: Scope, *, here: Job | None = None) -> Job | None:
@@ -62,10 +63,10 @@ class Access:
             scope: the request.
             here: the job as it is known without asking the store, if that is enough.
         """
-        asking = None if self._owners.nobody(scope) else await self._asker(scope)
+        asking = await self._asker(scope) if self._asks or "user" in scope else None
         if isinstance(asking, OwnerError):
             return None
-        if here is not None and same(here.owner, asking):
+        if here is not None and (here.owner is None or same(here.owner, asking)):
             return here
         job = await self._jobs.get(id)
         return job if self._opens(job, asking) else None

@@ -40,8 +40,8 @@ from raincheck.pages import Pages
 from raincheck.preferences import PREFERRING, is_navigation, parse
 from raincheck.ranges import ASKING, WHOLE, Wanted, resumed, unmodified, unsatisfied
 from raincheck.session import Session
+from raincheck.sites import TELLING, may_change, origin_of
 from raincheck.sites import Origin as SiteOrigin
-from raincheck.sites import may_change, origin_of
 from raincheck.status.access import Access
 from raincheck.status.events import Stream
 from raincheck.status.lists import Lists
@@ -74,7 +74,7 @@ _BY_ITSELF = (State.SUCCEEDED, State.FAILED)
 
 # What the answer may depend on, and the one such field that programs send which do not mind: it
 # says nothing.
-_HEARD = PREFERRING | ASKING
+_HEARD = PREFERRING | ASKING | TELLING
 _ANYTHING = [(b"accept", b"*/*")]
 
 UNKNOWN = Problem("not-found", 404, "There is no such job", "No job has this id.")
@@ -274,9 +274,7 @@ class StatusRoutes:
         scope: Scope,
         receive: Receive,
     ) -> None:
-        if scope["method"] in ("POST", "DELETE") and not may_change(
-            scope["method"], scope["headers"], own=self._mounts.origin
-        ):
+        if exchange.intrudes(self._mounts.origin):
             await exchange.problem(ELSEWHERE)  # before the job is looked up: it says nothing of one
         elif action is Action.MONITOR:
             await exchange.monitor()
@@ -362,6 +360,13 @@ class _Exchange:
         self._scope = scope
         self._send = send
         self._heard = _heard(scope)
+
+    def intrudes(self, own: SiteOrigin | None) -> bool:
+        """Whether a page of another site than ours would change something by it."""
+        scope = self._scope
+        if not self._heard or scope["method"] not in ("POST", "DELETE"):
+            return False
+        return not may_change(scope["method"], scope["headers"], own=own)
 
     def reply(self, reply: Reply) -> Awaitable[None]:
         """Send what a dialect has written."""
@@ -701,7 +706,7 @@ class _Exchange:
 
     @property
     def _navigates(self) -> bool:
-        return self._routes.screen.on and is_navigation(self._heard)
+        return bool(self._heard) and self._routes.screen.on and is_navigation(self._heard)
 
     @property
     def _dialect(self) -> Dialect:
