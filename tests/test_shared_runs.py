@@ -17,7 +17,7 @@ from raincheck.errors import StoreError
 from raincheck.stores.base import Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
-from tests.doubles.stores import SharedMemory, TrickyStore
+from tests.doubles.stores import SharedMemory, TrickyStore, taking
 from tests.support import app_of, running, slow_route
 
 pytestmark = pytest.mark.anyio
@@ -159,6 +159,18 @@ async def test_who_is_left_alone_with_a_run_deletes_it() -> None:
         assert (await follow(client, responses[0])).status_code == 200
         assert (await client.delete(url)).status_code == 204
         assert (await client.get(url)).status_code == 410
+
+
+async def test_when_all_leave_at_once_the_last_of_them_cancels_it() -> None:
+    """Each finds that others share it."""
+    store = TrickyStore(taking(get=1.0))
+    route = slow_route(by_tenant, coalesce=True)
+    async with running(app_of(route, jobs=virtual_jobs(store=store))) as client:
+        responses = [await client.post("/slow") for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for response in responses:
+                group.start_soon(client.post, response.headers["location"] + "/cancel")
+        assert (await follow(client, responses[0])).json()["status"] == 410
 
 
 async def test_a_full_store_refuses_whoever_brings_another_key() -> None:

@@ -418,6 +418,8 @@ class Job(NamedTuple):
         """
         if not self.joinable:
             raise IllegalTransition(f"a {self.state} job is not shared any more")
+        if self.clients + clients < 1:
+            raise IllegalTransition("there is nobody to leave the job to")
         return self._replace(version=self.version + 1, clients=self.clients + clients)
 
     def confirm(self) -> Job:

@@ -535,8 +535,9 @@ class Jobs:
         job = await self.get(id) if found is None else found
         if job is not None and not job.gone and job.clients > 1:
             run = self._here(id)
-            with suppress(IllegalTransition):  # it is about to end by itself
-                return await (self._environment.ledger.leave(job) if run is None else run.leave())
+            with suppress(IllegalTransition):  # it is about to end, or the others have left as well
+                left = self._environment.ledger.leave if run is None else run.leave
+                return await left(job)
         return await self.cancel(id, found=job)
 
     async def delete(self, id: str, *, found: Job | None = None) -> Job | None:

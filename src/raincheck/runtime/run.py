@@ -314,9 +314,14 @@ class Run:
         newest = known if known.version > self.job.version else self.job
         return self._heard(await self._home.environment.ledger.cancelling(newest))
 
-    async def leave(self) -> Job:
-        """Record that one of its clients wants no more of it. Raises as the ledger does."""
-        return self._heard(await self._home.environment.ledger.leave(self.job))
+    async def leave(self, known: Job) -> Job:
+        """Record that one of its clients wants no more of it. Raises as the ledger does.
+
+        Args:
+            known: the job, as it was read last: nobody tells here of those who join it.
+        """
+        newest = known if known.version > self.job.version else self.job
+        return self._heard(await self._home.environment.ledger.leave(newest))
 
     async def confirm(self) -> None:
         """Record that it is accepted, if nothing else says so. Raises as the ledger does."""
