@@ -22,7 +22,7 @@ BOUNDS = {
     "its turn comes: a replay, while two jobs end": (200, 23, 111 if EAGER else 109, 0),
     "a poll, pending": (19, 13, 2, 1),
     "a poll, finished": (18, 11, 2, 1),
-    "a cancel": (155, 16, 20, 0),
+    "a cancel": (143, 16, 15, 0),
     "the handler stops: its outcome": (39, 12, 10, 0),
     "an unmarked request": (2, 2, 0, 0),
 }

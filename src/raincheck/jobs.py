@@ -477,7 +477,7 @@ class Jobs:
         """
         environment, run = self._environment, self._here(id)
         if run is not None and run.known_to_run:
-            return await self._cancel_here(run)
+            return await run.cancel() or await self._cancel_there(id, ran=True)
         job = await self.get(id) if found is None else found
         if job is None or job.gone or job.finished:
             return job
@@ -490,19 +490,22 @@ class Jobs:
             return await self.get(id)
         with suppress(IllegalTransition):  # it ended or was cancelled meanwhile
             await (environment.ledger.cancelling(job) if run is None else run.cancelling(job))
-        return await self._cancel_there(job)
+        return await self._cancel_there(id, ran=job.state is State.RUNNING)
 
-    async def _cancel_here(self, run: JobRun) -> Job | None:
-        """Ask a handler to stop that runs here. Returns as `cancel()` does."""
-        job = run.job
-        return await run.cancel() or await self._cancel_there(job)
+    async def _cancel_there(self, id: str, *, ran: bool) -> Job | None:
+        """Ask a job to stop that is recorded to be asked, wherever it runs, if it still does.
 
-    async def _cancel_there(self, job: Job) -> Job | None:
-        """Ask a job to stop that is recorded to be asked, wherever it runs, if it still does."""
-        await self._environment.runner.cancel(job.id)
-        newest = await self.get(job.id)
-        if newest is not None and newest.state is State.QUEUED and job.state is State.RUNNING:
-            return await self.cancel(job.id)  # its run was over, and it waits for another one
+        Args:
+            id: the job's.
+            ran: whether it ran when that was recorded, or tried to be.
+
+        Returns:
+            As `cancel()` does.
+        """
+        await self._environment.runner.cancel(id)
+        newest = await self.get(id)
+        if ran and newest is not None and newest.state is State.QUEUED:
+            return await self.cancel(id)  # its run was over, and it waits for another one
         return newest
 
     def _here(self, id: str) -> JobRun | None:
@@ -531,7 +534,7 @@ class Jobs:
             As `cancel()` does; a job that others still wait for goes on as it is.
         """
         if (run := self._alone(id)) is not None:
-            return await self._cancel_here(run)
+            return await run.cancel() or await self._cancel_there(id, ran=True)
         job = await self.get(id) if found is None else found
         if job is not None and not job.gone and job.clients > 1:
             run = self._here(id)

@@ -163,6 +163,7 @@ class Stopping:
             # waits for the thread. Who asks from now on is told, and may ask from the thread.
             self.after(self._threads.pause(), self._ask)
             return
+        self.after(self._grace, self._ask)  # cleanup code has its grace before it is asked again
         if self._listeners and len(self._stoppers) == 1 and not (self._asked or self._disconnected):
             # The app watches its `receive`, as Django, Quart and streaming responses do: it ends
             # by itself what it has begun. Cancelled from outside it would abandon its own tasks.
@@ -174,7 +175,6 @@ class Stopping:
             if self._asked:
                 self.disconnect()  # it does not end by itself
             self._asked = True
-        self.after(self._grace, self._ask)  # cleanup code has its grace before it is asked again
 
 
 class _Threads:
@@ -218,6 +218,9 @@ class _Threads:
 
     def computing(self, threads: list[Thread]) -> bool:
         """Whether a cancellation now would leave threads to themselves."""
+        if not threads and self._first is None:  # as of most apps
+            self._first = set()
+            return False
         # Of the task itself that counts only if it is to have what a thread has returned.
         nexts = [t for t in threads if t.next and (not t.own or t.resumes in self._first_resume)]
         goes_on = bool(nexts) and any(thread.resumes not in self._watched for thread in nexts)

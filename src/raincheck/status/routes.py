@@ -651,7 +651,9 @@ class _Exchange:
             late = dialect.late(job, self._mount, await self._content(job))
             await (self.problem(FINISHED, job=job) if late is None else self.reply(late))
         else:
-            await self.reply(dialect.cancelled(job, self._mount, self._expected(job)))
+            stopped = job.state is State.CANCELLED
+            outlook = None if stopped else self._session.runs.outlook(job)
+            await self.reply(dialect.cancelled(job, self._mount, outlook))
 
     async def delete(self, found: Job | None = None) -> None:
         """Forget it, once it has stopped, and answer that.
