@@ -19,7 +19,7 @@ EAGER = sys.version_info >= (3, 12)
 BOUNDS = {
     "a request to its 202": (71, 18, 19, 0),
     "the same, queued": (106, 20, 34, 0),
-    "its turn comes: a replay, while two jobs end": (200, 23, 111 if EAGER else 109, 0),
+    "its turn comes: a replay, while two jobs end": (196, 23, 109 if EAGER else 107, 0),
     "a poll, pending": (19, 13, 2, 1),
     "a poll, finished": (18, 11, 2, 1),
     "a cancel": (143, 16, 15, 0),

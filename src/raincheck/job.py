@@ -366,10 +366,9 @@ class Job(NamedTuple):
 
     def ready(self, routes: Collection[str], now: float) -> bool:
         """Whether who has these routes may begin it now."""
+        waits = self.state is State.QUEUED and not self.gone
         return (
-            self.stage is State.QUEUED
-            and self.route in routes
-            and (self.not_before is None or self.not_before <= now)
+            waits and self.route in routes and (self.not_before is None or self.not_before <= now)
         )
 
     def overdue(self, now: float) -> bool:
@@ -385,7 +384,8 @@ class Job(NamedTuple):
 
     def begun_by(self, holder: str, now: float) -> bool:
         """Whether this process began it at this time, and it runs."""
-        return self.stage is State.RUNNING and self.holder == holder and self.started_at == now
+        runs = self.state is State.RUNNING and not self.gone
+        return runs and self.holder == holder and self.started_at == now
 
     @property
     def confirmed(self) -> bool:

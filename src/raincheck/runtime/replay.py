@@ -101,10 +101,10 @@ class Replays:
         if job.begin_by is not None and job.overdue(environment.clock()):
             await self._runs.end_overdue(job)
             return
-        policy = environment.policies.of(job)
+        known, policy = environment.policies.knows(job.route), environment.policies.of(job)
+        bounded = environment.bounds(policy, State.RUNNING) is not None
         run.attend(Stopping(self._runs.tasks, environment.cancel_grace), policy)
-        known = environment.policies.knows(job.route)
-        if known and environment.bounds(policy, State.RUNNING) is None:
+        if known and not bounded:
             with suppress(UnreadableRecord):  # what cannot be read is found out again
                 request = await run.claim()
                 if request is not None:
