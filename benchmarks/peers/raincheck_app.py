@@ -185,10 +185,10 @@ def build(
 
     return Starlette(
         routes=[
-            Route("/hello", hello),
             marked("/orders", order),
             marked("/reports", report),
             marked("/never", never),
+            Route("/hello", hello),
             marked("/queued", never, name="queued", max_running=1),
             marked("/held", held.hold),
             Route("/release", held.release, methods=["POST"]),
