@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raincheck.acceptance.handoff import VARY, Handoff, bring_back, with_vary
+from raincheck.acceptance.handoff import VARY, Handoff, bring_back, changes, with_vary
 from raincheck.dialects.base import Content, Dialect, Reply
 from raincheck.dialects.plain import PlainDialect
 from raincheck.errors import (
@@ -274,9 +274,8 @@ class LongRunningMiddleware:
         if session is None or not session.tasks.here():
             session = await self.jobs.open()
         rule = candidate.rule
-        context = copy_context()
         # The app's, and not the request's own: once that is answered, the server goes on in it.
-        inner = context.copy()
+        inner = copy_context()
         handoff = Handoff(
             session.acceptance,
             self.app,
@@ -285,7 +284,7 @@ class LongRunningMiddleware:
             send,
             route=None if rule is None else rule.name,
             policy=candidate.policy,
-            context=context,
+            context=copy_context(),
             inner=inner if rule is None else None,
             vary=rule is None and candidate.certain,
         )
@@ -408,7 +407,7 @@ class LongRunningMiddleware:
                 if alone and accepted.delivery is not None:
                     await self.jobs.settle(accepted)  # it may take this client longer than `wait`
                 handoff.show_route(scope)
-                bring_back(inner)
+                bring_back(changes(inner, copy_context()))
             await send(message)
 
         try:

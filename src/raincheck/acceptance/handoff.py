@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, ContextVar
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ _ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
 _TRACING = frozenset({b"traceparent", b"tracestate"})
 
 _UNSET = object()
+
+_Change = tuple[ContextVar[Any], Any]
 
 # The request's header fields that raincheck itself goes by: one pass over all of them is enough.
 _HEARD = frozenset({b"prefer", b"content-length", b"idempotency-key", b"accept", b"sec-fetch-mode"})
@@ -116,7 +118,7 @@ class Handoff:
         scope: the request as the app sees it.
         outer_scope: the same as it came; None once the handoff is done.
         context: as given; None once the handoff is done.
-        inner: as given, until the hand-over; then as they were.
+        inner: as given; None once the handoff is done.
         state: the `state` in its scope as it came, before the app could write to it.
         stopping: stops the app.
         upload: the request body on its way to the app.
@@ -143,6 +145,7 @@ class Handoff:
         "_answered",
         "_app",
         "_around",
+        "_changed",
         "_client_receive",
         "_client_send",
         "_entered",
@@ -225,6 +228,7 @@ class Handoff:
         self.full: NoRoom | None = None
         self._acceptor = acceptor
         self._app = app
+        self._changed: Sequence[_Change] = ()  # of the context variables, by the app
         self._around = scope.get("app")  # the app that we stand in, if it is one that says so
         self._client_receive = receive
         self._client_send = send
@@ -544,7 +548,7 @@ class Handoff:
     def _hand_over(self) -> None:
         self.show_route(self.outer_scope)
         if self.inner is not None:  # what comes now is the job's own
-            self.inner = self.inner.copy()
+            self._changed, self.inner = changes(self.inner, self.context), None
         self.upload.let_go()
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
@@ -553,8 +557,10 @@ class Handoff:
 
     def bring_back(self) -> None:
         """Let what the app has changed of the context variables be seen outside."""
-        inner, self.inner = self.inner, None  # it leads back here: no garbage to collect
-        bring_back(inner)
+        if self.inner is not None:  # it leads back here: no garbage to collect
+            self._changed, self.inner = changes(self.inner, self.context), None
+        if self._changed:
+            bring_back(self._changed)
 
     def show_route(self, outer: Scope | None) -> None:
         """Write what routing has found into the scope as it came, if that is there."""
@@ -716,19 +722,29 @@ def _sendable(extensions: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in extensions.items() if key not in _BYPASSING}
 
 
-def bring_back(inner: Context | None) -> None:
-    """Set what an app has changed of the context variables, as if it had run in the running task.
+def changes(inner: Context, outer: Context | None) -> Sequence[_Change]:
+    """What an app has changed of the context variables.
+
+    Args:
+        inner: those of the app's task.
+        outer: as they were.
+    """
+    assert outer is not None
+    changed: Sequence[_Change] = ()
+    for variable, value in inner.items():
+        if variable is not current_handoff and outer.get(variable, _UNSET) is not value:
+            changed = (*changed, (variable, value))
+    return changed
+
+
+def bring_back(changed: Sequence[_Change]) -> None:
+    """Set what an app has changed, as if it had run in the running task.
 
     Context changes do not come back from a task by themselves; what stands outside of us goes by
     them all the same, such as an access log by what a dependency has bound.
-
-    Args:
-        inner: the context of the app's task.
     """
-    if inner is not None:
-        for variable, value in inner.items():
-            if variable is not current_handoff and variable.get(_UNSET) is not value:
-                variable.set(value)
+    for variable, value in changed:
+        variable.set(value)
 
 
 def with_vary(headers: Any) -> list[tuple[bytes, bytes]]:
