@@ -209,7 +209,7 @@ def end_to_end(headers: Iterable[Any]) -> RawHeaders:
         ValueError: a field that no server would write; it says which, and why.
     """
     kept: list[tuple[bytes, bytes]] = []
-    named: set[bytes] = set()
+    named: set[bytes] | None = None
     length: bytes | None = None
     for field in headers:
         try:
@@ -230,6 +230,7 @@ def end_to_end(headers: Iterable[Any]) -> RawHeaders:
             if value.strip(_BLANKS) != value:
                 raise _malformed(name, "has a blank at an end of its value")
         elif name.lower() == b"connection":
+            named = named or set()
             named.update(option.strip().lower() for option in value.split(b","))
     if named:
         kept = [field for field in kept if field[0].lower() not in named]

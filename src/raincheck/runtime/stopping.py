@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import anyio
@@ -64,7 +64,8 @@ class Stopping:
         self._tasks = tasks
         self._grace = grace
         self._stoppers: list[Stopper] = []
-        self.inside: Callable[[], Stopper] = partial(tasks.stopper, self._stoppers)
+        # As `partial` would, with nothing beside it.
+        self.inside: Callable[[], Stopper] = MethodType(tasks.stopper, self._stoppers)
         self._timers: dict[Callable[[], None], Callable[[], None]] | None = None  # how to call off
         self._disconnect: anyio.Event | None = None
         self._disconnected = False
