@@ -50,7 +50,7 @@ VARY = (b"vary", b"Prefer")
 
 # What routing below us writes into the scope, and what counts and traces above us reads there; not
 # `root_path`, which a mount makes longer for what is below it: our URLs begin with the outer one.
-_ROUTED = frozenset({"route", "endpoint", "path_params", "router", "fastapi"})
+_ROUTED = ("route", "endpoint", "path_params", "router", "fastapi")
 
 # What names a request's place in a trace (W3C Trace Context, §3.2 and §3.3).
 _TRACING = frozenset({b"traceparent", b"tracestate"})
@@ -201,13 +201,13 @@ class Handoff:
         self.policy: Policy = policy
         self.run = run
         self.outer_scope: Scope | None = scope
-        self.scope: Scope = dict(scope)
+        self.scope: Scope = {**scope}
         if scope.get("extensions"):
             self.scope["extensions"] = _sendable(scope["extensions"])
         self.context = context
         self.inner = inner
         state = scope.get("state")
-        self.state: Any = dict(state) if isinstance(state, dict) else state
+        self.state: Any = {**state} if isinstance(state, dict) else state
         stopping = None if run is None else run.stopping
         self.stopping: Stopping = stopping or Stopping(acceptor.tasks, acceptor.cancel_grace)
         self.upload: RequestBody = RequestBody(policy.max_request_size, acceptor.bodies)
@@ -553,6 +553,7 @@ class Handoff:
         # A running job keeps nothing of the connection that it came by.
         self._client_receive = self._client_send = self.outer_scope = None
         self.context = self.state = None
+        self.fields = ()
         self.handed_over.open()
 
     def bring_back(self) -> None:
@@ -566,8 +567,9 @@ class Handoff:
         """Write what routing has found into the scope as it came, if that is there."""
         if outer is not None:
             scope = self.scope
-            for key in _ROUTED & scope.keys():
-                outer[key] = scope[key]
+            for key in _ROUTED:
+                if key in scope:
+                    outer[key] = scope[key]
 
     # --- the app's side ------------------------------------------------------------------------
 
