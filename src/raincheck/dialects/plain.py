@@ -93,21 +93,23 @@ class PlainDialect(Dialect):
         applied: bytes | None,
         content: Content | None = None,
     ) -> Reply:
-        location = f"{mount.url}/{job.id}".encode()
+        if job.state in FINAL:  # an earlier request's job, which a key has named
+            location, about, body = f"{mount.url}/{job.id}".encode(), None, b""
+        else:
+            ((_, location), _), about, body = _unfinished(job, mount, outlook, kept=False)
         headers = [(b"location", location)]
         if mount.absolute:  # Azure's clients hand it to the transport as it is
             headers.append((b"operation-location", location + b"/status"))
-        finished = job.state in FINAL  # an earlier request's job, which a key has named
-        if not finished:
+        if about is not None:
             headers.append((b"content-location", location))
         headers.append((b"link", b'<%b/status>; rel="monitor"' % location))
         if applied:
             headers.append((b"preference-applied", applied))
-        if finished:
+        if about is None:
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
             return _document(202, job, mount, None, headers)
-        _, about, body = _unfinished(job, mount, outlook, kept=False)
-        return Reply(202, [*headers, *about], body)
+        headers.extend(about)
+        return Reply(202, headers, body)
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
         location = (b"location", f"{mount.url}/{job.id}".encode())
