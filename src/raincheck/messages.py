@@ -39,6 +39,9 @@ _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NOT_IN_A_VALUE = re.compile(rb"[\x00-\x08\n-\x1f\x7f]")
 _BLANKS = b" \t"
 
+# Bytes of a value up to which its field is kept for other responses: most that are longer differ.
+_SHORT = 32
+
 # Kinds of fields.
 _HOP_BY_HOP, _LENGTH = "hop-by-hop", "length"
 
@@ -218,17 +221,14 @@ def end_to_end(headers: Iterable[Any]) -> RawHeaders:
                 name, value = bytes(memoryview(name)), bytes(memoryview(value))
         except (TypeError, ValueError):
             raise ValueError("a header field is no pair of byte strings") from None
-        kind = _kind(name)
+        sound = _sound if len(value) <= _SHORT else _sound.__wrapped__
+        kind, field = sound(name, value)
         if kind is not _HOP_BY_HOP:
             if kind is _LENGTH:
                 if value == length:
                     continue
                 length = value
-            kept.append((name, value))
-            if _NOT_IN_A_VALUE.search(value):
-                raise _malformed(name, "has a control character in its value")
-            if value.strip(_BLANKS) != value:
-                raise _malformed(name, "has a blank at an end of its value")
+            kept.append(field)
         elif name.lower() == b"connection":
             named = named or set()
             named.update(option.strip().lower() for option in value.split(b","))
@@ -256,7 +256,21 @@ def unsendable(response: CapturedResponse, method: str) -> str | None:
     return f"a {status} response has no body" if size and status in BODILESS else None
 
 
-@lru_cache(maxsize=1024)  # an app sends few names, again and again
+# An app sends few short fields, again and again: they are looked at once, and of all responses that
+# are kept the equal ones are one.
+@lru_cache(maxsize=1024)
+def _sound(name: bytes, value: bytes) -> tuple[object, Field]:
+    """A field that servers would write, and of which kind it is. Raises as `end_to_end` does."""
+    kind = _kind(name)
+    if kind is not _HOP_BY_HOP:
+        if _NOT_IN_A_VALUE.search(value):
+            raise _malformed(name, "has a control character in its value")
+        if value.strip(_BLANKS) != value:
+            raise _malformed(name, "has a blank at an end of its value")
+    return kind, (name, value)
+
+
+@lru_cache(maxsize=1024)
 def _kind(name: bytes) -> object:
     if _FIELD_NAME.fullmatch(name) is None:
         raise _malformed(name, "has a name that is no token" if name else "has no name")
