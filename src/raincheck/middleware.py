@@ -276,17 +276,17 @@ class LongRunningMiddleware:
         rule = candidate.rule
         # The app's, and not the request's own: once that is answered, the server goes on in it.
         inner = copy_context()
-        handoff = Handoff(
+        handoff = Handoff(  # by position, which is cheaper by far
             session.acceptance,
             self.app,
             scope,
+            candidate.policy,
+            None if rule is None else rule.name,
             receive,
             send,
-            route=None if rule is None else rule.name,
-            policy=candidate.policy,
-            context=copy_context(),
-            inner=inner if rule is None else None,
-            vary=rule is None and candidate.certain,
+            copy_context(),
+            inner if rule is None else None,
+            rule is None and candidate.certain,
         )
         if rule is not None and not handoff.prefers_async() and not handoff.named:
             with handoff.synchronous():

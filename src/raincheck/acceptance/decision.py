@@ -169,13 +169,11 @@ class Acceptance:
         if waits and not handoff.holds:
             run = Run(runs, job, policy, ticket, origin=_origin(handoff))
         else:
-            run = Run(
-                *(runs, job, policy, ticket),
-                stopping=handoff.stopping,
-                method=None if waits or job.synchronous else handoff.scope["method"],
-                held=waits,
-                origin=_origin(handoff) if policy.retry is not None and job.replayable else None,
-            )
+            recorded = not (waits or job.synchronous)
+            method = handoff.scope["method"] if recorded else None
+            again = policy.retry is not None and job.replayable
+            origin = _origin(handoff) if again else None
+            run = Run(runs, job, policy, ticket, handoff.stopping, method, waits, origin)
         (runs.wait if waits else runs.add)(run)
         handoff.become(run, keyed=keyed)
 

@@ -102,14 +102,14 @@ class Handoff:
         acceptor: makes jobs of requests.
         app: the app.
         scope: the request as it came.
+        policy: the policy that the request will probably meet.
+        route: the route's name, if it is known.
         receive: the server's; None for a replay.
         send: the server's; None for a replay.
-        route: the route's name, if it is known.
-        policy: the policy that the request will probably meet.
-        run: the run of its job, for a replay.
         context: a copy of the context variables that it came with; None for a replay.
         inner: those of the app's task; None where they are not to be seen outside.
         vary: whether the route is known to be a marked one, whose answers depend on `Prefer`.
+        run: the run of its job, for a replay.
 
     Attributes:
         route: the route's name, once it is known.
@@ -187,15 +187,15 @@ class Handoff:
         acceptor: Acceptor,
         app: ASGIApp,
         scope: Scope,
+        policy: Policy,
+        route: str | None = None,
         receive: Receive | None = None,
         send: Send | None = None,
-        *,
-        route: str | None = None,
-        policy: Policy,
-        run: Run | None = None,
         context: Context | None = None,
         inner: Context | None = None,
         vary: bool = False,
+        *,
+        run: Run | None = None,
     ) -> None:
         self.route = route
         self.policy: Policy = policy

@@ -54,7 +54,7 @@ class Recorder:
         "piece",
     )
 
-    def __init__(self, method: str, max_size: int, *, live: bool = False) -> None:
+    def __init__(self, method: str, max_size: int, live: bool = False) -> None:
         self.max_size: int = max_size
         self.live: bool = live
         self.piece: tuple[int, bytes] | None = None

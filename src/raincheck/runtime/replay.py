@@ -149,7 +149,7 @@ class Replays:
         if earlier or not policies.ruled(job.route):
             scope[REPLAY] = True
         route, policy = job.route, run.policy
-        return Handoff(self._acceptance, self._app, scope, route=route, policy=policy, run=run)
+        return Handoff(self._acceptance, self._app, scope, policy, route, run=run)
 
     async def _seek(self, run: Run, handoff: Handoff, request: CapturedRequest) -> None:
         """Run a job whose route the app may not have; where it has not, nothing has happened.

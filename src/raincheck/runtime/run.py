@@ -153,7 +153,6 @@ class Run:
         job: Job,
         policy: Policy,
         ticket: Ticket | None,
-        *,
         stopping: Stopping | None = None,
         method: str | None = None,
         held: bool = False,
@@ -377,8 +376,8 @@ class Run:
         return self._method is not None and not self._decided
 
     def _begin_recording(self, method: str) -> Recorder:
-        policy = self.policy
-        self._recorder = Recorder(method, policy.max_response_size, live=policy.live)
+        policy = self.policy  # by position, as with all that is made for every job
+        self._recorder = Recorder(method, policy.max_response_size, policy.live)
         return self._recorder
 
     async def take(self, message: Message) -> None:

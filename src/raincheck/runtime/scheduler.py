@@ -42,11 +42,11 @@ class Ticket:
 
     __slots__ = ("number", "owner", "rests", "route", "running", "turn")
 
-    def __init__(self, number: int, route: _Route, owner: str | None, *, running: bool) -> None:
+    def __init__(self, number: int, route: _Route, owner: str | None) -> None:
         self.number: int = number
         self.route: _Route = route
         self.owner: str | None = owner
-        self.running: bool = running
+        self.running: bool = False
         self.rests: bool = False
         self.turn: Callable[[], None] | None = None
 
@@ -361,7 +361,7 @@ class Scheduler:
                 detail = f"{self._waiting} requests wait already."
                 raise QueueFull(detail, retry_after=self._retry_after(route))
         self._numbers += 1
-        ticket = Ticket(self._numbers, route, owner, running=False)
+        ticket = Ticket(self._numbers, route, owner)
         if runs:
             self._running += 1
             route.begin(ticket)
@@ -378,7 +378,7 @@ class Scheduler:
             owner: whose request it is.
         """
         self._numbers += 1
-        ticket = Ticket(self._numbers, self._route(name), owner, running=False)
+        ticket = Ticket(self._numbers, self._route(name), owner)
         ticket.route.rest(ticket)
         self._waiting += 1
         return ticket
@@ -395,7 +395,7 @@ class Scheduler:
             return None
         self._numbers += 1
         self._running += 1
-        ticket = Ticket(self._numbers, self._route(""), None, running=False)
+        ticket = Ticket(self._numbers, self._route(""), None)
         ticket.route.begin(ticket)
         return ticket
 
@@ -412,7 +412,7 @@ class Scheduler:
         """
         route = self._routes.get(name) or self._route(name)
         ticket.route.end(ticket)
-        moved = Ticket(ticket.number, route, owner, running=True)
+        moved = Ticket(ticket.number, route, owner)
         route.begin(moved)
         return moved
 
