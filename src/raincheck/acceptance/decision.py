@@ -138,8 +138,10 @@ class Acceptance:
         ticket = scheduler.admit(handoff.route, owner) if placed else None
         try:
             follow = environment.observers.follow and not synchronous
-            create = self._create_followed if follow else self._create
-            job = await create(handoff, ticket, owner, keys)
+            if follow:
+                job = await self._create_followed(handoff, ticket, owner, keys)
+            else:
+                job = await self._create(handoff, ticket, owner, keys)
         except BaseException:
             if ticket is not None:
                 scheduler.leave(ticket)
@@ -152,7 +154,7 @@ class Acceptance:
             await self.accept(handoff, tries - 1)
             return
         if placed or synchronous:
-            self._take_in(handoff, job, ticket, keyed=bool(keys))
+            self._take_in(handoff, job, ticket, bool(keys))
         else:
             await self._submit(job)
             if job.begin_by is not None:
@@ -163,7 +165,7 @@ class Acceptance:
         if not self._sweeper.sweeping:
             self._sweeper.keep_sweeping()
 
-    def _take_in(self, handoff: Handoff, job: Job, ticket: Ticket | None, *, keyed: bool) -> None:
+    def _take_in(self, handoff: Handoff, job: Job, ticket: Ticket | None, keyed: bool) -> None:
         """A job runs here, or waits."""
         runs, policy, waits = self._runs, handoff.policy, job.state is State.QUEUED
         if waits and not handoff.holds:
@@ -174,8 +176,11 @@ class Acceptance:
             again = policy.retry is not None and job.replayable
             origin = _origin(handoff) if again else None
             run = Run(runs, job, policy, ticket, handoff.stopping, method, waits, origin)
-        (runs.wait if waits else runs.add)(run)
-        handoff.become(run, keyed=keyed)
+        if waits:
+            runs.wait(run)
+        else:
+            runs.add(run)
+        handoff.become(run, keyed)
 
     async def _owner(self, handoff: Handoff) -> str | None:
         assert handoff.outer_scope is not None
@@ -249,7 +254,8 @@ class Acceptance:
         max_runs = policy.runs if again and not synchronous else 1
         replayable = max_runs > 1 if runs else not handoff.holds
         holder = environment.name if ticket is not None or synchronous else None
-        id, route, now, queue = self._ids.mint(), handoff.route, environment.clock(), policy.queue
+        id, now = self._ids.mint(), environment.clock()
+        route, queue = handoff.route, policy.queue
         job = Job.accepted(id, route, now, runs, max_runs, replayable, holder, queue, owner, trace)
         if policy.max_wait_queued is not None and not runs:
             job = job._replace(begin_by=now + seconds(policy.max_wait_queued))

@@ -383,7 +383,7 @@ class Handoff:
         except Refusal as refusal:
             self.refusal = refusal
 
-    def become(self, run: Run, *, keyed: bool) -> None:
+    def become(self, run: Run, keyed: bool) -> None:
         """Have a new job from now on; its client waits for a synchronous one."""
         self.made, self.run, self.keyed, self.runs = True, run, keyed, not run.waits
         self.accepted = None if run.job.synchronous else run.job

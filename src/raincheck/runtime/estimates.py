@@ -112,7 +112,8 @@ class Durations:
             pause = likely[left // _FIRST] - elapsed
         else:
             pause = likely[ended + left // _NEXT] - elapsed
-            pause = min(max(pause, _LEAST * elapsed), _MOST * elapsed)
+            least, most = _LEAST * elapsed, _MOST * elapsed
+            pause = least if pause < least else most if pause > most else pause
         if known is not likely:
             ended = bisect_right(known, elapsed)
             left = len(known) - ended

@@ -413,10 +413,10 @@ class Run:
             raise
         if response is None:
             return
-        self._complete = True
-        state = State.SUCCEEDED if response.status < 400 else State.FAILED
+        self._complete, status = True, response.status
+        state = State.SUCCEEDED if status < 400 else State.FAILED
         if (reason := stopping.reason) is None:
-            if state is State.FAILED and self._may_repeat(response.status):
+            if status >= 400 and self._may_repeat(status):
                 self._failed = response
             else:
                 await self._decide(state, response)

@@ -123,8 +123,9 @@ class Runs:
 
     def add(self, run: Run) -> None:
         """A job runs here from now on, or is about to wait."""
-        self._here[run.job.id] = run
-        self._came.add(run.job.route)
+        job = run.job
+        self._here[job.id] = run
+        self._came.add(job.route)
         if not self._loop.watching:
             self._loop.watch()
         if self._leases is not None:
@@ -388,10 +389,11 @@ class Runs:
 
     def ended(self, run: Run) -> None:
         """A handler has ended, or will not begin: its place is free."""
-        if self._here.get(run.job.id) is run:
-            del self._here[run.job.id]
+        id = run.job.id
+        if self._here.get(id) is run:
+            del self._here[id]
             if self._deadlines.known:
-                self._deadlines.discard(run.job.id)
+                self._deadlines.discard(id)
         if self._idle is not None:
             self._tell_idle()
         if run.ticket is not None:  # a synchronous request has none

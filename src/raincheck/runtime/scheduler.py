@@ -235,7 +235,6 @@ class _Route:
         self.blocked_owners: set[str | None] = set()
         self._owners_bound: int | None = None  # when some were set aside
 
-    @property
     def unbounded(self) -> bool:
         policy = self.policies[self.name]
         bounded = policy.max_running is not None or policy.max_running_per_owner is not None
@@ -351,7 +350,7 @@ class Scheduler:
         # Whoever waits on this route goes first, even if capacity has just become free.
         runs = (
             self._running < self._limits.max_running
-            and (route.unbounded or (route.free and route.free_for(owner)))
+            and (route.unbounded() or (route.free and route.free_for(owner)))
             and (not route.queue.numbers or route.head() is None)
         )
         if not runs:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import astuple
 from functools import lru_cache
 from heapq import merge, nsmallest
-from itertools import chain, islice
+from itertools import islice
 from sys import getsizeof
 from typing import Any, ClassVar
 
@@ -462,7 +462,7 @@ class MemoryStore(Store):
             self._bytes += _size(response.headers)
         if job.progress is not old.progress:
             self._bytes += _said(job.progress) - _said(old.progress)
-        if rests:
+        if rests and self._leases:
             self._leases.pop(id, None)
         if gone or (rests and response is None):  # not `bodied`
             self._drop_body(id)
@@ -626,4 +626,7 @@ def _cost(request: CapturedRequest) -> int:
 
 
 def _size(headers: RawHeaders) -> int:
-    return sum(map(len, chain.from_iterable(headers)))
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    return size
