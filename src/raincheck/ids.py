@@ -59,7 +59,7 @@ class Ids:
             self._drawn = [bits[i : i + _RANDOM] for i in range(0, len(bits), _RANDOM)]
         unsigned = self._drawn.pop() + self._tag
         check = zlib.crc32(unsigned + self._salt).to_bytes(4)[:_CHECK]  # as `_check` has it
-        return b2a_base64(unsigned + check, newline=False)[:_LENGTH].translate(_URL_SAFE).decode()
+        return b2a_base64(unsigned + check)[:_LENGTH].translate(_URL_SAFE).decode()
 
     def origin(self, id: str) -> Origin:
         """Where an id comes from, to go by its marker. Any string is safe to ask about."""

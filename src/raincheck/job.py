@@ -41,6 +41,8 @@ LEAST_STORED = 4096
 """Bytes that each job that has ended counts for with `Bounds.stored`: its record and its places in
 indexes take that, and those that are counted are not too many."""
 
+_new: Any = tuple.__new__
+
 _WAITING = (State.QUEUED,)
 _RUNNING = State.RUNNING, State.CANCELLING
 
@@ -269,7 +271,7 @@ class Job(NamedTuple):
         """
         # By the order of its fields, as in `finish`: this is done for every job as well.
         state, started = (State.RUNNING, 1) if runs else (State.QUEUED, 0)
-        return tuple.__new__(
+        return _new(
             cls,
             (
                 id,
@@ -516,7 +518,7 @@ class Job(NamedTuple):
         if state not in TRANSITIONS[before]:
             self._check(state)
         expires_at = now + ttl
-        return tuple.__new__(
+        return _new(
             Job,
             (
                 id,

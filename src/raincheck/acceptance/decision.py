@@ -275,7 +275,7 @@ class Acceptance:
         if owner is not None and policy.max_stored_bytes_per_owner is not None and not synchronous:
             within = (within or Bounds())._replace(stored=policy.max_stored_bytes_per_owner)
         try:
-            there = await environment.ledger.create(job, request, keys=keys, bounds=within)
+            there = await environment.ledger.create(job, request, keys, within)
         except NoRoom as error:
             if error.stored:
                 raise _stored_too_much(policy) from error

@@ -346,7 +346,10 @@ class Handoff:
 
     def prefers_async(self) -> bool:
         """Decide by the policy and the client's preference."""
-        fields = self.fields = [field for field in self.scope["headers"] if field[0] in _HEARD]
+        fields = self.fields = []
+        for field in self.scope["headers"]:  # no comprehension, which is a call
+            if field[0] in _HEARD:
+                fields.append(field)
         given, meaning = dict(fields), self.policy.idempotency
         preference = parse(fields) if b"prefer" in given else NO_PREFERENCE
         self.decision = decide(self.policy, preference)
@@ -385,7 +388,8 @@ class Handoff:
 
     def become(self, run: Run, keyed: bool) -> None:
         """Have a new job from now on; its client waits for a synchronous one."""
-        self.made, self.run, self.keyed, self.runs = True, run, keyed, not run.waits
+        self.made, self.run, self.keyed = True, run, keyed
+        self.runs = not run.waits
         self.accepted = None if run.job.synchronous else run.job
         if self.runs and self.accepted is not None:  # its run records it already
             self._detach(run)

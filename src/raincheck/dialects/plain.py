@@ -109,7 +109,7 @@ class PlainDialect(Dialect):
             headers.append((b"retry-after", b"%d" % outlook.retry_after))
             return _document(202, job, mount, None, headers)
         headers.extend(about)
-        return Reply(202, headers, body)
+        return tuple.__new__(Reply, (202, headers, body))
 
     def navigated(self, job: Job, mount: Mount) -> Reply:
         location = (b"location", f"{mount.url}/{job.id}".encode())

@@ -87,7 +87,6 @@ class Ledger:
         self,
         job: Job,
         request: CapturedRequest | None,
-        *,
         keys: Collection[Key] = (),
         bounds: Bounds | None = None,
     ) -> Awaitable[Job]:

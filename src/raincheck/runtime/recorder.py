@@ -140,7 +140,8 @@ class Recorder:
             if self.full:
                 self.cut()
             return None
-        response = CapturedResponse(self._status, self._headers, self._size)
+        fields = (self._status, self._headers, self._size)
+        response = tuple.__new__(CapturedResponse, fields)  # as in `Job.accepted`
         if reason := unsendable(response, self._method):
             raise _cannot_be_sent(reason)
         return response
