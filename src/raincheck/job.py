@@ -43,6 +43,9 @@ indexes take that, and those that are counted are not too many."""
 
 _new: Any = tuple.__new__
 
+# Named here, for every job: as attributes of their class each of them is a call on Python 3.11.
+_QUEUED, _STARTED = State.QUEUED, State.RUNNING
+
 _WAITING = (State.QUEUED,)
 _RUNNING = State.RUNNING, State.CANCELLING
 
@@ -270,7 +273,7 @@ class Job(NamedTuple):
         The other arguments are the fields that they are called after.
         """
         # By the order of its fields, as in `finish`: this is done for every job as well.
-        state, started = (State.RUNNING, 1) if runs else (State.QUEUED, 0)
+        state, started = (_STARTED, 1) if runs else (_QUEUED, 0)
         return _new(
             cls,
             (

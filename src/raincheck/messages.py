@@ -256,8 +256,7 @@ def unsendable(response: CapturedResponse, method: str) -> str | None:
     return f"a {status} response has no body" if size and status in BODILESS else None
 
 
-# An app sends few short fields, again and again: they are looked at once, and of all responses that
-# are kept the equal ones are one.
+# An app sends few short fields, again and again: each is looked at once.
 @lru_cache(maxsize=1024)
 def _sound(name: bytes, value: bytes) -> tuple[object, Field]:
     """A field that servers would write, and of which kind it is. Raises as `end_to_end` does."""

@@ -43,6 +43,9 @@ from raincheck.tasks import Tasks
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
+# Named here, for every job: as an attribute of its class it is a call on Python 3.11.
+_QUEUED = State.QUEUED
+
 # What belongs to HTTP in a scope, and is captured as bytes; the rest is what outer middleware and
 # the lifespan have put there, and a replay in this process is given it again.
 _CAPTURED = frozenset(
@@ -167,7 +170,7 @@ class Acceptance:
 
     def _take_in(self, handoff: Handoff, job: Job, ticket: Ticket | None, keyed: bool) -> None:
         """A job runs here, or waits."""
-        runs, policy, waits = self._runs, handoff.policy, job.state is State.QUEUED
+        runs, policy, waits = self._runs, handoff.policy, job.state is _QUEUED
         if waits and not handoff.holds:
             run = Run(runs, job, policy, ticket, origin=_origin(handoff))
         else:

@@ -43,6 +43,14 @@ from raincheck.tasks import Gate, Tasks
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
+# Named here, for every job: as attributes of their class each of them is a call on Python 3.11.
+_QUEUED, _SUCCEEDED, _FAILED, _CANCELLED = (
+    State.QUEUED,
+    State.SUCCEEDED,
+    State.FAILED,
+    State.CANCELLED,
+)
+
 # Seconds between writes of one job's progress.
 _PROGRESS_INTERVAL = 0.1
 
@@ -163,7 +171,7 @@ class Run:
         self.ticket: Ticket | None = ticket
         self.held: bool = held
         self.origin: Origin | None = origin
-        self.waits: bool = job.state is State.QUEUED
+        self.waits: bool = job.state is _QUEUED
         self.progress: Progress | None = None
         self.span: Spans | None = None
         self._home = home
@@ -414,7 +422,7 @@ class Run:
         if response is None:
             return
         self._complete, status = True, response.status
-        state = State.SUCCEEDED if status < 400 else State.FAILED
+        state = _SUCCEEDED if status < 400 else _FAILED
         if (reason := stopping.reason) is None:
             if status >= 400 and self._may_repeat(status):
                 self._failed = response
@@ -422,7 +430,7 @@ class Run:
                 await self._decide(state, response)
         elif not stopping.torn:  # else that is the end that middleware has put to it
             stopping.spare()
-            if state is State.SUCCEEDED:
+            if state is _SUCCEEDED:
                 await self._decide(state, response)
             else:  # what an error handler made of the stop is no outcome of its own
                 await self._decide_stopped(reason)
@@ -546,7 +554,7 @@ class Run:
         if job.version > self.job.version:  # as in `_became`, a call less
             self.job = job
         began, ended, ticket = job.started_at, job.finished_at, self.ticket
-        if began is None or ended is None or job.state is State.CANCELLED:
+        if began is None or ended is None or job.state is _CANCELLED:
             return
         if ticket is not None and self.stopping is not None:
             self._home.scheduler.learn(ticket, ended - began)

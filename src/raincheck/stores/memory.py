@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import astuple
 from functools import lru_cache
 from heapq import merge, nsmallest
-from itertools import islice
+from itertools import chain, islice
 from sys import getsizeof
 from typing import Any, ClassVar
 
