@@ -124,7 +124,7 @@ async def plain_many(served: LongRunningMiddleware) -> None:
 @pytest.mark.parametrize(
     ("work", "bound"),
     [
-        pytest.param(accept_many, 103, id="a job, from its request to its outcome"),
+        pytest.param(accept_many, 102, id="a job, from its request to its outcome"),
         pytest.param(poll_many, 22, id="a poll of a finished job"),
         pytest.param(plain_many, 3, id="a route that is not marked"),
     ],

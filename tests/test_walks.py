@@ -17,8 +17,8 @@ EAGER = sys.version_info >= (3, 12)
 # Name of the walk: the most calls of our functions, files that they stand in, returns to a file
 # that was left before, and `get`s of the store.
 BOUNDS = {
-    "a request to its 202": (71, 18, 19, 0),
-    "the same, queued": (106, 20, 34, 0),
+    "a request to its 202": (70, 18, 19, 0),
+    "the same, queued": (105, 20, 34, 0),
     "its turn comes: a replay, while two jobs end": (196, 23, 109 if EAGER else 107, 0),
     "a poll, pending": (19, 13, 2, 1),
     "a poll, finished": (18, 11, 2, 1),

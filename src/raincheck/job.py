@@ -41,7 +41,7 @@ LEAST_STORED = 4096
 """Bytes that each job that has ended counts for with `Bounds.stored`: its record and its places in
 indexes take that, and those that are counted are not too many."""
 
-_new: Any = tuple.__new__
+_new = tuple.__new__
 
 # Named here, for every job: as attributes of their class each of them is a call on Python 3.11.
 _QUEUED, _STARTED = State.QUEUED, State.RUNNING
