@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -168,6 +169,8 @@ def count(side: Side, measure: str) -> int:
 
 async def serve(name: str, made_with: str, measure: str) -> None:
     """Answer requests without a server, eight at a time; tell whoever counts, and wait for it."""
+    # What goes by the clock would count by how slow the machine is: time goes by steps.
+    time.time = itertools.count(time.time(), 1e-4).__next__
     module, _, attribute = name.partition(":")
     app: Any = getattr(import_module(module), attribute)
     if (arguments := json.loads(made_with)) is not None:
@@ -186,7 +189,6 @@ async def serve(name: str, made_with: str, measure: str) -> None:
         scope = {**SCOPE, "method": method, "path": path, "raw_path": path.encode(), "state": {}}
         await app(scope, receive, send)
 
-    # What happens from time to time would count by how slow the machine is: time goes by steps.
     ticks = itertools.count()
     asyncio.get_running_loop().time = lambda: next(ticks) * 1e-4  # type: ignore[method-assign] # so
     method, path = settings.get("method", "GET"), settings.get("path", "")
