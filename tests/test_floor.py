@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import Callable, MutableMapping
@@ -57,9 +58,29 @@ def test_it_does_its_job_at_every_step(floor: Any) -> None:
         asyncio.run(does_its_job(floor.build(duties)))
 
 
+async def answers_polls(app: Any) -> None:
+    """Of a job that runs, and of one that has ended."""
+    await does_its_job(app)
+    status, headers, document = await ask(app, "POST", "/never")
+    assert status == 202
+    for _ in range(2):  # the second time from what is known of the first
+        pending = await ask(app, "GET", headers[b"location"].decode())
+        assert pending[0] == 202
+        assert pending[1][b"retry-after"] == headers[b"retry-after"]
+        said, asked = json.loads(document), json.loads(pending[2])
+        assert asked.pop("links").items() <= said.pop("links").items()
+        assert asked == said
+
+
+def test_it_answers_polls_at_every_step(floor: Any) -> None:
+    for polls in range(len(floor.POLL_DUTIES) + 1):
+        asyncio.run(answers_polls(floor.build(floor.POLLED, polls)))
+
+
 def test_every_line_belongs_to_a_duty_that_there_is(floor: Any) -> None:
     ends = re.findall(r"  # ([+-].*)$", (BENCHMARKS / "peers/floor_app.py").read_text(), re.M)
-    assert {mark[1:] for end in ends for mark in end.split()} == floor.DUTIES.keys()
+    duties = floor.DUTIES.keys() | floor.POLL_DUTIES.keys()
+    assert {mark[1:] for end in ends for mark in end.split()} == duties
 
 
 # --- over a store ------------------------------------------------------------------------------

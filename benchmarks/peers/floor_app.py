@@ -6,7 +6,8 @@ own 202. Each duty of `DUTIES` is added by the lines that end with its name: `# 
 from that step on, `# -NAME` until then. `build()` makes the app of the lines of a step, so that a
 duty which is not there costs nothing. All are written as by hand, in one place, with no port that
 has no second user here. The last two steps are no duties, but what it costs to write them
-otherwise: each owner an object of its own, and a call from one to the next.
+otherwise: each owner an object of its own, and a call from one to the next. What a poll alone has
+to do is in `POLL_DUTIES`, in the same way, and comes on top of the duties of an accepted job.
 
 Rare cases are looked for, and not handled: they raise `NotImplementedError`.
 """
@@ -86,6 +87,31 @@ DUTIES: Mapping[str, str] = {
     "rooms": "as many calls from room to room as raincheck makes",
 }
 """The duties in the order in which they are added; the last two are no duties, but a house."""
+
+POLL_DUTIES: Mapping[str, str] = {
+    "mounted": "status routes mounted by hand, an app's own pages beside them, lists of jobs",
+    "opened": "what is here belongs to this event loop, and is opened by the first request",
+    "place": "what stands behind an id, and what each method does there; a query",
+    "prefix": "URLs below any prefix",
+    "asked": "long polls, parts, conditions and browsers: fields that an answer depends on",
+    "whole": "record and small body in one answer, and a body that is not whole is not served",
+    "values": "what lies apart as plain values is a record again",
+    "gone": "what has expired is gone, swept or not",
+    "foreseen": "what to expect by all that is known: a place in line, a timeout, a report",
+    "full": "the document with all of its fields and links, safe in JSON",
+    "kept": "what has been said of a job is kept as long as it stays true",
+    "served": "`Job-Status`, a `Cache-Control` for its owner alone, a 202 that was stored",
+    "length": "a length that is true, whatever the response said of it",
+    "ranges": "parts that may be asked for, and an `ETag` of this run and version",
+    "head": "no body to a HEAD",
+    "failing": "a store or a record that fails is told as 503, or breaks off what has begun",
+    "objects": "an object for each: exchange, place, what is found, what is expected, reply",
+    "calls": "as many calls from room to room as raincheck makes",
+}
+"""What a poll has to do besides, in the same way; the last two are its house."""
+
+POLLED = 37
+"""So many duties of an accepted job lie below them: the others do not touch a poll."""
 
 EAGER = sys.version_info >= (3, 12)
 TTL, TOMBSTONE = 3600.0, 86400.0
@@ -196,6 +222,7 @@ TABLE = {path: [(1, frozenset({"POST"}), path[1:])] for path in NEAR[1:]}
 LEASE, CALLBACKS, SALT = None, None, b"/jobs"
 EVENTS = b"text/event-stream"
 CANDIDATE: tuple[Any, bool] = (None, True)
+MOUNTED, HIDES, LISTED, SMALL = False, False, False, 64 * 1024
 EMBEDS = 0
 MOVES = {
     "queued": frozenset({"running", "cancelled", "failed"}),
@@ -497,6 +524,36 @@ class Reply(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+
+
+class Place(NamedTuple):
+    """What stands behind a path."""
+
+    id: str
+    actions: Mapping[str, str]
+
+
+class Fetched(NamedTuple):
+    """A job, and the body of its response."""
+
+    job: Any
+    body: bytes | None
+
+
+class Exchange:
+    """One request for a job."""
+
+    __slots__ = (
+        *("heard", "id", "mount", "operated", "routes", "scope", "send", "session", "started"),
+        "tail",
+    )
+
+    def __init__(
+        self, session: Any, id: str, mount: str, tail: str, scope: Scope, send: Send, heard: Any
+    ) -> None:
+        self.routes, self.session, self.id = ACTIONS, session, id
+        self.started = self.operated = False
+        self.mount, self.tail, self.scope, self.send, self.heard = mount, tail, scope, send, heard
 
 
 def packed(job: Job) -> tuple[Any, ...]:
@@ -973,7 +1030,8 @@ class Floor:
         elif not self.near(scope):  # +routes
             await self.app(scope, receive, send)  # +routes
         elif scope["path"].startswith("/jobs/"):
-            await poll(scope, send)
+            await poll(scope, send)  # -failing
+            await polled(scope, send)  # +failing
         elif (scope["method"], scope["path"]) in self.marked:  # -routes
             await self.conduct(scope, receive, send)  # -routes
         elif self.find(scope["path"], scope["method"]) is not None:  # +routes
@@ -1083,12 +1141,12 @@ async def answer(handoff: Handoff, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def room(handoff: Handoff, scope: Scope) -> Handoff:
-    return handoff
+def room(one: Any, other: Any) -> Any:
+    return one
 
 
-async def waited(handoff: Handoff, scope: Scope) -> Handoff:
-    return handoff
+async def waited(one: Any, other: Any) -> Any:
+    return one
 
 
 # So many functions, and so many coroutines, does raincheck call more than all of the above.
@@ -1096,46 +1154,256 @@ ROOMS = (room,) * 39
 WAITED = (waited,) * 5
 
 
+async def polled(scope: Scope, send: Send) -> None:
+    """A poll, whatever fails on its way."""
+    try:
+        await poll(scope, send)
+    except Exception as error:
+        raise NotImplementedError from error
+
+
 async def poll(scope: Scope, send: Send) -> None:
     """The document of a job that runs, or the response that it has ended with."""
-    id = scope["path"][6:]
-    job = jobs.get(id)
-    if job is None:  # +rest
-        job = at_rest.get(id)  # +rest
-    ended = job is not None
-    ended = job is not None and job[2] != "running"  # +record
+    body: Any = None
+    if MOUNTED or HIDES or LISTED:  # +mounted
+        raise NotImplementedError  # +mounted
+    if state["loop"] is not asyncio.get_running_loop():  # +opened
+        raise NotImplementedError  # +opened
+    id = scope["path"][6:]  # -place
+    id, slash, route = scope["path"][6:].partition("/")  # +place
+    actions = ACTIONS.get(slash + route)  # +place
+    if actions is None or not id:  # +place
+        raise NotImplementedError  # +place
+    if actions.get(scope["method"]) != "result" or scope["query_string"]:  # +place
+        raise NotImplementedError  # +place
+    url = f"/jobs/{id}"  # -prefix
+    mount = mount_at(scope.get("root_path", "") + "/jobs")  # +prefix
+    url = f"{mount}/{id}"  # +prefix
+    heard = []  # +asked
+    for field in scope["headers"]:  # +asked
+        if field[0] in ANSWERED:  # +asked
+            heard.append(field)  # +asked
+    if heard and heard != ANYTHING:  # +asked
+        raise NotImplementedError  # +asked
+    place = tuple.__new__(Place, (id, actions))  # +objects
+    exchange = Exchange(state, place.id, mount, scope["path"][5:], scope, send, heard)  # +objects
+    job = jobs.get(id)  # -whole
+    if job is None:  # +rest -whole
+        job = at_rest.get(id)  # +rest -whole
+    job, body = await fetch(id)  # +whole
+    ended = job is not None  # -whole
+    ended = job is not None and job[2] != "running"  # +record -whole
+    ended = not MOVES[job[2]]  # +whole
     if "user" in scope or (job is not None and job[19] is not None):  # +owner +record
         raise NotImplementedError  # +owner +record
+    if job.expires_at is not None and job.expires_at <= time.time():  # +gone
+        raise NotImplementedError  # +gone
+    if job.gone:  # +gone
+        raise NotImplementedError  # +gone
     if ended:
-        await serve(job, scope, send)
+        exchange.started = True  # +objects
+        await serve(job, scope, send, body)
         return
-    for name, _ in scope["headers"]:  # +prefer
-        if name == b"prefer":  # +prefer
-            raise NotImplementedError  # +prefer
+    for name, _ in scope["headers"]:  # +prefer -asked
+        if name == b"prefer":  # +prefer -asked
+            raise NotImplementedError  # +prefer -asked
     known, at = None, time.time()  # -estimate
     known, at = durations.get("order"), time.time()  # +estimate -policy
     known, at = durations.get(job[1]), time.time()  # +estimate +policy -newest
-    known, at = newest.get(job[1], NONE)[1], time.time()  # +newest
-    body, after = document(id, job[3] if isinstance(job, Job) else at, known)
-    location = b"/jobs/%b" % id.encode()
-    headers = [(b"location", location), (b"content-location", location)]
-    headers += ((b"retry-after", b"%d" % after), *FIELDS, (b"content-length", b"%d" % len(body)))
+    known, at = newest.get(job[1], NONE)[1], time.time()  # +newest -foreseen
+    body, after = document(id, job[3] if isinstance(job, Job) else at, known)  # -foreseen
+    after, position, completion = outlook(job)  # +foreseen
+    body = text(job, url, after, position, completion)  # +foreseen -kept
+    location = url.encode()  # -kept
+    headers = [(b"location", location), (b"content-location", location)]  # -kept
+    headers += ((b"retry-after", b"%d" % after), *FIELDS)  # -kept
+    where, before, behind = standing(  # +kept
+        *(id, url, job.state, job.created_at, job.progress, job.runs),  # +kept
+        *(job.not_before, job.delivery),  # +kept
+    )  # +kept
+    second = None if completion is None else int(completion)  # +kept
+    again, between = expecting(after, position, second)  # +kept
+    body = before + between + behind  # +kept
+    headers = [*where, again, *FIELDS]  # +kept
+    headers.append((b"content-length", b"%d" % len(body)))
+    exchange.started = True  # +objects
+    _, headers, body = tuple.__new__(Reply, (202, headers, body))  # +objects
+    for room in POLL_ROOMS:  # +calls
+        room(scope, send)  # +calls
+    for waited in PENDING_WAITED:  # +calls
+        await waited(scope, send)  # +calls
     await send({"type": "http.response.start", "status": 202, "headers": headers})
+    if scope["method"] == "HEAD":  # +head
+        body = b""  # +head
     await send({"type": "http.response.body", "body": body})
 
 
-async def serve(job: Any, scope: Scope, send: Send) -> None:
+# As above, for each of the two polls.
+POLL_ROOMS = (room,) * 9
+PENDING_WAITED, FINISHED_WAITED = (waited,) * 2, (waited,)
+
+
+async def fetch(id: str) -> tuple[Any, bytes | None]:
+    """What is known of a job, and the body of its response if that is small."""
+    if (job := jobs.get(id)) is not None:
+        return job, None  # -objects
+        return tuple.__new__(Fetched, (job, None))  # +objects
+    if (packed := at_rest.get(id)) is None:
+        raise NotImplementedError
+    job = packed  # -values
+    job = unpacked(packed)  # +values
+    if job[16] is None or (size := job[16][2]) > SMALL:
+        raise NotImplementedError
+    body = bodies.get(id, b"")
+    if not isinstance(body, bytes) or len(body) != size:
+        raise NotImplementedError
+    return job, body  # -objects
+    return tuple.__new__(Fetched, (job, body))  # +objects
+
+
+def unpacked(packed: tuple[Any, ...]) -> Job:
+    """The record that plain values are."""
+    fields = list(packed)
+    fields[2] = WORDED[packed[2]]
+    if (response := packed[16]) is not None:
+        fields[16] = tuple.__new__(Captured, response)
+    if packed[15] is not None or packed[17] is not None or packed[26] is not None:
+        raise NotImplementedError
+    return tuple.__new__(Job, fields)
+
+
+def outlook(job: Job) -> tuple[int, int | None, float | None]:
+    """Seconds until it is worth asking again, a place in line, and when it is likely to end."""
+    here, position, completion = running.get(job.id), None, None
+    policy, known = policies[job.route], newest.get(job.route)
+    if here is None or here.ticket.rests or job.state == "queued":
+        raise NotImplementedError
+    now = time.time()
+    elapsed = max(0.0, now - (job.started_at or job.created_at))
+    pause, half = 0.5 * elapsed, None
+    if job.not_before is not None and job.not_before > now:
+        raise NotImplementedError
+    if known is not None:
+        pause, half = expected(known[1], elapsed)
+    if elapsed and job.progress is not None and job.progress.fraction:
+        raise NotImplementedError
+    if job.state == "cancelling" or policy.timeout is not None:
+        raise NotImplementedError
+    if half is not None and half < FAR:
+        completion = now + half
+    after = bounded(pause) if policy.retry_after is None else policy.retry_after
+    return after, position, completion  # -objects
+    return tuple.__new__(Outlook, (after, position, completion))  # +objects
+
+
+def text(job: Job, url: str, after: int, position: Any, completion: Any) -> bytes:
+    """The document of a job that runs."""
+    ends = "null" if completion is None else f'"{spell(int(completion))}"'
+    id, created, progress = job.id, spell(int(job.created_at)), job.progress
+    return (DOCUMENT % (id, created, ends, after, id, id, id)).encode()  # -full
+    url = quote(url)[1:-1]
+    document = FULL % (
+        *(id, WORDS[job.state], created),
+        "null" if progress is None or progress.fraction is None else progress.fraction,
+        "null" if progress is None or progress.message is None else quote(progress.message),
+        "null" if position is None else position,
+        *(ends, after, job.runs, url, url, url, url, url),
+    )
+    if job.delivery is not None or job.not_before is not None:
+        raise NotImplementedError
+    return document.encode()
+
+
+@lru_cache(maxsize=1024)
+def standing(
+    id: str,
+    url: str,
+    state: str,
+    created_at: float,
+    progress: Any,
+    runs: int,
+    not_before: float | None,
+    delivery: Any,
+) -> tuple[tuple[tuple[bytes, bytes], ...], bytes, bytes]:
+    """Where a job is, and its document: before and behind what is expected of it."""
+    if progress is not None or not_before is not None or delivery is not None:
+        raise NotImplementedError
+    location, link = url.encode(), quote(url)[1:-1]
+    before, behind = FULL.split(EXPECTED)
+    began = before % (id, WORDS[state], spell(int(created_at)), "null", "null")
+    links = behind % (runs, link, link, link, link, link)
+    where = ((b"location", location), (b"content-location", location))
+    return where, began.encode(), links.encode()
+
+
+@lru_cache(maxsize=1024)
+def expecting(after: int, position: int | None, second: int | None) -> Any:
+    """What is expected of a job: its field, and its part of the document."""
+    ends = "null" if second is None else f'"{spell(second)}"'
+    said = EXPECTED % ("null" if position is None else position, ends, after)
+    return (b"retry-after", b"%d" % after), said.encode()
+
+
+async def serve(job: Any, scope: Scope, send: Send, body: Any) -> None:
     """The response that a job has ended with."""
     id = scope["path"][6:]
-    for name, _ in scope["headers"]:  # +checks
-        if name in ASKING:  # +checks
-            raise NotImplementedError  # +checks
+    for name, _ in scope["headers"]:  # +checks -asked
+        if name in ASKING:  # +checks -asked
+            raise NotImplementedError  # +checks -asked
     status, headers, body = *job[1:3], job[3]  # -record
-    status, headers, body = *job[16][:2], bodies[id]  # +record
-    fields = [*headers, *SERVED]
-    fields.append((b"etag", b'"%b-%d"' % (id.encode(), job[4])))  # +record
+    status, headers, body = *job[16][:2], bodies[id]  # +record -whole
+    status, headers = job[16][:2]  # +whole -served
+    response = job.response  # +served
+    if response is None or body is None:  # +served
+        raise NotImplementedError  # +served
+    status, headers = served(*response[:2], job.state, job.owner is not None)  # +served
+    headers = servable(response, headers, scope["method"])  # +length
+    fields = [*headers, *SERVED]  # -served
+    if status != 200 or response.status != 200:  # +ranges
+        raise NotImplementedError  # +ranges
+    headers, etag = offered(headers, response.size)  # +ranges
+    if etag is None:  # +ranges
+        if job.delivery is not None:  # +ranges
+            raise NotImplementedError  # +ranges
+        etag = b'"%b.%d.%d"' % (id.encode(), job.fence, job.version)  # +ranges
+        headers = (*headers, (b"etag", etag))  # +ranges
+    fields = [*headers]  # +served
+    fields.append((b"etag", b'"%b-%d"' % (id.encode(), job[4])))  # +record -ranges
+    status, fields, body = Reply(status, fields, body)  # +objects
+    for room in POLL_ROOMS:  # +calls
+        room(scope, send)  # +calls
+    for waited in FINISHED_WAITED:  # +calls
+        await waited(scope, send)  # +calls
     await send({"type": "http.response.start", "status": status, "headers": fields})
+    if scope["method"] == "HEAD":  # +head
+        body = b""  # +head
     await send({"type": "http.response.body", "body": body})
+
+
+@lru_cache(maxsize=256)
+def served(status: int, headers: Any, state: str, owned: bool) -> tuple[int, Any]:
+    """Status and fields under which a response is served."""
+    names = {name.lower() for name, _ in headers}
+    if status == 202 or owned or names & {b"job-status", b"cache-control", b"referrer-policy"}:
+        raise NotImplementedError
+    return status, (*headers, *FIELDS[:2], (b"job-status", state.encode()))
+
+
+@lru_cache(maxsize=256)
+def servable(response: Any, headers: Any, method: str) -> Any:
+    """The fields, with the length of what there is."""
+    lengths = [value for name, value in response[1] if name.lower() == b"content-length"]
+    if lengths != [b"%d" % response[2]]:
+        raise NotImplementedError
+    return headers
+
+
+@lru_cache(maxsize=256)
+def offered(headers: Any, size: int) -> tuple[Any, bytes | None]:
+    """The fields with which parts may be asked for, and a response's own `ETag`."""
+    if size > PIECE or {name.lower() for name, _ in headers} & {b"accept-ranges", b"etag"}:
+        raise NotImplementedError
+    return headers, None
 
 
 def document(id: str, created_at: float, known: Any) -> tuple[bytes, int]:
@@ -1209,6 +1477,18 @@ def mount_at(prefix: str) -> str:
 
 
 ASKING = frozenset({b"if-match", b"if-none-match", b"if-range", b"range"})
+ANSWERED = ASKING | {b"accept", b"prefer", b"sec-fetch-mode"}
+ANYTHING = [(b"accept", b"*/*")]
+EXPECTED = '%s, "estimated_completion": %s, "retry_after": %d'
+WORDED = {word: word for word in MOVES}
+ACTIONS: Mapping[str, Mapping[str, str]] = {
+    "": {"GET": "result", "HEAD": "result", "DELETE": "delete"},
+    "/status": {"GET": "monitor", "HEAD": "monitor"},
+    "/events": {"GET": "events", "HEAD": "events"},
+    "/stream": {"GET": "stream", "HEAD": "stream"},
+    "/cancel": {"POST": "cancel"},
+    "/delete": {"POST": "delete"},
+}
 SERVED = (FIELDS[0], FIELDS[1], (b"job-status", b"succeeded"))
 
 
@@ -1264,12 +1544,13 @@ def make(lifespan: Any = None) -> Starlette:
     return app
 
 
-def module(duties: int | None = None) -> dict[str, Any]:
-    """The names of this file with the first so many duties; None: with all."""
-    return lines.module(__file__, f"{__name__}_{duties}", [*DUTIES][:duties])
+def module(duties: int | None = None, polls: int = 0) -> dict[str, Any]:
+    """The names of this file with the first so many duties; None: with all of an accepted job."""
+    there = [*DUTIES][:duties] + [*POLL_DUTIES][:polls]
+    return lines.module(__file__, f"{__name__}_{duties}_{polls}", there)
 
 
-def build(duties: int | None = None) -> Starlette:
-    """The app with the first so many duties; None: with all."""
-    made: Starlette = module(duties)["make"]()
+def build(duties: int | None = None, polls: int = 0) -> Starlette:
+    """The app with the first so many duties; None: with all of an accepted job."""
+    made: Starlette = module(duties, polls)["make"]()
     return made
