@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache, partial
-from itertools import count
+from itertools import chain, count
 from threading import get_ident
 from typing import Any, NamedTuple
 from urllib.parse import quote as quoted_path
@@ -557,14 +557,25 @@ class Exchange:
 
 
 def packed(job: Job) -> tuple[Any, ...]:
-    """Plain values in plain tuples."""
+    """Plain values in a plain tuple, those of a response behind them."""
     fields: list[Any] = list(job)
     fields[2] = str(fields[2])
     if fields[15] is not None or fields[17] is not None:
         raise NotImplementedError
     if (response := fields[16]) is not None:
-        fields[16] = tuple(response)
+        status, headers, size = response
+        fields[16] = b"\n".join(chain.from_iterable(headers))
+        if fields[16].count(b"\n") != 2 * len(headers) - 1:
+            raise NotImplementedError
+        fields += status, size
     return tuple(fields)
+
+
+@lru_cache(maxsize=1024)
+def parted(joined: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields of a response that is packed."""
+    parts = iter(joined.split(b"\n"))
+    return tuple(zip(parts, parts, strict=True))
 
 
 class Handoff:
@@ -1250,10 +1261,10 @@ async def fetch(id: str) -> tuple[Any, bytes | None]:
         return tuple.__new__(Fetched, (job, None))  # +objects
     if (packed := at_rest.get(id)) is None:
         raise NotImplementedError
+    if packed[16] is None or (size := packed[-1]) > SMALL:
+        raise NotImplementedError
     job = packed  # -values
     job = unpacked(packed)  # +values
-    if job[16] is None or (size := job[16][2]) > SMALL:
-        raise NotImplementedError
     body = bodies.get(id, b"")
     if not isinstance(body, bytes) or len(body) != size:
         raise NotImplementedError
@@ -1265,8 +1276,9 @@ def unpacked(packed: tuple[Any, ...]) -> Job:
     """The record that plain values are."""
     fields = list(packed)
     fields[2] = WORDED[packed[2]]
-    if (response := packed[16]) is not None:
-        fields[16] = tuple.__new__(Captured, response)
+    if (joined := packed[16]) is not None:
+        size, status = fields.pop(), fields.pop()
+        fields[16] = Captured(status, parted(joined), size)
     if packed[15] is not None or packed[17] is not None or packed[26] is not None:
         raise NotImplementedError
     return tuple.__new__(Job, fields)
@@ -1351,8 +1363,10 @@ async def serve(job: Any, scope: Scope, send: Send, body: Any) -> None:
         if name in ASKING:  # +checks -asked
             raise NotImplementedError  # +checks -asked
     status, headers, body = *job[1:3], job[3]  # -record
-    status, headers, body = *job[16][:2], bodies[id]  # +record -whole
-    status, headers = job[16][:2]  # +whole -served
+    status, headers, body = *job[16][:2], bodies[id]  # +record -rest -whole
+    status, headers, body = job[-2], parted(job[16]), bodies[id]  # +rest -whole
+    status, headers = job[-2], parted(job[16])  # +whole -values
+    status, headers = job[16][:2]  # +values -served
     response = job.response  # +served
     if response is None or body is None:  # +served
         raise NotImplementedError  # +served
