@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -30,8 +31,8 @@ class Relay:
         self._losing = True
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        listening = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+    async def opened(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+        listening = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=tls)
         self.port = listening.sockets[0].getsockname()[1]
         try:
             yield

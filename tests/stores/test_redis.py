@@ -5,6 +5,7 @@ import gc
 import logging
 import random
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ from tests.stores.valkey import Valkey, valkey_server  # noqa: F401 # a fixture
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 Serve = Callable[..., Valkey]
+
+CERTIFICATE = Path(__file__).parent.parent / "doubles" / "tls.example.pem"
 
 
 @pytest.fixture
@@ -1602,6 +1605,24 @@ async def test_a_socket_file_will_do(serve: Serve, tmp_path: Path) -> None:
     store = RedisStore(f"unix://{tmp_path}/valkey.sock?db=3", deployment="shop")
     assert await store.create(job()) == job()
     await store.aclose()
+
+
+@pytest.mark.parametrize("size", [1, 3 * WINDOW])
+async def test_tls_will_do(valkey: Valkey, deployment: str, size: int) -> None:
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(CERTIFICATE)
+    relay = Relay(valkey.port)
+    async with relay.opened(served):
+        options = f"ssl_cert_reqs=required&ssl_ca_certs={CERTIFICATE}&ssl_check_hostname=false"
+        url = f"rediss://127.0.0.1:{relay.port}/0?{options}"
+        store = RedisStore(url, deployment=deployment)
+        done = await with_body(store, "a", [b"x" * size])
+        assert await store.get("a") == done
+        assert await body_of(store, "a") == b"x" * size
+        relay.lose()
+        assert await store.get("a") == done
+        assert relay.lost == 1
+        await store.aclose()
 
 
 def test_commands_are_written_as_redis_py_writes_them() -> None:
