@@ -23,6 +23,9 @@ _SHORTEST, _LONGEST = 1, 30
 # millionth is done knows as little of it, and no date has room for what that comes to.
 _FORESEEABLE = 365 * 86_400.0
 
+# Named here, for every poll: as attributes of their class each of them is a call on Python 3.11.
+_QUEUED, _RUNNING, _CANCELLING = State.QUEUED, State.RUNNING, State.CANCELLING
+
 # Rounds of the owners' turns that are kept as requests come and go. What is ahead in later ones is
 # counted when it is asked for, over the owners with as many that wait: an eighth of these at most.
 _ROUNDS = 8
@@ -524,19 +527,19 @@ class Scheduler:
             if durations is not None:
                 early, usual = durations.running(0.0)
                 likely, remaining = pause + early, None if usual is None else pause + usual
-        elif state is State.QUEUED:
+        elif state is _QUEUED:
             turns = self._turns(route, ticket, elapsed)
             if durations is not None:
                 width = self._width(policy, route)
                 likely, remaining = durations.queued(turns, width, elapsed)
             if ticket is not None and turns:
                 position = round(turns)
-        elif state is State.RUNNING or state is State.CANCELLING:
+        elif state is _RUNNING or state is _CANCELLING:
             if durations is not None:
                 likely, remaining = durations.running(elapsed)
             if elapsed and job.progress is not None and job.progress.fraction:
                 likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
-            if state is State.CANCELLING:  # it was told to stop, and soon is once more
+            if state is _CANCELLING:  # it was told to stop, and soon is once more
                 likely, remaining = min(likely, self._cancel_grace), None
             if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
                 likely = min(likely, most - elapsed)
@@ -639,5 +642,7 @@ class Scheduler:
 def _bounded(seconds: float) -> int:
     if seconds <= _SHORTEST:
         return _SHORTEST
+    if seconds >= _LONGEST:
+        return _LONGEST
     # A hair over a whole second is that second: clocks are not that exact.
-    return max(_SHORTEST, min(_LONGEST, math.ceil(round(seconds, 1))))
+    return math.ceil(round(seconds, 1))
