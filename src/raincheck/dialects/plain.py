@@ -37,8 +37,8 @@ from raincheck.dialects.documents import (
     timestamp,
 )
 from raincheck.errors import Problem
-from raincheck.job import Delivery, Job, Progress, State
-from raincheck.messages import Field, RawHeaders
+from raincheck.job import Delivery, Job, State
+from raincheck.messages import Field, Fields, RawHeaders
 
 _quote = json.encoder.encode_basestring_ascii
 
@@ -96,7 +96,7 @@ class PlainDialect(Dialect):
         if job.state in FINAL:  # an earlier request's job, which a key has named
             location, about, body = f"{mount.url}/{job.id}".encode(), None, b""
         else:
-            ((_, location), _), about, body = _unfinished(job, mount, outlook, kept=False)
+            ((_, location), _), about, body = _unfinished(job, mount, outlook, keeps=False)
         headers = [(b"location", location)]
         if mount.absolute:  # Azure's clients hand it to the transport as it is
             headers.append((b"operation-location", location + b"/status"))
@@ -207,75 +207,75 @@ _AFTER = (
 # Characters of a URL with which a document is kept: its prefix may be the client's own, and long.
 _LONGEST = 1024
 
+# How many documents are kept, and the fields that all of them have.
+_MOST_KEPT = 1024
+_ABOUT = (NO_STORE, NO_REFERRER, JSON)
+
+_Standing = tuple[RawHeaders, bytes, bytes]
+"""Where a job is, and its document: before and after what is expected of it."""
+
+_KEPT: dict[str, tuple[tuple[Job, Mount], _Standing]] = {}
+"""What was written last of each job, by its id, with what it was written from."""
+
 
 def _unfinished(
-    job: Job, mount: Mount, outlook: Outlook, *, kept: bool = True
-) -> tuple[RawHeaders, RawHeaders, bytes]:
+    job: Job, mount: Mount, outlook: Outlook, *, keeps: bool = True
+) -> tuple[RawHeaders, Fields, bytes]:
     """The fields that tell where it is; its document, and the fields about that before it.
 
     What it says of the job is kept for the next who asks: not of one that is new, since most have
     ended before anybody does, and what is kept of them is in the garbage collector's way.
     """
     retry_after, position, completion = outlook
-    kept = kept and len(mount.url) <= _LONGEST
-    standing = _standing if kept else _standing.__wrapped__
-    here, before, after = standing(
-        job.id,
-        mount.url,
-        job.state,
-        job.created_at,
-        job.progress,
-        job.runs,
-        None if job.not_before is None else job.next_run_at,
-        job.delivery,
+    kept, written_from = _KEPT.get(job.id), (job, mount)
+    here, before, after = (
+        kept[1] if kept is not None and kept[0] == written_from else _standing(written_from, keeps)
     )
-    again, expected = _expected(
+    about, expected = _expected(
         retry_after, position, None if completion is None else int(completion)
     )
     body = before + expected + after
-    length = (b"content-length", b"%d" % len(body))
-    return here, (again, NO_STORE, NO_REFERRER, JSON, length), body
+    return here, [*about, (b"content-length", b"%d" % len(body))], body
 
 
-# By value: another version that says the same has the same document, and a newer one another.
-@lru_cache(maxsize=1024)
-def _standing(
-    id: str,
-    mount: str,
-    state: State,
-    created_at: float,
-    progress: Progress | None,
-    runs: int,
-    next_run_at: float | None,
-    delivery: Delivery | None,
-) -> tuple[RawHeaders, bytes, bytes]:
-    """Where it is, and its document: before and after what is expected of it."""
+def _standing(written_from: tuple[Job, Mount], keeps: bool) -> _Standing:
+    """Write it, and keep it if that is worth it."""
+    job, mount = written_from
+    progress = job.progress
     before = _BEFORE % (
-        id,
-        WORDS[state],
-        _spell_second(int(created_at)),
+        job.id,
+        WORDS[job.state],
+        _spell_second(int(job.created_at)),
         "null" if progress is None or progress.fraction is None else progress.fraction,
         "null" if progress is None or progress.message is None else _quote(progress.message),
     )
-    location = f"{mount}/{id}"
+    location = f"{mount.url}/{job.id}"
     url = _quote(location)[1:-1]
-    after = (_AFTER % (runs, url, url, url, url, url)).encode()
-    if next_run_at is not None or delivery is not None:
-        more = {**_next_run(next_run_at), **_callback(delivery)}
+    after = (_AFTER % (job.runs, url, url, url, url, url)).encode()
+    next_run_at = None if job.not_before is None else job.next_run_at
+    if next_run_at is not None or job.delivery is not None:
+        more = {**_next_run(next_run_at), **_callback(job.delivery)}
         after = after[:-1] + b", " + _encoded(more)[1:]
     here = location.encode()
-    return ((b"location", here), (b"content-location", here)), before.encode(), after
+    standing = ((b"location", here), (b"content-location", here)), before.encode(), after
+    if keeps and len(mount.url) <= _LONGEST:
+        if len(_KEPT) >= _MOST_KEPT:
+            _KEPT.clear()
+        _KEPT[job.id] = written_from, standing
+    return standing
 
 
 @lru_cache(maxsize=1024)
-def _expected(retry_after: int, position: int | None, second: int | None) -> tuple[Field, bytes]:
-    """What is expected of one: its field, and its part of a document."""
+def _expected(
+    retry_after: int, position: int | None, second: int | None
+) -> tuple[RawHeaders, bytes]:
+    """What is expected of one: the fields about a document, and its part of that."""
     document = _EXPECTED % (
         b"null" if position is None else b"%d" % position,
         b"null" if second is None else b'"%b"' % _spell_second(second).encode(),
         retry_after,
     )
-    return (b"retry-after", b"%d" % retry_after), document
+    return ((b"retry-after", b"%d" % retry_after), *_ABOUT), document
 
 
 def _next_run(moment: float | None) -> dict[str, Any]:
