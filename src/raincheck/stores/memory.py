@@ -151,7 +151,7 @@ class MemoryStore(Store):
 
     async def fetch(self, id: str) -> Fetched | None:
         if (job := self._live.get(id)) is not None:  # it has no response yet
-            return tuple.__new__(Fetched, (job, None))
+            return _new(Fetched, (job, None))
         if (packed := self._at_rest.get(id)) is None:
             return None
         job = _unpacked(packed)
@@ -160,7 +160,7 @@ class MemoryStore(Store):
         body = self._bodies.get(id, b"")
         if isinstance(body, Body):
             body = b"".join(body.read())
-        return tuple.__new__(Fetched, (job, body if len(body) == size else None))
+        return _new(Fetched, (job, body if len(body) == size else None))
 
     async def find(self, name: str) -> Found | None:
         if (key := self._keys.get(name)) is None:
@@ -551,6 +551,8 @@ objects); at one with tuples in it, of which a few have some, once for each of t
 all that it refers to, it would look in every full collection, and be called to many more of them.
 """
 
+_new = tuple.__new__
+
 _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "error"))
 _DELIVERY = Job._fields.index("delivery")
 _GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
@@ -583,18 +585,18 @@ def _packed(job: Job) -> _Packed:
 def _unpacked(packed: _Packed) -> Job:
     if isinstance(packed, Job):
         return packed
-    fields = list(packed)
-    fields[_STATE] = _STATES[packed[_STATE]]
-    if (headers := packed[_RESPONSE]) is not None:
+    fields = [*packed]
+    fields[_STATE] = _STATES[fields[_STATE]]
+    if (headers := fields[_RESPONSE]) is not None:
         size, status = fields.pop(), fields.pop()
-        fields[_RESPONSE] = CapturedResponse(status, _parted(headers), size)
-    if (progress := packed[_PROGRESS]) is not None:
+        fields[_RESPONSE] = _new(CapturedResponse, (status, _parted(headers), size))
+    if (progress := fields[_PROGRESS]) is not None:
         fields[_PROGRESS] = Progress(*progress)
-    if (error := packed[_ERROR]) is not None:
+    if (error := fields[_ERROR]) is not None:
         fields[_ERROR] = Problem(*error)
-    if (delivery := packed[_DELIVERY]) is not None:
+    if (delivery := fields[_DELIVERY]) is not None:
         fields[_DELIVERY] = Delivery._make(delivery)
-    return tuple.__new__(Job, fields)  # of the right number, which `_make` would look at again
+    return _new(Job, fields)  # of the right number, which `_make` would look at again
 
 
 @lru_cache(maxsize=1024)
