@@ -37,7 +37,7 @@ from raincheck.routing.table import Candidate, Routing, Rule
 from raincheck.runners.base import Runner
 from raincheck.runtime.stopping import Reason
 from raincheck.session import Session
-from raincheck.status.results import embedded, send_reply, send_stored
+from raincheck.status.results import embedded, send_reply, send_stored, send_whole
 from raincheck.status.routes import CANCELLED, Mounts, StatusRoutes
 from raincheck.stores.base import Store
 
@@ -367,8 +367,9 @@ class LongRunningMiddleware:
                     applied = _applied(decision, job)
                 shown = self._dialect.accepted(job, mount, outlook, applied, content)
             reply = shown
-        reply.headers.extend(_SAID[handoff.replayed, handoff.vary])
-        await send_reply(reply, scope, send)
+        status, headers, body = reply
+        headers.extend(_SAID[handoff.replayed, handoff.vary])
+        await send_whole(status, headers, body, scope, send)
 
     def _base_of(self, scope: Scope) -> str:
         """Where the URLs of a request's job begin."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from functools import lru_cache
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,15 +12,22 @@ from raincheck.dialects.base import Content, Reply
 from raincheck.errors import BodyLost
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.messages import Fields, RawHeaders
+from raincheck.messages import CapturedResponse, Field, Fields, RawHeaders, servable
 from raincheck.ranges import WHOLE, Framed, Span, Wanted, framed, offered, wanted
 
 _MOST_ASKED = 4096
 
 
-async def send_reply(reply: Reply, scope: Scope, send: Send) -> None:
+def send_reply(reply: Reply, scope: Scope, send: Send) -> Awaitable[None]:
     """Send what a dialect has written; no body to a HEAD."""
     status, headers, body = reply
+    return send_whole(status, headers, body, scope, send)
+
+
+async def send_whole(
+    status: int, headers: list[Field], body: bytes, scope: Scope, send: Send
+) -> None:
+    """Send a response that is here whole, whose header list is nobody else's; no body to a HEAD."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     if scope["method"] == "HEAD":
         body = b""
@@ -58,19 +66,34 @@ async def embedded(jobs: Jobs, job: Job, most: int) -> Content | None:
 
 def negotiated(
     job: Job, headers: RawHeaders, heard: Fields, method: str
-) -> tuple[RawHeaders, Wanted]:
+) -> tuple[list[Field], Wanted]:
     """The fields of a finished 200 response, and what of it a request wants.
 
     Its ETag is of one run and one version: a job that ran again never lends it to another body.
+
+    Args:
+        job: the job.
+        headers: the fields under which its response is served.
+        heard: those of the request.
+        method: the request's.
     """
-    assert job.response is not None
-    size = job.response.size
-    headers, etag, ranges = offered(headers, size)
+    response = job.response
+    assert response is not None
+    told, etag, ranges = _negotiable(response, headers, method)
+    fields = [*told]
     if etag is None:
         version = job.version if job.delivery is None else job.news
-        etag = b'"%b.%d.%d"' % (job.id.encode(), job.fence, version)
-        headers = (*headers, (b"etag", etag))
-    return headers, wanted(heard, size, etag, ranges, method) if heard else WHOLE
+        etag = f'"{job.id}.{job.fence}.{version}"'.encode()
+        fields.append((b"etag", etag))
+    return fields, wanted(heard, response.size, etag, ranges, method) if heard else WHOLE
+
+
+@lru_cache(maxsize=256)
+def _negotiable(
+    response: CapturedResponse, headers: RawHeaders, method: str
+) -> tuple[RawHeaders, bytes | None, bool]:
+    """The same, but for the ETag of those that bring none: responses of one route share them."""
+    return offered(servable(response, headers, method), response.size)
 
 
 def cut(spans: tuple[Span, ...], headers: RawHeaders, size: int) -> Framed:

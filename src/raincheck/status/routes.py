@@ -34,7 +34,7 @@ from raincheck.errors import (
 from raincheck.ids import Origin
 from raincheck.job import Job, State
 from raincheck.jobs import Jobs
-from raincheck.messages import CapturedResponse, Fields, Head, RawHeaders, servable
+from raincheck.messages import CapturedResponse, Field, Fields, Head, RawHeaders, servable
 from raincheck.owners import Owners
 from raincheck.pages import Pages
 from raincheck.preferences import PREFERRING, is_navigation, parse
@@ -52,14 +52,15 @@ from raincheck.status.results import (
     embedded,
     negotiated,
     rest,
-    send_reply,
     send_stored,
+    send_whole,
     spans_of,
 )
 from raincheck.status.stream import (
     announced,
     begun,
     breaks_off,
+    ended_fields,
     send_tail,
     stream_fields,
     undelayed,
@@ -311,7 +312,7 @@ class StatusRoutes:
 
 
 _Wait = Callable[[Job, float], Awaitable[Job | None]]
-_Negotiate = Callable[[Job, RawHeaders, Fields, str], tuple[RawHeaders, Wanted]]
+_Negotiate = Callable[[Job, RawHeaders, Fields, str], tuple[list[Field], Wanted]]
 
 
 def _finished(job: Job) -> bool:
@@ -371,7 +372,7 @@ class _Exchange:
     def reply(self, reply: Reply) -> Awaitable[None]:
         """Send what a dialect has written."""
         self.started = True
-        return send_reply(reply, self._scope, self._send)
+        return send_whole(*reply, self._scope, self._send)
 
     async def problem(
         self,
@@ -467,21 +468,23 @@ class _Exchange:
                 await self._wait_here(job, outlook, reply)
             else:
                 self.started = True
-                await send_reply(reply, self._scope, self._send)
+                await send_whole(*reply, self._scope, self._send)
         elif (response := job.response) is not None:
             status, headers = routes.dialect.result(job)
-            method, asked = self._scope["method"], WHOLE
-            headers = servable(response, headers, method)
+            scope = self._scope
+            method, asked = scope["method"], WHOLE
             if status == response.status == 200:
-                headers, asked = negotiate(job, headers, self._heard, method)
+                fields, asked = negotiate(job, headers, self._heard, method)
+            else:
+                fields = [*servable(response, headers, method)]
             if asked is not WHOLE:
-                await self._less(job, body, headers, asked)
+                await self._less(job, body, tuple(fields), asked)
             elif body is not None:
                 self.started = True
-                await send_reply(Reply(status, [*headers], body), self._scope, self._send)
+                await send_whole(status, fields, body, scope, self._send)
             else:
                 chunks = routes.jobs.store.read_body(job.id)
-                await self._send_stored(status, headers, chunks, response.size)
+                await self._send_stored(status, fields, chunks, response.size)
         else:
             await self.problem(job.error or CANCELLED, job=job)
 
@@ -513,7 +516,7 @@ class _Exchange:
             await self.problem(problem, job=job, fields=fields)
 
     async def _send_stored(
-        self, status: int, headers: RawHeaders, body: AsyncIterator[bytes], size: int
+        self, status: int, headers: Fields, body: AsyncIterator[bytes], size: int
     ) -> None:
         try:
             await send_stored(status, headers, body, size, self._scope, self._begun)
@@ -551,7 +554,7 @@ class _Exchange:
             if there is not None and there.head is not None and not there.job.finished:
                 await self._follow(there, there.head)
                 return
-        await self.result(stream_fields, waits=False)
+        await self.result(ended_fields, waits=False)
 
     async def _follow(self, there: Partial, head: Head) -> None:
         """Send a response that is still to end: what there is of it, and then what comes."""

@@ -11,7 +11,7 @@ from starlette.types import Send
 from raincheck.errors import BrokenOff, StoreError
 from raincheck.job import Job
 from raincheck.jobs import Jobs
-from raincheck.messages import BODILESS, Fields, RawHeaders
+from raincheck.messages import BODILESS, Field, Fields, RawHeaders, servable
 from raincheck.ranges import Wanted, offered, wanted
 from raincheck.status.results import close
 from raincheck.stores.base import Partial
@@ -72,6 +72,15 @@ def stream_fields(
     grows = not job.finished
     asked = wanted(asking, response.size, tag, True, method, grows=grows)
     return (*fields, (b"etag", tag)), asked
+
+
+def ended_fields(
+    job: Job, headers: RawHeaders, heard: Fields, method: str
+) -> tuple[list[Field], Wanted]:
+    """The same of one that has ended: as `results.negotiated` does for a poll."""
+    assert job.response is not None
+    fields, asked = stream_fields(job, servable(job.response, headers, method), heard, method)
+    return [*fields], asked
 
 
 def undelayed(headers: RawHeaders) -> RawHeaders:
