@@ -236,7 +236,8 @@ class LongRunningMiddleware:
                 and not (self._routing.hides and self._is_apps(path, scope["method"]))
             ) or (self._status.lists.on and self._is_list(path, scope["method"])):
                 prefix = (self._routing.root_path or scope.get("root_path", "")) + self._path
-                await self._status.serve(path[len(self._path) :], prefix, scope, receive, send)
+                tail = path.removeprefix(self._path)
+                await self._status.serve(tail, prefix, scope, receive, send)
             elif (candidate := self._routing.find(path, scope["method"])) is not None:
                 await self._conduct(candidate, scope, receive, send)
             else:

@@ -61,6 +61,8 @@ _ACTIONS: Mapping[str, Mapping[str, Action]] = {
 }
 """What each method does at what stands behind a job's id."""
 
+_OF_A_JOB = _ACTIONS[""]
+
 _LISTS: Mapping[str, Mapping[str, Action]] = {
     "": (_LIST := {"GET": Action.LIST, "HEAD": Action.LIST}),
     "/": _LIST,
@@ -73,12 +75,15 @@ class PlainDialect(Dialect):
     """HTTP with JSON, understood by whatever follows a 202's `Location`."""
 
     def place(self, path: str) -> Place | None:
+        id = path[1:]
+        if "/" not in id and path not in _LISTS:
+            # By the order of the fields, as in `pending` and `Job.accepted`: for every poll.
+            return tuple.__new__(Place, (id, _OF_A_JOB))
         if (listing := _LISTS.get(path)) is not None:
             return Place("", listing)
-        id, slash, route = path[1:].partition("/")
+        id, slash, route = id.partition("/")
         actions = _ACTIONS.get(slash + route)
-        # Here and in `pending` by the order of the fields, as in `Job.accepted`: for every poll.
-        return None if actions is None or not id else tuple.__new__(Place, (id, actions))
+        return None if actions is None or not id else Place(id, actions)
 
     def urls(self, job: Job, mount: Mount) -> Urls:
         url = f"{mount.url}/{job.id}"

@@ -513,17 +513,26 @@ class Scheduler:
             ticket: its place, if it has one in this process.
             now: seconds since the epoch.
         """
-        name, state, position, completion = job.route, job.state, None, None
+        name, state = job.route, job.state
+        position = remaining = completion = None
         policy = self._policies[name]
         route = ticket.route if ticket else self._routes.get(name) or self._route(name)
         durations = route.durations
-        elapsed, remaining = now - (job.started_at or job.created_at), None
+        elapsed = now - (job.started_at or job.created_at)
         if elapsed < 0.0:  # by the clock of another process, or one that was put back
             elapsed = 0.0
         likely = UNKNOWN * elapsed
-        pause = 0.0 if job.not_before is None else max(0.0, job.not_before - now)
-        if pause:  # and then, if nobody waits before it
-            likely, remaining = pause, None
+        if state is _RUNNING or state is _CANCELLING:
+            if durations is not None:
+                likely, remaining = durations.running(elapsed)
+            if elapsed and job.progress is not None and job.progress.fraction:
+                likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
+            if state is _CANCELLING:  # it was told to stop, and soon is once more
+                likely, remaining = min(likely, self._cancel_grace), None
+            if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
+                likely = min(likely, most - elapsed)
+        elif job.not_before is not None and (pause := max(0.0, job.not_before - now)):
+            likely = pause  # and then, if nobody waits before it
             if durations is not None:
                 early, usual = durations.running(0.0)
                 likely, remaining = pause + early, None if usual is None else pause + usual
@@ -534,15 +543,6 @@ class Scheduler:
                 likely, remaining = durations.queued(turns, width, elapsed)
             if ticket is not None and turns:
                 position = round(turns)
-        elif state is _RUNNING or state is _CANCELLING:
-            if durations is not None:
-                likely, remaining = durations.running(elapsed)
-            if elapsed and job.progress is not None and job.progress.fraction:
-                likely, remaining = by_progress(likely, elapsed, job.progress.fraction)
-            if state is _CANCELLING:  # it was told to stop, and soon is once more
-                likely, remaining = min(likely, self._cancel_grace), None
-            if policy.timeout is not None and elapsed < (most := seconds(policy.timeout)):
-                likely = min(likely, most - elapsed)
         else:  # it has ended
             likely = 0.0
         if remaining is not None and remaining < _FORESEEABLE:
