@@ -26,6 +26,8 @@ _FORESEEABLE = 365 * 86_400.0
 # Named here, for every poll: as attributes of their class each of them is a call on Python 3.11.
 _QUEUED, _RUNNING, _CANCELLING = State.QUEUED, State.RUNNING, State.CANCELLING
 
+_new = tuple.__new__
+
 # Rounds of the owners' turns that are kept as requests come and go. What is ahead in later ones is
 # counted when it is asked for, over the owners with as many that wait: an eighth of these at most.
 _ROUNDS = 8
@@ -550,7 +552,7 @@ class Scheduler:
         retry_after = policy.retry_after
         if retry_after is None:
             retry_after = _SHORTEST if likely <= _SHORTEST else _bounded(likely)
-        return tuple.__new__(Outlook, (retry_after, position, completion))  # for every poll
+        return _new(Outlook, (retry_after, position, completion))  # for every poll
 
     def _turns(self, route: _Route, ticket: Ticket | None, age: float) -> float | None:
         """How many turns until that of a job that waits, 1 for the next; None if nobody knows.

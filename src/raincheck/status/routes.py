@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import lru_cache, partial
 from urllib.parse import quote
@@ -65,7 +65,7 @@ from raincheck.status.stream import (
     stream_fields,
     undelayed,
 )
-from raincheck.stores.base import Partial
+from raincheck.stores.base import Fetched, Partial
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
@@ -216,36 +216,70 @@ class StatusRoutes:
             receive: tells when its client leaves.
             send: where the answer goes.
         """
-        session = self.jobs.session
+        method, heard, session = scope["method"], _heard(scope), self.jobs.session
         if session is None or not session.tasks.here():
             session = await self.jobs.open()
-        place = self.dialect.place(tail) or _NOWHERE
-        mount = self._mounts.at(prefix)
-        exchange = _Exchange(self, session, place.id, mount, tail, scope, send)
+        id, actions = self.dialect.place(tail) or _NOWHERE
+        action, mount, exchange, started = actions.get(method), self._mounts.at(prefix), None, False
+        # Most of all requests are polls that ask for nothing else. Most of them have one answer,
+        # which takes no exchange.
+        plain = action is _RESULT and not heard and not scope["query_string"]
         try:
-            action = place.actions.get(scope["method"])
-            if scope["query_string"] and (problem := self._unable(action, scope)):
-                await exchange.problem(problem)
-            elif action is Action.RESULT:  # the poll, which is most of all requests
-                await exchange.result()
-            elif action is Action.EVENTS:
-                await exchange.events(receive)
-            elif action is Action.STREAM:
-                await attended(receive, exchange.stream)
+            if plain and (found := await self.access.answer(id, scope)) is not None:
+                job, body = found
+                if job.response is not None:
+                    status, fields, _ = self.served(job, heard, method)
+                elif job.finished or job.gone:
+                    body = None
+                else:
+                    outlook = session.runs.outlook(job)
+                    status, fields, body = self.dialect.pending(job, mount, outlook)
+                if body is not None:
+                    started = True
+                    await send_whole(status, fields, body, scope, send)
+                    return
+            exchange = _Exchange(self, session, id, mount, tail, heard, scope, send)
+            if plain:
+                await exchange.tell(found)
             else:
-                await self._serve(place, action, exchange, scope, receive)
+                await self._serve(actions, action, exchange, scope, receive)
         except Exception as error:
-            if exchange.started and breaks_off(error, send):
-                return
-            if exchange.started:
+            if started or (exchange is not None and exchange.started):
+                if breaks_off(error, send):
+                    return
                 raise
-            if isinstance(error, UnreadableRecord):
-                self._tell_unreadable(place.id, error)
-            elif isinstance(error, StoreError | OSError):
-                self.jobs.availability.failed(error)
-            else:  # ours, the dialect's or the owner's
-                logger.exception("a status route failed")
+            self._note(id, error)
+            if exchange is None:
+                exchange = _Exchange(self, session, id, mount, tail, heard, scope, send)
             await exchange.problem(NO_STORE, retry_after=5)
+
+    def served(
+        self, job: Job, heard: Fields, method: str, negotiate: _Negotiate = negotiated
+    ) -> tuple[int, list[Field], Wanted]:
+        """Status and fields with which a job's response is served, and what of it is wanted.
+
+        Args:
+            job: the job, with its response.
+            heard: the fields of the request.
+            method: the request's.
+            negotiate: says with which fields a 200 response is served, and what of it is wanted.
+        """
+        response = job.response
+        assert response is not None
+        status, headers = self.dialect.result(job)
+        if status == response.status == 200:
+            fields, asked = negotiate(job, headers, heard, method)
+            return status, fields, asked
+        return status, [*servable(response, headers, method)], WHOLE
+
+    def _note(self, id: str, error: Exception) -> None:
+        """Log why a request could not be answered."""
+        if isinstance(error, UnreadableRecord):
+            self._tell_unreadable(id, error)
+        elif isinstance(error, StoreError | OSError):
+            self.jobs.availability.failed(error)
+        else:  # ours, the dialect's or the owner's
+            logger.error("a status route failed", exc_info=error)
 
     def _tell_unreadable(self, id: str, error: UnreadableRecord) -> None:
         """Say that a job which was asked for cannot be read, once."""
@@ -269,13 +303,21 @@ class StatusRoutes:
 
     async def _serve(
         self,
-        place: Place,
+        actions: Mapping[str, Action],
         action: Action | None,
         exchange: _Exchange,
         scope: Scope,
         receive: Receive,
     ) -> None:
-        if exchange.intrudes(self._mounts.origin):
+        if scope["query_string"] and (problem := self._unable(action, scope)):
+            await exchange.problem(problem)
+        elif action is Action.RESULT:
+            await exchange.result()
+        elif action is Action.EVENTS:
+            await exchange.events(receive)
+        elif action is Action.STREAM:
+            await attended(receive, exchange.stream)
+        elif exchange.intrudes(self._mounts.origin):
             await exchange.problem(ELSEWHERE)  # before the job is looked up: it says nothing of one
         elif action is Action.MONITOR:
             await exchange.monitor()
@@ -291,8 +333,8 @@ class StatusRoutes:
             await exchange.redeliver()
         elif action is Action.LIST or action is Action.TOTALS:
             await exchange.lists(action)
-        elif place.actions:
-            allowed = ", ".join(sorted(place.actions)).encode()
+        elif actions:
+            allowed = ", ".join(sorted(actions)).encode()
             await exchange.problem(NOT_ALLOWED, fields=((b"allow", allowed),))
         else:
             await exchange.problem(UNKNOWN)
@@ -312,6 +354,8 @@ class StatusRoutes:
 
 
 _Wait = Callable[[Job, float], Awaitable[Job | None]]
+_RESULT = Action.RESULT  # here, since each poll looks: on Python 3.11 that is a call otherwise
+
 _Negotiate = Callable[[Job, RawHeaders, Fields, str], tuple[list[Field], Wanted]]
 
 
@@ -348,6 +392,7 @@ class _Exchange:
         id: str,
         mount: Mount,
         tail: str,
+        heard: Fields,
         scope: Scope,
         send: Send,
     ) -> None:
@@ -358,9 +403,9 @@ class _Exchange:
         self._operated = False  # whether the job was found for an operator, and not its owner
         self._mount = mount
         self._tail = tail
+        self._heard = heard
         self._scope = scope
         self._send = send
-        self._heard = _heard(scope)
 
     def intrudes(self, own: SiteOrigin | None) -> bool:
         """Whether a page of another site than ours would change something by it."""
@@ -454,39 +499,34 @@ class _Exchange:
             negotiate: says with which fields a 200 response is served, and what of it is wanted.
             waits: whether it may be a long one.
         """
-        routes, job, body = self._routes, None, None
-        if found := await routes.access.answer(self.id, self._scope):
-            job, body = found
-            if self._heard and waits and job.stage is not None and (wait := self._patience()):
-                job = await self._end(job, wait)
+        found = await self._routes.access.answer(self.id, self._scope)
+        wait = self._patience() if waits else 0.0
+        if wait and found is not None and found.job.stage is not None:
+            job = await self._end(found.job, wait)
+            found = None if job is None else Fetched(job, None)
+        await self.tell(found, negotiate)
+
+    async def tell(self, found: Fetched | None, negotiate: _Negotiate = negotiated) -> None:
+        """Answer with what has been found."""
+        routes, (job, body) = self._routes, found or (None, None)
         if job is None or job.gone:
             await self._miss(job)
-        elif not job.finished:
-            outlook = self._session.runs.outlook(job)
-            reply = routes.dialect.pending(job, self._mount, outlook)
-            if self._heard and self._navigates:
-                await self._wait_here(job, outlook, reply)
-            else:
-                self.started = True
-                await send_whole(*reply, self._scope, self._send)
-        elif (response := job.response) is not None:
-            status, headers = routes.dialect.result(job)
-            scope = self._scope
-            method, asked = scope["method"], WHOLE
-            if status == response.status == 200:
-                fields, asked = negotiate(job, headers, self._heard, method)
-            else:
-                fields = [*servable(response, headers, method)]
+        elif job.response is not None:
+            method = self._scope["method"]
+            status, fields, asked = routes.served(job, self._heard, method, negotiate)
             if asked is not WHOLE:
                 await self._less(job, body, tuple(fields), asked)
             elif body is not None:
-                self.started = True
-                await send_whole(status, fields, body, scope, self._send)
+                await self.reply(Reply(status, fields, body))
             else:
                 chunks = routes.jobs.store.read_body(job.id)
-                await self._send_stored(status, fields, chunks, response.size)
-        else:
+                await self._send_stored(status, fields, chunks, job.response.size)
+        elif job.finished:
             await self.problem(job.error or CANCELLED, job=job)
+        else:
+            outlook = self._session.runs.outlook(job)
+            reply = routes.dialect.pending(job, self._mount, outlook)
+            await (self._wait_here(job, outlook, reply) if self._navigates else self.reply(reply))
 
     async def _wait_here(self, job: Job, outlook: Outlook, reply: Reply) -> None:
         """Show the waiting page, if the dialect has one."""
