@@ -125,7 +125,7 @@ async def plain_many(served: LongRunningMiddleware) -> None:
     ("work", "bound"),
     [
         pytest.param(accept_many, 102, id="a job, from its request to its outcome"),
-        pytest.param(poll_many, 22, id="a poll of a finished job"),
+        pytest.param(poll_many, 20, id="a poll of a finished job"),
         pytest.param(plain_many, 3, id="a route that is not marked"),
     ],
 )
