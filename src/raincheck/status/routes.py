@@ -216,27 +216,22 @@ class StatusRoutes:
             receive: tells when its client leaves.
             send: where the answer goes.
         """
-        method, heard, session = scope["method"], _heard(scope), self.jobs.session
+        heard, session = _heard(scope), self.jobs.session
         if session is None or not session.tasks.here():
             session = await self.jobs.open()
         id, actions = self.dialect.place(tail) or _NOWHERE
-        action, mount, exchange, started = actions.get(method), self._mounts.at(prefix), None, False
+        action, mount = actions.get(scope["method"]), self._mounts.at(prefix)
+        exchange, started, found = None, False, None
         # Most of all requests are polls that ask for nothing else. Most of them have one answer,
         # which takes no exchange.
         plain = action is _RESULT and not heard and not scope["query_string"]
         try:
-            if plain and (found := await self.access.answer(id, scope)) is not None:
-                job, body = found
-                if job.response is not None:
-                    status, fields, _ = self.served(job, heard, method)
-                elif job.finished or job.gone:
-                    body = None
-                else:
-                    outlook = session.runs.outlook(job)
-                    status, fields, body = self.dialect.pending(job, mount, outlook)
-                if body is not None:
+            if plain:
+                found = await self.access.answer(id, scope)
+                reply = self._plain(found, session, mount, scope["method"])
+                if reply is not None:
                     started = True
-                    await send_whole(status, fields, body, scope, send)
+                    await send_whole(*reply, scope, send)
                     return
             exchange = _Exchange(self, session, id, mount, tail, heard, scope, send)
             if plain:
@@ -252,6 +247,22 @@ class StatusRoutes:
             if exchange is None:
                 exchange = _Exchange(self, session, id, mount, tail, heard, scope, send)
             await exchange.problem(NO_STORE, retry_after=5)
+
+    def _plain(
+        self, found: Fetched | None, session: Session, mount: Mount, method: str
+    ) -> tuple[int, list[Field], bytes] | None:
+        """The answer to a poll that asks for nothing else; None: to find it takes an exchange."""
+        if found is None:
+            return None
+        job, body = found
+        if job.gone:
+            return None
+        if body is not None:
+            status, fields, _ = self.served(job, (), method)
+            return status, fields, body
+        if job.finished:
+            return None
+        return self.dialect.pending(job, mount, session.runs.outlook(job))
 
     def served(
         self, job: Job, heard: Fields, method: str, negotiate: _Negotiate = negotiated
