@@ -22,7 +22,11 @@ from raincheck import (
     RaincheckError,
     Retry,
 )
+from raincheck.decorator import Mark
 from raincheck.policy import MIB, PolicySettings, seconds, setting_names
+from raincheck.routing.policies import RoutePolicies
+from raincheck.runners.local import LocalRunner
+from raincheck.stores.memory import MemoryStore
 
 Settings = type[Policy] | type[Retry] | type[Limits]
 
@@ -324,3 +328,12 @@ def test_the_decorator_takes_every_field_of_a_policy() -> None:
     fields = {field.name for field in dataclasses.fields(Policy)}
     assert setting_names() == fields
     assert get_type_hints(PolicySettings) == get_type_hints(Policy)
+
+
+def test_routes_without_a_bound_are_those_that_are_known_by_then() -> None:
+    policies = RoutePolicies(LocalRunner(), MemoryStore())
+    policies.bind(Policy(), {"GET /a": Policy(), "GET /b": Policy(max_running=1)}, complete=bool)
+    assert [*policies.unbounded()] == ["GET /a"]
+    policies.of_mark(Mark("bounded", {"max_running": 1}))
+    policies.of_mark(Mark("free", {}))
+    assert [*policies.unbounded()] == ["GET /a", "free"]

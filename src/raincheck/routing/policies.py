@@ -75,6 +75,7 @@ class RoutePolicies:
         self.of_mark: Callable[[Mark], tuple[str, Policy]] = _ByMark(self._meet).__getitem__
         self._met: set[str] = set()
         self._told: set[str] = set()
+        self._unbounded: list[str] | None = None  # as long as no route comes
         self._rules: Collection[str] = ()
         self._complete: Callable[[], bool] = bool  # nothing was
 
@@ -95,7 +96,7 @@ class RoutePolicies:
         self._rules = rules.keys()
         self._complete = complete
         for name, policy in rules.items():
-            self.by_route[name] = self._checked(name, policy)
+            self._know(name, policy)
 
     def _meet(self, mark: Mark) -> tuple[str, Policy]:
         name = mark.name
@@ -108,9 +109,14 @@ class RoutePolicies:
             policy = self.by_route.default.with_settings(mark.settings)
         except ConfigurationError as error:  # each is one that can work, and both together are not
             raise ConfigurationError(f"{name}: {error}") from error
-        self.by_route[name] = policy = self._checked(name, policy)
+        policy = self._know(name, policy)
         self._met.add(name)
         return name, policy
+
+    def _know(self, name: str, policy: Policy) -> Policy:
+        self.by_route[name] = policy = self._checked(name, policy)
+        self._unbounded = None
+        return policy
 
     def knows(self, route: str) -> bool | None:
         """Whether this process has a route; None if only a request to the app can tell."""
@@ -119,13 +125,15 @@ class RoutePolicies:
         # The names of path rules have a slash, and no others: all of them are known.
         return False if "/" in route or self._complete() else None
 
-    def unbounded(self) -> list[str]:
+    def unbounded(self) -> Collection[str]:
         """The known routes of which any number of jobs may run, however old they are."""
-        return [
-            route
-            for route, policy in self.by_route.items()
-            if policy.max_wait_queued is None and bounds(policy, State.RUNNING) is None
-        ]
+        if self._unbounded is None:  # each job that an engine brings asks
+            self._unbounded = [
+                route
+                for route, policy in self.by_route.items()
+                if policy.max_wait_queued is None and bounds(policy, State.RUNNING) is None
+            ]
+        return self._unbounded
 
     def of(self, job: Job) -> Policy:
         """The policy of a job's route, as far as it is known here."""
