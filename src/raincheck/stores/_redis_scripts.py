@@ -273,13 +273,19 @@ local function took(stage, time)
   return stage == 'finished' and tonumber(time) or nil
 end
 
--- Take a job from the sets that list it to those of a group; of none (false), to none. Whatever
--- others have put there keeps no job from going on; who asks for a list is told.
-local function relist(listed, id, group, owner, created, took)
+-- The group that a job is listed in, its owner, and the seconds that it ran, if it has ended;
+-- nothing if it is not listed.
+local function listed_in(listed, id)
+  local entry = redis.pcall('HGET', listed, id)
+  if type(entry) == 'string' then return cmsgpack.unpack(entry) end
+end
+
+-- Take a job from the sets that list it, as `listed_in` has told, to those of a group; of none
+-- (false), to none. Whatever others have put there keeps no job from going on; who asks for a list
+-- is told.
+local function move(listed, id, was, its, had, group, owner, created, took)
   local totals, pcall = listed .. ':totals', redis.pcall
-  local old = pcall('HGET', listed, id)
-  if type(old) == 'string' then
-    local was, its, had = cmsgpack.unpack(old)
+  if was then
     for _, set in ipairs(lists(listed, was, its)) do pcall('ZREM', set, id) end
     if had then pcall('HINCRBYFLOAT', totals, was, -had) end
   elseif group then
@@ -289,9 +295,14 @@ local function relist(listed, id, group, owner, created, took)
     for _, set in ipairs(lists(listed, group, owner)) do pcall('ZADD', set, created, id) end
     if took then pcall('HINCRBYFLOAT', totals, group, took) end
     pcall('HSET', listed, id, cmsgpack.pack(group, owner, took))
-  elseif old then
+  elseif was then
     pcall('HDEL', listed, id)
   end
+end
+
+local function relist(listed, id, ...)
+  local was, its, had = listed_in(listed, id)
+  move(listed, id, was, its, had, ...)
 end
 """
 )
@@ -462,8 +473,8 @@ CLAIM = Script(
 local job, request, body, _, leases, busy, listed = unpack(KEYS)
 local channel, id, startable, started, now, lease = unpack(ARGV, 1, 6)
 local old = read('hash', 'HMGET', job, 'record', 'version', 'fence', 'size', 'counted', 'stage',
-  'not_before')
-local record, version, fence, size, counted, stage, not_before = unpack(old, 1, 7)
+  'not_before', 'head')
+local record, version, fence, size, counted, stage, not_before, head = unpack(old, 1, 8)
 local captured = record and stage ~= 'gone' and read('string', 'GET', request)
 local function ours(text)
   return string.sub(text, 1, #startable) == startable
@@ -488,15 +499,14 @@ record = record .. started
 unlink(dropped)
 call('HSET', job, 'record', record, 'version', version, 'fence', fence, 'stage', 'running',
   'size', 0, 'counted', counts)
-call('HDEL', job, 'not_before', 'head')
+if not_before or head then call('HDEL', job, 'not_before', 'head') end
 call('ZREM', busy, counted)
 call('ZADD', busy, 0, counts)
 if lease ~= '' then call('ZADD', leases, clock() + lease, id) end
-local at = redis.pcall('HGET', listed, id)
-if type(at) == 'string' then
-  local was, owner = cmsgpack.unpack(at)
+local was, owner = listed_in(listed, id)
+if was then
   local created = redis.pcall('ZSCORE', lists(listed, was, '-')[1], id)
-  relist(listed, id, string.gsub(was, '^queued', 'running'), owner, created)
+  move(listed, id, was, owner, nil, string.gsub(was, '^queued', 'running'), owner, created)
 end
 return {record, captured}
 """,
