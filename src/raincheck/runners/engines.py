@@ -107,14 +107,20 @@ class EngineRunner(Runner):
             id: the job's.
             over: done when the drain of this worker is; None if it never has one.
         """
-        running = apart(self.bound()(id))
+        run = self.bound()
         ends = asyncio.get_running_loop().create_future()
 
-        def end(_: object) -> None:
+        def end(_: object = None) -> None:
             if not ends.done():
                 ends.set_result(None)
 
-        running.add_done_callback(end)
+        async def run_to_its_end() -> None:
+            try:
+                await run(id)
+            finally:
+                end()
+
+        running = apart(run_to_its_end())
         if over is not None:
             over.add_done_callback(end)
         try:  # not by `asyncio.wait`, which takes three times as long

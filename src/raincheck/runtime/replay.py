@@ -180,7 +180,7 @@ class Replays:
             ended.open()
 
         assert run.origin is not None
-        self._runs.tasks.spawn(conduct, run.origin.context)
+        self._runs.tasks.spawn(conduct, run.origin.context, handoff)  # which releases it
         try:
             await ended.wait()
         except BaseException:  # the engine gives it up

@@ -579,8 +579,9 @@ class Run:
             finally:
                 home.left(job)
                 gate.open()
+                home.tasks.release(gate)
 
-        home.tasks.spawn(settle, Context())
+        home.tasks.spawn(settle, Context(), gate)
         await gate.wait()
 
     async def end(self, error: BaseException | None) -> None:
