@@ -35,6 +35,7 @@ _APART = 2
 it would look like one without a body."""
 
 _encode = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
 
 STARTABLE = _encode({"format": FORMAT})[:-1].encode() + b","
 """How the record of every job begins that `started` may be appended to."""
@@ -184,8 +185,8 @@ def _job(record: bytes | str) -> Job:
     job = _queued(record)
     if not start:
         return job
-    found: list[Any] = json.loads(start)["started"]
-    if [each.__class__ for each in found] not in ([float, str], [int, str]):
+    found: Any = _decoded(start)["started"]
+    if len(found) != 2 or found[0].__class__ not in _TIME or found[1].__class__ not in _TEXT:
         raise TypeError(f"it was started by {found!r}")
     return job.start(*found)
 
@@ -320,7 +321,8 @@ def _request(record: bytes) -> CapturedRequest:
     head, _, body = record.partition(b"\n")
     found = _read(head, apart=True)
     fields = {name: found[name] for name in _REQUEST_SHAPES}
-    fields |= {name: found[name] for name in _OPTIONAL_SHAPES.keys() & found.keys()}
+    if len(found) > len(fields):  # few have more
+        fields |= {name: found[name] for name in _OPTIONAL_SHAPES.keys() & found.keys()}
     for name, value in fields.items():
         if value.__class__ not in _SHAPES[name]:
             raise TypeError(f"{name} is {value!r}")
@@ -372,7 +374,7 @@ def _shaped(read: Callable[[Any], T], record: bytes | str) -> T:
 
 
 def _read(record: bytes | str, *, apart: bool = False) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(record)
+    fields: dict[str, Any] = _decoded(record)
     found, reads = fields.pop("format", None), _APART if apart and "apart" in fields else FORMAT
     if found != reads or found.__class__ is not int:  # True is 1 to Python
         raise UnreadableRecord(
@@ -382,9 +384,15 @@ def _read(record: bytes | str, *, apart: bool = False) -> dict[str, Any]:
     return fields
 
 
+def _decoded(record: bytes | str) -> Any:
+    """As `json.loads`, which looks for other encodings first: these are always UTF-8."""
+    text = record if isinstance(record, str) else record.decode("utf-8", "surrogatepass")
+    return _decode(text)
+
+
 def _texts(headers: RawHeaders) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def _pairs(headers: list[tuple[str, str]]) -> RawHeaders:
-    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers)
+    return tuple([(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers])
