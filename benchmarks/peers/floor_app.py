@@ -105,7 +105,7 @@ POLL_DUTIES: Mapping[str, str] = {
     "ranges": "parts that may be asked for, and an `ETag` of this run and version",
     "head": "no body to a HEAD",
     "failing": "a store or a record that fails is told as 503, or breaks off what has begun",
-    "objects": "an object for each: exchange, place, what is found, what is expected, reply",
+    "objects": "an object for each: place, what is found, what is expected, reply",
     "calls": "as many calls from room to room as raincheck makes",
 }
 """What a poll has to do besides, in the same way; the last two are its house."""
@@ -238,6 +238,7 @@ spans: list[Any] = []
 turns: dict[str, Line] = {}
 blocked: set[Line] = set()
 at_rest: dict[str, tuple[Any, ...]] = {}
+said: dict[str, Any] = {}
 order_of: list[str] = []
 ended_of: list[str] = []
 leases: dict[str, float] = {}
@@ -538,22 +539,6 @@ class Fetched(NamedTuple):
 
     job: Any
     body: bytes | None
-
-
-class Exchange:
-    """One request for a job."""
-
-    __slots__ = (
-        *("heard", "id", "mount", "operated", "routes", "scope", "send", "session", "started"),
-        "tail",
-    )
-
-    def __init__(
-        self, session: Any, id: str, mount: str, tail: str, scope: Scope, send: Send, heard: Any
-    ) -> None:
-        self.routes, self.session, self.id = ACTIONS, session, id
-        self.started = self.operated = False
-        self.mount, self.tail, self.scope, self.send, self.heard = mount, tail, scope, send, heard
 
 
 def packed(job: Job) -> tuple[Any, ...]:
@@ -1161,7 +1146,7 @@ async def waited(one: Any, other: Any) -> Any:
 
 
 # So many functions, and so many coroutines, does raincheck call more than all of the above.
-ROOMS = (room,) * 39
+ROOMS = (room,) * 37
 WAITED = (waited,) * 5
 
 
@@ -1196,8 +1181,7 @@ async def poll(scope: Scope, send: Send) -> None:
             heard.append(field)  # +asked
     if heard and heard != ANYTHING:  # +asked
         raise NotImplementedError  # +asked
-    place = tuple.__new__(Place, (id, actions))  # +objects
-    exchange = Exchange(state, place.id, mount, scope["path"][5:], scope, send, heard)  # +objects
+    id, actions = tuple.__new__(Place, (id, actions))  # +objects
     job = jobs.get(id)  # -whole
     if job is None:  # +rest -whole
         job = at_rest.get(id)  # +rest -whole
@@ -1212,7 +1196,6 @@ async def poll(scope: Scope, send: Send) -> None:
     if job.gone:  # +gone
         raise NotImplementedError  # +gone
     if ended:
-        exchange.started = True  # +objects
         await serve(job, scope, send, body)
         return
     for name, _ in scope["headers"]:  # +prefer -asked
@@ -1228,16 +1211,15 @@ async def poll(scope: Scope, send: Send) -> None:
     location = url.encode()  # -kept
     headers = [(b"location", location), (b"content-location", location)]  # -kept
     headers += ((b"retry-after", b"%d" % after), *FIELDS)  # -kept
-    where, before, behind = standing(  # +kept
-        *(id, url, job.state, job.created_at, job.progress, job.runs),  # +kept
-        *(job.not_before, job.delivery),  # +kept
-    )  # +kept
+    written = said.get(id)  # +kept
+    if written is None or written[0] != (job, mount):  # +kept
+        written = said[id] = (job, mount), standing(job, url)  # +kept
+    where, before, behind = written[1]  # +kept
     second = None if completion is None else int(completion)  # +kept
     again, between = expecting(after, position, second)  # +kept
     body = before + between + behind  # +kept
     headers = [*where, again, *FIELDS]  # +kept
     headers.append((b"content-length", b"%d" % len(body)))
-    exchange.started = True  # +objects
     _, headers, body = tuple.__new__(Reply, (202, headers, body))  # +objects
     for room in POLL_ROOMS:  # +calls
         room(scope, send)  # +calls
@@ -1250,7 +1232,7 @@ async def poll(scope: Scope, send: Send) -> None:
 
 
 # As above, for each of the two polls.
-POLL_ROOMS = (room,) * 9
+POLL_ROOMS = (room,) * 8
 PENDING_WAITED, FINISHED_WAITED = (waited,) * 2, (waited,)
 
 
@@ -1326,24 +1308,14 @@ def text(job: Job, url: str, after: int, position: Any, completion: Any) -> byte
     return document.encode()
 
 
-@lru_cache(maxsize=1024)
-def standing(
-    id: str,
-    url: str,
-    state: str,
-    created_at: float,
-    progress: Any,
-    runs: int,
-    not_before: float | None,
-    delivery: Any,
-) -> tuple[tuple[tuple[bytes, bytes], ...], bytes, bytes]:
+def standing(job: Job, url: str) -> tuple[tuple[tuple[bytes, bytes], ...], bytes, bytes]:
     """Where a job is, and its document: before and behind what is expected of it."""
-    if progress is not None or not_before is not None or delivery is not None:
+    if job.progress is not None or job.not_before is not None or job.delivery is not None:
         raise NotImplementedError
     location, link = url.encode(), quote(url)[1:-1]
     before, behind = FULL.split(EXPECTED)
-    began = before % (id, WORDS[state], spell(int(created_at)), "null", "null")
-    links = behind % (runs, link, link, link, link, link)
+    began = before % (job.id, WORDS[job.state], spell(int(job.created_at)), "null", "null")
+    links = behind % (job.runs, link, link, link, link, link)
     where = ((b"location", location), (b"content-location", location))
     return where, began.encode(), links.encode()
 
@@ -1371,11 +1343,11 @@ async def serve(job: Any, scope: Scope, send: Send, body: Any) -> None:
     if response is None or body is None:  # +served
         raise NotImplementedError  # +served
     status, headers = served(*response[:2], job.state, job.owner is not None)  # +served
-    headers = servable(response, headers, scope["method"])  # +length
+    headers = servable(response, headers, scope["method"])  # +length -ranges
     fields = [*headers, *SERVED]  # -served
     if status != 200 or response.status != 200:  # +ranges
         raise NotImplementedError  # +ranges
-    headers, etag = offered(headers, response.size)  # +ranges
+    headers, etag = negotiable(response, headers, scope["method"])  # +ranges
     if etag is None:  # +ranges
         if job.delivery is not None:  # +ranges
             raise NotImplementedError  # +ranges
@@ -1383,7 +1355,6 @@ async def serve(job: Any, scope: Scope, send: Send, body: Any) -> None:
         headers = (*headers, (b"etag", etag))  # +ranges
     fields = [*headers]  # +served
     fields.append((b"etag", b'"%b-%d"' % (id.encode(), job[4])))  # +record -ranges
-    status, fields, body = Reply(status, fields, body)  # +objects
     for room in POLL_ROOMS:  # +calls
         room(scope, send)  # +calls
     for waited in FINISHED_WAITED:  # +calls
@@ -1413,6 +1384,10 @@ def servable(response: Any, headers: Any, method: str) -> Any:
 
 
 @lru_cache(maxsize=256)
+def negotiable(response: Any, headers: Any, method: str) -> tuple[Any, bytes | None]:
+    return offered(servable(response, headers, method), response.size)
+
+
 def offered(headers: Any, size: int) -> tuple[Any, bytes | None]:
     """The fields with which parts may be asked for, and a response's own `ETag`."""
     if size > PIECE or {name.lower() for name, _ in headers} & {b"accept-ranges", b"etag"}:
