@@ -39,6 +39,7 @@ from typing import Any
 
 from harness.absolutes import crowd, knowledge, memory, raincheck, stream, trips
 from harness.engines import FLOOR as ENGINE_FLOOR
+from harness.engines import LADEN as ENGINE_LADEN
 from harness.engines import Start, engine_jobs, trips_before
 from harness.environments import Environments, folder
 from harness.figures import Figure, Once, Owners, Ratio, walked
@@ -213,10 +214,9 @@ def comparisons(stores: list[str]) -> list[Comparison]:
         for store in ("redis", "postgres")
     ]
     found.append(engine_jobs("engine.flow", f"engine: {flow}", 0.8, follow=True))
-    least = engine_jobs(
-        "engine.floor", f"engine: {flow}, the floor", None, ENGINE_FLOOR, follow=True
-    )
-    found.append(least)
+    for name, which in (("floor", ENGINE_FLOOR), ("laden", ENGINE_LADEN)):
+        title = f"engine: {flow}, {which.name}"
+        found.append(engine_jobs(f"engine.{name}", title, None, which, follow=True))
     return [each for each in found if each.ours.service in ("", *stores)]
 
 
@@ -232,6 +232,7 @@ def table(bench: Bench, stores: list[str]) -> dict[str, Figure]:
     found["engine.trips"] = Once(partial(trips_before, bench))
     found["engine.start"] = Start(bench)
     found["engine.least"] = Start(bench, ENGINE_FLOOR)
+    found["engine.laden-start"] = Start(bench, ENGINE_LADEN)
     found["owners"] = Owners(bench)
     return found
 

@@ -41,6 +41,8 @@ FLOOR = Side(
     service="redis",
 )
 
+LADEN = replace(FLOOR, name="the floor over taskiq, with all duties", variables={"DUTIES": "all"})
+
 
 def engine_jobs(
     measure: str, title: str, goal: float | None, ours: Side = OURS, *, follow: bool = False
