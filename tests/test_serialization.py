@@ -1,6 +1,6 @@
 """Records: every job and captured request comes back as it was, and the format stays what it is.
 
-With more of them, which takes minutes:
+With more of them, and others every time, which takes minutes:
 
     RAINCHECK_SERIALIZATION=long pytest tests/test_serialization.py
 """
@@ -37,6 +37,10 @@ from raincheck.serialization import (
 from raincheck.testing.samples import finished
 from tests.conftest import long
 from tests.stores import left
+
+LONG = long("SERIALIZATION")
+
+pytestmark = pytest.mark.timeout(1800 if LONG else 120)
 
 
 def one_way(text: str) -> bool:
@@ -121,9 +125,9 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
     "apart": st.none() | st.integers(min_value=0).map(Apart),
 }
 
-EXAMPLES = 3000 if long("SERIALIZATION") else 100
-
-often = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+often = settings(
+    max_examples=3000 if LONG else 100, deadline=None, derandomize=not LONG, database=None
+)
 
 
 def same(one: Any, other: Any) -> bool:
