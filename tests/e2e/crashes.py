@@ -230,6 +230,7 @@ class Crashes:
             if self._chance.random() < 0.2:  # whatever it is doing: it may still be starting
                 await asyncio.sleep(self._chance.uniform(0.0, 1.5))
             else:
+                await self._answers()  # there may be nobody who asks until the next strike
                 await until(partial(self._has_come, moment))
                 await asyncio.sleep(self._chance.uniform(0.0, 2.0 if self._over else 0.1))
             when = "recovering" if self._over else "submitting" if self._answered else "starting"
@@ -238,8 +239,13 @@ class Crashes:
             self._strikes.append(await self._strike(self._chance))
         self._not_beyond = self._jobs
 
+    async def _answers(self) -> None:
+        if not self._over and not self._answered:
+            await self._deployment.answering()
+            self._answered = True
+
     def _has_come(self, moment: int) -> bool:
-        return self._over or (len(self._accepted) >= moment and self._answered)
+        return self._over or len(self._accepted) >= moment
 
     async def _follow_some(self) -> None:
         while True:
