@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -618,6 +619,25 @@ def test_jobs_whose_event_loop_has_ended_are_interrupted() -> None:
     asyncio.run(look(asyncio.run(submit())))
     trio.run(look, trio.run(submit))
     asyncio.run(look(trio.run(submit)))
+
+
+async def test_another_threads_event_loop_ends_no_jobs_that_run_here() -> None:
+    """As when two servers in one process have the same app."""
+    gate = Gate()
+    app = app_of(gated(gate))
+
+    async def look(url: str) -> None:
+        with pytest.raises(ConfigurationError, match="on another event loop"):
+            await client_of(app).get(url)
+
+    async with running(app) as client:
+        url = (await client.post("/slow")).headers["location"]
+        with ThreadPoolExecutor() as threads:
+            threads.submit(lambda: asyncio.run(look(url))).result()
+            threads.submit(trio.run, look, url).result()
+        gate.open()
+        await settled()
+        assert (await client.get(url)).status_code == 200
 
 
 def test_an_event_loop_that_is_thrown_away_is_no_error_of_its_jobs(

@@ -194,11 +194,13 @@ class Jobs:
             What there is on it.
 
         Raises:
-            ConfigurationError: the store can never work as it is set up, or is another's.
+            ConfigurationError: the store can never work as it is set up, or is another's; or jobs
+                run on another event loop.
         """
         if self.ready:
             return self._opened()
         assert self._bound is not None
+        self._claim_loop()
         self._claim_store()
         self._bound.read()
         await self._open_store()
@@ -231,6 +233,17 @@ class Jobs:
         if job is not None and not (job.finished or job.gone):
             ttl = self.policies.ttl(job)
             await environment.ledger.finish(job, State.FAILED, ttl=ttl, error=LOOP_ENDED)
+
+    def _claim_loop(self) -> None:
+        session = self.session
+        if session is None or self._environment.lease is not None:
+            return
+        if session.runs.ids() and session.tasks.live():
+            raise ConfigurationError(
+                "jobs run on another event loop, that of another thread, and would end if this one "
+                "took over; serve an app on one event loop, or make one for each, over a store "
+                "that processes share, such as SQLiteStore(...)"
+            )
 
     def _claim_store(self) -> None:
         store = self._environment.inner

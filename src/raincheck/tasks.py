@@ -15,6 +15,7 @@ by anyio's task group and event at several times the cost of a plain task and a 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
@@ -150,6 +151,10 @@ class Tasks(ABC):
         """Whether the running event loop is the one that these tasks belong to."""
 
     @abstractmethod
+    def live(self) -> bool:
+        """Whether that event loop runs, maybe in another thread; in another process it does not."""
+
+    @abstractmethod
     def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
         """Start a task. `run` must not raise.
 
@@ -222,6 +227,7 @@ class AsyncioTasks(Tasks):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
         self.thread: int = get_ident()
         self.time: Callable[[], float] = self._loop.time
         self.gate: Callable[[], Gate] = partial(_AsyncioGate, self._loop)
@@ -234,6 +240,9 @@ class AsyncioTasks(Tasks):
             return asyncio.get_running_loop() is self._loop
         except RuntimeError:  # another library's loop is running
             return False
+
+    def live(self) -> bool:
+        return self._pid == os.getpid() and self._loop.is_running()
 
     if sys.version_info >= (3, 12):
 
@@ -435,6 +444,7 @@ class TrioTasks(Tasks):
         self._trio = trio.lowlevel
         self._finished = trio.RunFinishedError
         self._token = trio.lowlevel.current_trio_token()
+        self._pid = os.getpid()
         self.thread: int = get_ident()
         self.time: Callable[[], float] = trio.current_time
         self.gate: Callable[[], Gate] = _EventGate
@@ -447,6 +457,9 @@ class TrioTasks(Tasks):
 
     def here(self) -> bool:
         return self._trio.in_trio_run() and self._trio.current_trio_token() is self._token
+
+    def live(self) -> bool:
+        return self._pid == os.getpid() and self.call_soon(lambda: None)
 
     def spawn(self, run: Run, context: Context, keeper: object = None) -> None:
         self._start(run, context)
