@@ -62,6 +62,7 @@ TABLE: list[tuple[str, str, dict[str, str], bool]] = [
     ("a longer name", "POST", {"origin": "https://app.example.evil.example"}, False),
     ("a name before ours", "POST", {"origin": "https://evil.example@app.example"}, False),
     ("a name that is ours below", "POST", {"origin": "https://evil.example/app.example"}, False),
+    ("a port that is none", "POST", {"origin": "https://app.example:" + 5000 * "4"}, False),
     ("an extension", "POST", {"origin": "moz-extension://app.example"}, False),
     ("a delete of another origin", "DELETE", {"origin": "https://evil.example"}, False),
     ("JSON of another origin", "POST", {"origin": "https://evil.example"} | JSON, False),
@@ -123,6 +124,7 @@ def test_of_fields_that_come_twice_none_is_believed_alone(fields: list[tuple[str
         ("app.example:443", "https://app.example", True),
         ("[::1]:8000", "http://[::1]:8000", True),
         ("[::1]:8000", "http://[::2]:8000", False),
+        pytest.param(f"backend:{5000 * '8'}", "http://backend:8000", False, id="no port"),
     ],
 )
 def test_an_origin_is_ours_by_host_or_by_base_url(host: str, origin: str, may: bool) -> None:

@@ -17,7 +17,7 @@ response-header name")."""
 
 # RFC 6454 §6.1; what is opaque is `null`, and none.
 _ORIGIN = re.compile(
-    r"(?P<scheme>https?)://(?P<host>[^/?#@:\[\]]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]*))?(?:/.*)?"
+    r"(?P<scheme>https?)://(?P<host>[^/?#@:\[\]]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{0,5}))?(?:/.*)?"
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
