@@ -145,3 +145,5 @@ def test_fields_of_events_that_are_none_change_nothing() -> None:
     frames = b"id: 3\n\nid: 4\0\nretry: soon\nretry: -1\ncolour: red\ndata\n\n"
     assert list(parser.feed(frames)) == [ServerSentEvent("message", "", "3")]
     assert parser.retry == 3.0
+    assert list(parser.feed(b"retry: " + 5000 * b"9" + b"\n\n")) == []
+    assert parser.retry == 30.0

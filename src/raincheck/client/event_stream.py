@@ -61,4 +61,4 @@ class Parser:
         elif field == "id" and "\0" not in value:
             self._id = value
         elif field == "retry" and value.isascii() and value.isdigit():
-            self.retry = min(30.0, max(0.1, int(value) / 1000))
+            self.retry = min(30.0, max(0.1, float(value) / 1000))
