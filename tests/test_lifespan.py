@@ -629,6 +629,9 @@ async def test_another_threads_event_loop_ends_no_jobs_that_run_here() -> None:
     async def look(url: str) -> None:
         with pytest.raises(ConfigurationError, match="on another event loop"):
             await client_of(app).get(url)
+        with pytest.raises(ConfigurationError, match="on another event loop"):
+            async with lifespan(app):
+                raise AssertionError("it has started")
 
     async with running(app) as client:
         url = (await client.post("/slow")).headers["location"]

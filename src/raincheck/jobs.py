@@ -276,9 +276,12 @@ class Jobs:
         return session is not None and session.tasks.here()
 
     async def close(self) -> None:
-        """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left."""
+        """Drain: refuse new jobs, wait for `drain_timeout`, and interrupt what is left.
+
+        Not what belongs to the event loop of another thread, which closes that itself.
+        """
         session = self.session
-        if session is not None:
+        if session is not None and (session.tasks.here() or not session.tasks.live()):
             await session.close()
             await self._environment.runner.aclose()
             await self.store.aclose()
