@@ -178,6 +178,11 @@ async def test_an_exchange_is_that_of_the_specification(exchange: Exchange) -> N
             response("completed") | {**OWN, "id": "ID", "object": "response"},
             id="a response that says it has not ended",
         ),
+        pytest.param(
+            JSONResponse({**OWN, "status": {"code": 0}}),
+            response("completed") | {**OWN, "id": "ID", "object": "response"},
+            id="a response whose status is no word",
+        ),
         pytest.param(JSONResponse([1]), response("completed", output=said("[1]")), id="other JSON"),
         pytest.param(
             JSONResponse("wet"), response("completed", output=said("wet")), id="a JSON string"

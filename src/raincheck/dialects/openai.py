@@ -22,8 +22,8 @@ WORDS: Mapping[State, str] = {
 }
 """How the states are spelt."""
 
-_ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
-"""How a handler's own document may say that it has ended."""
+_ENDED = ("completed", "incomplete", "failed", "cancelled")
+"""How a handler's own document may say that it has ended, whatever else it has there."""
 
 _ACTIONS: Mapping[str, Mapping[str, Action]] = {
     "": {"GET": Action.MONITOR, "HEAD": Action.MONITOR, "DELETE": Action.DELETE},
