@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 import httpx
 import pytest
@@ -639,6 +640,93 @@ async def test_what_coroutines_hand_down_to_each_other_is_looked_into_once(thing
         sys.setprofile(before)
         task.cancel()
     assert calls <= 100
+
+
+class _Unhashable(type):
+    __hash__ = None  # type: ignore[assignment] # as of a metaclass that has an `__eq__`
+
+
+class _Refusing(type):
+    def __getattr__(cls, name: str) -> object:
+        raise RuntimeError(f"nobody knows {name} here")
+
+
+class OfNoHash(metaclass=_Unhashable):
+    pass
+
+
+class OfRefusingClass(metaclass=_Refusing):
+    pass
+
+
+class Proxy:
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("it stands for nothing here")
+
+
+class LikeAFuture:
+    _asyncio_future_blocking = False
+
+
+@anyio.abc.TaskGroup.register
+class Group:
+    pass
+
+
+class Waiting:
+    """An iterator that is awaited, and refers to something."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.waits = future.__await__()
+        self.thing: object = None
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> object:
+        return next(self.waits)
+
+
+@asyncio_only
+@pytest.mark.parametrize("kind", [OfNoHash, OfRefusingClass, Proxy, LikeAFuture, Group])
+async def test_a_job_is_cancelled_whatever_its_handler_refers_to(kind: Callable[[], Any]) -> None:
+    """Of what an app has nothing is asked that it might refuse."""
+    ended = []
+
+    async def handler() -> None:
+        thing = kind()
+        things = [thing]
+        pending = Waiting(asyncio.get_running_loop().create_future())
+        pending.thing = thing
+        try:
+            await pending
+        finally:
+            ended.append((thing, things))
+
+    async with app_with(handler) as (client, _):
+        accepted = await client.post("/slow")
+        assert (await client.post(accepted.json()["links"]["cancel"])).status_code == 202
+        assert (await follow(client, accepted)).status_code == 410
+    assert ended
+
+
+@asyncio_only
+async def test_what_is_awaited_may_refer_to_who_awaits_it() -> None:
+    future = asyncio.get_running_loop().create_future()
+    pending = Waiting(future)
+
+    async def wait() -> None:
+        await pending
+
+    pending.thing = waits = wait()
+    task = asyncio.ensure_future(waits)
+    await asyncio.sleep(0)
+    assert threads.threads_of(task) == []
+    future.set_result(None)
+    await task
 
 
 # --- apps that listen ---------------------------------------------------------------------------

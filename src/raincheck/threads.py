@@ -26,6 +26,7 @@ from concurrent.futures import Future as ConcurrentFuture
 from enum import Enum, auto
 from functools import lru_cache
 from types import (
+    AsyncGeneratorType,
     CellType,
     CodeType,
     CoroutineType,
@@ -57,6 +58,12 @@ _WRAPPERS = (CellType, MethodType)
 
 # What is no future, has none in it, and is what coroutines refer to for the most part.
 _PLAIN = frozenset({CodeType, CoroutineType, FrameType, FunctionType, NoneType, bytes, int, str})
+
+# What asyncio tells a future by, and what is asked of one here.
+_OF_FUTURES = frozenset({"_asyncio_future_blocking", "done", "get_loop"})
+
+# What has another one, or none, is the type of classes that are no futures, and not to be kept.
+_HASH: Any = type.__hash__
 
 
 class Thread(NamedTuple):
@@ -246,8 +253,8 @@ def _role_of(kind: type) -> _Role | None:
         return _Role.ANYIO_TASK_GROUP
     if kind.__name__ == "_AsCompletedIterator":
         return _Role.AS_COMPLETED
-    is_future = hasattr(kind, "_asyncio_future_blocking") or issubclass(kind, ConcurrentFuture)
-    return _Role.FUTURE if is_future else None
+    names = {name for each in kind.__mro__ for name in vars(each)}  # it may have a metaclass
+    return _Role.FUTURE if names >= _OF_FUTURES or issubclass(kind, ConcurrentFuture) else None
 
 
 _role: Callable[[type], _Role | None] = lru_cache(maxsize=1024)(_role_of)
@@ -270,7 +277,7 @@ def _referents(coroutine: Any, looked: dict[tuple[int, bool], Any], *, own: bool
     things = gc.get_referents(coroutine)
     for thing in things:
         kind = type(thing)
-        if kind in _PLAIN or (id(thing), own) in looked:
+        if type(kind).__hash__ is not _HASH or kind in _PLAIN or (id(thing), own) in looked:
             continue
         looked[id(thing), own] = thing
         if kind in _WRAPPERS:
@@ -294,7 +301,7 @@ def _referred(
             if getattr(thing, "_parent_task", task) is task:
                 yield from ((child, natively) for child in tuple(getattr(thing, "_tasks", ())))
         elif role is _Role.ANYIO_TASK_GROUP:
-            if getattr(thing.cancel_scope, "_host_task", task) is task:
+            if getattr(getattr(thing, "cancel_scope", None), "_host_task", task) is task:
                 scoped = natively._replace(scoped=True)
                 yield from ((child, scoped) for child in tuple(getattr(thing, "_tasks", ())))
         elif role is _Role.AS_COMPLETED:  # as_completed(), since Python 3.13
@@ -313,9 +320,10 @@ def _futures(thing: Any) -> list[Any]:
     if role is not _Role.CONTAINER:
         return [thing] if role is _Role.FUTURE else []
     things = tuple(thing.values() if type(thing) is dict else thing)
-    return [
-        each for each in things if type(each) not in _PLAIN and _role(type(each)) is _Role.FUTURE
-    ]
+    try:
+        return [t for t in things if type(t) not in _PLAIN and _role(type(t)) is _Role.FUTURE]
+    except TypeError:  # not all of their types have a hash
+        return _futures([each for each in things if type(type(each)).__hash__ is _HASH])
 
 
 def _executes(node: Any) -> bool:
@@ -367,11 +375,15 @@ def abandoned_by(task: Any) -> list[Thread]:
 def _chain(coroutine: Any) -> list[tuple[Any, CodeType | None]]:
     """A suspended coroutine, what it awaits, what that awaits, and so on; each with its code."""
     chain: list[tuple[Any, CodeType | None]] = []
+    others = set[int]()
     while coroutine is not None:
         if type(coroutine) is CoroutineType:  # as most are
             chain.append((coroutine, coroutine.cr_code))
             coroutine = coroutine.cr_await
+        elif id(coroutine) in others:  # it refers to what awaits it
+            break
         else:
+            others.add(id(coroutine))
             chain.append((coroutine, _code(coroutine)))
             coroutine = _awaited(coroutine)
     return chain
@@ -380,19 +392,19 @@ def _chain(coroutine: Any) -> list[tuple[Any, CodeType | None]]:
 def _awaited(coroutine: Any) -> Any:
     """What a suspended coroutine or generator awaits, or None."""
     for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
-        if hasattr(coroutine, attribute):
+        if hasattr(type(coroutine), attribute):  # which may be a proxy, too
             return getattr(coroutine, attribute)
     # `coroutine.__await__()` and an async generator's `__anext__()` have no such attribute, but
     # refer to what they drive.
     for referent in gc.get_referents(coroutine):
-        if inspect.iscoroutine(referent) or inspect.isasyncgen(referent):
+        if type(referent) in (CoroutineType, AsyncGeneratorType):
             return referent
     return None
 
 
 def _code(coroutine: Any) -> CodeType | None:
     for attribute in ("cr_code", "ag_code", "gi_code"):
-        code: CodeType | None = getattr(coroutine, attribute, None)
-        if code is not None:
+        if hasattr(type(coroutine), attribute):
+            code: CodeType | None = getattr(coroutine, attribute)
             return code
     return None
