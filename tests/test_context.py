@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 import anyio
@@ -25,6 +25,7 @@ from raincheck import (
     current_job,
     long_running,
 )
+from raincheck.tasks import open_tasks
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.processes import LEASE, Broker, Engine
@@ -422,6 +423,34 @@ async def test_a_response_in_time_is_as_if_nothing_had_happened(ruled: bool) -> 
         assert (await client.post("/slow")).text == "done"
         assert outside.seen == [("the handler", marked)]
         assert current_job() is None
+
+
+async def test_what_a_keyed_request_sets_is_seen_where_nothing_was_set_before() -> None:
+    """As in a server whose requests begin in an empty context."""
+
+    async def endpoint(request: Request) -> Response:
+        seen_by.set("the handler")
+        return PlainTextResponse("done")
+
+    route = Route("/slow", endpoint, methods=["POST"])
+    rules = {"POST /slow": Policy(respond="preferred")}
+    outside = Outside(LongRunningMiddleware(binding(route), routes=rules, jobs=virtual_jobs()))
+
+    async def emptied(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = open_tasks()
+        ended = tasks.gate()
+
+        async def run() -> None:
+            await outside(scope, receive, send)
+            ended.open()
+
+        tasks.spawn(run, Context())
+        await ended.wait()
+
+    async with running(outside), client_of(emptied) as client:
+        response = await client.post("/slow", headers={"idempotency-key": '"a"'})
+        assert response.text == "done"
+        assert outside.seen == ["the handler"]
 
 
 async def test_a_job_that_is_cancelled_while_its_client_waits_shows_nothing_outside() -> None:

@@ -493,7 +493,7 @@ class Handoff:
             inner: the context variables of the app's task, if it has not begun.
         """
         assert self.run is not None
-        self.inner = inner or self.inner
+        self.inner = self.inner if inner is None else inner  # which is false if it is empty
         self.upload.let_go()
         self.run.copy(self.scope["method"])
         self._recorded = True
