@@ -451,6 +451,39 @@ async def test_a_job_that_is_to_stop_is_looked_up_no_more_than_it_takes(
         gates[0].open()
 
 
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_a_job_that_is_deleted_while_it_is_withdrawn_is_gone(method: str) -> None:
+    """As by a client that repeats what takes its time: the job does not seem to wait."""
+    gate, held = Gate(), anyio.Event()
+    held.set()
+
+    async def ask(call: str, /, *arguments: Any, **more: Any) -> None:
+        nonlocal held
+        if call == "replace" and not held.is_set():
+            waits, held = held, anyio.Event()
+            held.set()
+            await waits.wait()
+
+    app = app_of(gated(gate, max_running=1), jobs=virtual_jobs(store=TrickyStore(ask, shared=True)))
+    async with running(app) as client, anyio.create_task_group() as group:
+        await client.post("/slow")
+        links = (await client.post("/slow")).json()["links"]
+        held = first = anyio.Event()
+        answers: list[int] = []
+
+        async def stop() -> None:
+            url = links["cancel"] if method == "POST" else links["result"]
+            answers.append((await client.request(method, url)).status_code)
+
+        group.start_soon(stop)
+        await settled()
+        await client.delete(links["result"])
+        first.set()
+        await settled()
+        assert answers == [410]
+        gate.open()
+
+
 async def test_a_background_task_runs_on_after_the_response_and_keeps_the_place() -> None:
     gate = Gate()
 

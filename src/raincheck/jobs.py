@@ -499,7 +499,9 @@ class Jobs:
             return job
         run = self._here(id)
         if job.state is State.QUEUED and run is not None and run.waits:
-            return await self._opened().runs.withdraw(run, State.CANCELLED, None)
+            ended = await self._opened().runs.withdraw(run, State.CANCELLED, None)
+            # Meanwhile it may have been deleted, or another process may have taken it over.
+            return ended if ended.finished else await self.cancel(id)
         if job.state is State.QUEUED and environment.lease is not None:  # it waits elsewhere
             if not await environment.ledger.withdraw(job, self.policies.ttl(job)):
                 return await self.cancel(id)
