@@ -18,7 +18,7 @@ from raincheck.stores.base import Store
 from raincheck.testing import follow
 from tests.conftest import virtual_jobs
 from tests.doubles.stores import SharedMemory, TrickyStore, taking
-from tests.support import app_of, running, slow_route
+from tests.support import app_of, running, settled, slow_route
 
 pytestmark = pytest.mark.anyio
 
@@ -171,6 +171,45 @@ async def test_when_all_leave_at_once_the_last_of_them_cancels_it() -> None:
             for response in responses:
                 group.start_soon(client.post, response.headers["location"] + "/cancel")
         assert (await follow(client, responses[0])).json()["status"] == 410
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_who_joins_while_the_only_one_leaves_keeps_the_run(
+    method: str, waits: bool, elsewhere: bool
+) -> None:
+    held = anyio.Event()
+    held.set()
+
+    async def hold_first(call: str, /, *arguments: Any, **more: Any) -> None:
+        nonlocal held
+        if call == "replace" and not held.is_set():
+            waited, held = held, anyio.Event()
+            held.set()
+            await waited.wait()
+
+    store = TrickyStore(hold_first, shared=True)
+    apps = [
+        app_of(
+            slow_route(by_tenant, coalesce=True, name="report", max_running=1),
+            jobs=virtual_jobs(store=store),
+        )
+        for _ in range(2)
+    ]
+    async with running(apps[0]) as one, running(apps[1]) as two, anyio.create_task_group() as group:
+        if waits:
+            await one.post("/slow?another")
+        first = await as_tenant(one, "a")
+        assert first.json()["status"] == ("queued" if waits else "running")
+        held = leaving = anyio.Event()
+        url = first.headers["location"] + ("/cancel" if method == "POST" else "")
+        group.start_soon((two if elsewhere else one).request, method, url)
+        await settled()
+        second = await as_tenant(two, "a")
+        assert second.headers["location"] == first.headers["location"]
+        leaving.set()
+        assert (await follow(two, second)).status_code == 200
 
 
 async def test_a_full_store_refuses_whoever_brings_another_key() -> None:

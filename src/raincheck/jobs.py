@@ -541,25 +541,49 @@ class Jobs:
         run = self._here(id)
         return None if run is None or not run.known_to_run or run.policy.coalesce else run
 
-    async def leave(self, id: str, *, found: Job | None = None) -> Job | None:
+    async def leave(self, id: str, *, found: Job | None = None, forget: bool = False) -> Job | None:
         """One client of a job wants no more of it: the last one cancels it.
 
         Args:
             id: the job's.
             found: the job, if it has just been looked up.
+            forget: whether it is forgotten by that as well.
 
         Returns:
             As `cancel()` does; a job that others still wait for goes on as it is.
         """
-        if (run := self._alone(id)) is not None:
+        if (run := self._alone(id)) is not None and not forget:
             return await run.cancel() or await self._cancel_there(id, ran=True)
-        job = await self.get(id) if found is None else found
-        if job is not None and not job.gone and job.clients > 1:
-            run = self._here(id)
-            with suppress(IllegalTransition):  # it is about to end, or the others have left as well
-                left = self._environment.ledger.leave if run is None else run.leave
-                return await left(job)
-        return await self.cancel(id, found=job)
+        if run is None:
+            found = await self.get(id) if found is None else found
+            if found is None or found.gone:
+                return found
+            if found.joinable and (found.clients > 1 or self.policies.of(found).coalesce):
+                left = await self._leave_shared(found)
+                if left is None or left.joinable or not forget:
+                    return left
+                found = left
+        return await (self.delete if forget else self.cancel)(id, found=found)
+
+    async def _leave_shared(self, job: Job) -> Job | None:
+        """As `leave()`. Meanwhile others may join the job: it goes on for them."""
+        id, run, ledger = job.id, self._here(job.id), self._environment.ledger
+        if job.clients == 1 and job.state is State.QUEUED:
+            if not await ledger.withdraw(job, self.policies.ttl(job)):
+                return await self.leave(id)
+            if run is not None and run.waits:
+                self._opened().runs.drop(run)
+            return await self.get(id)
+        try:
+            left = await (ledger.leave if run is None else run.leave)(job)
+        except IllegalTransition:  # it has ended, waits for another run, or was cancelled
+            return await self.leave(id)
+        if left.joinable:
+            return left
+        if run is None or not run.known_to_run:
+            return await self._cancel_there(id, ran=True)
+        self._opened().runs.stop(id)
+        return left
 
     async def delete(self, id: str, *, found: Job | None = None) -> Job | None:
         """Forget a job, cancelling it first if it has not finished.

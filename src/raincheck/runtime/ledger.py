@@ -283,13 +283,15 @@ class Ledger:
             job = newest
 
     async def leave(self, job: Job) -> Job:
-        """Record one client less.
+        """Record one client less; if that leaves nobody, that it was asked to stop.
 
         Raises:
-            IllegalTransition: it is too late to leave the job to others.
+            IllegalTransition: it has ended, or was asked before; or it waits, and nobody is left.
             StoreError: whatever the store raises.
         """
-        return await self._advance(job, lambda job: job.shared(-1))
+        return await self._advance(
+            job, lambda job: job.shared(-1) if job.clients > 1 else job.cancelling()
+        )
 
     async def cancelling(self, job: Job) -> Job:
         """Record that it was asked to stop.

@@ -322,7 +322,7 @@ class Run:
         return self._heard(await self._home.environment.ledger.cancelling(newest))
 
     async def leave(self, known: Job) -> Job:
-        """Record that one of its clients wants no more of it. Raises as the ledger does.
+        """Record that one of its clients, or the last, wants no more of it. Raises as the ledger.
 
         Args:
             known: the job, as it was read last: nobody tells here of those who join it.

@@ -719,11 +719,12 @@ class _Exchange:
             found = await self._find(here=self._routes.jobs.alone(self.id), operated=True)
         if found is None:
             return
-        job = found
-        if found.clients == 1 or await self._for_all():
-            job = await self._routes.jobs.delete(self.id, found=found) or found
-        elif not found.finished:  # else the others can read it, and which of them asks is not known
-            job = await self._routes.jobs.leave(self.id, found=found) or found
+        job, jobs = found, self._routes.jobs
+        if found.clients > 1 and await self._for_all():
+            job = await jobs.delete(self.id, found=found) or found
+        elif found.clients == 1 or not found.finished:
+            # Else the others can read it, and which of them asks is not known.
+            job = await jobs.leave(self.id, found=found, forget=True) or found
         if job.gone:  # it was deleted before, and its handler has not ended since
             await self._find(operated=True)
             return
