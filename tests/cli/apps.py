@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -121,6 +122,26 @@ def make_trouble() -> ASGIApp:
 
 async def unreadable(scope: Scope, receive: Receive, send: Send) -> None:
     await plain(scope, receive, send)
+
+
+class Reports(HTTPEndpoint):
+    """Marked in one of its methods."""
+
+    @long_running
+    async def post(self, request: Request) -> Response:
+        return Response()
+
+    async def get(self, request: Request) -> Response:
+        return Response()
+
+
+by_hand = Starlette(
+    routes=[
+        Route("/videos", make_report, methods=["POST"]),
+        Route("/reports", Reports),
+        Route("/health", health),
+    ]
+)
 
 
 Started = Callable[[str, list[tuple[str, str]]], object]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from raincheck.cli.loading import load_app
 from raincheck.cli.serving import Served
@@ -228,6 +229,11 @@ def test_a_number_of_workers_that_is_none_is_said(
         ([f"{HERE}:plain", "--store", "redis://h"], "give --deployment NAME"),
         ([f"{HERE}:plain", "--owner", "header:X-User", "--store", "sqlite:jobs.db"],
          "put random text into the environment variable RAINCHECK_SECRET"),
+        ([f"{HERE}:plain", "--owner", "Authorization"],
+         "owner 'Authorization': give header:NAME, cookie:NAME or module:function"),
+        ([f"{HERE}:plain", "--owner", "header:"], "owner 'header:': give header:NAME"),
+        ([f"{HERE}:plain", "--route", "POST /videos", "--workers", "2"],
+         "store 'memory:': each of 2 workers would have jobs of its own"),
         ([f"{HERE}:plain", "--operator", f"{HERE}:nobody"], "operator 'tests.cli.apps:nobody': "),
         ([f"{HERE}:plain", "--route", "/jobs/x"], "lies below the status routes at /jobs"),
         ([f"{HERE}:plain", "--", "--nothing"], "No such option"),
@@ -310,6 +316,42 @@ def test_what_cannot_be_read_may_match(raincheck: Command) -> None:
     assert code == 0
     assert lines[:2] == ["GET /videos", "    none that can be read"]
     assert lines[-1].startswith("The app has routes that cannot be read")
+
+
+def test_marked_routes_are_not_said_to_be_answered_as_before(raincheck: Command) -> None:
+    assert check(raincheck, f"{HERE}:by_hand") == (
+        0,
+        [
+            "marked",
+            "    POST /videos",
+            "    POST /reports",
+            "answered as before",
+            "    any other method /reports",
+            "    GET /health",
+        ],
+    )
+    _, lines = check(raincheck, f"{HERE}:by_hand", "POST /videos", "/health")
+    assert lines[4:6] == ["marked", "    POST /reports"]
+    assert lines[6:] == ["answered as before", "    any other method /reports"]
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ([f"{HERE}:plain"], True),
+        ([f"{HERE}:of_wsgi", "--wsgi"], True),
+        ([f"{HERE}:plain", "--route", "POST /videos"], False),
+        ([f"{HERE}:by_hand"], False),
+        ([f"{HERE}:unreadable"], False),
+    ],
+)
+def test_an_app_in_which_nothing_is_long_running_is_warned_of(
+    raincheck: Command, monkeypatch: pytest.MonkeyPatch, words: list[str], warned: bool
+) -> None:
+    monkeypatch.setattr(uvicorn.main, "invoke", lambda context: None)
+    done = raincheck("serve", *words)
+    assert ("nothing is long-running" in done.err) is warned
+    assert ("--route 'POST /videos'" in done.err) is warned
 
 
 def test_the_routes_of_fastapi_are_read(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from raincheck.routing.discovery import Found
+from raincheck.routing.discovery import Found, Methods
 from raincheck.routing.table import Rule, meets
 
 
@@ -26,13 +26,17 @@ class Checked(NamedTuple):
 
     Attributes:
         matches: each rule with its routes.
-        others: the routes that no rule matches.
+        marked: the routes that no rule matches, and that `@long_running` marks.
+        others: those that are neither.
         unread: whether the app has routes that cannot be read, so that a rule may match one.
+        hides: whether a route may be marked, or long-running otherwise, where that is not seen.
     """
 
     matches: Sequence[Match]
+    marked: Sequence[str]
     others: Sequence[str]
     unread: bool
+    hides: bool
 
 
 def check(rules: Sequence[Rule], found: Sequence[Found]) -> Checked:
@@ -49,7 +53,8 @@ def check(rules: Sequence[Rule], found: Sequence[Found]) -> Checked:
     met = [[there for there in routes if meets(rule, there)] for rule in rules]
     others = [there for there in routes if not any(there in each for each in met)]
     matches = [Match(rule.name, _shown(each)) for rule, each in zip(rules, met, strict=True)]
-    return Checked(matches, _shown(others), any(map(_unread, found)))
+    hides = any(there.marks is None or there.another for there in found)
+    return Checked(matches, _marked(others), _plain(others), any(map(_unread, found)), hides)
 
 
 _UNASKED = frozenset({"HEAD", "OPTIONS"})
@@ -62,10 +67,39 @@ def _unread(there: Found) -> bool:
 
 
 def _shown(routes: Sequence[Found]) -> list[str]:
-    return list(dict.fromkeys(map(_line, routes)))
+    return _lines((there.path, there.methods) for there in routes)
 
 
-def _line(there: Found) -> str:
+def _marked(routes: Sequence[Found]) -> list[str]:
+    return _lines((there.path, methods) for there in routes for methods, _ in there.marks or ())
+
+
+def _plain(routes: Sequence[Found]) -> list[str]:
+    """What no mark is on: of a class it may be some of its methods."""
+    found: list[str] = []
+    for there in routes:
+        left = _unmarked(there)
+        if left is None and there.marks:
+            found.append(f"any other method {there.path}")
+        elif left is None or left:
+            found.append(_line(there.path, left))
+    return list(dict.fromkeys(found))
+
+
+def _unmarked(there: Found) -> Methods:
+    marks = there.marks or ()
+    if any(methods is None or methods == there.methods for methods, _ in marks):
+        return frozenset()
     if there.methods is None:
-        return f"any method {there.path}"
-    return f"{', '.join(sorted(there.methods - _UNASKED))} {there.path}"
+        return None
+    return (there.methods - _UNASKED).difference(*(methods or () for methods, _ in marks))
+
+
+def _lines(routes: Iterable[tuple[str, Methods]]) -> list[str]:
+    return list(dict.fromkeys(_line(path, methods) for path, methods in routes))
+
+
+def _line(path: str, methods: Methods) -> str:
+    if methods is None:
+        return f"any method {path}"
+    return f"{', '.join(sorted(methods - _UNASKED))} {path}"

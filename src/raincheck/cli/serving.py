@@ -115,6 +115,11 @@ def _owner(settings: Settings) -> OwnerOf | None:
     if said is None:
         return None
     kind, _, name = said.partition(":")
+    if not kind or not name:
+        raise ConfigurationError(
+            f"owner {said!r}: give header:NAME, cookie:NAME or module:function, "
+            "like header:Authorization"
+        )
     if kind not in ("header", "cookie"):
         found: OwnerOf = load(said, "owner")
         return found
@@ -152,9 +157,10 @@ def show(checked: Checked) -> Exit:
         elif not routes:
             click.echo("    none of the app's routes")
             code = Exit.FAILED
-    if checked.others:
-        click.echo("answered as before")
-        for route in checked.others:
+    for title, routes in (("marked", checked.marked), ("answered as before", checked.others)):
+        if routes:
+            click.echo(title)
+        for route in routes:
             click.echo(f"    {route}")
     if checked.unread:
         click.echo("The app has routes that cannot be read: a rule may match one of them.")
@@ -180,18 +186,28 @@ def serve(served: Served, arguments: Sequence[str]) -> None:
         wrapped = served.wrapped(app)
         if workers > 1 and not served.store().shared:
             raise ConfigurationError(
-                f"store {served.settings.store}: each of {workers} workers would have jobs of its "
-                "own, and clients would meet the wrong one; give a store that they share, like "
-                "--store sqlite:jobs.db, or --workers 1"
+                f"store {served.settings.store!r}: each of {workers} workers would have jobs of "
+                "its own, and clients would meet the wrong one; give a store that they share, "
+                "like --store sqlite:jobs.db, or --workers 1"
             )
         if several:
             anyio.run(_see, served.store())
-        for rule, routes in served.checked(app).matches:
-            if not routes:
-                say(f"warning: {rule!r} matches no route that can be read; see --check")
+        _warn(served, served.checked(app))
         context.params["app"] = _named(served) if several else wrapped
         context.params["factory"] = several
         uvicorn.invoke(context)
+
+
+def _warn(served: Served, checked: Checked) -> None:
+    """Say which rules are in vain, and if nothing can become a job at all."""
+    for rule, routes in checked.matches:
+        if not routes:
+            say(f"warning: {rule!r} matches no route that can be read; see --check")
+    if not checked.matches and (served.wsgi or not (checked.marked or checked.hides)):
+        say(
+            "warning: nothing is long-running: no route is marked, and there is no rule; "
+            "give one, like --route 'POST /videos'"
+        )
 
 
 async def _see(store: Store) -> None:
