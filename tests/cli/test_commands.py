@@ -443,6 +443,7 @@ def test_the_next_page_is_at_the_same_origin(raincheck: Command) -> None:
     [
         ("/jobs", ["-H", "Authorization: Bearer nobody"], 9, "or not for you"),
         ("/nothing", [], 9, "is it the URL of the jobs, like /jobs?"),
+        ("/nothing", [], 9, "are off until the server turns them on"),
         ("/echo", [], 1, "there is no list of jobs at this URL (HTTP 200)"),
         ("/private", [], 8, "HTTP 401"),
         ("/jobs", ["--status", "sleeping"], 8, "No job has this status"),

@@ -73,8 +73,12 @@ def _no_list(response: httpx2.Response, document: Document) -> Stop:
         return Stop(Exit.FAILED, f"there is no list of jobs at this URL (HTTP {status})")
     reason = printable(sentence_of(document, f"HTTP {status}"))
     if status == 404:
-        hint = "the server has none there, or not for you: is it the URL of the jobs, like /jobs?"
-        return Stop(Exit.GONE, f"{reason} ({hint})")
+        return Stop(
+            Exit.GONE,
+            f"{reason.removesuffix('.')} (there is no list, or not for you: is it the URL of the "
+            "jobs, like /jobs? raincheck's are off until the server turns them on, as "
+            "`raincheck serve --own-list` does)",
+        )
     return Stop(Exit.UNREACHABLE if passes(response) else Exit.REFUSED, reason)
 
 
