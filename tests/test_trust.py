@@ -163,6 +163,13 @@ async def test_a_header_is_kept_as_a_keyed_hash_only() -> None:
     for name in "", wrong:
         with pytest.raises(ConfigurationError, match="its name is a string"):
             cookie(name, secret="s")
+    for name in " x-user", "x user", "x-user:", "x-üser", "x-user\n":
+        with pytest.raises(ConfigurationError, match="no header can have this name"):
+            header(name, secret="s")
+    for name in " session", "session ", "session;", "session=1":
+        with pytest.raises(ConfigurationError, match="no cookie can have this name"):
+            cookie(name, secret="s")
+    assert cookie("__Host-session[1]", secret="s")
 
 
 async def test_the_user_of_outer_authentication_owns_the_job_by_default() -> None:

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,6 +25,12 @@ logger: logging.Logger = logging.getLogger("raincheck")
 
 OwnerOf = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 """Says whose a connection is; sync or async."""
+
+
+_NAMES = {
+    "header": re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"),  # RFC 9110 §5.1
+    "cookie": re.compile(r"[^\s;=]+"),  # what Starlette reads as one
+}
 
 
 class OwnerError(Exception):
@@ -55,7 +62,7 @@ def header(name: str, *, secret: str | bytes) -> OwnerOf:
             for as long as their jobs live.
 
     Raises:
-        ConfigurationError: no name, or an empty secret.
+        ConfigurationError: no name, one that none can have, or an empty secret.
     """
     return _hashed("header", name, secret, lambda connection: connection.headers.get(name))
 
@@ -70,6 +77,8 @@ def _hashed(
 ) -> OwnerOf:
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"{kind}({name!r}, ...): its name is a string")
+    if not _NAMES[kind].fullmatch(name):  # nobody sends it, and no job would have an owner
+        raise ConfigurationError(f"{kind}({name!r}, ...): no {kind} can have this name")
     if not isinstance(secret, str | bytes):
         raise ConfigurationError(f"{kind}(secret=...): the secret is a string or bytes")
     key = secret.encode() if isinstance(secret, str) else secret

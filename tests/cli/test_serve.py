@@ -232,6 +232,7 @@ def test_a_number_of_workers_that_is_none_is_said(
         ([f"{HERE}:plain", "--owner", "Authorization"],
          "owner 'Authorization': give header:NAME, cookie:NAME or module:function"),
         ([f"{HERE}:plain", "--owner", "header:"], "owner 'header:': give header:NAME"),
+        ([f"{HERE}:plain", "--owner", "header: Authorization"], "no header can have this name"),
         ([f"{HERE}:plain", "--route", "POST /videos", "--workers", "2"],
          "store 'memory:': each of 2 workers would have jobs of its own"),
         ([f"{HERE}:plain", "--operator", f"{HERE}:nobody"], "operator 'tests.cli.apps:nobody': "),
