@@ -126,6 +126,18 @@ async def test_a_fraction_that_is_none_is_said_once_for_each_route(
         assert [path in line for path, line in zip(routes, told, strict=True)] == [True, True]
 
 
+async def test_a_text_in_the_place_of_the_fraction_is_told_with_the_cure() -> None:
+    half: Any = "half of it"
+
+    async def answer(request: Request) -> dict[str, str]:
+        with pytest.raises(TypeError, match=r"given str for a fraction.* is report\(None, text\)"):
+            report(half)
+        return {"said": "yes"}
+
+    async with running(app_of(slow_route(answer))) as client:
+        assert (await follow(client, await client.post("/slow"))).json() == {"said": "yes"}
+
+
 CUT = [
     ("a" * 5000, "a" * 4096),
     ("é" * 3000, "é" * 2048),

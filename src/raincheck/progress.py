@@ -27,13 +27,22 @@ def report(fraction: float | None, message: str | None = None) -> None:
         fraction: 0 to 1; None leaves it as it was. What lies outside is clamped, and the log says
             so, once for each route.
         message: free text for a person, e.g. `"412 of 1000 sent"`; cut at 4 KiB.
+
+    Raises:
+        TypeError: the fraction is no number, in a job.
     """
     handoff = current_handoff.get()
     if handoff is None:
         _warn_of_no_middleware()
     elif handoff.job is not None and not handoff.job.synchronous:
-        if fraction is not None and not -_SLIP <= fraction <= 1.0 + _SLIP:
-            _warn_of_fraction(handoff.job.route)
+        try:
+            if fraction is not None and not -_SLIP <= fraction <= 1.0 + _SLIP:
+                _warn_of_fraction(handoff.job.route)
+        except TypeError:
+            raise TypeError(
+                f"report() was given {type(fraction).__name__} for a fraction, which is a number "
+                "from 0 to 1, or None: a text alone is report(None, text)"
+            ) from None
         handoff.report(Progress.of(fraction, message))
 
 
