@@ -36,6 +36,15 @@ def http(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
+def test_what_is_no_module_to_follow_with_is_said() -> None:
+    wrong: Any
+    for wrong in "httpx2", pickle, httpx2.Client:
+        with pytest.raises(
+            TypeError, match=r"takes the module httpx2 or httpx, like follow\(httpx2\)"
+        ):
+            follow(wrong)
+
+
 async def test_a_202_is_followed_to_the_response(http: ModuleType) -> None:
     server = ByHand(pending(), pending(retry_after="7"))
     async with client_of(http, server.app) as client:

@@ -213,7 +213,12 @@ def follow(http: ModuleType) -> Transports:
 
     Returns:
         The two classes. What they raise is a `FollowError` and the module's own.
+
+    Raises:
+        TypeError: something else than such a module.
     """
+    if not (hasattr(http, "BaseTransport") and hasattr(http, "AsyncBaseTransport")):
+        raise TypeError(f"follow() takes the module httpx2 or httpx, like follow(httpx2): {http!r}")
     return Transports(_synchronous(http), _asynchronous(http))
 
 
