@@ -172,6 +172,10 @@ async def serving() -> AsyncIterator[tuple[LongRunningMiddleware, Gates]]:
             await settled()
             await Exchange(done.location).run(app)
             await Exchange("/plain").run(app)
+            asked = await Exchange("/held", "POST").run(app)
+            await settled()
+            await Exchange(asked.location + "/cancel", "POST").run(app)
+            await settled()
         yield app, gates
         gates.open.set()
         await settled()

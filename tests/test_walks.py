@@ -17,12 +17,12 @@ EAGER = sys.version_info >= (3, 12)
 # Name of the walk: the most calls of our functions, files that they stand in, returns to a file
 # that was left before, and `get`s of the store.
 BOUNDS = {
-    "a request to its 202": (70, 18, 19, 0),
+    "a request to its 202": (66, 18, 19, 0),
     "the same, queued": (105, 20, 34, 0),
     "its turn comes: a replay, while two jobs end": (196, 23, 109 if EAGER else 107, 0),
     "a poll, pending": (18, 13, 2, 1),
     "a poll, finished": (17, 11, 2, 1),
-    "a cancel": (143, 16, 15, 0),
+    "a cancel": (119, 16, 15, 0),
     "the handler stops: its outcome": (39, 12, 10, 0),
     "an unmarked request": (2, 2, 0, 0),
 }
