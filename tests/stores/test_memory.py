@@ -370,6 +370,32 @@ async def test_header_fields_at_rest_are_what_they_were(headers: RawHeaders) -> 
     assert await store.fetch("1") == (done, b"abc")
 
 
+@pytest.mark.one_loop
+@pytest.mark.anyio
+async def test_long_header_fields_are_given_back_though_somebody_has_asked_for_them() -> None:
+    store = MemoryStore()
+    with traced():
+        for number in range(200):
+            each = job(str(number))
+            await store.create(each)
+            value = b"%d" % number * 10_000
+            response = CapturedResponse(200, ((b"link", value),), 0)
+            done = each.finish(
+                State.SUCCEEDED, 1000.0, ttl=60.0, tombstone_ttl=60.0, response=response
+            )
+            await store.replace(done)
+            assert await store.get(each.id) == done
+        del value, response, done
+        most, _ = tracemalloc.get_traced_memory()
+        await store.sweep(1060.0)
+        await store.sweep(1120.0)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    assert len(store) == 0
+    assert most > 4_000_000
+    assert after < 500_000
+
+
 class Counting(dict[str, Any]):
     """Counts how often it is asked."""
 

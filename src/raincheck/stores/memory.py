@@ -553,6 +553,9 @@ all that it refers to, it would look in every full collection, and be called to 
 
 _new = tuple.__new__
 
+# Bytes of header fields that are parted once for all jobs that have the same, and outlive them.
+_SHORT = 1024
+
 _PROGRESS, _RESPONSE, _ERROR = map(Job._fields.index, ("progress", "response", "error"))
 _DELIVERY = Job._fields.index("delivery")
 _GONE, _SYNCHRONOUS, _OWNER = map(Job._fields.index, ("gone", "synchronous", "owner"))
@@ -589,7 +592,8 @@ def _unpacked(packed: _Packed) -> Job:
     fields[_STATE] = _STATES[fields[_STATE]]
     if (headers := fields[_RESPONSE]) is not None:
         size, status = fields.pop(), fields.pop()
-        fields[_RESPONSE] = _new(CapturedResponse, (status, _parted(headers), size))
+        parted = _parted if len(headers) <= _SHORT else _parted.__wrapped__
+        fields[_RESPONSE] = _new(CapturedResponse, (status, parted(headers), size))
     if (progress := fields[_PROGRESS]) is not None:
         fields[_PROGRESS] = Progress(*progress)
     if (error := fields[_ERROR]) is not None:
@@ -599,6 +603,7 @@ def _unpacked(packed: _Packed) -> Job:
     return _new(Job, fields)  # of the right number, which `_make` would look at again
 
 
+# Those of one route have mostly the same few.
 @lru_cache(maxsize=1024)
 def _parted(headers: bytes | RawHeaders) -> RawHeaders:
     """Header fields as they were."""
