@@ -30,7 +30,7 @@ from raincheck.stores.base import Abandoned, Store
 from raincheck.testing import follow
 from tests.conftest import long, virtual_jobs
 from tests.doubles.processes import LEASE, STORE_TIMEOUT, SURVIVED, Two, two
-from tests.doubles.stores import FATES, REFUSED, Line, TrickyStore, taking
+from tests.doubles.stores import DELAYED, FATES, REFUSED, Line, TrickyStore, taking
 from tests.support import (
     Gate,
     app_of,
@@ -473,6 +473,30 @@ async def test_when_nobody_could_renew_a_lease_those_who_live_do_so_first(
         async with two() as both:
             end = away - 0.01 if n % 2 else away + LEASE
             await survive(both, "ab", away, how, begin=3 * BEAT, end=end)
+
+
+async def test_they_do_so_too_where_it_hung_and_no_call_has_failed() -> None:
+    for n in range(12):
+        away = LEASE + n * LEASE / 12
+        async with two(store_timeout=4 * LEASE) as both:
+            await survive(both, "ba", away, DELAYED, begin=n * LEASE / 12, end=2 * away)
+
+
+async def test_law_1_who_has_died_is_found_though_the_store_takes_its_time_each_time() -> None:
+    async with AsyncExitStack() as stack:
+        store, gate = TrickyStore(taking(abandoned=LEASE / 2), shared=True), Gate()
+        lines, clients = [Line(store), Line(store)], []
+        for line in lines:
+            jobs = virtual_jobs(store=line, limits=Limits(lease=LEASE))
+            app = LongRunningMiddleware(Starlette(routes=[gated(gate)]), jobs=jobs)
+            clients.append(await stack.enter_async_context(running(app)))
+        accepted = await clients[0].post("/slow")
+        lines[0].cut()
+        await anyio.sleep(6 * LEASE)
+        response = await clients[1].get(accepted.headers["location"])
+        lines[0].mend()
+        gate.open()
+        assert response.status_code == 502
 
 
 async def test_what_waits_for_the_store_is_written_as_soon_as_it_answers_anybody() -> None:

@@ -93,7 +93,7 @@ class Two:
             clock=self.clock,
             store=self.lines[name],
             telemetry=self._telemetry,
-            limits=Limits(lease=LEASE, store_timeout=STORE_TIMEOUT, **limits),
+            limits=Limits(**{"lease": LEASE, "store_timeout": STORE_TIMEOUT, **limits}),
         )
         return app_of(
             slow_route(answer, "/fail", max_running=2),

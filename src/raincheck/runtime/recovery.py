@@ -42,6 +42,7 @@ class Recovery:
         self._environment = environment
         self._runs = runs
         self._closing = False
+        self._hung = 0  # looks, the last ones, for which the store stood still
         self._unreadable: set[str] = set()  # those that the last look found
         self._foreign: set[str] = set()  # routes that the log was told of
 
@@ -59,14 +60,20 @@ class Recovery:
     async def _look(self, beat: float) -> None:
         room = anyio.Semaphore(_TOGETHER)
         availability, unreadable = self._environment.availability, set[str]()
+        asked: float | None = anyio.current_time()
+        hung, self._hung = self._hung, 0
         async with anyio.create_task_group() as group:
             try:
                 async for found in self._environment.store.abandoned():
+                    if asked is not None:
+                        if hung < LOOKS and anyio.current_time() - asked > beat:
+                            self._hung = hung + 1  # or it is just slow, each time
+                        asked = None
                     if found.job is None:
                         unreadable.add(found.id)
                         self._tell(found.id)
                     # While the store was away nobody could renew: whoever lives does that first.
-                    if availability.back_for() >= beat:
+                    if availability.back_for() >= beat and not self._hung:
                         await room.acquire()
                         group.start_soon(self._take, found, room)
             except Exception as error:
