@@ -8,6 +8,7 @@ by anyio's task group and event at several times the cost of a plain task and a 
   an app may come without a lifespan.
 - A hand-over from one task to another, once.
 - A timer, and a call from any thread.
+- A block that ends in time, without a timer of its own.
 - Stopping a handler. On asyncio that is the task's own `cancel()`, once: the cleanup code in a
   handler may `await`, as its author expects. On trio cancellation is level-triggered by nature.
 """
@@ -18,9 +19,9 @@ import asyncio
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future as ConcurrentFuture
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from threading import get_ident
@@ -203,12 +204,42 @@ class Tasks(ABC):
         """Cancel every task and wait for it."""
 
 
-def limit(delay: float) -> AbstractContextManager[object]:
+@contextmanager
+def limit(delay: float) -> Iterator[None]:
     """A block that is cancelled after so many seconds, which ends as `TimeoutError` then."""
+    limits = TimeLimits(delay)
     try:
-        return _AsyncioLimit(asyncio.get_running_loop(), delay)
-    except RuntimeError:  # no asyncio loop is running, so it is trio's
-        return anyio.fail_after(delay)
+        with limits():
+            yield
+    finally:
+        limits.close()
+
+
+class TimeLimits:
+    """Makes blocks that each end like that of a `limit`, for what is done often.
+
+    Args:
+        delay: seconds, the same for all of them.
+    """
+
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+        self._there: AsyncioTimeLimits | None = None  # of the event loop that asked last
+
+    def __call__(self) -> AbstractContextManager[object]:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio's deadlines need no timer of their own
+            return anyio.fail_after(self._delay)
+        there = self._there
+        if there is None or there.loop is not loop:
+            there = self._there = AsyncioTimeLimits(loop, self._delay)
+        return there.limit()
+
+    def close(self) -> None:
+        """There are no more of them."""
+        if self._there is not None:
+            self._there.close()
 
 
 def open_tasks() -> Tasks:
@@ -298,24 +329,79 @@ class AsyncioTasks(Tasks):
             await asyncio.wait(tasks)
 
 
-class _AsyncioLimit(AbstractContextManager[None]):
-    """`asyncio.timeout()` without its coroutines: this stands around every call of a store.
+class AsyncioTimeLimits:
+    """Limits of the same length in one event loop, with one timer for all that are open.
+
+    One for each would take longer than all else about it, and hardly ever goes off. They end in
+    the order in which they began, so that the first that is open tells when to look again.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        self.loop = loop
+        self._delay = delay
+        self._open: dict[AsyncioTimeLimit, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def limit(self) -> AsyncioTimeLimit:
+        """A block that begins now."""
+        task = asyncio.current_task(self.loop)
+        assert task is not None
+        one = AsyncioTimeLimit(self, task)
+        self._open[one] = until = self.loop.time() + self._delay
+        if self._timer is None:
+            self._wait(until)
+        return one
+
+    def renew(self, one: AsyncioTimeLimit) -> None:
+        """The time of a block that is open begins anew, unless it is up."""
+        if self._open.pop(one, None) is not None:
+            self._open[one] = self.loop.time() + self._delay
+
+    def left(self, one: AsyncioTimeLimit) -> None:
+        """A block has ended."""
+        self._open.pop(one, None)
+
+    def close(self) -> None:
+        """There are no more of them."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self, until: float) -> None:
+        self._timer = self.loop.call_at(until, self._look, context=Context())
+
+    def _look(self) -> None:
+        """End those whose time is up."""
+        self._timer = None
+        now = self.loop.time()
+        while self._open:
+            one, until = next(iter(self._open.items()))
+            if until > now:
+                self._wait(until)
+                return
+            del self._open[one]
+            one.expire()
+
+
+class AsyncioTimeLimit:
+    """`asyncio.timeout()` without its coroutines and its timer.
 
     And what cleans up may wait for the same that hangs: it is cancelled again.
     """
 
-    __slots__ = ("_cancels", "_late", "_loop", "_task", "_timer")
+    __slots__ = ("_again", "_cancels", "_late", "_limits", "_task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
-        task = asyncio.current_task(loop)
-        assert task is not None
-        self._loop, self._task, self._cancels, self._late = loop, task, task.cancelling(), 0
-        self._timer = loop.call_later(delay, self._expire)
+    def __init__(self, limits: AsyncioTimeLimits, task: asyncio.Task[Any]) -> None:
+        self._limits, self._task, self._cancels, self._late = limits, task, task.cancelling(), 0
+        self._again: asyncio.TimerHandle | None = None
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The time is up."""
         if self._task.cancel():
             self._late += 1
-            self._timer = self._loop.call_later(CLEANUP, self._expire)
+            self._again = self._task.get_loop().call_later(CLEANUP, self.expire)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
@@ -323,9 +409,12 @@ class _AsyncioLimit(AbstractContextManager[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
-        if not self._late:
-            return
+        self._limits.left(self)
+        if self._again is not None:
+            self._again.cancel()
+            self._uncancel(exc)
+
+    def _uncancel(self, exc: BaseException | None) -> None:
         for _ in range(self._late):
             others = self._task.uncancel() > self._cancels
         if not others and isinstance(exc, asyncio.CancelledError):

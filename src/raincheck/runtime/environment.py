@@ -19,7 +19,7 @@ from raincheck.stores.availability import Availability
 from raincheck.stores.base import Store
 from raincheck.stores.bounded import BoundedStore
 from raincheck.stores.divided import DividedStore
-from raincheck.tasks import limit
+from raincheck.tasks import TimeLimits
 
 
 class Environment:
@@ -71,14 +71,15 @@ class Environment:
             )
         self.availability: Availability = Availability("the store")
         self.engine: Availability = Availability("the engine that runs jobs")
-        self._timeout = seconds(limits.store_timeout)
+        timeout = seconds(limits.store_timeout)
+        self._in_time = TimeLimits(timeout)
         self.bodies: Bodies | None = store.bodies if bodies is None else bodies
         self.inner = store
         self.store: Store = store
         if self.bodies is not None:
-            self.store = DividedStore(store, self.bodies, self._timeout, self.availability)
+            self.store = DividedStore(store, self.bodies, timeout, self.availability)
         elif store.shared:
-            self.store = BoundedStore(store, self._timeout, self.availability)
+            self.store = BoundedStore(store, timeout, self.availability)
         self.runner = runner
         self.in_place: bool = runner.in_place
         self.limits = limits
@@ -112,7 +113,7 @@ class Environment:
 
     async def bring(self, job: Job) -> None:
         """Tell the engine of a job, in time. Raises whatever it raises."""
-        with limit(self._timeout):
+        with self._in_time():
             await self.runner.submit(job.id, job.queue)
         if self.engine.away:
             self.engine.answered()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,7 @@ from raincheck.job import Bounds, Job, Key, State
 from raincheck.messages import CapturedRequest, Head
 from raincheck.stores.availability import Availability
 from raincheck.stores.base import Abandoned, Claim, Fetched, Found, Page, Partial, Store, Total
-from raincheck.tasks import limit
+from raincheck.tasks import TimeLimits
 
 
 class BoundedStore(Store):
@@ -34,6 +35,7 @@ class BoundedStore(Store):
     ) -> None:
         self._store = store
         self._timeout = timeout
+        self._limits = TimeLimits(timeout)
         self._availability = Availability("the store") if availability is None else availability
 
     async def open(self) -> None:
@@ -178,7 +180,7 @@ class BoundedStore(Store):
             self._availability.answered()
 
     def _in_time(self) -> _InTime:
-        return _InTime(self._timeout, self._availability)
+        return _InTime(self._limits(), self._timeout, self._availability)
 
     async def _each_in_time(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
         try:
@@ -200,10 +202,15 @@ class _InTime:
 
     __slots__ = ("_availability", "_limit", "_timeout")
 
-    def __init__(self, timeout: float, availability: Availability) -> None:
+    def __init__(
+        self,
+        limit: AbstractContextManager[object],
+        timeout: float,
+        availability: Availability,
+    ) -> None:
+        self._limit = limit
         self._timeout = timeout
         self._availability = availability
-        self._limit = limit(timeout)
 
     def __enter__(self) -> None:
         self._limit.__enter__()

@@ -55,7 +55,7 @@ from raincheck.stores.base import (
     turns_to,
 )
 from raincheck.stores.servers import opening
-from raincheck.tasks import limit
+from raincheck.tasks import TimeLimits
 
 logger: logging.Logger = logging.getLogger("raincheck")
 
@@ -132,6 +132,7 @@ class PostgresStore(Store):
             raise ConfigurationError(f"connections={connections!r}: it needs at least 1")
         self._server = Server(dsn, deployment, schema, timeout, listen)
         self.deployment: str = self._server.deployment
+        self._in_time = TimeLimits(self._server.timeout)
         self._connections = connections
         self._migrates = migrate
         self._session: Session | None = None
@@ -503,7 +504,7 @@ class PostgresStore(Store):
         """What is open in this event loop; what fails or takes too long is a `StoreError`."""
         session = self._here()
         try:
-            with limit(self._server.timeout):
+            with self._in_time():
                 await session.open()
                 yield session
         except FAILURES as error:
