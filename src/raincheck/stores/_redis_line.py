@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from raincheck.errors import ConfigurationError, StoreError, StoreFull
 from raincheck.stores._redis_scripts import Script
 from raincheck.stores.servers import NeverWorks
 from raincheck.stores.watchers import Watchers
+from raincheck.tasks import AsyncioTimeLimits
 
 try:
     from redis.asyncio.connection import AbstractConnection, Connection, parse_url
@@ -45,7 +46,6 @@ RETRY = 0.25
 # What an error in a script ends with.
 _WHERE = re.compile(r" script: ([0-9a-f]+, )?on @user_script.*")
 
-T = TypeVar("T")
 Word = str | bytes | int | float
 
 
@@ -94,15 +94,16 @@ class Line:
         self._connection = connect()
         self._used = 0.0
         self._timeout = timeout
+        self._limits = AsyncioTimeLimits(self.loop, timeout)
         self._questions: list[Question] = []
         self._shared: dict[tuple[Script | None, *tuple[Word, ...]], Question] = {}
-        self._asked = asyncio.Event()
+        self._asked: asyncio.Future[None] = self.loop.create_future()
         self._task = self.loop.create_task(self._serve(), context=Context())
 
     def ask(
         self, *words: Word, script: Script | None = None, shared: bool = False
     ) -> asyncio.Future[Any]:
-        """Ask the server.
+        """Ask the server, and have its answer, or a `StoreError` that says why there is none.
 
         Args:
             words: the command; for a script, what follows its name.
@@ -116,22 +117,41 @@ class Line:
             self._questions.append(question)
             if shared:
                 self._shared[script, *words] = question
-            self._asked.set()
+            if not self._asked.done():
+                self._asked.set_result(None)
         question.futures.append(future)
         if self.closed:
-            question.fail(_closed())
+            self._fail([question], _closed())
         return future
 
-    async def told(self, answer: Awaitable[T]) -> T:
-        """What the server answers, or a `StoreError` that says why it does not."""
+    async def opened(self) -> None:
+        """Return when the subscription stands. Only for those who wait already."""
         try:
-            return await answer
-        except OutOfMemoryError as error:
-            raise StoreFull(f"{self._name} is full: {error}") from error
+            await self.feed.opened()
         except (RedisError, OSError) as error:
+            self._tell(error)
+
+    def _fail(self, questions: Iterable[Question], error: Exception) -> None:
+        for question in questions:
+            for future in question.futures:
+                if not future.done():
+                    future.set_exception(self._failure(error))
+
+    def _failure(self, error: Exception) -> Exception:
+        try:
+            self._tell(error)
+        except Exception as failure:
+            return failure
+
+    def _tell(self, error: Exception) -> NoReturn:
+        """Raise a `StoreError` that says why there is no answer."""
+        if isinstance(error, OutOfMemoryError):
+            raise StoreFull(f"{self._name} is full: {error}") from error
+        if isinstance(error, RedisError | OSError):
             reason = str(error) or f"no answer for {self._timeout:g} seconds"
             kind = NeverWorks if _for_good(error) else StoreError
             raise kind(f"{self._name} failed: {_WHERE.sub('', reason)}") from error
+        raise error
 
     def permit(self) -> None:
         """The store has seen that it may do here all that it has to."""
@@ -150,7 +170,9 @@ class Line:
         batch: list[Question] = []
         try:
             while True:
-                await self._asked.wait()
+                if not self._questions:
+                    self._asked = self.loop.create_future()
+                    await self._asked
                 batch = self._take()
                 try:
                     await self._insist(batch)
@@ -158,19 +180,16 @@ class Line:
                     await self._connection.disconnect(nowait=True)
                     if isinstance(error, TimeoutError):
                         batch += self._take()  # they have waited for the same server
-                    for question in batch:
-                        question.fail(error)
+                    self._fail(batch, error)
         finally:
             self.closed = True
-            for question in [*batch, *self._take()]:
-                question.fail(_closed())
+            self._fail([*batch, *self._take()], _closed())
             await self._connection.disconnect(nowait=True)
             await self.feed.aclose()
 
     def _take(self) -> list[Question]:
         questions, self._questions = self._questions, []
         self._shared.clear()
-        self._asked.clear()
         return [question for question in questions if question.open]
 
     async def _insist(self, batch: list[Question]) -> None:
@@ -182,9 +201,7 @@ class Line:
             if not before or isinstance(error, TimeoutError):
                 raise
             await self._connection.disconnect(nowait=True)
-            for question in batch:
-                if question.script is not None and not question.script.repeatable:
-                    question.fail(error)  # it may have been done
+            self._fail([question for question in batch if question.once], error)
             await self._exchange([question for question in batch if question.open])
 
     async def _alive(self) -> bool:
@@ -201,22 +218,23 @@ class Line:
 
     async def _exchange(self, batch: list[Question], *, known: bool = True) -> None:
         connection, unknown, demoted = self._connection, [], False
-        async with asyncio.timeout(self._timeout) as patience:
+        with self._limits.limit() as patience:
             if connection.is_connected and not await self._alive():
                 await connection.disconnect(nowait=True)  # the server hung up while nobody asked
-            await connection.connect()  # type: ignore[no-untyped-call] # redis-py's
-            commands = packed(_command(question, known) for question in batch)
-            await connection.send_packed_command(commands)
+            if not connection.is_connected:
+                await connection.connect()  # type: ignore[no-untyped-call] # redis-py's
+            commands = [packed(_command(question, known)) for question in batch]
+            await connection.send_packed_command(commands, check_health=False)
             for question in batch:
                 try:
                     question.answer(await connection.read_response(disable_decoding=True))
                 except NoScriptError:
                     unknown.append(question)
                 except ResponseError as error:
-                    question.fail(error)
+                    self._fail([question], error)
                     demoted = demoted or isinstance(error, ReadOnlyError)
-                self._used = self.loop.time()
-                patience.reschedule(self._used + self._timeout)
+                self._limits.renew(patience)
+        self._used = self.loop.time()
         if demoted:
             await connection.disconnect(nowait=True)  # another server may be the primary now
         if unknown:
@@ -236,17 +254,20 @@ class Question:
     @property
     def open(self) -> bool:
         """Whether anybody waits for an answer."""
-        return not all(future.done() for future in self.futures)
+        for future in self.futures:  # noqa: SIM110 # a generator takes longer than the rest
+            if not future.done():
+                return True
+        return False
+
+    @property
+    def once(self) -> bool:
+        """Whether it must not be asked anew, since it may have been done."""
+        return self.script is not None and not self.script.repeatable
 
     def answer(self, answer: Any) -> None:
         for future in self.futures:
             if not future.done():
                 future.set_result(answer)
-
-    def fail(self, error: Exception) -> None:
-        for future in self.futures:
-            if not future.done():
-                future.set_exception(error)
 
 
 def _for_good(error: Exception) -> bool:
@@ -266,21 +287,19 @@ def _command(question: Question, known: bool) -> tuple[Word, ...]:
     return ("EVAL", script.text, *question.words)
 
 
-def packed(commands: Iterable[Sequence[Word]]) -> bytes:
-    """Commands as the server reads them: arrays of bulk strings (RESP 2).
+def packed(words: tuple[Word, ...]) -> bytes:
+    """A command as the server reads it: an array of bulk strings (RESP 2).
 
     redis-py takes several times as long, word by word: with all that a change has, that was more
     than all the rest of a call.
     """
-    parts: list[bytes] = []
-    for words in commands:
-        parts.append(b"*%d\r\n" % len(words))
-        for word in words:
-            if isinstance(word, str):
-                word = word.encode("utf-8", "surrogatepass")
-            elif not isinstance(word, bytes):
-                word = repr(word).encode()
-            parts += (b"$%d\r\n" % len(word), word, b"\r\n")
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        if isinstance(word, str):
+            word = word.encode("utf-8", "surrogatepass")
+        elif not isinstance(word, bytes):
+            word = repr(word).encode()
+        parts += (b"$%d\r\n" % len(word), word, b"\r\n")
     return b"".join(parts)
 
 

@@ -477,10 +477,10 @@ class RedisStore(Store):
             *[f"{own}key:{key.name}" for key in keys],
         ]
 
-    async def _run(
+    def _run(
         self, script: Script, keys: Sequence[str], *words: Word, shared: bool = False
-    ) -> Any:
-        return await self._ask(len(keys), *keys, *words, script=script, shared=shared)
+    ) -> Awaitable[Any]:
+        return self._ask(len(keys), *keys, *words, script=script, shared=shared)
 
     async def _get(self, line: Line, id: str) -> Job | None:
         key = self._key("job:", id)
@@ -508,23 +508,29 @@ class RedisStore(Store):
         line = self._line()
         while True:
             with line.feed.waiting.newer(id, version) as news:  # to miss nothing
-                await line.told(line.feed.opened())
+                await line.opened()
                 found = await look(line, id)
                 if found is None or enough(found):
                     return found
                 await news.wait()
 
-    async def _ask(
+    def _ask(
         self,
         *words: Word,
         script: Script | None = None,
         shared: bool = False,
         line: Line | None = None,
-    ) -> Any:
+    ) -> Awaitable[Any]:
         line = self._line() if line is None else line
         if not line.permitted:
-            await self._check(line)
-        return await line.told(line.ask(*words, script=script, shared=shared))
+            return self._ask_at_first(line, words, script, shared)
+        return line.ask(*words, script=script, shared=shared)
+
+    async def _ask_at_first(
+        self, line: Line, words: Sequence[Word], script: Script | None, shared: bool
+    ) -> Any:
+        await self._check(line)
+        return await line.ask(*words, script=script, shared=shared)
 
     async def _check(self, line: Line) -> None:
         """See what the server lets the store do, before it does a part of it.
@@ -534,7 +540,7 @@ class RedisStore(Store):
         """
         keys = [word for kind, name in OWN for word in (kind, self._key(name))]
         words = (0, self._key("job:"), self._key("changed"), len(keys), *keys, *COMMANDS)
-        answer = await line.told(line.ask(*words, script=CHECK, shared=True))
+        answer = await line.ask(*words, script=CHECK, shared=True)
         new, of_keys, of_channel, denied, theirs = answer
         if not new:
             raise NeverWorks(f"{self._name} is too old: RedisStore needs Redis 7, or Valkey")
