@@ -209,7 +209,7 @@ EXTRAS = {
     "stores._postgres_server": {"asyncpg"},
     "stores._postgres_session": {"asyncpg"},
     "stores.redis": {"redis"},
-    "stores._redis_line": {"redis"},
+    "stores._redis_line": {"hiredis", "redis"},
     "telemetry.opentelemetry": {"opentelemetry"},
     "telemetry.prometheus": {"prometheus_client"},
 }

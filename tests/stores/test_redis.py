@@ -1632,7 +1632,32 @@ WRITTEN: list[tuple[str | bytes | int | float, ...]] = [
 ]
 
 
-def test_commands_are_written_as_redis_py_writes_them() -> None:
+def test_commands_are_written_as_redis_py_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_room, "pack_command", None)
     _, _, connect = line_room.server("redis://localhost")
     written = b"".join(connect().pack_commands(WRITTEN))
     assert b"".join(map(line_room.packed, WRITTEN)) == written
+
+
+def test_commands_are_written_alike_with_hiredis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is asked, and does not know every string."""
+    asked = []
+
+    def pack_command(words: tuple[str | bytes | int | float, ...]) -> bytes:
+        asked.append(words)
+        for word in words:
+            if isinstance(word, str):
+                word.encode()
+        return b"packed"
+
+    monkeypatch.setattr(line_room, "pack_command", pack_command)
+    assert line_room.packed(WRITTEN[1]) == b"packed"
+    surrogate = line_room.packed(WRITTEN[0])
+    assert b"\xed\xa0\x80" in surrogate
+    assert asked == [WRITTEN[1], WRITTEN[0]]
+    hiredis = pytest.importorskip("hiredis")
+    for command in WRITTEN[1:]:
+        monkeypatch.setattr(line_room, "pack_command", None)
+        written = line_room.packed(command)
+        monkeypatch.setattr(line_room, "pack_command", hiredis.pack_command)
+        assert line_room.packed(command) == written

@@ -33,6 +33,11 @@ except ImportError as _error:
         "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
     ) from _error
 
+try:  # which is optional, and which redis-py takes, too
+    from hiredis import pack_command
+except ImportError:
+    pack_command = None
+
 IDLE = 1.0
 """Seconds without a question after which the next one goes out behind a PING: the server may have
 closed the connection meanwhile, and has not seen it then."""
@@ -290,9 +295,15 @@ def _command(question: Question, known: bool) -> tuple[Word, ...]:
 def packed(words: tuple[Word, ...]) -> bytes:
     """A command as the server reads it: an array of bulk strings (RESP 2).
 
-    redis-py takes several times as long, word by word: with all that a change has, that was more
-    than all the rest of a call.
+    redis-py takes several times as long, word by word, where it does not leave that to hiredis:
+    with all that a change has, that was more than all the rest of a call.
     """
+    if pack_command is not None:
+        try:
+            command: bytes = pack_command(words)
+            return command
+        except UnicodeEncodeError:  # it knows no surrogates, which an id may have
+            pass
     parts = [b"*%d\r\n" % len(words)]
     for word in words:
         if isinstance(word, str):
