@@ -545,12 +545,17 @@ async def test_a_call_cancelled_in_the_middle_leaves_room_for_others(
 ) -> None:
     store = open_store(connections=1)
     await store.create(job())
+
+    async def renew_again_and_again() -> None:
+        while True:  # each of them waits for the row, but not for long
+            await store.renew({"a": 1}, 60.0)
+
     async with connected(postgres, schema) as other:
         for _ in range(3):
             async with other.transaction():
                 await other.execute("SELECT FROM jobs FOR UPDATE")
                 async with anyio.create_task_group() as group:
-                    group.start_soon(store.renew, {"a": 1}, 60.0)
+                    group.start_soon(renew_again_and_again)
                     await until(lambda: postgres.ask(LOCKED) == "1")
                     group.cancel_scope.cancel()
                 assert await store.get("a") == job()
