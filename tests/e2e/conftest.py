@@ -63,6 +63,7 @@ class Server:
                 cwd=home,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         try:
@@ -112,7 +113,7 @@ class Server:
     def close(self) -> None:
         self.client.close()
         if self.process.poll() is None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # and its workers
         self.process.wait()
 
 
