@@ -33,10 +33,13 @@ except ImportError as _error:
         "RedisStore needs redis-py. Install it with: pip install raincheck[redis]"
     ) from _error
 
+pack_command: Callable[..., Any] | None = None
 try:  # which is optional, and which redis-py takes, too
-    from hiredis import pack_command
+    import hiredis
 except ImportError:
-    pack_command = None
+    pass
+else:
+    pack_command = hiredis.pack_command
 
 IDLE = 1.0
 """Seconds without a question after which the next one goes out behind a PING: the server may have
